@@ -1,0 +1,242 @@
+"""A run's configuration: frozen, flat, complete in one place. Recipes are TOML files of exactly these fields.
+
+A setting is looked up in this order, the later one wins: recipe, bundle (train only: what the data must look like),
+command-line flags and `--set`. What results is saved with the run and, less the fields that only say where it ran,
+in the bundle.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import tomli_w
+
+from .errors import InputError, MapolicyError, UsageError
+
+BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
+FILLS = ("mean", "black")
+POLICIES = ("learned", "none", "uniform", "trivialaugment", "randaugment", "autoaugment")
+MODES = ("frozen", "finetune")
+ALPHAS = ("scalar", "per-layer")
+POLICY_INPUTS = ("both", "features", "embedding")
+
+# Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
+MACHINE_FIELDS = frozenset({"data_dir", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"})
+
+
+def setting(
+    description: str,
+    default: Any = MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field with its meaning and its range (both ends included)."""
+    metadata = {"description": description, "low": low, "high": high, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What search and train have in common."""
+
+    stage: ClassVar[str]
+    network_field: ClassVar[str]
+
+    model_args: dict[str, Any] = setting("extra arguments of the network's constructor", {})
+    dataset: str = setting("digits, cifar10, cifar100, omniglot, imagenet, folder:PATH or a timm data set name")
+    data_dir: str = setting("folder that data sets are read from and downloaded to", "data")
+    image_size: int = setting("side of the square network input, pixels", low=1, high=4096)
+    train_per_class: float = setting(
+        "training images of each class: a count, a fraction below 1, or 0 for all that are left", low=0
+    )
+    validation_per_class: float = setting("meta-validation images of each class: a count, or a fraction below 1", low=0)
+    test_per_class: float = setting(
+        "test images of each class, where the data set has no test split of its own: a count, or a fraction below 1",
+        low=0,
+    )
+    split_seed: int = setting("seed of the splits; runs to be compared share it", 0, low=0, high=2**31)
+    skip_corrupt: bool = setting("leave out images that cannot be decoded instead of stopping", False)
+    workers: int = setting("processes that decode images of data sets too large for memory", 4, low=0, high=256)
+    memory_limit_gib: float = setting("largest data set kept in memory as one uint8 tensor, GiB", 4.0, low=0)
+
+    base_augmentation: str = setting("what comes before the policy's transformation", choices=BASE_AUGMENTATIONS)
+    cutout: int = setting("side of the square that Cutout hides, pixels; 0 is none", low=0)
+    operation_space: str = setting("name of the operations' ranges", "metaaugment-v1")
+    fill: str = setting("colour of pixels that an operation moves in from outside", "mean", choices=FILLS)
+    copies: int = setting("transformations of every image in a batch (the paper's MT)", 1, low=1, high=64)
+
+    epochs: int = setting("passes over the training split", low=1, high=1_000_000)
+    batch_size: int = setting("images in a training batch, before copies", low=1, high=1_000_000)
+    optimizer: str = setting("a timm optimizer; `sgd` is Nesterov, `momentum` is plain", "sgd")
+    learning_rate: float = setting("task network's learning rate, after warm-up", low=0)
+    momentum: float = setting("task network's momentum", 0.9, low=0, high=1)
+    weight_decay: float = setting("task network's weight decay", low=0)
+    decay_all: bool = setting("decay biases and normalisation layers too", True)
+    clip_norm: float = setting("largest global gradient norm; 0 does not clip", low=0)
+    warmup_epochs: int = setting("epochs of linear warm-up before the cosine schedule", 0, low=0)
+
+    validation_batch_size: int = setting("meta-validation images of one hypergradient", low=1, high=1_000_000)
+    policy_learning_rate: float = setting("Adam's learning rate for theta (beta of Eq. 3)", low=0)
+    alpha_learning_rate: float = setting("Adam's learning rate for log alpha; 0 keeps alpha fixed", low=0)
+    epsilon: float = setting("the sampler's share of uniform exploration (Eq. 5)", 0.1, low=0, high=1)
+    sampler_every: float = setting("epochs between refreshes of p_jk (s of Eq. 5)", low=0)
+    sampler_history: float = setting("epochs whose policy outputs p_jk averages (r of Eq. 5)", low=0)
+
+    seed: int = setting("seed of everything but the splits", 0, low=0, high=2**31)
+    device: str = setting("auto, cpu or cuda", "auto", choices=("auto", "cpu", "cuda"))
+    threads: int = setting("CPU threads of torch; 0 takes torch's own number", 0, low=0, high=1024)
+    checkpoint_minutes: float = setting("minutes between checkpoints; one is also written at the end", 10.0, low=0)
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+        if self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                "warmup_epochs",
+                f"{self.warmup_epochs} epochs of warm-up leave nothing of {self.epochs} epochs",
+                "set warmup_epochs below epochs",
+            )
+
+    @property
+    def network(self) -> str:
+        """Name of the network that this stage trains."""
+        return str(getattr(self, self.network_field))
+
+    @property
+    def trains_on_validation(self) -> bool:
+        """Whether the meta-validation images are among the training images."""
+        return False
+
+    @classmethod
+    def from_mapping(
+        cls, values: Mapping[str, Any], source: str = "configuration", error: type[MapolicyError] = InputError
+    ) -> Self:
+        """A configuration from flat key-value pairs.
+
+        Args:
+            values: settings by field name.
+            source: what the settings come from, for the error's text.
+            error: raised for an unknown key, a missing one or a value out of range.
+        """
+        known = [spec.name for spec in fields(cls)]
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                remedy = f"did you mean {close[0]}?" if close else f"{cls.stage} has no such setting"
+                raise error(source, f"unknown setting {key!r}", remedy)
+        required = (spec for spec in fields(cls) if spec.default is MISSING and spec.default_factory is MISSING)
+        for spec in required:
+            if spec.name not in values:
+                raise error(source, f"setting {spec.name!r} is missing", f"it means: {spec.metadata['description']}")
+        try:
+            return cls(**values)
+        except UsageError as problem:
+            raise error(source, f"{problem.what}: {problem.why}", problem.remedy) from None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Every setting by field name."""
+        return asdict(self)
+
+    def to_toml(self) -> str:
+        """The configuration as a recipe that reproduces this run."""
+        return tomli_w.dumps(self.to_mapping())
+
+    def portable(self) -> dict[str, Any]:
+        """The settings that a bundle records: all but those that say where the run took place."""
+        return {key: value for key, value in self.to_mapping().items() if key not in MACHINE_FIELDS}
+
+    def with_changes(self, **changes: Any) -> Self:
+        """A copy with some settings changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig):
+    """Settings of `search_policy`."""
+
+    stage: ClassVar[str] = "search"
+    network_field: ClassVar[str] = "proxy"
+
+    proxy: str = setting("timm name of the network that searches")
+    alpha: str = setting("one learnable inner rate, or one for every parameter tensor", "scalar", choices=ALPHAS)
+    alpha_initial: float = setting("alpha of the first virtual step (Eq. 2)", low=1e-8, high=1e3)
+    policy_input: str = setting("what the policy network sees", "both", choices=POLICY_INPUTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Settings of `train_network`."""
+
+    stage: ClassVar[str] = "train"
+    network_field: ClassVar[str] = "arch"
+
+    arch: str = setting("timm name of the network to train")
+    policy: str = setting("learned (from a bundle) or one of the baselines", "learned", choices=POLICIES)
+    mode: str = setting("keep the bundle's policy frozen, or go on learning it", "frozen", choices=MODES)
+    include_validation: bool = setting("train on the meta-validation images too", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "finetune" and self.policy != "learned":
+            raise UsageError(
+                "mode finetune", f"policy {self.policy!r} has nothing to learn", "use --mode frozen or --policy learned"
+            )
+        if self.mode == "finetune" and self.include_validation:
+            raise UsageError(
+                "include_validation",
+                "the meta-validation images guide the fine-tuning, so they cannot be trained on",
+                "use --mode frozen or leave --include-validation out",
+            )
+
+    @property
+    def trains_on_validation(self) -> bool:
+        """Whether the meta-validation images are among the training images."""
+        return self.include_validation
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat settings of a TOML file.
+
+    Raises:
+        InputError: the file is missing or not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as problem:
+        raise InputError(str(path), problem.strerror or "cannot be read", "name a recipe or a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise InputError(str(path), f"not TOML ({problem})", "mend the file") from None
+
+
+def _checked(spec: Field[Any], value: Any) -> Any:
+    """The value, of the field's own type and within its range."""
+    kinds: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}
+    wanted = kinds.get(spec.type, (dict,))
+    low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise UsageError(spec.name, f"{value!r} is not {_KIND_NAMES[wanted[-1]]}", f"it means: {_meaning(spec)}")
+    if choices is not None and value not in choices:
+        raise UsageError(spec.name, f"{value!r} is not one of {', '.join(choices)}")
+    if spec.type in (int, float):
+        number = cast(float, value)
+        if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
+            span = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UsageError(spec.name, f"{number} is not a finite number {span}", f"it means: {_meaning(spec)}")
+        return float(number) if spec.type is float else number
+    return value
+
+
+def _meaning(spec: Field[Any]) -> str:
+    return str(spec.metadata["description"])
+
+
+_KIND_NAMES = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", dict: "a table"}

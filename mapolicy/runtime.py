@@ -1,0 +1,82 @@
+"""What a run stands on: counter-based randomness, device, threads, versions.
+
+Every random draw of the project comes from a generator seeded by (seed, stage, stream, step). There is no hidden state
+to save: a run goes on from its step number alone, and a new stream never moves the others.
+"""
+
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+
+from .errors import UsageError
+
+VERSIONED_PACKAGES = ("mapolicy", "torch", "torchvision", "timm", "safetensors")
+
+
+def seed_for(seed: int, stage: str, stream: str, step: int) -> int:
+    """A 63-bit seed for one draw: SHA-256 of (seed, stage, stream, step)."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{stream}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(seed: int, stage: str, stream: str, step: int) -> torch.Generator:
+    """A CPU generator for one draw. Draws are made on the CPU so that they do not depend on the device."""
+    return torch.Generator().manual_seed(seed_for(seed, stage, stream, step))
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: `cuda` was asked for and there is none, or the name is unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UsageError("--device", f"{name!r} is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda", "torch finds no CUDA device", "use --device cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def reproducible(threads: int, device: torch.device) -> Iterator[int]:
+    """Within it torch repeats itself: deterministic kernels, a fixed number of threads, noise of its own.
+
+    On the CPU bit for bit. On CUDA as far as torch has deterministic kernels; where it has none (the gradient of
+    adaptive pooling, say) it uses what there is.
+
+    Args:
+        threads: CPU threads; 0 keeps torch's own choice. The order of float32 sums depends on it.
+        device: that the run uses.
+
+    Yields:
+        The number of threads in force.
+    """
+    # cuBLAS reads this when its handle is made; without it matrix products on CUDA are not deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    cuda = device.type == "cuda"
+    devices = list(range(torch.cuda.device_count())) if cuda else []
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            if cuda:
+                warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+            torch.use_deterministic_algorithms(True, warn_only=cuda)
+            if threads:
+                torch.set_num_threads(threads)
+            yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions, as they stand in bundles and result files."""
+    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED_PACKAGES}
