@@ -1,0 +1,163 @@
+"""Wide residual networks: the published sizes, timm's feature contract, and the blocks written out a second time."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mapolicy.models  # noqa: F401 - registers the networks in timm
+from mapolicy.models.wide_resnet import WideResNet
+
+NAMES = ("wrn10_1", "wrn16_2", "wrn28_10", "wrn40_2")
+
+
+def small(**arguments: object) -> nn.Module:
+    """A WRN-10-1 whose every number matters, normalisation's too, in float64."""
+    torch.manual_seed(0)
+    network = timm.create_model("wrn10_1", num_classes=5, **arguments).double()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.3)
+            nn.init.normal_(layer.running_mean, std=0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    return network
+
+
+def images(side: int = 8, channels: int = 3) -> Tensor:
+    return torch.randn(4, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def written_out(state: dict[str, Tensor], x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """Feature and logits of WRN-10-1: one block a stage; each widens, so each but the first has a projection."""
+
+    def activated(x: Tensor, name: str) -> Tensor:
+        mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        if training:
+            mean, variance = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=False)
+        scaled = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+        return (scaled * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]).clamp(min=0)
+
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    for stage, stride in (("stage1.0", 1), ("stage2.0", 2), ("stage3.0", 2)):
+        a = activated(x, f"{stage}.bn1")
+        y = F.conv2d(a, state[f"{stage}.conv1.weight"], stride=stride, padding=1)
+        y = F.conv2d(activated(y, f"{stage}.bn2"), state[f"{stage}.conv2.weight"], padding=1)
+        x = y + (x if stage == "stage1.0" else F.conv2d(a, state[f"{stage}.shortcut.weight"], stride=stride))
+    feature = activated(x, "bn").mean(dim=(2, 3))
+    return feature, feature @ state["fc.weight"].T + state["fc.bias"]
+
+
+@pytest.mark.parametrize("side", [8, 32])
+@pytest.mark.parametrize("training", [False, True])
+def test_output_equals_the_blocks_written_out(training: bool, side: int) -> None:
+    network = small().train(training)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    feature, logits = written_out(state, images(side), training)
+    torch.testing.assert_close(network(images(side)), logits, rtol=1e-10, atol=1e-12)
+    maps = network.forward_features(images(side))
+    torch.testing.assert_close(network.forward_head(maps, pre_logits=True), feature, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "parameters"),
+    [
+        ("wrn28_10", 10, 36_479_194),
+        ("wrn28_10", 100, 36_536_884),
+        ("wrn40_2", 10, 2_243_546),
+        ("wrn40_2", 100, 2_255_156),
+    ],
+)
+def test_number_of_parameters(name: str, classes: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=classes)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "depth"), [("wrn10_1", 10), ("wrn16_2", 16), ("wrn28_10", 28), ("wrn40_2", 40)])
+def test_depth_is_the_number_of_layers(name: str, depth: int) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    projections = [layer for layer in layers if getattr(layer, "kernel_size", None) == (1, 1)]
+    assert len(projections) == (2 if name == "wrn10_1" else 3)
+    assert len(layers) - len(projections) == depth
+    assert network.num_classes == 10
+
+
+@pytest.mark.parametrize("depth", [-2, 4, 9, 11, 29])
+def test_depth_must_be_6n_plus_4(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"^depth {depth} is not 6n \\+ 4$"):
+        WideResNet(depth, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timm_lists_it(name: str) -> None:
+    assert timm.is_model(name)
+    assert name in timm.list_models("wrn*")
+
+
+@pytest.mark.parametrize("name", ["wrn10_1", "wrn16_2"])
+def test_feature_contract(name: str) -> None:
+    network = timm.create_model(name, num_classes=5, in_chans=1).double().eval()
+    x = images(channels=1)
+    maps = network.forward_features(x)
+    feature = network.forward_head(maps, pre_logits=True)
+    assert maps.shape == (4, network.num_features, 2, 2)
+    assert feature.shape == (4, network.head_hidden_size)
+    assert network.head_hidden_size == network.num_features == 64 * int(name[-1])
+    assert torch.equal(network(x), network.forward_head(maps))
+    assert torch.equal(network.get_classifier()(feature), network(x))
+
+
+def test_reset_classifier() -> None:
+    network = small().eval()
+    feature = network.forward_head(network.forward_features(images()), pre_logits=True)
+    network.reset_classifier(7, "avg")
+    network.double()
+    assert network.num_classes == network.get_classifier().out_features == 7
+    assert torch.equal(network(images()), network.get_classifier()(feature))
+    network.reset_classifier(0)
+    assert network.num_classes == 0
+    assert torch.equal(network(images()), feature)
+    with pytest.raises(ValueError, match="global_pool 'max' is not 'avg'"):
+        network.reset_classifier(7, global_pool="max")
+    assert network.num_classes == 0, "a refused change changes nothing"
+
+
+def test_created_without_a_classifier() -> None:
+    network = timm.create_model("wrn10_1", num_classes=0).eval()
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 64)
+
+
+def test_feature_info_is_true() -> None:
+    network = small()
+    assert [entry["module"] for entry in network.feature_info] == ["stage1", "stage2", "stage3"]
+    for entry in network.feature_info:
+        seen = []
+        handle = network.get_submodule(entry["module"]).register_forward_hook(lambda *call, to=seen: to.append(call[2]))
+        network(images(32))
+        handle.remove()
+        assert seen[0].shape == (4, entry["num_chs"], 32 // entry["reduction"], 32 // entry["reduction"])
+
+
+def test_dropout_stands_between_the_convolutions() -> None:
+    network = small(drop_rate=0.5)
+    assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)] == [0.5] * 3
+    plain = small()
+    plain.load_state_dict(network.state_dict())
+    torch.testing.assert_close(network.eval()(images()), plain.eval()(images()), rtol=0, atol=0)
+    network.train()
+    torch.manual_seed(0)
+    assert (network(images()) - network(images())).abs().max() > 1e-3
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("wrn16_2", num_classes=1000)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            inputs = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.15), name
+            assert module.bias is None or not module.bias.any()
