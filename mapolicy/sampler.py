@@ -1,0 +1,110 @@
+"""The sampler: the probability p_jk of drawing operation j, then operation k (Eq. 5 of MetaAugment)."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig
+from .space import OPERATION_NAMES
+from .transformation import Transformation
+
+K = len(OPERATION_NAMES)
+
+
+class TransformationSampler:
+    """Draws transformations from p_jk and learns p_jk from what the policy network said of them.
+
+    p_jk = (1 - epsilon) v_jk / sum(v) + epsilon / K^2, where v_jk is the mean raw policy output of the samples that
+    were given (j, k) in the last `history` iterations; pairs that were not drawn take the mean of those that were.
+    p_jk starts uniform and is refreshed every `every` iterations.
+    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 5.
+
+    Args:
+        epsilon: share of uniform exploration, in [0, 1].
+        every: iterations between refreshes (s).
+        history: iterations that v_jk averages (r).
+        probabilities: p_jk to start from, float [K, K]; None is uniform.
+        means: v_jk to start from, float [K, K].
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.1,
+        every: int = 1,
+        history: int = 1,
+        probabilities: Tensor | None = None,
+        means: Tensor | None = None,
+    ) -> None:
+        if not 0 <= epsilon <= 1 or every < 1 or history < 1:
+            raise ValueError("epsilon must lie in [0, 1]; every and history must be at least 1")
+        self.epsilon, self.every, self.history = epsilon, every, history
+        uniform = torch.full((K, K), 1 / K**2, dtype=torch.float64)
+        self.probabilities = (uniform if probabilities is None else probabilities).double()
+        self.means = (torch.full((K, K), 0.5) if means is None else means).double()
+        self.iteration = 0
+        self._sums = torch.zeros(history, K * K)
+        self._counts = torch.zeros(history, K * K, dtype=torch.int32)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: RunConfig,
+        iterations_per_epoch: int,
+        probabilities: Tensor | None = None,
+        means: Tensor | None = None,
+    ) -> Self:
+        """The sampler that a configuration describes in epochs."""
+        return cls(
+            config.epsilon,
+            every=max(1, round(config.sampler_every * iterations_per_epoch)),
+            history=max(1, round(config.sampler_history * iterations_per_epoch)),
+            probabilities=probabilities,
+            means=means,
+        )
+
+    def sample(self, batch: int, generator: torch.Generator) -> Transformation:
+        """`batch` transformations on the CPU: pairs from p_jk, levels uniform, directions fair."""
+        pair = torch.multinomial(self.probabilities.flatten(), batch, replacement=True, generator=generator)
+        return Transformation.draw_magnitudes(pair // K, pair % K, generator)
+
+    def record(self, transformation: Transformation, raw: Tensor) -> None:
+        """Take in one iteration's raw policy outputs (float [B], before normalisation); refresh p_jk when it is due."""
+        row = self.iteration % self.history
+        pair, raw = transformation.pair.cpu(), raw.detach().float().cpu()
+        self._sums[row] = torch.zeros(K * K).index_add_(0, pair, raw)
+        self._counts[row] = torch.bincount(pair, minlength=K * K).int()
+        self.iteration += 1
+        if self.iteration % self.every == 0:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        sums = self._sums.sum(0, dtype=torch.float64)
+        counts = self._counts.sum(0)
+        seen = counts > 0
+        values = torch.where(seen, sums / counts.clamp(min=1), 0.0)
+        values = torch.where(seen, values, values[seen].mean()).reshape(K, K)
+        self.means = values
+        self.probabilities = (1 - self.epsilon) * values / values.sum() + self.epsilon / K**2
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, less the iteration's number."""
+        return {
+            "probabilities": self.probabilities,
+            "means": self.means,
+            "sums": self._sums,
+            "counts": self._counts,
+        }
+
+    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
+        """Go on from `state` as it was after `iteration` iterations."""
+        self.probabilities, self.means = state["probabilities"].clone(), state["means"].clone()
+        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+        self.iteration = iteration
+
+
+def relative_entropy(probabilities: Tensor) -> float:
+    """Entropy of p_jk over that of the uniform distribution: 1 is uniform, 0 is a single pair."""
+    p = probabilities.double().flatten()
+    return float(-torch.special.xlogy(p, p).sum() / math.log(p.numel()))
