@@ -1,0 +1,116 @@
+"""Which images go where: stratified draws that depend on `split_seed` and nothing else.
+
+Every class has one permutation. Test images are its beginning, then come meta-validation images, then training images;
+so a change of one count never moves an image of an earlier split, and `train_per_class` moves none at all.
+"""
+
+import math
+from collections.abc import Container, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, UsageError
+from .images import shown
+from .runtime import generator
+
+
+def check_sizes(**values: float) -> None:
+    """Refuse counts that are not whole.
+
+    Raises:
+        UsageError: a value of 1 or more that is no whole number.
+    """
+    for setting, value in values.items():
+        if value >= 1 and value != int(value):
+            raise UsageError(setting, f"{value} is no count of images", "give a whole number, or a fraction below 1")
+
+
+def per_class(value: float, sizes: Sequence[int]) -> list[int]:
+    """Images to take of each class.
+
+    Args:
+        value: a count from 1 up, or a fraction of the class below 1, rounded half up but at least 1; 0 takes none.
+        sizes: images of each class in the whole pool.
+    """
+    if value >= 1 or value == 0:
+        return [int(value)] * len(sizes)
+    # As written: 0.145 of 100 is 14.5 and goes up, which the nearest binary fraction would not.
+    return [max(1, math.floor(Fraction(str(value)) * size + Fraction(1, 2))) for size in sizes]
+
+
+def shuffled_classes(labels: Tensor, classes: Sequence[str], seed: int) -> list[Tensor]:
+    """The images of each class in the order in which splits take them.
+
+    Args:
+        labels: int64 [N].
+        classes: names, by label; a class keeps its order when others come or go.
+        seed: `split_seed`.
+
+    Returns:
+        For each class, positions int64 into `labels`.
+    """
+    orders = []
+    for label, name in enumerate(classes):
+        members = torch.nonzero(labels == label).flatten()
+        draws = generator(seed, "split", name, 0)
+        orders.append(members[torch.randperm(len(members), generator=draws)])
+    return orders
+
+
+def without(orders: Sequence[Tensor], leave_out: Container[int]) -> list[Tensor]:
+    """The same orders less some images."""
+    return [order[[index not in leave_out for index in order.tolist()]] for order in orders]
+
+
+def take(
+    orders: Sequence[Tensor], counts: Sequence[int], classes: Sequence[str], setting: str
+) -> tuple[Tensor, list[Tensor]]:
+    """The first images of every class.
+
+    Args:
+        orders: what is left of each class.
+        counts: how many to take of each.
+        classes: their names, for an error.
+        setting: the setting that asks for them, for an error.
+
+    Returns:
+        The images taken, ascending int64, and what is left of each class.
+
+    Raises:
+        InputError: a class has too few images left.
+    """
+    for order, count, name in zip(orders, counts, classes, strict=True):
+        if len(order) < count:
+            raise InputError(
+                setting,
+                f"asks for {count} images of class {shown(name)!r}, which has {len(order)} left",
+                "lower the images per class or add some",
+            )
+    taken = torch.cat([order[:count] for order, count in zip(orders, counts, strict=True)])
+    return taken.sort().values, [order[count:] for order, count in zip(orders, counts, strict=True)]
+
+
+def check_given(given: Tensor, total: int, test: Tensor) -> Tensor:
+    """Meta-validation indices that come from a bundle, ascending.
+
+    Args:
+        given: int64 [n].
+        total: images in the pool.
+        test: test images drawn from the same pool.
+
+    Raises:
+        InputError: out of range, repeated, none at all, or among the test images.
+    """
+    what, remedy = "the bundle's meta-validation split", "use the data set and the settings of the search"
+    ordered = given.to(device="cpu", dtype=torch.int64).flatten().sort().values
+    if len(ordered) == 0:
+        raise InputError(what, "is empty", remedy)
+    if ordered[0] < 0 or ordered[-1] >= total:
+        raise InputError(what, f"names images outside the {total} of this data set", remedy)
+    if (ordered[1:] == ordered[:-1]).any():
+        raise InputError(what, "names an image twice", remedy)
+    if torch.isin(ordered, test).any():
+        raise InputError(what, "names images of the test split", remedy)
+    return ordered
