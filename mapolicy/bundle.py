@@ -1,0 +1,261 @@
+"""The policy bundle: one file that holds a searched policy and all that is needed to go on with it.
+
+    bundle = PolicyBundle.load("cifar10.safetensors")
+    policy, extractor = bundle.build_policy(), bundle.build_extractor(device)
+
+A bundle comes from another team. `bundle_format` has checked its bytes before anything here sees them; here the
+architecture is checked, without weights, before a network is built. Nothing in a bundle is run, and nothing in it can
+name a file or an address to open.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from . import bundle_format, files
+from .bundle_format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
+from .errors import UsageError
+from .manifest import Extractor, Manifest, ManifestDraft
+from .networks import build_network
+from .policy import PolicyNetwork
+from .refusal import refused, shown
+from .tensor_container import RawTensor
+
+# Five times ViT-Base: what a machine that trains on one device can keep beside the network it trains.
+MAX_PARAMETERS = 500_000_000
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def check_extractor(extractor: Extractor, classes: int, channels: int, source: str) -> nn.Module:
+    """The extractor without weights (on the meta device), if its arch and arguments may stand in a bundle.
+
+    A search calls it before it starts, so that no search ends in a bundle that cannot be loaded.
+
+    Args:
+        extractor: arch, arguments and feature width.
+        classes: logits of the proxy.
+        channels: of the images.
+        source: whose extractor it is, for the error.
+
+    Raises:
+        InputError: the arch is not in timm's registry, does not take the arguments, has more than `MAX_PARAMETERS`
+            parameters, no features, or features of another width.
+    """
+    network = _fresh(extractor, classes, channels, torch.device("meta"), source)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters > MAX_PARAMETERS:
+        why = f"extractor.arch {extractor.arch} has {parameters} parameters, more than the {MAX_PARAMETERS} allowed"
+        raise refused(source, why, "search with a smaller proxy")
+    width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
+    if width is None or not hasattr(network, "forward_head"):
+        raise refused(source, f"extractor.arch {extractor.arch} has no features", "search with another proxy")
+    if width != extractor.feature_width:
+        raise refused(source, f"extractor.feature_width is {extractor.feature_width}, {extractor.arch} has {width}")
+    return network
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyBundle:
+    """A searched policy. Made by `load`, `from_bytes`, `from_raw` or `assemble`, which check it.
+
+    Attributes:
+        manifest: everything but the tensors, with the digest.
+        tensors: by name, on the CPU, not to be changed: `policy.*` float32; `alpha` float32 [] or [parameter tensors
+            of the proxy]; `sampler.probabilities` and `sampler.means` float32 [K, K]; `extractor.*` in the manifest's
+            `extractor.dtype` (buffers that count: int64); `split.meta_validation` int64, increasing.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def load(cls, path: Path | str, expect_digest: str | None = None) -> Self:
+        """The bundle in a file.
+
+        Args:
+            path: a .safetensors file.
+            expect_digest: the digest that it must have; None accepts any.
+
+        Raises:
+            InputError: not a bundle that can be used; one line names the field, what was found, what was expected.
+        """
+        return cls.from_raw(*bundle_format.read_bundle(Path(path), expect_digest), source=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str = "bundle", expect_digest: str | None = None) -> Self:
+        """The bundle in these bytes; as `load`."""
+        return cls.from_raw(*bundle_format.parse_bundle(content, source, expect_digest), source=source)
+
+    @classmethod
+    def from_raw(cls, manifest: Manifest, raw: Mapping[str, RawTensor], source: str = "bundle") -> Self:
+        """The bundle that `bundle_format.read_bundle` has read, once its architecture is checked.
+
+        Raises:
+            InputError: the extractor's tensors are not those of its arch.
+        """
+        _check_architecture(manifest, raw, source)
+        return cls(manifest, MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()}))
+
+    @classmethod
+    def assemble(
+        cls,
+        draft: ManifestDraft,
+        *,
+        policy: Mapping[str, Tensor],
+        alpha: Tensor,
+        probabilities: Tensor,
+        means: Tensor,
+        extractor: Mapping[str, Tensor],
+        meta_validation: Tensor,
+    ) -> Self:
+        """The bundle of a finished search.
+
+        Args:
+            draft: the manifest but for the digest.
+            policy: state dict of the policy network.
+            alpha: float [] or [parameter tensors of the proxy].
+            probabilities: p_jk, float [K, K].
+            means: mean raw policy outputs, float [K, K].
+            extractor: state dict of the proxy; stored in the draft's `extractor.dtype`.
+            meta_validation: int64 [n], positions of the meta-validation images, in any order.
+
+        Raises:
+            InputError: what `load` would refuse.
+        """
+        stored = _DTYPES[bundle_format.STORED_DTYPES[draft.extractor.dtype]]
+        tensors = {f"{POLICY_PREFIX}{name}": tensor.float() for name, tensor in policy.items()}
+        tensors |= {ALPHA: alpha.float(), PROBABILITIES: probabilities.float(), MEANS: means.float()}
+        tensors[META_VALIDATION] = meta_validation.long().sort().values
+        for name, tensor in extractor.items():
+            tensors[f"{EXTRACTOR_PREFIX}{name}"] = tensor.to(stored) if tensor.is_floating_point() else tensor.long()
+        raw = {name: _to_raw(tensor) for name, tensor in tensors.items()}
+        return cls.from_bytes(bundle_format.serialise(draft, raw), "bundle to be written")
+
+    def to_bytes(self) -> bytes:
+        """The bundle's file; equal bundles give equal bytes."""
+        return bundle_format.serialise(self.manifest, {name: _to_raw(tensor) for name, tensor in self.tensors.items()})
+
+    def save(self, path: Path | str) -> None:
+        """Write the file: whole or not at all, its mode by the umask.
+
+        Raises:
+            EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link.
+        """
+        files.write_atomically(Path(path), self.to_bytes())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over manifest and tensors, 64 hexadecimal digits: the policy's name."""
+        return self.manifest.digest
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_jk, float32 [K, K], sums to 1; a copy."""
+        return self.tensors[PROBABILITIES].clone()
+
+    @property
+    def means(self) -> Tensor:
+        """Mean raw policy output of each pair (v_jk of Eq. 5), float32 [K, K] in [0, 1]; a copy."""
+        return self.tensors[MEANS].clone()
+
+    @property
+    def alpha(self) -> Tensor:
+        """Step size of the virtual step (Eq. 2), float32 [] or [parameter tensors of the proxy]; a copy."""
+        return self.tensors[ALPHA].clone()
+
+    @property
+    def meta_validation(self) -> Tensor:
+        """Positions of the meta-validation images in the data set, int64 [n], increasing; a copy."""
+        return self.tensors[META_VALIDATION].clone()
+
+    def data_settings(self) -> dict[str, Any]:
+        """The `RunConfig` fields that a training run with this bundle must share with the search.
+
+        The data set's name comes from the bundle: one that means a download is for the user to confirm.
+        """
+        return self.manifest.data_settings()
+
+    def build_policy(self) -> PolicyNetwork:
+        """The policy network, float32 on the CPU, a new one each time."""
+        shape = self.manifest.policy
+        with torch.random.fork_rng(devices=[]):
+            policy = PolicyNetwork(
+                self.manifest.extractor.feature_width, self.manifest.embedding.width, shape.hidden, shape.input
+            )
+        policy.load_state_dict(self._part(POLICY_PREFIX))
+        return policy
+
+    def build_extractor(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The frozen proxy, a new one each time: eval mode, no gradients.
+
+        Args:
+            device: where it shall live.
+            dtype: what it computes in, whatever the file stores.
+        """
+        manifest = self.manifest
+        cpu = torch.device("cpu")
+        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, cpu, "bundle")
+        network.load_state_dict(self._part(EXTRACTOR_PREFIX))
+        return network.to(device, dtype).eval().requires_grad_(False)
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def _fresh(extractor: Extractor, classes: int, channels: int, device: torch.device, source: str) -> nn.Module:
+    """The extractor's network with weights that mean nothing; the global generator is left as it was."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return build_network(extractor.arch, extractor.model_args, classes, channels, seed=0, device=device)
+    except UsageError as problem:
+        why = f"extractor.arch {shown(extractor.arch)}: {shown(problem.why, 80)[1:-1]}"
+        raise refused(source, why, "install the mapolicy and timm that wrote it") from None
+    except Exception as problem:
+        # Constructors of timm fail in any way on arguments they were not written for (ZeroDivisionError, KeyError).
+        raise refused(
+            source, f"extractor.arch {extractor.arch} cannot be built: {shown(str(problem), 60)[1:-1]}"
+        ) from None
+
+
+def _check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str) -> None:
+    """The extractor's tensors are those of its arch, and alpha per layer has one number for each parameter tensor."""
+    network = check_extractor(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, source)
+    expected = {f"{EXTRACTOR_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()}
+    found = {name: tensor for name, tensor in raw.items() if name.startswith(EXTRACTOR_PREFIX)}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise refused(source, f"tensor {shown(name)} of {manifest.extractor.arch} is missing")
+        if name not in expected:
+            raise refused(source, f"tensor {shown(name)} is not one of {manifest.extractor.arch}")
+        shape = tuple(expected[name].shape)
+        if found[name].shape != shape:
+            raise refused(
+                source, f"tensor {shown(name)} has shape {shown(str(found[name].shape), 32)[1:-1]}, expected {shape}"
+            )
+        if (found[name].dtype != "I64") != expected[name].is_floating_point():
+            raise refused(
+                source,
+                f"tensor {shown(name)} has dtype {found[name].dtype}, {manifest.extractor.arch} has another kind",
+            )
+    layers = sum(1 for _ in network.parameters())
+    if manifest.alpha == "per-layer" and raw[ALPHA].shape != (layers,):
+        raise refused(
+            source, f"alpha has {raw[ALPHA].shape[0]} numbers, expected {layers} (parameter tensors of the extractor)"
+        )
+
+
+def _to_torch(tensor: RawTensor) -> Tensor:
+    # A copy: the tensor can be written to, and the file's bytes are let go.
+    return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+def _to_raw(tensor: Tensor) -> RawTensor:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return RawTensor(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().data)

@@ -1,0 +1,172 @@
+"""The policy bundle, format 1, as bytes: read, checked against its own manifest, written.
+
+Neither torch nor timm is imported, so a bundle is answered for long before they have loaded. What is left to
+`bundle.PolicyBundle` is whether the architecture exists and has these tensors.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from . import canonical_json, files
+from .manifest import Manifest, ManifestDraft, parse_manifest
+from .refusal import refused, shown
+from .space import OPERATION_NAMES
+from .tensor_container import RawTensor, read_container, write_container
+
+MAX_BYTES = 2 * 2**30
+MAX_ALPHA = 1e3
+# float32 rounding of 196 probabilities moves their sum by less than 1e-5; a tenfold of it is still no other policy.
+SUM_TOLERANCE = 1e-4
+
+EXTRACTOR_PREFIX = "extractor."
+POLICY_PREFIX = "policy."
+ALPHA, PROBABILITIES, MEANS = "alpha", "sampler.probabilities", "sampler.means"
+META_VALIDATION = "split.meta_validation"
+STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def read_bundle(path: Path, expect_digest: str | None = None) -> tuple[Manifest, dict[str, RawTensor]]:
+    """A bundle's manifest and tensors, all checked but the architecture.
+
+    Args:
+        path: a regular file of at most `MAX_BYTES`; it is read once, and only what was read is used.
+        expect_digest: what `Manifest.digest` must be; None accepts any.
+
+    Raises:
+        InputError: no such file, or not a bundle of format 1; one line of printable ASCII names the field.
+    """
+    return parse_bundle(files.read_regular_file(path, MAX_BYTES), str(path), expect_digest)
+
+
+def parse_bundle(
+    content: bytes, source: str, expect_digest: str | None = None
+) -> tuple[Manifest, dict[str, RawTensor]]:
+    """As `read_bundle`, from bytes. The tensors are views of `content`.
+
+    Args:
+        content: the whole file.
+        source: its name, for the error.
+        expect_digest: what `Manifest.digest` must be; None accepts any.
+
+    Raises:
+        InputError: not a bundle of format 1.
+    """
+    text, tensors = read_container(content, source)
+    manifest = parse_manifest(text, source)
+    if text != manifest.to_json():
+        # One content has one file: comparing files and comparing digests is then the same.
+        raise refused(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
+    # Before the digest: a bundle that was made wrong has a right digest; after the container: sizes are known.
+    _check_layout(manifest, tensors, source)
+    computed = digest_of(manifest, tensors)
+    if not hmac.compare_digest(computed, manifest.digest):
+        raise refused(
+            source, f"its digest says {manifest.digest[:12]}, its content has {computed[:12]}: it was damaged or edited"
+        )
+    if expect_digest is not None and expect_digest != computed:
+        why = f"has the digest {computed[:12]}..., expected {shown(expect_digest, 20)}"
+        raise refused(source, why, "it is another bundle than the one asked for")
+    _check_values(manifest, tensors, source)
+    return manifest, tensors
+
+
+def serialise(draft: ManifestDraft, tensors: Mapping[str, RawTensor]) -> bytes:
+    """The bundle's file: equal content gives equal bytes. A digest that the manifest has is computed anew.
+
+    Raises:
+        InputError: what the reader would refuse; nothing is written that cannot be read.
+    """
+    sealed = draft.model_dump(exclude={"digest"}) | {"digest": digest_of(draft, tensors)}
+    content = write_container(canonical_json.canonical(sealed), tensors)
+    parse_bundle(content, "bundle to be written")
+    return content
+
+
+def digest_of(draft: ManifestDraft, tensors: Mapping[str, RawTensor]) -> str:
+    """SHA-256, hexadecimal, of the manifest without its digest, then of every tensor in the order of the names.
+
+    Each part is a line of canonical JSON, which holds no line break itself; a tensor's line, [name, dtype, shape],
+    fixes how many bytes follow it. So no two contents are hashed as the same bytes.
+    """
+    digest = hashlib.sha256(draft.content().encode("ascii") + b"\n")
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(canonical_json.canonical([name, tensor.dtype, list(tensor.shape)]).encode("ascii") + b"\n")
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _check_layout(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], source: str) -> None:
+    """Names, dtypes and shapes, as far as the manifest fixes them."""
+    expected = dict(_expected_tensors(manifest))
+    for name, (dtype, shape) in expected.items():
+        if name not in tensors:
+            raise refused(source, f"tensor {shown(name)} is missing")
+        tensor = tensors[name]
+        if tensor.dtype != dtype:
+            raise refused(source, f"tensor {shown(name)} has dtype {tensor.dtype}, expected {dtype}")
+        if shape is None:
+            if len(tensor.shape) != 1:
+                raise refused(source, f"tensor {shown(name)} has {len(tensor.shape)} dimensions, expected 1")
+        elif tensor.shape != shape:
+            raise refused(source, f"tensor {shown(name)} has shape {shown(str(tensor.shape))}, expected {shape}")
+    stored = STORED_DTYPES[manifest.extractor.dtype]
+    for name, tensor in tensors.items():
+        if name in expected:
+            continue
+        if not name.startswith(EXTRACTOR_PREFIX):
+            raise refused(source, f"tensor {shown(name)} is not one that this bundle's policy has")
+        if tensor.dtype not in (stored, "I64"):
+            raise refused(source, f"tensor {shown(name)} has dtype {tensor.dtype}, expected {stored} or I64")
+
+
+def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str, tuple[int, ...] | None]]]:
+    """Name, dtype and shape (None: one dimension of any size) of every tensor outside the extractor."""
+    hidden, sees = manifest.policy.hidden, manifest.policy.input
+    widths = {}
+    if sees != "embedding":
+        widths["feature_layer"] = manifest.extractor.feature_width
+    if sees != "features":
+        widths["embedding_layer"] = manifest.embedding.width
+    for layer, width in widths.items():
+        yield f"{POLICY_PREFIX}{layer}.weight", ("F32", (hidden, width))
+        yield f"{POLICY_PREFIX}{layer}.bias", ("F32", (hidden,))
+    yield f"{POLICY_PREFIX}output.weight", ("F32", (1, hidden * len(widths)))
+    yield f"{POLICY_PREFIX}output.bias", ("F32", (1,))
+    yield ALPHA, ("F32", () if manifest.alpha == "scalar" else None)
+    pairs = (len(OPERATION_NAMES), len(OPERATION_NAMES))
+    yield PROBABILITIES, ("F32", pairs)
+    yield MEANS, ("F32", pairs)
+    yield META_VALIDATION, ("I64", (manifest.dataset.counts.meta_validation,))
+
+
+def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], source: str) -> None:
+    """Finite everywhere, p_jk a distribution, means outputs of a sigmoid, alpha a step size, the split a set."""
+    for name in sorted(tensors):
+        if not tensors[name].is_finite():
+            raise refused(source, f"tensor {shown(name)} has NaN or infinite values")
+    probabilities = np.asarray(tensors[PROBABILITIES].array(), dtype=np.float64)
+    if probabilities.min() < 0:
+        raise refused(source, f"{PROBABILITIES} has the value {probabilities.min():.6g}, expected none below 0")
+    if abs(probabilities.sum() - 1) > SUM_TOLERANCE:
+        raise refused(source, f"{PROBABILITIES} sums to {probabilities.sum():.6g}, expected 1")
+    means = np.asarray(tensors[MEANS].array(), dtype=np.float64)
+    for value in (means.min(), means.max()):
+        if not 0 <= value <= 1:
+            raise refused(source, f"{MEANS} has the value {value:.6g}, expected 0 to 1")
+    alpha = np.asarray(tensors[ALPHA].array(), dtype=np.float64)
+    for value in (alpha.min(), alpha.max()):
+        if not 0 < value <= MAX_ALPHA:
+            raise refused(source, f"{ALPHA} has the value {value:.6g}, expected above 0 and at most {MAX_ALPHA:g}")
+    indices = tensors[META_VALIDATION].array().astype(np.int64)
+    images = manifest.dataset.counts.images
+    for index in (indices.min(), indices.max()):
+        if not 0 <= index < images:
+            raise refused(source, f"{META_VALIDATION} has the index {index}, expected 0 to {images - 1}")
+    # Compared, not subtracted: a difference of int64 can wrap around.
+    if not bool((indices[1:] > indices[:-1]).all()):
+        raise refused(source, f"{META_VALIDATION} is not in increasing order without repeats")
