@@ -1,0 +1,84 @@
+"""What an iteration costs against a plain training step, measured inside the run by a twin that takes plain steps."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from .augment import NoAugmentation
+from .iteration import LabelledImages, WeightedIteration
+from .optimisation import make_optimizer, make_schedule
+from .task import Task
+
+WARM_UP = 3
+SAMPLES = 7
+
+T = TypeVar("T")
+
+
+class CostMeter:
+    """Times a few early iterations of a run and, in between, plain steps of a copy of its network.
+
+    A plain step is base augmentation, Cutout, normalisation, forward, backward, update of the same images once each.
+    The copy is dropped after the last sample; the run's own state is not touched.
+
+    Args:
+        task: of the run.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._config, self._task = task.config.with_changes(copies=1), task
+        self._plain: WeightedIteration | None = None
+        self._seconds: list[tuple[float, float]] = []
+        self._calls = 0
+
+    @property
+    def ratio(self) -> float | None:
+        """Median time of an iteration over that of a plain step; None before the first sample."""
+        if not self._seconds:
+            return None
+        whole, plain = zip(*self._seconds, strict=True)
+        return float(statistics.median(whole) / statistics.median(plain))
+
+    def __call__(self, batch: LabelledImages, iteration: Callable[[], T]) -> T:
+        """Run the iteration, timing it against a plain step on the same batch if a sample is due."""
+        self._calls += 1
+        if not WARM_UP < self._calls <= WARM_UP + SAMPLES:
+            self._plain = None
+            return iteration()
+        if self._plain is None:
+            self._plain = self._twin()
+            self._plain(0, batch, None)
+        plain = self._plain
+        device = batch[0].device
+        _, plain_seconds = _timed(lambda: plain(0, batch, None), device)
+        outcome, seconds = _timed(iteration, device)
+        self._seconds.append((seconds, plain_seconds))
+        return outcome
+
+    def _twin(self) -> WeightedIteration:
+        network = copy.deepcopy(self._task.network)
+        optimizer = make_optimizer(self._config, network)
+        twin = replace(
+            self._task,
+            config=self._config,
+            pipeline=self._task.pipeline.with_config(self._config),
+            network=network,
+            optimizer=optimizer,
+            schedule=make_schedule(self._config, optimizer, 1),
+        )
+        return WeightedIteration(twin, NoAugmentation())
+
+
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    outcome = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return outcome, time.perf_counter() - start

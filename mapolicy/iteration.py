@@ -1,0 +1,138 @@
+"""One iteration of either stage: augment the batch, weigh it, step."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .augment import Augmentation, SampledTransformations
+from .hypergradient import BilevelStep, StepRecord, weighted_step
+from .pipeline import AugmentedBatch
+from .runtime import seed_for
+from .sampler import relative_entropy
+from .task import Task
+
+LabelledImages = tuple[Tensor, Tensor]
+Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]
+
+
+class Iteration(Protocol):
+    """What a run repeats.
+
+    Attributes:
+        learns_policy: whether it needs a meta-validation batch.
+        task: what it trains.
+    """
+
+    learns_policy: bool
+    task: Task
+
+    def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
+        """Update the network, and the policy where it is learned.
+
+        Args:
+            step: number of the iteration, from 0.
+            batch: uint8 images [B, C, H, W] and int64 labels [B].
+            held_out: the same of the meta-validation split, or None.
+
+        Returns:
+            The loss, float [], and a function that computes what else is worth logging.
+        """
+        ...
+
+
+Features = Callable[[AugmentedBatch], Tensor]
+Weights = Callable[[AugmentedBatch], Tensor]
+
+
+class BilevelIteration:
+    """Search, and training with a policy that goes on being learned.
+
+    Args:
+        task: of the run.
+        augmentation: with the sampler that is learned.
+        bilevel: the step.
+        features: of a frozen extractor, float [n, F]; None takes the task network's own.
+    """
+
+    learns_policy = True
+
+    def __init__(
+        self,
+        task: Task,
+        augmentation: SampledTransformations,
+        bilevel: BilevelStep,
+        features: Features | None = None,
+    ) -> None:
+        self.task, self.augmentation, self.bilevel = task, augmentation, bilevel
+        self.features = features
+
+    def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
+        """As `Iteration`; `held_out` is needed."""
+        assert held_out is not None
+        task, config, sampler = self.task, self.task.config, self.augmentation.sampler
+        task.schedule.step_update(step)
+        augmented = task.pipeline.augment(*batch, self.augmentation, step)
+        transformation = augmented.transformation
+        assert transformation is not None
+        record = self.bilevel(
+            augmented.inputs,
+            augmented.labels,
+            transformation.embed(),
+            task.pipeline.normalise(held_out[0]),
+            held_out[1],
+            noise_seed=seed_for(config.seed, config.stage, "noise", step),
+            features=None if self.features is None else self.features(augmented),
+        )
+        sampler.record(transformation, record.raw)
+        return record.loss, lambda: self._measures(record)
+
+    def _measures(self, record: StepRecord) -> Mapping[str, float]:
+        return {
+            "validation_loss": float(record.validation_loss),
+            "alpha": float(record.alpha.mean()),
+            "entropy": relative_entropy(self.augmentation.sampler.probabilities),
+            "weight_spread": weight_spread(record.weights),
+            "learning_rate": self.task.optimizer.param_groups[0]["lr"],
+        }
+
+
+class WeightedIteration:
+    """Training with given weights: a frozen policy's, or equal ones.
+
+    Args:
+        task: of the run.
+        augmentation: the policy's part of the pipeline.
+        weights: of an augmented batch, float [n] with sum 1; None weighs all samples equally.
+    """
+
+    learns_policy = False
+
+    def __init__(self, task: Task, augmentation: Augmentation, weights: Weights | None = None) -> None:
+        self.task, self.augmentation, self.weights = task, augmentation, weights
+
+    def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
+        """As `Iteration`; `held_out` is not used."""
+        task, config = self.task, self.task.config
+        task.schedule.step_update(step)
+        augmented = task.pipeline.augment(*batch, self.augmentation, step)
+        count = len(augmented.labels)
+        if self.weights is None:
+            weights = torch.full((count,), 1 / count, device=augmented.inputs.device)
+        else:
+            weights = self.weights(augmented)
+        torch.manual_seed(seed_for(config.seed, config.stage, "noise", step))
+        task.network.train()
+        losses = F.cross_entropy(task.network(augmented.inputs), augmented.labels, reduction="none")
+        loss = weighted_step(losses, weights, task.network, task.optimizer, config.clip_norm)
+        return loss, lambda: {
+            "weight_spread": weight_spread(weights),
+            "learning_rate": task.optimizer.param_groups[0]["lr"],
+        }
+
+
+def weight_spread(weights: Tensor) -> float:
+    """Standard deviation of a batch's weights over their mean: 0 where all samples count the same."""
+    return float(weights.std(correction=0) / weights.mean())

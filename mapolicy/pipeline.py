@@ -1,0 +1,134 @@
+"""From uint8 images to a network's input: base augmentation, policy, Cutout, normalisation. Both stages use this one.
+
+Order and sizes: MetaAugment (Zhou et al., AAAI 2021), section "Experiments": flip, zero-pad and crop, transformation,
+Cutout of 16 x 16 on CIFAR; the transformation alone on Omniglot; on ImageNet it follows the random resized crop
+(which happens where images are decoded) and the flip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .augment import Augmentation
+from .config import RunConfig
+from .runtime import generator
+from .transformation import Transformation
+
+CROP_PADDING_SHARE = 1 / 8  # 4 of 32 pixels
+
+
+@dataclass(frozen=True)
+class AugmentedBatch:
+    """A batch on its way into the network; n counts all copies of all images.
+
+    Attributes:
+        images: uint8 [n, C, H, W], augmented.
+        inputs: float32 [n, C, H, W], the same normalised.
+        labels: int64 [n].
+        transformation: of n images, or None where the policy has none of ours.
+    """
+
+    images: Tensor
+    inputs: Tensor
+    labels: Tensor
+    transformation: Transformation | None
+
+
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image left to right with probability 1/2. uint8 [B, C, H, W]."""
+    chosen = torch.randint(0, 2, (images.shape[0],), generator=generator).bool().to(images.device)
+    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+
+
+def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Pad with black on every side, then cut each image out at a random place. uint8 [B, C, H, W]."""
+    batch, channels, height, width = images.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, batch), generator=generator).to(images.device)
+    padded = F.pad(images, (padding,) * 4)
+    rows = offsets[0, :, None] + torch.arange(height, device=images.device)
+    columns = offsets[1, :, None] + torch.arange(width, device=images.device)
+    each = torch.arange(batch, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    return padded[each, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) -> Tensor:
+    """Hide a square of each image, its centre anywhere, so that a part of it may lie outside. uint8 [B, C, H, W].
+
+    Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017): rows
+    y - side // 2 up to but not including y - side // 2 + side.
+
+    Args:
+        images: left as they are.
+        side: pixels.
+        fill: uint8 [C]; the mean colour, which normalises to (about) zero as in the source.
+        generator: on the CPU.
+    """
+    batch, _, height, width = images.shape
+    rows, columns = (torch.randint(0, extent, (batch, 1), generator=generator) for extent in (height, width))
+    down = torch.arange(height) - (rows - side // 2)
+    across = torch.arange(width) - (columns - side // 2)
+    hidden = ((down >= 0) & (down < side))[:, :, None] & ((across >= 0) & (across < side))[:, None, :]
+    return torch.where(hidden[:, None].to(images.device), fill[:, None, None], images)
+
+
+class Pipeline:
+    """Everything between the data set and the network, drawn from streams of its own.
+
+    Args:
+        config: of the run; its base_augmentation, cutout, fill, copies and seed are used.
+        mean, std: one float per channel in [0, 1] units, for the normalisation and the fill.
+        device: of the images.
+    """
+
+    def __init__(self, config: RunConfig, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.config = config
+        self.mean, self.std, self.device = tuple(mean), tuple(std), device
+        self._mean = torch.tensor(mean, device=device)[:, None, None] * 255
+        self._scale = 1 / (torch.tensor(std, device=device)[:, None, None] * 255)
+        self._mean_colour = self._mean.flatten().round().to(torch.uint8)
+        self._fill = self._mean_colour if config.fill == "mean" else torch.zeros_like(self._mean_colour)
+
+    def with_config(self, config: RunConfig) -> "Pipeline":
+        """The same data, another configuration."""
+        return Pipeline(config, self.mean, self.std, self.device)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float32 with mean 0 and deviation 1 over the training split."""
+        return (images.float() - self._mean) * self._scale
+
+    def augment(self, images: Tensor, labels: Tensor, augmentation: Augmentation, step: int) -> AugmentedBatch:
+        """A training batch of `copies` augmentations of every image.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            labels: int64 [B].
+            augmentation: the policy's part.
+            step: iteration; with the seed it fixes every draw.
+        """
+        config = self.config
+        images = images.repeat_interleave(config.copies, dim=0)
+        images = self._base(images, generator(config.seed, config.stage, "base", step))
+        images, transformation = augmentation(
+            images, self._fill, generator(config.seed, config.stage, "transformation", step)
+        )
+        if config.cutout:
+            draws = generator(config.seed, config.stage, "cutout", step)
+            images = cutout(images, config.cutout, self._mean_colour, draws)
+        return AugmentedBatch(
+            images=images,
+            inputs=self.normalise(images),
+            labels=labels.repeat_interleave(config.copies),
+            transformation=transformation,
+        )
+
+    def _base(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        if self.config.base_augmentation == "none":
+            return images
+        images = flip(images, draws)
+        if self.config.base_augmentation == "random_resized_crop":
+            return images
+        return pad_and_crop(images, round(images.shape[-1] * CROP_PADDING_SHARE), draws)

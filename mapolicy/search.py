@@ -1,0 +1,147 @@
+"""Stage one: learn an augmentation policy together with a proxy network, and put both into a bundle.
+
+Algorithm 1 of MetaAugment (Zhou et al., AAAI 2021). Its twin, `train.py`, uses the bundle.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import manifest
+from .augment import SampledTransformations
+from .bundle import PolicyBundle, check_extractor
+from .checkpoint import RunState
+from .config import SearchConfig
+from .evaluate import Accuracy
+from .hypergradient import BilevelStep, InnerRate
+from .iteration import BilevelIteration
+from .optimisation import make_policy_optimizer
+from .policy import HIDDEN_UNITS, PolicyNetwork
+from .reporting import Reporter
+from .run import Run
+from .runtime import reproducible, resolve_device, seed_for, versions
+from .sampler import TransformationSampler, relative_entropy
+from .task import Task
+
+
+def search_policy(
+    config: SearchConfig, reporter: Reporter | None = None, run_dir: Path | None = None, resume: bool = False
+) -> PolicyBundle:
+    """Search a policy; the test split is not opened.
+
+    Args:
+        config: the search, complete.
+        reporter: hears of the progress; None for silence.
+        run_dir: folder for configuration, log, checkpoints and result; None writes nothing.
+        resume: go on from the checkpoint in `run_dir`.
+
+    Returns:
+        The bundle; saving it is the caller's.
+
+    Raises:
+        UsageError, InputError: the configuration, the network or the data cannot be used.
+        TrainingError: a loss is not finite, or memory has run out.
+        EnvironmentFault: the run folder cannot be written.
+    """
+    reporter = reporter or Reporter()
+    device = resolve_device(config.device)
+    with reproducible(config.threads, device) as threads:
+        task = Task.build(config, device)
+        describe = partial(_describe, config, task, threads, device)
+        # A search whose bundle could not be written or loaded would only be found out at its end.
+        check_extractor(describe(None).extractor, len(task.splits.classes), task.splits.channels, "the proxy")
+
+        torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
+        policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
+        tensors = len(list(task.network.parameters())) if config.alpha == "per-layer" else None
+        rate = InnerRate(config.alpha_initial, tensors).to(device)
+        sampler = TransformationSampler.from_config(config, task.iterations_per_epoch)
+        policy_optimizer = make_policy_optimizer(config, policy, rate)
+        state = RunState(
+            modules={"network": task.network, "policy": policy, "rate": rate},
+            optimizers={"network": task.optimizer, "policy": policy_optimizer},
+            sampler=sampler,
+        )
+        iteration = BilevelIteration(
+            task,
+            SampledTransformations(sampler, config.operation_space),
+            BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, config.clip_norm),
+        )
+        with Run(config, state, task, reporter, run_dir, resume) as run:
+            cost_ratio = run.loop(iteration)
+            accuracy = task.validation_accuracy()
+            bundle = PolicyBundle.assemble(
+                describe(accuracy),
+                policy=policy.state_dict(),
+                alpha=rate().detach(),
+                probabilities=sampler.probabilities,
+                means=sampler.means,
+                extractor=task.network.state_dict(),
+                meta_validation=task.splits.meta_validation.indices,
+            )
+            run.finish(
+                {
+                    "digest": bundle.digest,
+                    "validation_top1": accuracy.top1,
+                    "alpha": float(rate().detach().mean()),
+                    "entropy": relative_entropy(sampler.probabilities),
+                    "weight_spread": run.last_record["weight_spread"],
+                    "cost_ratio": cost_ratio,
+                }
+            )
+    return bundle
+
+
+def _describe(
+    config: SearchConfig, task: Task, threads: int, device: torch.device, accuracy: Accuracy | None
+) -> manifest.ManifestDraft:
+    """What the bundle says about itself; before the search, None stands for the accuracy."""
+    splits = task.splits
+    return manifest.draft_manifest(
+        versions=versions(),
+        operations=manifest.Operations.of(config.operation_space, config.fill),
+        policy={"hidden": HIDDEN_UNITS, "input": config.policy_input},
+        alpha=config.alpha,
+        extractor={
+            "arch": config.proxy,
+            "model_args": config.model_args,
+            "feature_width": task.feature_width,
+            "dtype": "float32",
+            "call": manifest.EXTRACTOR_CALL,
+        },
+        input={
+            "size": config.image_size,
+            "channels": splits.channels,
+            "mean": splits.mean,
+            "std": splits.std,
+            "base_augmentation": config.base_augmentation,
+            "cutout": config.cutout,
+        },
+        dataset={
+            "name": splits.name,
+            "classes": splits.classes,
+            "counts": {
+                "images": splits.pool_size,
+                "train": len(splits.train),
+                "meta_validation": len(splits.meta_validation),
+            },
+            "fingerprint": splits.fingerprint,
+            "split": {
+                "seed": config.split_seed,
+                "train_per_class": config.train_per_class,
+                "validation_per_class": config.validation_per_class,
+                "test_per_class": config.test_per_class,
+            },
+        },
+        search={"settings": config.portable() | {"dataset": splits.name}},
+        run={
+            "epochs": config.epochs,
+            "iterations": config.epochs * task.iterations_per_epoch,
+            "threads": threads,
+            "device": device.type,
+        },
+        results={f"validation_{name}": value for name, value in vars(accuracy or Accuracy(0.0, 0.0)).items()},
+        licence="",
+        note="",
+    )

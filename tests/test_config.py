@@ -1,0 +1,296 @@
+"""Configurations: complete, checked, frozen, and the same again after TOML."""
+
+import math
+import tomllib
+from dataclasses import MISSING, FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapolicy.config import MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig, read_toml
+from mapolicy.errors import InputError, UsageError
+
+COMMON = {
+    "dataset": "digits",
+    "image_size": 8,
+    "train_per_class": 0,
+    "validation_per_class": 0.1,
+    "test_per_class": 0.15,
+    "base_augmentation": "none",
+    "cutout": 0,
+    "epochs": 20,
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "weight_decay": 5e-4,
+    "clip_norm": 5,
+    "validation_batch_size": 64,
+    "policy_learning_rate": 1e-3,
+    "alpha_learning_rate": 1e-3,
+    "sampler_every": 1,
+    "sampler_history": 20,
+}
+# The least that a configuration must be told.
+REQUIRED: dict[type[RunConfig], dict[str, Any]] = {
+    SearchConfig: COMMON | {"proxy": "wrn10_1", "alpha_initial": 0.1},
+    TrainConfig: COMMON | {"arch": "resnet10t"},
+}
+STAGES = pytest.mark.parametrize("kind", REQUIRED, ids=lambda kind: kind.stage)
+NUMBERS = [
+    pytest.param(kind, spec, id=f"{kind.stage}-{spec.name}")
+    for kind in REQUIRED
+    for spec in fields(kind)
+    if spec.type in (int, float)
+]
+
+
+def make(kind: type[RunConfig] = TrainConfig, **changes: Any) -> RunConfig:
+    return kind.from_mapping(REQUIRED[kind] | changes)
+
+
+@STAGES
+def test_every_field_is_described(kind: type[RunConfig]) -> None:
+    assert len(fields(kind)) > 35
+    for spec in fields(kind):
+        assert len(spec.metadata["description"].split()) >= 3, spec.name
+
+
+@STAGES
+def test_required_fields_are_those_that_must_be_told(kind: type[RunConfig]) -> None:
+    without_default = {
+        spec.name for spec in fields(kind) if spec.default is MISSING and spec.default_factory is MISSING
+    }
+    assert without_default == set(REQUIRED[kind])
+    for name in REQUIRED[kind]:
+        values = {key: value for key, value in REQUIRED[kind].items() if key != name}
+        with pytest.raises(InputError, match=rf"^recipe r: setting '{name}' is missing; it means: "):
+            kind.from_mapping(values, "recipe r")
+
+
+@STAGES
+def test_unknown_key_is_refused_with_the_closest(kind: type[RunConfig]) -> None:
+    with pytest.raises(InputError) as refusal:
+        kind.from_mapping(REQUIRED[kind] | {"lerning_rate": 0.1}, "recipe r")
+    assert str(refusal.value) == "recipe r: unknown setting 'lerning_rate'; did you mean learning_rate?"
+    with pytest.raises(InputError, match=f"unknown setting 'zzz'; {kind.stage} has no such setting$"):
+        make(kind, zzz=1)
+
+
+def test_a_stage_does_not_take_the_other_ones_settings() -> None:
+    with pytest.raises(InputError, match="unknown setting 'policy'"):
+        make(SearchConfig, policy="none")
+    with pytest.raises(InputError, match="unknown setting 'alpha_initial'"):
+        make(TrainConfig, alpha_initial=0.1)
+
+
+def test_the_caller_chooses_the_error() -> None:
+    for values in ({"zzz": 1}, {}, REQUIRED[TrainConfig] | {"epochs": 0}):
+        with pytest.raises(UsageError, match="^command line: "):
+            TrainConfig.from_mapping(values, "command line", UsageError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("epochs", True, "a whole number"),
+        ("epochs", 2.0, "a whole number"),
+        ("epochs", "2", "a whole number"),
+        ("epochs", None, "a whole number"),
+        ("learning_rate", True, "a number"),
+        ("learning_rate", "0.1", "a number"),
+        ("learning_rate", [0.1], "a number"),
+        ("dataset", 3, "a text"),
+        ("dataset", ["digits"], "a text"),
+        ("policy", False, "a text"),
+        ("skip_corrupt", 1, "true or false"),
+        ("skip_corrupt", "true", "true or false"),
+        ("model_args", "img_size=8", "a table"),
+        ("model_args", [], "a table"),
+        ("model_args", True, "a table"),
+    ],
+)
+def test_wrong_type_is_refused(name: str, value: object, wanted: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        make(**{name: value})
+    assert refusal.value.why == f"{name}: {value!r} is not {wanted}"
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    config = make(learning_rate=1)
+    assert config.learning_rate == 1.0
+    assert type(config.learning_rate) is float
+
+
+@pytest.mark.parametrize(("kind", "spec"), NUMBERS)
+def test_numbers_keep_to_their_range(kind: type[RunConfig], spec: Any) -> None:
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    assert low is not None
+    assert low >= 0, "nothing here may be negative"
+    inside = [end for end in (low, high) if end is not None]
+    for end in inside:
+        assert getattr(make(kind, **{spec.name: spec.type(end)}), spec.name) == end
+    outside = [low - 1] if spec.type is int else [math.nextafter(low, -math.inf), math.nan, math.inf, -math.inf]
+    if high is not None:
+        outside.append(high + 1 if spec.type is int else math.nextafter(high, math.inf))
+    for value in outside:
+        with pytest.raises(InputError, match=f"{spec.name}: .* is not a finite number (at least|between) {low}"):
+            make(kind, **{spec.name: spec.type(value) if spec.type is float else int(value)})
+
+
+@pytest.mark.parametrize("name", ["epochs", "learning_rate"])
+@pytest.mark.xfail(strict=True, raises=OverflowError, reason="math.isfinite and float() overflow on a huge int")
+def test_a_huge_whole_number_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        make(**{name: 10**400})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "choices"),
+    [
+        (TrainConfig, "base_augmentation", ("none", "flip_crop", "random_resized_crop")),
+        (TrainConfig, "fill", ("mean", "black")),
+        (TrainConfig, "device", ("auto", "cpu", "cuda")),
+        (TrainConfig, "policy", ("learned", "none", "uniform", "trivialaugment", "randaugment", "autoaugment")),
+        (TrainConfig, "mode", ("frozen", "finetune")),
+        (SearchConfig, "alpha", ("scalar", "per-layer")),
+        (SearchConfig, "policy_input", ("both", "features", "embedding")),
+    ],
+)
+def test_choices(kind: type[RunConfig], name: str, choices: tuple[str, ...]) -> None:
+    for choice in choices:
+        assert getattr(make(kind, **{name: choice}), name) == choice
+    for other in ("", choices[0].upper(), choices[0] + " "):
+        with pytest.raises(InputError) as refusal:
+            make(kind, **{name: other})
+        assert refusal.value.why == f"{name}: {other!r} is not one of {', '.join(choices)}"
+
+
+def test_settings_that_contradict_each_other() -> None:
+    assert make(mode="finetune").mode == "finetune"
+    with pytest.raises(InputError, match="include_validation: .* cannot be trained on"):
+        make(mode="finetune", include_validation=True)
+    for policy in ("none", "uniform", "trivialaugment", "randaugment", "autoaugment"):
+        assert make(policy=policy).policy == policy
+        with pytest.raises(InputError, match=f"mode finetune: policy '{policy}' has nothing to learn"):
+            make(policy=policy, mode="finetune")
+
+
+@STAGES
+def test_warm_up_must_leave_epochs(kind: type[RunConfig]) -> None:
+    assert make(kind, epochs=3, warmup_epochs=2).warmup_epochs == 2
+    for warmup in (3, 4):
+        with pytest.raises(InputError, match=f"warmup_epochs: {warmup} epochs .* of 3 epochs; set warmup_epochs below"):
+            make(kind, epochs=3, warmup_epochs=warmup)
+
+
+def test_what_the_validation_images_are_for() -> None:
+    assert not make(SearchConfig).trains_on_validation
+    assert not make(TrainConfig).trains_on_validation
+    assert make(TrainConfig, include_validation=True).trains_on_validation
+
+
+def test_the_network_is_the_one_that_the_stage_trains() -> None:
+    assert make(SearchConfig).network == "wrn10_1"
+    assert make(TrainConfig).network == "resnet10t"
+
+
+@STAGES
+def test_frozen(kind: type[RunConfig]) -> None:
+    config = make(kind)
+    for spec in fields(kind):
+        with pytest.raises(FrozenInstanceError):
+            setattr(config, spec.name, getattr(config, spec.name))
+    with pytest.raises(FrozenInstanceError):
+        config.something_else = 1
+
+
+def test_default_tables_are_not_shared() -> None:
+    make().model_args["img_size"] = 8
+    assert make().model_args == {}
+
+
+def test_changes_are_checked_too() -> None:
+    config = make()
+    assert config.with_changes(epochs=3).epochs == 3
+    assert config.epochs == 20
+    with pytest.raises(UsageError, match="epochs"):
+        config.with_changes(epochs=0)
+
+
+@STAGES
+def test_toml_brings_the_same_configuration_back(kind: type[RunConfig], tmp_path: Path) -> None:
+    config = make(
+        kind,
+        dataset="folder:C:\\b\"i'r\nd\x7f \u00e9\u202e",
+        learning_rate=1 / 3,
+        weight_decay=5e-324,
+        clip_norm=1e22,
+        seed=2**31,
+        skip_corrupt=True,
+        model_args={"img_size": 8, "drop rate": 0.1, "act": {"name": "relu"}, "sizes": [1, 2], "flag": False},
+    )
+    values = tomllib.loads(config.to_toml())
+    assert set(values) == {spec.name for spec in fields(kind)}
+    assert kind.from_mapping(values) == config
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8", newline="")
+    assert kind.from_mapping(read_toml(path)) == config
+
+
+@STAGES
+def test_a_bundle_records_all_but_the_machine(kind: type[RunConfig]) -> None:
+    machine = {"data_dir", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"}
+    assert machine == MACHINE_FIELDS
+    config = make(kind, data_dir="/somewhere", threads=3)
+    assert set(config.portable()) == {spec.name for spec in fields(kind)} - machine
+    assert config.portable() == make(kind).portable()
+    assert all(config.to_mapping()[name] == value for name, value in config.portable().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file or directory"),
+        (b"epochs 3", "not TOML (Expected '=' "),
+        (b"epochs = 3\nepochs = 4", "not TOML (Cannot overwrite a value "),
+        (b"\xff\xfe", "not TOML ('utf-8' codec can't decode byte 0xff "),
+    ],
+    ids=["missing", "no-toml", "twice", "no-utf8"],
+)
+def test_unreadable_toml(content: bytes | None, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as refusal:
+        read_toml(path)
+    assert refusal.value.what == str(path)
+    assert refusal.value.why.startswith(why)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_is_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Is a directory"):
+        read_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(
+            "a = " + "[" * 100_000,
+            marks=pytest.mark.xfail(strict=True, raises=RecursionError, reason="tomllib recurses without a limit"),
+            id="deep",
+        ),
+        pytest.param(
+            "a = " + "1" * 5_000,
+            marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="int() refuses more than 4,300 digits"),
+            id="long-number",
+        ),
+    ],
+)
+def test_hostile_toml(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(content)
+    with pytest.raises(InputError, match="not TOML"):
+        read_toml(path)

@@ -1,0 +1,180 @@
+"""The pipeline: what each stage of it does to known pixels, and in which order."""
+
+import pytest
+import torch
+
+from mapolicy.augment import NoAugmentation
+from mapolicy.config import TrainConfig
+from mapolicy.pipeline import Pipeline, cutout, flip, pad_and_crop
+from mapolicy.transformation import Transformation
+
+CPU = torch.device("cpu")
+
+
+def settings(**changes) -> TrainConfig:
+    values = {
+        "dataset": "digits",
+        "arch": "wrn10_1",
+        "image_size": 32,
+        "train_per_class": 0,
+        "validation_per_class": 1,
+        "test_per_class": 1,
+        "base_augmentation": "none",
+        "cutout": 0,
+        "epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 0.1,
+        "weight_decay": 0,
+        "clip_norm": 0,
+        "validation_batch_size": 4,
+        "policy_learning_rate": 1e-3,
+        "alpha_learning_rate": 1e-3,
+        "sampler_every": 1,
+        "sampler_history": 1,
+    }
+    return TrainConfig(**(values | changes))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(batch: int, channels: int = 3, side: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, channels, side, side), dtype=torch.uint8, generator=generator(99))
+
+
+def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
+    images = noise(400, side=4)
+    flipped = flip(images, generator())
+    mirrored = sum(torch.equal(a, b.flip(2)) for a, b in zip(flipped, images, strict=True))
+    kept = sum(torch.equal(a, b) for a, b in zip(flipped, images, strict=True))
+    assert mirrored + kept == 400
+    assert abs(mirrored - 200) < 5 * 10
+
+
+def test_crop_cuts_every_offset_out_of_the_image_padded_with_black() -> None:
+    image = noise(1, side=8)
+    padded = torch.zeros(1, 3, 12, 12, dtype=torch.uint8)
+    padded[:, :, 2:10, 2:10] = image
+    windows = {(y, x): padded[0, :, y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
+    cropped = pad_and_crop(image.expand(2000, -1, -1, -1), 2, generator())
+    counts = dict.fromkeys(windows, 0)
+    for got in cropped:
+        found = [offset for offset, window in windows.items() if torch.equal(got, window)]
+        assert len(found) == 1
+        counts[found[0]] += 1
+    assert min(counts.values()) > 40  # 80 expected of each of the 25, deviation 9
+
+
+@pytest.mark.parametrize("side", [16, 5, 1])
+def test_cutout_hides_a_square_of_exactly_its_side_clipped_at_the_border(side: int) -> None:
+    images = torch.full((3000, 3, 32, 32), 9, dtype=torch.uint8)
+    fill = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    got = cutout(images, side, fill, generator())
+    sides = set()
+    for image in got:
+        hidden = image[0] == 1
+        assert torch.equal(image[1] == 2, hidden)
+        assert torch.equal(image[2] == 3, hidden)
+        rows, columns = hidden.any(1).nonzero()[:, 0], hidden.any(0).nonzero()[:, 0]
+        height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+        assert int(hidden.sum()) == height * width, "a full rectangle"
+        inside_rows = rows[0] > 0 and rows[-1] < 31
+        inside_columns = columns[0] > 0 and columns[-1] < 31
+        if inside_rows and inside_columns:
+            assert (height, width) == (side, side)
+        sides.add((height, width))
+        assert height <= side
+        assert width <= side
+    assert (side, side) in sides
+    assert got.shape == images.shape
+    assert int(images.min()) == 9, "the input is left alone"
+
+
+def test_cutout_of_16_covers_what_devries_and_taylor_cover() -> None:
+    """Their rows are clip(y - 8, 0, 32) to clip(y + 8, 0, 32) for a centre y uniform over the rows."""
+    draws = generator(5)
+    rows = torch.randint(0, 32, (64, 1), generator=generator(5))
+    got = cutout(torch.full((64, 1, 32, 32), 200, dtype=torch.uint8), 16, torch.zeros(1, dtype=torch.uint8), draws)
+    for image, y in zip(got, rows[:, 0].tolist(), strict=True):
+        hidden = (image[0] == 0).any(1).nonzero()[:, 0]
+        assert (int(hidden[0]), int(hidden[-1]) + 1) == (max(y - 8, 0), min(y + 8, 32))
+
+
+def test_normalisation_gives_mean_zero_and_deviation_one() -> None:
+    images = noise(64)
+    mean, std = images.double().mean((0, 2, 3)) / 255, images.double().std((0, 2, 3), correction=0) / 255
+    pipeline = Pipeline(settings(), mean.tolist(), std.tolist(), CPU)
+    inputs = pipeline.normalise(images).double()
+    assert inputs.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (inputs.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+
+
+class Recorder:
+    """An augmentation that paints the images black but for what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+        self.fill: torch.Tensor | None = None
+
+    def __call__(self, images: torch.Tensor, fill: torch.Tensor, generator: torch.Generator):
+        self.seen.append(images)
+        self.fill = fill
+        zeros = torch.zeros(len(images), dtype=torch.int64)
+        return torch.zeros_like(images), Transformation.draw_magnitudes(zeros, zeros, generator)
+
+
+def test_order_is_flip_crop_transformation_cutout_normalise() -> None:
+    """Seen through a transformation that blackens: before it the crop, after it the hole in the mean's colour."""
+    config = settings(base_augmentation="flip_crop", cutout=16)
+    pipeline = Pipeline(config, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU)
+    images = noise(4)
+    recorder = Recorder()
+    batch = pipeline.augment(images, torch.arange(4), recorder, step=3)
+    assert recorder.seen[0].shape == images.shape
+    assert not torch.equal(recorder.seen[0], images), "flip and crop come before"
+    assert set(batch.images.unique().tolist()) == {0, 128}, "the hole comes after, in the mean's colour"
+    torch.testing.assert_close(batch.inputs, (batch.images.float() / 255 - 0.5) / 0.5)
+    assert batch.transformation is not None
+
+
+def test_imagenet_flips_but_does_not_crop_again() -> None:
+    pipeline = Pipeline(settings(base_augmentation="random_resized_crop"), (0.5,) * 3, (0.5,) * 3, CPU)
+    images = noise(64)
+    batch = pipeline.augment(images, torch.zeros(64), NoAugmentation(), step=0)
+    same = [torch.equal(a, b) for a, b in zip(batch.images, images, strict=True)]
+    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(batch.images, images, strict=True)]
+    assert sum(same) + sum(mirrored) == 64
+    assert 16 < sum(mirrored) < 48
+
+
+def test_copies_are_augmented_apart() -> None:
+    pipeline = Pipeline(settings(copies=4, cutout=8), (0.5,) * 3, (0.5,) * 3, CPU)
+    batch = pipeline.augment(noise(5), torch.arange(5), NoAugmentation(), step=0)
+    assert batch.images.shape[0] == 20
+    assert batch.labels.tolist() == [label for label in range(5) for _ in range(4)]
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
+@pytest.mark.parametrize(("fill", "expected"), [("mean", [26, 51, 255]), ("black", [0, 0, 0])])
+def test_fill_is_the_mean_colour_or_black(fill: str, expected: list[int]) -> None:
+    recorder = Recorder()
+    pipeline = Pipeline(settings(fill=fill), (0.1, 0.2, 1.0), (1.0, 1.0, 1.0), CPU)
+    pipeline.augment(noise(2), torch.zeros(2), recorder, step=0)
+    assert recorder.fill is not None
+    assert recorder.fill.tolist() == expected
+
+
+def test_draws_depend_on_seed_and_step_alone() -> None:
+    config = settings(base_augmentation="flip_crop", cutout=16)
+
+    def run(config: TrainConfig, step: int) -> torch.Tensor:
+        pipeline = Pipeline(config, (0.5,) * 3, (0.5,) * 3, CPU)
+        return pipeline.augment(noise(8), torch.zeros(8), NoAugmentation(), step).images
+
+    torch.manual_seed(0)
+    one = run(config, 5)
+    torch.manual_seed(1)
+    assert torch.equal(one, run(config, 5))
+    assert not torch.equal(one, run(config, 6))
+    assert not torch.equal(one, run(config.with_changes(seed=1), 5))

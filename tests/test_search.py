@@ -1,0 +1,216 @@
+"""The search end to end, on digits."""
+
+import json
+import math
+import tomllib
+
+import pytest
+import torch
+
+from mapolicy import PolicyBundle, search_policy
+from mapolicy.checkpoint import load_checkpoint
+from mapolicy.errors import InputError, TrainingError, UsageError
+from mapolicy.reporting import Reporter
+from mapolicy.run import Run
+
+
+class Log(Reporter):
+    def __init__(self) -> None:
+        self.records, self.evaluations, self.notes, self.ended, self.result = [], [], [], 0, {}
+
+    def iterated(self, record) -> None:
+        self.records.append(record)
+
+    def evaluated(self, record) -> None:
+        self.evaluations.append(record)
+
+    def noted(self, text) -> None:
+        self.notes.append(text)
+
+    def completed(self, result) -> None:
+        self.result = result
+
+    def finished(self) -> None:
+        self.ended += 1
+
+
+def test_same_seed_same_bytes(bundle: PolicyBundle, make_search_config) -> None:
+    again = search_policy(make_search_config())
+    assert again.to_bytes() == bundle.to_bytes()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epsilon": 0.2}, {"policy_learning_rate": 0.02}])
+def test_other_settings_other_policy(bundle: PolicyBundle, make_search_config, change: dict) -> None:
+    other = search_policy(make_search_config(**change))
+    assert not torch.equal(other.probabilities, bundle.probabilities)
+    assert other.digest != bundle.digest
+
+
+def test_the_policy_moves_and_stays_a_policy(bundle: PolicyBundle) -> None:
+    probabilities = bundle.probabilities.double()
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-6)
+    assert float(probabilities.min()) >= 0.1 / 196 - 1e-9
+    assert float((probabilities * 196 - 1).abs().max()) > 0.01
+    assert float(bundle.alpha) > 0
+    assert float(bundle.alpha) != pytest.approx(0.1)
+    assert bundle.build_policy().output.weight.detach().abs().max() > 0
+
+
+def test_the_bundle_says_what_was_done(bundle: PolicyBundle, make_search_config) -> None:
+    manifest = bundle.manifest
+    assert manifest.dataset.name == "digits"
+    assert manifest.dataset.classes == tuple("0123456789")
+    assert manifest.extractor.arch == "wrn10_1"
+    assert manifest.extractor.feature_width == 64
+    settings = make_search_config().portable()
+    assert manifest.search.settings == settings
+    assert manifest.run.iterations == 2 * (manifest.dataset.counts.train // 256)
+    assert 10 < manifest.results["validation_top1"] <= 100
+    assert len(bundle.meta_validation) == manifest.dataset.counts.meta_validation
+
+
+def test_the_test_split_is_not_opened(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self) -> None:
+        raise AssertionError("the search opened the test split")
+
+    monkeypatch.setattr("mapolicy.data.DataSplits.test", fail)
+    search_policy(make_search_config(epochs=1))
+
+
+def test_run_folder_has_configuration_log_and_result(make_search_config, tmp_path) -> None:
+    log = Log()
+    config = make_search_config(batch_size=128)
+    searched = search_policy(config, log, tmp_path / "run")
+    folder = tmp_path / "run"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.safetensors",
+        "config.toml",
+        "metrics.jsonl",
+        "result.json",
+        "status.json",
+    ]
+    assert tomllib.loads((folder / "config.toml").read_text()) == config.to_mapping()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    iterations = [line for line in lines if "loss" in line]
+    assert [line["iteration"] for line in iterations] == list(range(1, 21))
+    assert {"loss", "validation_loss", "alpha", "entropy", "weight_spread", "learning_rate"} <= set(iterations[0])
+    assert [line["validation_top1"] for line in lines if "validation_top1" in line] == [
+        record["validation_top1"] for record in log.evaluations
+    ]
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["digest"] == searched.digest
+    assert result["cost_ratio"] > 1
+    assert log.ended == 1
+
+
+@pytest.mark.parametrize("iteration", [1, 3, 5, 10])
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    bundle: PolicyBundle, make_search_config, tmp_path, monkeypatch: pytest.MonkeyPatch, iteration: int
+) -> None:
+    """Stopped in the first iteration, in mid-epoch, at an epoch's end and at the very end."""
+    config = make_search_config()
+    original = Run._iterated
+
+    def stopping(self, loss, measures) -> None:
+        original(self, loss, measures)
+        if self.iteration == iteration:
+            self.checkpoint()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_iterated", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            search_policy(config, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
+    log = Log()
+    resumed = search_policy(config, log, tmp_path / "run", resume=True)
+    assert log.notes == [f"goes on after iteration {iteration}"]
+    assert resumed.to_bytes() == bundle.to_bytes()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line)["iteration"] for line in lines if "loss" in line.split('"epoch"')[1]]
+    assert logged == list(range(1, 11)), "no line twice, none missing"
+
+
+@pytest.mark.parametrize("dropped", ["optimizer.policy.", "optimizer.network.", "module.rate.", "sampler."])
+def test_every_part_of_the_state_matters(
+    bundle: PolicyBundle, make_search_config, tmp_path, monkeypatch: pytest.MonkeyPatch, dropped: str
+) -> None:
+    """The control: a resume that forgets a part of the state does not give the same bytes."""
+    config = make_search_config()
+    original = Run._iterated
+
+    def stopping(self, loss, measures) -> None:
+        original(self, loss, measures)
+        if self.iteration == 7:
+            self.checkpoint()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_iterated", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            search_policy(config, run_dir=tmp_path / "run")
+
+    def forgetful(path):
+        tensors, facts = load_checkpoint(path)
+        return {
+            name: torch.zeros_like(tensor) if name.startswith(dropped) else tensor for name, tensor in tensors.items()
+        }, facts
+
+    monkeypatch.setattr("mapolicy.run.load_checkpoint", forgetful)
+    try:
+        resumed = search_policy(config, run_dir=tmp_path / "run", resume=True)
+    except (TrainingError, RuntimeError):
+        return
+    assert resumed.to_bytes() != bundle.to_bytes()
+
+
+def test_resume_with_other_settings_lists_each_difference(make_search_config, tmp_path) -> None:
+    search_policy(make_search_config(epochs=1), run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match=r"seed 0 -> 3") as caught:
+        search_policy(make_search_config(epochs=1, seed=3, epsilon=0.3), run_dir=tmp_path / "run", resume=True)
+    assert "epsilon 0.1 -> 0.3" in str(caught.value)
+
+
+def test_a_folder_with_a_run_is_refused(make_search_config, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").write_text("")
+    with pytest.raises(UsageError, match="holds a run"):
+        search_policy(make_search_config(), run_dir=tmp_path / "run")
+
+
+def test_divergence_stops_and_names_the_iteration_and_the_last_good_state(make_search_config, tmp_path) -> None:
+    config = make_search_config(learning_rate=1e18, clip_norm=0.0, checkpoint_minutes=0.0)
+    with pytest.raises(TrainingError, match=r"iteration \d+: the loss is (nan|inf); the last good state is") as caught:
+        search_policy(config, run_dir=tmp_path / "run")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 4)
+    tensors, facts = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
+    assert f"iteration {facts['iteration'] + 1}:" in str(caught.value)
+    assert "checkpoint.safetensors" in str(caught.value)
+    assert all(math.isfinite(float(t.sum())) for name, t in tensors.items() if name.startswith("module.policy"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"copies": 4}, {"alpha": "per-layer"}, {"policy_input": "features"}, {"policy_input": "embedding"}],
+    ids=lambda change: "-".join(map(str, change.values())),
+)
+def test_options_end_in_a_bundle_that_loads(make_search_config, change: dict) -> None:
+    searched = search_policy(make_search_config(epochs=1, batch_size=512, **change))
+    loaded = PolicyBundle.from_bytes(searched.to_bytes())
+    assert loaded.digest == searched.digest
+    (name,) = change
+    assert loaded.manifest.search.settings[name] == change[name]
+    if name == "alpha":
+        assert loaded.alpha.shape == (len(list(loaded.build_extractor(torch.device("cpu")).parameters())),)
+
+
+def test_a_proxy_that_no_bundle_may_hold_is_refused_at_the_start(make_search_config) -> None:
+    with pytest.raises((InputError, UsageError), match="global_pool"):
+        search_policy(make_search_config(proxy="test_resnet", model_args={"global_pool": "max"}))
+
+
+def test_a_transformer_can_search(make_search_config) -> None:
+    config = make_search_config(proxy="test_vit", model_args={"img_size": 8, "patch_size": 4}, epochs=1, batch_size=512)
+    assert search_policy(config).manifest.extractor.model_args == {"img_size": 8, "patch_size": 4}

@@ -1,0 +1,226 @@
+"""Training end to end, on digits: frozen, fine-tuned, baselines, and the checks between a bundle and a run."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from mapolicy import PolicyBundle, train_network
+from mapolicy.augment import SampledTransformations
+from mapolicy.data import load_splits
+from mapolicy.errors import InputError, UsageError
+from mapolicy.features import features_and_logits
+from mapolicy.networks import build_network
+from mapolicy.pipeline import Pipeline
+from mapolicy.run import training_plan
+from mapolicy.runtime import seed_for
+from mapolicy.sampler import TransformationSampler
+
+CPU = torch.device("cpu")
+
+
+def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, make_train_config) -> None:
+    """A plain loop with the bundle's parts: sample from p_jk, weigh by the extractor and theta, SGD."""
+    config = make_train_config(epochs=1, clip_norm=0.0, weight_decay=0.0, optimizer="momentum")
+    got = train_network(config, bundle).network
+
+    splits = load_splits(config, CPU, "train", bundle.meta_validation)
+    network = build_network(
+        config.arch, {}, len(splits.classes), splits.channels, seed_for(0, "train", "network", 0), CPU
+    ).train()
+    policy, extractor = bundle.build_policy(), bundle.build_extractor(CPU)
+    pipeline = Pipeline(config, splits.mean, splits.std, CPU)
+    sampler = SampledTransformations(TransformationSampler(probabilities=bundle.probabilities), "metaaugment-v1")
+    velocity = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    plan = training_plan(config, len(splits.train), 0)
+    contract = bundle.manifest.input
+    for (step, _), (images, labels) in zip(plan, splits.train.batches(plan), strict=True):
+        batch = pipeline.augment(images, labels, sampler, step)
+        with torch.no_grad():
+            mean = torch.tensor(contract.mean)[:, None, None]
+            std = torch.tensor(contract.std)[:, None, None]
+            features, _ = features_and_logits(extractor, (batch.images.float() / 255 - mean) / std)
+            raw = policy(features, batch.transformation.embed())
+        losses = F.cross_entropy(network(batch.inputs), batch.labels, reduction="none")
+        gradients = torch.autograd.grad((losses * raw / raw.sum()).sum(), list(network.parameters()))
+        rate = 0.1 * (1 + torch.cos(torch.tensor(torch.pi * step / len(plan)))).item() / 2
+        with torch.no_grad():
+            for parameter, gradient, momentum in zip(network.parameters(), gradients, velocity, strict=True):
+                momentum.mul_(0.9).add_(gradient)
+                parameter -= rate * momentum
+    for (name, expected), actual in zip(network.named_parameters(), got.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_frozen_training_leaves_the_bundle_alone(bundle: PolicyBundle, make_train_config) -> None:
+    before = bundle.to_bytes()
+    result = train_network(make_train_config(epochs=1), bundle)
+    assert bundle.to_bytes() == before
+    assert result.digest == bundle.digest
+    assert result.refined is None
+    assert result.weight_spread > 0
+
+
+def test_finetuning_goes_on_learning_and_keeps_the_extractor(bundle: PolicyBundle, make_train_config) -> None:
+    result = train_network(make_train_config(mode="finetune"), bundle)
+    refined = result.refined
+    assert refined is not None
+    assert refined.digest != bundle.digest
+    for name, tensor in bundle.tensors.items():
+        same = torch.equal(tensor, refined.tensors[name])
+        learned = name.startswith(("policy.", "sampler.")) or name == "alpha"
+        assert same != learned, name
+    assert "fine-tuned" in refined.manifest.note
+    assert PolicyBundle.from_bytes(refined.to_bytes()).digest == refined.digest
+
+
+def test_a_per_layer_alpha_can_be_finetuned_on_another_network(make_search_config, make_train_config) -> None:
+    from mapolicy import search_policy
+
+    searched = search_policy(make_search_config(epochs=1, alpha="per-layer"))
+    refined = train_network(make_train_config(epochs=1, mode="finetune"), searched).refined
+    assert refined is not None
+    assert refined.alpha.shape == searched.alpha.shape
+
+
+@pytest.mark.parametrize("policy", ["none", "uniform", "trivialaugment", "randaugment", "autoaugment"])
+def test_baselines_weigh_all_samples_equally(make_train_config, policy: str) -> None:
+    result = train_network(make_train_config(policy=policy, epochs=1))
+    assert result.weight_spread == pytest.approx(0, abs=1e-6)
+    assert result.digest is None
+    assert 0 <= result.test_top1 <= result.test_top5 <= 100
+
+
+def test_policies_share_weights_order_and_split(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
+    """Everything but the policy is the same for the same seed."""
+    seen: dict[str, list] = {}
+    original = Pipeline.augment
+
+    def spy(self, images, labels, augmentation, step):
+        if self.config.copies == 1 and type(augmentation).__name__ == seen["kind"]:
+            seen["batches"].append((step, labels.tolist()))
+        return original(self, images, labels, augmentation, step)
+
+    monkeypatch.setattr(Pipeline, "augment", spy)
+    kinds = {"learned": "SampledTransformations", "uniform": "SampledTransformations", "randaugment": "PublishedPolicy"}
+    batches = {}
+    for policy, kind in kinds.items():
+        seen.update(kind=kind, batches=[])
+        train_network(make_train_config(policy=policy, epochs=1), bundle)
+        batches[policy] = seen["batches"]
+    assert len(batches["learned"]) == 5
+    assert batches["learned"] == batches["uniform"] == batches["randaugment"]
+
+
+def test_the_test_split_is_opened_once_at_the_end(make_train_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mapolicy.data import DataSplits
+    from mapolicy.run import Run
+
+    events: list[str] = []
+    iterated, test = Run._iterated, DataSplits.test
+
+    def note_iteration(self, *arguments) -> None:
+        events.append("iteration")
+        iterated(self, *arguments)
+
+    def note_test(self):
+        events.append("test")
+        return test(self)
+
+    monkeypatch.setattr(Run, "_iterated", note_iteration)
+    monkeypatch.setattr(DataSplits, "test", note_test)
+    train_network(make_train_config(policy="none"))
+    assert events == ["iteration"] * 10 + ["test"]
+
+
+def test_validation_images_are_trained_on_only_if_asked(bundle: PolicyBundle, make_train_config) -> None:
+    without = train_network(make_train_config(epochs=1, batch_size=128), bundle)
+    included = train_network(make_train_config(epochs=1, batch_size=128, include_validation=True), bundle)
+    assert without.validation_top1 is not None
+    assert included.validation_top1 is None
+
+
+def test_run_folder_holds_the_weights(make_train_config, tmp_path) -> None:
+    config = make_train_config(policy="none", epochs=1)
+    result = train_network(config, run_dir=tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "network.safetensors")
+    assert set(weights) == set(result.network.state_dict())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in result.network.state_dict().items())
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert figures["test_top1"] == result.test_top1
+    assert figures["policy"] == "none"
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_interrupted_and_resumed_gives_the_same_network(
+    bundle: PolicyBundle, make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from mapolicy.run import Run
+
+    config = make_train_config(mode=mode)
+    whole = train_network(config, bundle)
+    original = Run._iterated
+
+    def stopping(self, loss, measures) -> None:
+        original(self, loss, measures)
+        if self.iteration == 6:
+            self.checkpoint()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_iterated", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_network(config, bundle, run_dir=tmp_path / "run")
+    resumed = train_network(config, bundle, run_dir=tmp_path / "run", resume=True)
+    state = whole.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in resumed.network.state_dict().items())
+    assert resumed.test_top1 == whole.test_top1
+    if mode == "finetune":
+        assert resumed.refined is not None
+        assert whole.refined is not None
+        assert resumed.refined.digest == whole.refined.digest
+
+
+def test_a_learned_policy_needs_a_bundle(make_train_config) -> None:
+    with pytest.raises(UsageError, match="no bundle"):
+        train_network(make_train_config())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split_seed": 5}, "setting split_seed: is 5, the bundle was searched with 0"),
+        ({"train_per_class": 20}, "setting train_per_class: is 20.0"),
+        ({"operation_space": "wide"}, "setting operation_space: is 'wide'"),
+    ],
+)
+def test_settings_that_contradict_the_bundle_are_refused(
+    bundle: PolicyBundle, make_train_config, change: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_network(make_train_config(**change), bundle)
+
+
+def test_other_images_than_the_bundles_are_refused(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
+    changed = bundle.manifest.model_copy(
+        update={"dataset": bundle.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})}
+    )
+    with pytest.raises(InputError, match="its images are not those of the bundle's digits"):
+        train_network(make_train_config(), PolicyBundle(changed, bundle.tensors))
+
+
+def test_other_classes_than_the_bundles_are_refused(bundle: PolicyBundle, make_train_config) -> None:
+    classes = ("zero", *bundle.manifest.dataset.classes[1:])
+    changed = bundle.manifest.model_copy(
+        update={"dataset": bundle.manifest.dataset.model_copy(update={"classes": classes})}
+    )
+    with pytest.raises(InputError, match="its class 0 is '0', the bundle's is 'zero'"):
+        train_network(make_train_config(), PolicyBundle(changed, bundle.tensors))
+
+
+def test_target_may_be_larger_than_the_proxys_input(bundle: PolicyBundle, make_train_config) -> None:
+    """A ViT with an image size of its own: the extractor sees the images at the proxy's size."""
+    config = make_train_config(arch="test_vit", image_size=16, model_args={"img_size": 16}, epochs=1)
+    assert train_network(config, bundle).weight_spread > 0
