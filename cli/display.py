@@ -1,0 +1,167 @@
+"""Progress on stderr: a live display on a terminal, plain lines elsewhere. Results go to stdout."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..reporting import Record, Reporter
+
+# Records' names in the order in which they are shown, with how they are written.
+SHOWN = {
+    "loss": "{:.3f}",
+    "validation_loss": "{:.3f}",
+    "validation_top1": "{:.2f} %",
+    "alpha": "{:.4f}",
+    "entropy": "{:.5f}",
+    "weight_spread": "{:.3f}",
+    "learning_rate": "{:.4f}",
+    "images_per_second": "{:.0f}",
+}
+LABELS = {
+    "validation_loss": "meta-validation loss",
+    "validation_top1": "meta-validation top-1",
+    "entropy": "entropy of p_jk, of uniform",
+    "weight_spread": "weights' spread",
+    "learning_rate": "learning rate",
+    "images_per_second": "images a second",
+}
+
+
+class QuietReporter(Reporter):
+    """Shows nothing but what the user must know; remembers the result."""
+
+    def __init__(self) -> None:
+        self.result: Mapping[str, Any] = {}
+
+    def noted(self, text: str) -> None:
+        """One line on stderr."""
+        print(f"mapolicy: {text}", file=sys.stderr, flush=True)
+
+    def completed(self, result: Mapping[str, Any]) -> None:
+        """Kept for the command to print."""
+        self.result = result
+
+
+class PlainReporter(QuietReporter):
+    """A line now and then, for logs."""
+
+    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
+        """What runs, and on what."""
+        self._latest: dict[str, float] = {}
+        self._iterations = iterations
+        details = ", ".join(f"{key} {value}" for key, value in facts.items())
+        self.noted(f"{what}: {iterations} iterations; {details}")
+
+    def iterated(self, record: Record) -> None:
+        """Kept until the epoch is done."""
+        self._latest |= record
+
+    def evaluated(self, record: Record) -> None:
+        """The epoch's line."""
+        self._latest |= record
+        figures = "  ".join(f"{LABELS.get(key, key)} {value}" for key, value in shown(self._latest).items())
+        left = duration(self._latest.get("seconds_left", 0))
+        self.noted(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
+
+
+class LiveReporter(QuietReporter):
+    """A display that stays in place on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._latest: dict[str, float] = {}
+        self._live: Live | None = None
+
+    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
+        """Put the display up."""
+        self._latest = {}
+        for key, value in facts.items():
+            self._console.print(Text(f"{key:>16}  {value}"))
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]} left", markup=False),
+            console=self._console,
+            expand=True,
+        )
+        self._bar = self._progress.add_task(what, total=iterations, left="?")
+        self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+        self._live.start()
+
+    def iterated(self, record: Record) -> None:
+        """Move on."""
+        self._latest |= record
+        left = duration(record["seconds_left"])
+        self._progress.update(self._bar, completed=int(record["iteration"]), left=left)
+        self._refresh()
+
+    def evaluated(self, record: Record) -> None:
+        """Show the accuracy."""
+        self._latest |= record
+        self._refresh()
+
+    def noted(self, text: str) -> None:
+        """A line above the display."""
+        self._console.print(Text(text))
+
+    def finished(self) -> None:
+        """Leave the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+
+    def _render(self) -> Group:
+        figures = Table.grid(padding=(0, 2))
+        for key, value in shown(self._latest).items():
+            figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value))
+        return Group(self._progress, figures)
+
+
+def reporter(quiet: bool) -> QuietReporter:
+    """The display that fits where stderr goes."""
+    if quiet:
+        return QuietReporter()
+    console = Console(stderr=True)
+    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else PlainReporter()
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_figures(figures: Mapping[str, str]) -> None:
+    """Names and values, one a line, on stdout."""
+    width = max(len(name) for name in figures)
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def shown(record: Record) -> dict[str, str]:
+    """The figures of a record that a user wants to see, written out."""
+    return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def ratio(value: float | None) -> str:
+    """A cost ratio, or that the run was too short to measure one."""
+    return "not measured (too few iterations)" if value is None else f"{value:.2f}x a plain step"

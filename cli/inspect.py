@@ -1,0 +1,122 @@
+"""`mapolicy inspect`: what a bundle says, without building its networks (and without importing torch)."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ..bundle_format import ALPHA, MEANS, PROBABILITIES, read_bundle
+from ..manifest import Manifest
+from ..tensor_container import RawTensor
+from . import display, options
+
+LISTED = 5
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", metavar="FILE")],
+    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Check a bundle's file and show where it came from and what it learned.
+
+    Example: mapolicy inspect artifacts/digits.safetensors
+    """
+    manifest, tensors = read_bundle(bundle, expect_digest)
+    facts = describe(manifest, tensors, bundle.stat().st_size)
+    if as_json:
+        display.print_json(facts)
+        return
+    data, split = facts["dataset"], manifest.dataset.counts
+    lines = {
+        "bundle": str(bundle),
+        "digest": manifest.digest,
+        "data set": f"{data['name']}, {len(data['classes'])} classes, "
+        f"{split.train} training and {split.meta_validation} meta-validation images",
+        "fingerprint": manifest.dataset.fingerprint,
+        "input": f"{manifest.input.channels} x {manifest.input.size} x {manifest.input.size}, "
+        f"base augmentation {manifest.input.base_augmentation}, cutout {manifest.input.cutout}",
+        "proxy": f"{manifest.extractor.arch}, {facts['validation_top1']:.2f} % top-1 on the meta-validation split",
+        "searched for": f"{manifest.run.epochs} epochs, {manifest.run.iterations} iterations, "
+        f"seed {manifest.search.settings.get('seed', '?')}",
+        "operation space": f"{manifest.operations.space}, fill {manifest.operations.fill}",
+        "alpha": _alpha(facts["alpha"]),
+        "entropy of p_jk": f"{facts['entropy']:.5f} of uniform",
+        "furthest from uniform": f"{facts['furthest']:.1%} (largest relative difference of a p_jk)",
+        "size": f"{facts['bytes']:,} bytes, {facts['parameters']['extractor']:,} parameters in the extractor, "
+        f"{facts['parameters']['policy']:,} in the policy network",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "licence": manifest.licence or "not stated",
+        "note": " ".join(manifest.note.split()) or "none",
+    }
+    display.print_figures(lines)
+    for title, key in (("likeliest transformations", "likeliest"), ("unlikeliest", "unlikeliest")):
+        print(f"\n{title} (uniform: {1 / len(manifest.operations.names) ** 2:.4%})")
+        for entry in facts[key]:
+            print(f"  {entry['first']:>12}, {entry['second']:<12}  {entry['probability']:.4%}")
+
+
+def describe(manifest: Manifest, tensors: dict[str, RawTensor], size: int) -> dict[str, Any]:
+    """A bundle's facts as plain values.
+
+    Args:
+        manifest, tensors: as `read_bundle` returns them.
+        size: of the file, bytes.
+    """
+    names = manifest.operations.names
+    probabilities = _array(tensors[PROBABILITIES]).astype(np.float64)
+    means = _array(tensors[MEANS])
+    order = np.argsort(-probabilities, axis=None, kind="stable")
+
+    def entries(positions: Any) -> list[dict[str, Any]]:
+        pairs = (divmod(int(position), len(names)) for position in positions)
+        return [
+            {
+                "first": names[j],
+                "second": names[k],
+                "probability": float(probabilities[j, k]),
+                "mean_output": float(means[j, k]),
+            }
+            for j, k in pairs
+        ]
+
+    positive = probabilities[probabilities > 0]
+    return {
+        "digest": manifest.digest,
+        "format": manifest.format,
+        "dataset": manifest.dataset.model_dump(),
+        "input": manifest.input.model_dump(),
+        "operations": manifest.operations.model_dump(),
+        "extractor": manifest.extractor.model_dump(),
+        "search": manifest.search.model_dump()["settings"],
+        "run": manifest.run.model_dump(),
+        "results": manifest.results,
+        "validation_top1": manifest.results["validation_top1"],
+        "alpha": _array(tensors[ALPHA]).reshape(-1).tolist(),
+        "entropy": float(-(positive * np.log(positive)).sum() / math.log(probabilities.size)),
+        "furthest": float(np.abs(probabilities * probabilities.size - 1).max()),
+        "likeliest": entries(order[:LISTED]),
+        "unlikeliest": entries(order[::-1][:LISTED]),
+        "bytes": size,
+        "parameters": {
+            part: sum(math.prod(t.shape) for name, t in tensors.items() if name.startswith(f"{part}."))
+            for part in ("extractor", "policy")
+        },
+        "versions": manifest.versions,
+        "licence": manifest.licence,
+        "note": manifest.note,
+    }
+
+
+def _array(tensor: RawTensor) -> Any:
+    """A float32 tensor as an array; alpha, probabilities and means are never stored otherwise."""
+    return np.frombuffer(tensor.data, dtype="<f4").reshape(tensor.shape)
+
+
+def _alpha(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{len(values)} of them, from {min(values):.4f} to {max(values):.4f}"

@@ -1,0 +1,72 @@
+"""The `mapolicy` command: its subcommands, and the one place where errors become a line and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import typer
+
+from ..errors import MapolicyError
+from . import demo, inspect, search, train
+
+# typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+
+LONGEST_ERROR = 240
+BUG_EXIT, INTERRUPT_EXIT = 1, 130
+
+app = typer.Typer(
+    name="mapolicy",
+    help="Search a sample-aware augmentation policy once, keep it in one file, train any network with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("search")(search.search)
+app.command("train")(train.train)
+app.command("inspect")(inspect.inspect)
+app.command("demo")(demo.demo)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit as the table of exit codes says."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except MapolicyError as problem:
+        code = _fail(str(problem), problem.exit_code, debug)
+    except ClickException as problem:
+        code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail(
+            "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written",
+            INTERRUPT_EXIT,
+            debug,
+        )
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep Python from complaining when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as problem:
+        text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
+        code = _fail(text, BUG_EXIT, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    line = f"mapolicy: error: {' '.join(text.split())}"
+    printable = line.encode("ascii", "backslashreplace").decode()
+    clean = "".join(character if character.isprintable() else "?" for character in printable)
+    if len(clean) > LONGEST_ERROR:
+        clean = f"{clean[: LONGEST_ERROR - 3]}..."
+    print(clean, file=sys.stderr)
+    return code
+
+
+def _click_message(problem: Exception) -> str:
+    return str(getattr(problem, "format_message", problem.__str__)()).rstrip(".")

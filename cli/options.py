@@ -1,0 +1,120 @@
+"""Options that several commands share, and how they become a configuration."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from .. import recipes
+from ..config import RunConfig
+from ..errors import InputError, UsageError
+from ..files import RUN_FILES, check_writable
+
+Config = TypeVar("Config", bound=RunConfig)
+
+Recipe = Annotated[str | None, typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override one setting.", metavar="KEY=VALUE")]
+ModelArguments = Annotated[
+    list[str] | None, typer.Option("--model-arg", help="Argument of the network's constructor.", metavar="KEY=VALUE")
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training split.")]
+DataDir = Annotated[str | None, typer.Option(help="Where data sets are read from and downloaded to.", metavar="DIR")]
+RunDir = Annotated[Path | None, typer.Option(help="Folder of this run's log and checkpoints.", metavar="DIR")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything but the splits.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def resolve(
+    kind: type[Config],
+    recipe: str | None,
+    network: str | None,
+    dataset: str | None,
+    bundle_settings: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    settings: list[str] | None,
+    model_arguments: list[str] | None,
+) -> Config:
+    """The configuration: recipe, then bundle, then flags and `--set`.
+
+    Args:
+        kind: of the stage.
+        recipe: name or file; None finds the one of data set and network.
+        network: from the command line; None takes the recipe's.
+        dataset: likewise.
+        bundle_settings: what the bundle fixes.
+        flags: settings by name; None stands for a flag that was not given.
+        settings: `key=value` of `--set`.
+        model_arguments: `key=value` of `--model-arg`.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    given |= dict(_key_value("--set", text) for text in settings or [])
+    if arguments := dict(_key_value("--model-arg", text) for text in model_arguments or []):
+        given["model_args"] = arguments
+    named = dataset or given.get("dataset") or bundle_settings.get("dataset")
+    if recipe is None and named is None:
+        raise UsageError("DATASET", "no data set was named", "name one, or give --bundle or --recipe")
+    source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
+    values = {**values, **bundle_settings}
+    if named is not None:
+        values["dataset"] = named
+    if network is not None:
+        values[kind.network_field] = network
+    kind.from_mapping(
+        {**values, "dataset": values.get("dataset", "?"), kind.network_field: values.get(kind.network_field, "?")},
+        source,
+        InputError,
+    )
+    return kind.from_mapping({**values, **given}, "command line", UsageError)
+
+
+def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
+    """Refuse to overwrite an output, and find out now whether it can be written.
+
+    Raises:
+        UsageError: it exists, and neither --force nor --resume was given.
+        EnvironmentFault: it cannot be written.
+    """
+    if path.exists() and path.is_file() and not (force or resume):
+        raise UsageError(str(path), "exists", f"use --force or another {flag}")
+    check_writable(path)
+
+
+def claim_run(folder: Path, force: bool, resume: bool) -> None:
+    """Refuse to mix two runs in a folder. --force removes an earlier run's files, and nothing else.
+
+    Raises:
+        UsageError: the folder holds something, and neither --force nor --resume was given.
+        EnvironmentFault: it cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(str(folder), "is no folder", "use another --run-dir")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (force or resume):
+            raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
+        if force and not resume:
+            for name in RUN_FILES:
+                (folder / name).unlink(missing_ok=True)
+    check_writable(folder / RUN_FILES[0])
+
+
+def slug(text: str) -> str:
+    """A data set's name as a part of a file name: `folder:data/birds` becomes `birds`."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text.rstrip("/").split("/")[-1].split(":")[-1])
+
+
+def _key_value(flag: str, text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(flag, f"{text!r} is not KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value

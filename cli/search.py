@@ -1,0 +1,72 @@
+"""`mapolicy search`: search a policy and write its bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..config import SearchConfig
+from . import display, options
+
+
+def search(
+    dataset: Annotated[str | None, typer.Argument(help="Data set: a name or folder:PATH.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="timm name of the network that searches.")] = None,
+    recipe: options.Recipe = None,
+    settings: options.Settings = None,
+    model_arguments: options.ModelArguments = None,
+    epochs: options.Epochs = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
+    data_dir: options.DataDir = None,
+    run_dir: options.RunDir = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    skip_corrupt: options.SkipCorrupt = False,
+    resume: options.Resume = False,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search a policy with a proxy network and write it to a bundle.
+
+    Example: mapolicy search cifar100 --proxy wrn28_10
+    """
+    flags = {
+        "epochs": epochs,
+        "data_dir": data_dir,
+        "seed": seed,
+        "device": device,
+        "skip_corrupt": skip_corrupt or None,
+    }
+    config = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments)
+    name = options.slug(config.dataset)
+    out = out or Path("artifacts") / f"{name}.safetensors"
+    run_dir = run_dir or Path("runs") / f"search-{name}-{config.proxy}-seed{config.seed}"
+    options.claim(out, force, resume, "--out")
+    options.claim_run(run_dir, force, resume)
+
+    from ..search import search_policy
+
+    reporter = display.reporter(quiet)
+    bundle = search_policy(config, reporter, run_dir, resume)
+    bundle.save(out)
+
+    result = reporter.result
+    document = {"bundle": str(out), "run": str(run_dir), **result}
+    if as_json:
+        display.print_json(document)
+        return
+    display.print_figures(
+        {
+            "bundle": str(out),
+            "digest": bundle.digest,
+            "proxy": f"{config.proxy}, {result['validation_top1']:.2f} % top-1 on the meta-validation split",
+            "alpha": f"{result['alpha']:.4f}",
+            "entropy of p_jk": f"{result['entropy']:.5f} of uniform",
+            "cost": display.ratio(result["cost_ratio"]),
+            "time": display.duration(result["seconds"]),
+            "run folder": str(run_dir),
+            "next": f"mapolicy train --bundle {out} --arch ARCH",
+        }
+    )

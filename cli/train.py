@@ -1,0 +1,108 @@
+"""`mapolicy train`: train a network with a bundle's policy, or with a baseline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..config import TrainConfig
+from ..errors import UsageError
+from . import display, options
+
+
+def train(
+    dataset: Annotated[str | None, typer.Argument(help="Data set; a bundle brings its own.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="The policy.", metavar="FILE")] = None,
+    arch: Annotated[str | None, typer.Option(help="timm name of the network to train.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="learned, none, uniform, trivialaugment, randaugment or autoaugment.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="frozen or finetune.")] = None,
+    include_validation: Annotated[
+        bool, typer.Option("--include-validation", help="Train on the meta-validation images too.")
+    ] = False,
+    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    recipe: options.Recipe = None,
+    settings: options.Settings = None,
+    model_arguments: options.ModelArguments = None,
+    epochs: options.Epochs = None,
+    out: Annotated[Path | None, typer.Option(help="The refined bundle, with --mode finetune.", metavar="FILE")] = None,
+    data_dir: options.DataDir = None,
+    run_dir: options.RunDir = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    skip_corrupt: options.SkipCorrupt = False,
+    resume: options.Resume = False,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a network with a bundle's policy, frozen or learned further, or with a baseline policy.
+
+    Example: mapolicy train --bundle artifacts/c100.safetensors --arch resnet18
+    """
+    flags = {
+        "policy": policy or ("learned" if bundle else None),
+        "mode": mode,
+        "include_validation": include_validation or None,
+        "epochs": epochs,
+        "data_dir": data_dir,
+        "seed": seed,
+        "device": device,
+        "skip_corrupt": skip_corrupt or None,
+    }
+    content, bundle_settings = None, {}
+    if bundle is not None:
+        from ..bundle_format import read_bundle
+
+        # The format is checked before torch is imported, which takes seconds; the architecture after.
+        content = read_bundle(bundle, expect_digest)
+        bundle_settings = content[0].data_settings()
+        if dataset is None and "/" in bundle_settings["dataset"]:
+            why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
+            raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
+    config = options.resolve(TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments)
+    if config.policy == "learned" and content is None:
+        raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
+    if out is not None and config.mode != "finetune":
+        raise UsageError("--out", "only fine-tuning makes a new bundle", "add --mode finetune or leave --out out")
+    label = config.policy if config.policy != "learned" else config.mode
+    default_run = f"train-{options.slug(config.dataset)}-{config.arch}-{label}-seed{config.seed}"
+    run_dir = run_dir or Path("runs") / default_run
+    if out is not None:
+        options.claim(out, force, resume, "--out")
+    options.claim_run(run_dir, force, resume)
+
+    from ..bundle import PolicyBundle
+    from ..train import train_network
+
+    reporter = display.reporter(quiet)
+    source = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle))
+    result = train_network(config, source, reporter, run_dir, resume)
+    refined = {}
+    if out is not None and result.refined is not None:
+        result.refined.save(out)
+        refined = {"refined_bundle": str(out), "refined_digest": result.refined.digest}
+
+    document = {"run": str(run_dir), **reporter.result, **refined}
+    if as_json:
+        display.print_json(document)
+        return
+    validation = "trained on" if result.validation_top1 is None else f"{result.validation_top1:.2f} %"
+    lines = {
+        "network": config.arch,
+        "policy": config.policy if config.policy != "learned" else f"{bundle}, {config.mode}",
+        "test top-1": f"{result.test_top1:.2f} %",
+        "test top-5": f"{result.test_top5:.2f} %",
+        "meta-validation top-1": validation,
+        "weights' spread": f"{result.weight_spread:.4f}",
+        "cost": display.ratio(result.cost_ratio),
+        "time": display.duration(reporter.result["seconds"]),
+        "run folder": str(run_dir),
+    }
+    if result.digest is not None:
+        lines["bundle's digest"] = result.digest
+    if refined:
+        lines |= {"refined bundle": refined["refined_bundle"], "its digest": refined["refined_digest"]}
+    display.print_figures(lines)

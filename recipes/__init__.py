@@ -1,0 +1,47 @@
+"""Recipes: flat TOML files, one for each stage, data set and network.
+
+`search-cifar100-wrn28_10.toml` is for that data set and network, `search-cifar100.toml` would be for any network,
+`search-any.toml` is for any data set that has none of its own.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..config import read_toml
+from ..errors import InputError
+
+ANY = "any"
+
+
+def names() -> list[str]:
+    """The recipes in the package, sorted."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in files(__name__).iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, Any]]:
+    """The closest recipe: of this network, of the data set for any network, of another network, of any data set.
+
+    Returns:
+        What it is called, and its settings.
+    """
+    known = names()
+    of_dataset = [name for name in known if name.startswith(f"{stage}-{dataset}-")]
+    candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *of_dataset, f"{stage}-{ANY}"]
+    return load(next(candidate for candidate in candidates if candidate in known))
+
+
+def load(name: str) -> tuple[str, dict[str, Any]]:
+    """A recipe by name or by file: what it is called and its settings.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if name in names():
+        with_path = files(__name__) / f"{name}.toml"
+        return f"recipe {name}", read_toml(Path(str(with_path)))
+    if Path(name).suffix == ".toml":
+        return name, read_toml(Path(name))
+    raise InputError(f"recipe {name}", "is not there", f"name a .toml file or one of {', '.join(names())}")
