@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bilevel import hypergradient as hypergradient
     from .bundle import PolicyBundle as PolicyBundle
     from .config import SearchConfig as SearchConfig
     from .config import TrainConfig as TrainConfig
-    from .hypergradient import hypergradient as hypergradient
     from .operations import OPERATIONS as OPERATIONS
     from .operations import apply_operation as apply_operation
     from .policy import PolicyNetwork as PolicyNetwork
@@ -30,7 +30,7 @@ _HOMES = {
     "Transformation": "transformation",
     "TransformationSampler": "sampler",
     "apply_operation": "operations",
-    "hypergradient": "hypergradient",
+    "hypergradient": "bilevel",
     "search_policy": "search",
     "train_network": "train",
 }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .augment import Augmentation, SampledTransformations
-from .hypergradient import BilevelStep, StepRecord, weighted_step
+from .bilevel import BilevelStep, StepRecord, weighted_step
 from .pipeline import AugmentedBatch
 from .runtime import seed_for
 from .sampler import relative_entropy

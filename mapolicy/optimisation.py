@@ -5,9 +5,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import Adam, Optimizer
 
+from .bilevel import InnerRate
 from .config import RunConfig
 from .errors import UsageError
-from .hypergradient import InnerRate
 from .policy import PolicyNetwork
 
 
@@ -30,7 +30,10 @@ def make_optimizer(config: RunConfig, network: nn.Module) -> Optimizer:
             filter_bias_and_bn=not config.decay_all,
         )
     except (ValueError, AssertionError, TypeError) as problem:
-        raise UsageError("optimizer", str(problem).split("\n")[0], "name an optimizer of timm, such as sgd") from None
+        why = f"{config.optimizer!r} cannot be had: {str(problem).splitlines()[0]}"
+        raise UsageError(
+            "optimizer", why, "name one of timm's that fits momentum and weight_decay, such as sgd"
+        ) from None
     return optimizer
 
 

@@ -10,11 +10,11 @@ import torch
 
 from . import manifest
 from .augment import SampledTransformations
+from .bilevel import BilevelStep, InnerRate
 from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
 from .config import SearchConfig
 from .evaluate import Accuracy
-from .hypergradient import BilevelStep, InnerRate
 from .iteration import BilevelIteration
 from .optimisation import make_policy_optimizer
 from .policy import HIDDEN_UNITS, PolicyNetwork

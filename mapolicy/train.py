@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .augment import Augmentation, NoAugmentation, PublishedPolicy, SampledTransformations
+from .bilevel import BilevelStep, InnerRate
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
@@ -21,7 +22,6 @@ from .data import DataSplits
 from .errors import InputError, UsageError
 from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
-from .hypergradient import BilevelStep, InnerRate
 from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .optimisation import make_policy_optimizer
 from .reporting import Reporter

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
+from mapolicy.bilevel import InnerRate
 from mapolicy.config import TrainConfig
 from mapolicy.errors import UsageError
-from mapolicy.hypergradient import InnerRate
 from mapolicy.optimisation import make_optimizer, make_policy_optimizer, make_schedule
 from mapolicy.policy import PolicyNetwork
 
@@ -132,7 +132,9 @@ def test_what_is_decayed(decay_all: bool) -> None:
     ],
 )
 def test_unknown_optimiser(changes: dict[str, object], why: str) -> None:
-    with pytest.raises(UsageError, match=f"^optimizer: {why}.*; name an optimizer of timm, such as sgd$") as refusal:
+    with pytest.raises(
+        UsageError, match=f"^optimizer: '.*' cannot be had: {why}.*; name one of timm's that fits"
+    ) as refusal:
         make_optimizer(BASE.with_changes(**changes), nn.Linear(2, 2))
     assert "\n" not in str(refusal.value)
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.func import functional_call
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
+from mapolicy.bilevel import BilevelStep, InnerRate, running_statistics_kept
 from mapolicy.features import features_and_logits
-from mapolicy.hypergradient import BilevelStep, InnerRate, running_statistics_kept
 from mapolicy.policy import PolicyNetwork, normalise_weights
 from mapolicy.runtime import seed_for
 from mapolicy.space import EMBEDDING_WIDTH
