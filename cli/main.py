@@ -36,18 +36,19 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPT_EXIT:  # typer has caught the interrupt
+            raise KeyboardInterrupt
     except MapolicyError as problem:
         code = _fail(str(problem), problem.exit_code, debug)
     except ClickException as problem:
         code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail(
-            "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written",
-            INTERRUPT_EXIT,
-            debug,
-        )
-    except BrokenPipeError:
-        # Whoever read our output has gone; keep Python from complaining when it closes stdout.
+        text = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
+        code = _fail(text, INTERRUPT_EXIT, debug)
+    except (BrokenPipeError, SystemExit) as stop:
+        if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        # Whoever read our output has gone, which is theirs to decide; keep Python from complaining as it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as problem:

@@ -42,7 +42,7 @@ def search(
     config = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments)
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
-    run_dir = run_dir or Path("runs") / f"search-{name}-{config.proxy}-seed{config.seed}"
+    run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"
     options.claim(out, force, resume, "--out")
     options.claim_run(run_dir, force, resume)
 

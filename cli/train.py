@@ -68,7 +68,7 @@ def train(
     if out is not None and config.mode != "finetune":
         raise UsageError("--out", "only fine-tuning makes a new bundle", "add --mode finetune or leave --out out")
     label = config.policy if config.policy != "learned" else config.mode
-    default_run = f"train-{options.slug(config.dataset)}-{config.arch}-{label}-seed{config.seed}"
+    default_run = f"train-{options.slug(config.dataset)}-{options.slug(config.arch)}-{label}-seed{config.seed}"
     run_dir = run_dir or Path("runs") / default_run
     if out is not None:
         options.claim(out, force, resume, "--out")

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Self, cast
 import tomli_w
 
 from .errors import InputError, MapolicyError, UsageError
+from .files import read_regular_file
+from .space import DEFAULT_SPACE, SPACES
 
 BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
 FILLS = ("mean", "black")
@@ -23,6 +25,9 @@ POLICIES = ("learned", "none", "uniform", "trivialaugment", "randaugment", "auto
 MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
+
+LARGEST_RECIPE = 2**20  # bytes
+LARGEST = 1e300  # a whole number beyond it is no float
 
 # Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
 MACHINE_FIELDS = frozenset({"data_dir", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"})
@@ -69,7 +74,7 @@ class RunConfig:
 
     base_augmentation: str = setting("what comes before the policy's transformation", choices=BASE_AUGMENTATIONS)
     cutout: int = setting("side of the square that Cutout hides, pixels; 0 is none", low=0)
-    operation_space: str = setting("name of the operations' ranges", "metaaugment-v1")
+    operation_space: str = setting("name of the operations' ranges", DEFAULT_SPACE, choices=tuple(SPACES))
     fill: str = setting("colour of pixels that an operation moves in from outside", "mean", choices=FILLS)
     copies: int = setting("transformations of every image in a batch (the paper's MT)", 1, low=1, high=64)
 
@@ -208,12 +213,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or not TOML.
     """
+    content = read_regular_file(path, LARGEST_RECIPE)
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as problem:
-        raise InputError(str(path), problem.strerror or "cannot be read", "name a recipe or a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as problem:  # bad TOML, bad UTF-8, a number too long, tables too deep
         raise InputError(str(path), f"not TOML ({problem})", "mend the file") from None
 
 
@@ -224,15 +227,31 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise UsageError(spec.name, f"{value!r} is not {_KIND_NAMES[wanted[-1]]}", f"it means: {_meaning(spec)}")
+    if isinstance(value, dict) and not _is_toml(value):
+        raise UsageError(spec.name, f"{value!r} cannot be written as TOML", "give numbers, texts, lists and tables")
     if choices is not None and value not in choices:
         raise UsageError(spec.name, f"{value!r} is not one of {', '.join(choices)}")
     if spec.type in (int, float):
         number = cast(float, value)
-        if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
+        if (
+            abs(number) > LARGEST
+            or not math.isfinite(number)
+            or (low is not None and number < low)
+            or (high is not None and number > high)
+        ):
             span = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UsageError(spec.name, f"{number} is not a finite number {span}", f"it means: {_meaning(spec)}")
+            text = str(number) if abs(number) <= LARGEST else "a number this large"  # int to text has a limit too
+            raise UsageError(spec.name, f"{text} is not a finite number {span}", f"it means: {_meaning(spec)}")
         return float(number) if spec.type is float else number
     return value
+
+
+def _is_toml(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_toml(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_toml, value))
+    return isinstance(value, str | bool | int | float)
 
 
 def _meaning(spec: Field[Any]) -> str:

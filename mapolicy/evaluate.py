@@ -30,11 +30,13 @@ def evaluate(network: nn.Module, split: Split, pipeline: Pipeline, batch_size: i
     network.eval()
     first = fifth = 0
     positions = torch.arange(len(split)).split(batch_size)
-    with torch.inference_mode():
-        for images, labels in split.batches(list(enumerate(positions))):
-            logits = network(pipeline.normalise(images))
-            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            first += int(ranked[:, 0].sum())
-            fifth += int(ranked.sum())
-    network.train(training)
+    try:
+        with torch.inference_mode():
+            for images, labels in split.batches(list(enumerate(positions))):
+                logits = network(pipeline.normalise(images))
+                ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                first += int(ranked[:, 0].sum())
+                fifth += int(ranked.sum())
+    finally:
+        network.train(training)
     return Accuracy(top1=100 * first / len(split), top5=100 * fifth / len(split))

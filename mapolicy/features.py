@@ -34,7 +34,7 @@ def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
     try:
         with torch.no_grad():
             features, logits = features_and_logits(network, images)
-            expected = network(images)
+            matches = torch.allclose(logits, network(images), rtol=1e-3, atol=1e-4)
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as problem:
         reason = str(problem).strip().split("\n")[0] or type(problem).__name__
         raise UsageError(
@@ -44,6 +44,6 @@ def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
         ) from None
     finally:
         network.train(training)
-    if features.ndim != 2 or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
+    if features.ndim != 2 or not matches:
         raise UsageError(f"network {name}", "has no single feature that its logits follow from", "use another arch")
     return features.shape[1]

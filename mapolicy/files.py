@@ -27,10 +27,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         EnvironmentFault: the folder cannot be written, the disk is full, or `path` is no regular file.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise EnvironmentFault(str(path), "is a link or no regular file", "name another output")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        _refuse_odd(path)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -53,9 +52,11 @@ def check_writable(path: Path) -> None:
     Raises:
         EnvironmentFault: as `write_atomically` would.
     """
-    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Folders that are not there yet are not made: a run that is refused later leaves nothing behind.
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_odd(path)
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        probe = folder / f".{secrets.token_hex(4)}.tmp"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         probe.unlink()
     except OSError as problem:
@@ -72,6 +73,8 @@ def read_regular_file(path: Path, largest: int) -> bytes:
     Raises:
         InputError: missing, no regular file (a FIFO does not hang), larger than `largest`.
     """
+    if "\0" in str(path):
+        raise InputError(ascii(str(path)), "no file can have this name", "check the path")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     except OSError as problem:
@@ -85,11 +88,21 @@ def read_regular_file(path: Path, largest: int) -> bytes:
             raise InputError(str(path), f"has {facts.st_size} bytes, more than the {largest} allowed", "check the file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             # Not `largest`: reading takes a buffer of the size that is asked for.
-            return file.read(facts.st_size)
+            content = file.read(facts.st_size + 1)
+        if len(content) != facts.st_size:
+            raise InputError(str(path), "changed while it was read", "try again when nothing writes to it")
+        return content
     except OSError as problem:
         raise InputError(str(path), problem.strerror or "cannot be read", "check the path") from None
     finally:
         os.close(descriptor)
+
+
+def _refuse_odd(path: Path) -> None:
+    if "\0" in str(path):
+        raise EnvironmentFault(ascii(str(path)), "no file can have this name", "name another output")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise EnvironmentFault(str(path), "is a link or no regular file", "name another output")
 
 
 def _sync_folder(folder: Path) -> None:

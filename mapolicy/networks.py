@@ -11,6 +11,25 @@ from torch import nn
 from . import models  # noqa: F401 - registers the paper's networks in timm
 from .errors import UsageError
 
+LONGEST_NAME = 80
+
+# timm takes these from among the arguments for itself: they name weights, files and folders, or what we set.
+RESERVED_ARGUMENTS = frozenset(
+    {
+        "cache_dir",
+        "checkpoint_path",
+        "exportable",
+        "features_only",
+        "in_chans",
+        "no_jit",
+        "num_classes",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "scriptable",
+    }
+)
+
 
 def check_arch(name: str) -> None:
     """Accept names in timm's registry and nothing else: a name with a scheme would read files or the network.
@@ -20,9 +39,9 @@ def check_arch(name: str) -> None:
     """
     if timm.is_model(name) and name.isascii() and name.replace("_", "").isalnum():
         return
-    close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-    remedy = f"the closest are {', '.join(close)}" if close else "name an architecture of timm"
-    raise UsageError("arch", f"{name!r} is not in timm's registry", remedy)
+    close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], timm.list_models(), n=3, cutoff=0.0)
+    remedy = f"the closest are {', '.join(close)}"
+    raise UsageError("arch", f"{name[:LONGEST_NAME]!r} is not in timm's registry", remedy)
 
 
 def build_network(
@@ -42,12 +61,18 @@ def build_network(
         UsageError: unknown name, or arguments that the constructor does not take.
     """
     check_arch(name)
+    for argument in RESERVED_ARGUMENTS & set(model_args):
+        why = f"cannot be built: {argument} is not an argument of the network"
+        raise UsageError(f"network {name}", why, "check --model-arg")
     torch.manual_seed(seed)
     try:
         network: nn.Module = timm.create_model(
             name, pretrained=False, num_classes=classes, in_chans=channels, **model_args
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError) as problem:
+    except MemoryError:
+        raise
+    except Exception as problem:
+        # Constructors fail in any way on arguments that they were not written for: ZeroDivisionError, KeyError.
         reason = str(problem).split("\n")[0] or type(problem).__name__
         raise UsageError(f"network {name}", f"cannot be built: {reason}", "check --model-arg") from None
     return network.to(device)

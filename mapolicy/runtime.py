@@ -61,7 +61,9 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
     """
     # cuBLAS reads this when its handle is made; without it matrix products on CUDA are not deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads_before = torch.get_num_threads()
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
     cuda = device.type == "cuda"
     devices = list(range(torch.cuda.device_count())) if cuda else []
     try:
@@ -73,8 +75,8 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
                 torch.set_num_threads(threads)
             yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only_before)
 
 
 def versions() -> dict[str, str]:

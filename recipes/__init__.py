@@ -4,6 +4,7 @@
 `search-any.toml` is for any data set that has none of its own.
 """
 
+import difflib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,4 +45,5 @@ def load(name: str) -> tuple[str, dict[str, Any]]:
         return f"recipe {name}", read_toml(Path(str(with_path)))
     if Path(name).suffix == ".toml":
         return name, read_toml(Path(name))
-    raise InputError(f"recipe {name}", "is not there", f"name a .toml file or one of {', '.join(names())}")
+    close = ", ".join(difflib.get_close_matches(name, names(), n=3, cutoff=0.0))
+    raise InputError(f"recipe {name}", "is not there", f"name a .toml file, or a recipe such as {close}")
