@@ -1,11 +1,13 @@
 """What several tests share: small configurations, and one searched bundle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy
+from mapolicy.run import Run
 
 
 def search_config(**changes) -> SearchConfig:
@@ -29,6 +31,27 @@ def make_search_config() -> Callable[..., SearchConfig]:
 @pytest.fixture(scope="session")
 def make_train_config() -> Callable[..., TrainConfig]:
     return train_config
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within it, a run writes a checkpoint after that iteration and is interrupted."""
+
+    @contextmanager
+    def interrupted(iteration: int) -> Iterator[None]:
+        original = Run._iterated
+
+        def stopping(self: Run, *arguments) -> None:
+            original(self, *arguments)
+            if self.iteration == iteration:
+                self.checkpoint()
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Run, "_iterated", stopping)
+            yield
+
+    return interrupted
 
 
 @pytest.fixture(scope="session")

@@ -277,7 +277,7 @@ def test_hostile_architectures_open_nothing(case: str, bundle: PolicyBundle, tmp
     assert line.isprintable()
     assert len(f"mapolicy: error: {line}") <= 240
     assert _opened == [f"open {path}"]
-    assert seconds < 2, "torch's own start-up aside, a second"
+    assert seconds < 20, "refused before anything large is built"
 
 
 def test_no_extractor_of_another_width() -> None:

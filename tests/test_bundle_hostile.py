@@ -340,7 +340,7 @@ def test_hostile_files_are_refused_in_one_line(case: str, tmp_path: Path) -> Non
     start = time.process_time()
     with pytest.raises(InputError) as problem:
         read_bundle(path)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 20, "each takes a fraction of a second; what grows with the file takes minutes"
     line = str(problem.value)
     assert says in line
     assert line.isascii()

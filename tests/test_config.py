@@ -85,7 +85,7 @@ def test_a_stage_does_not_take_the_other_ones_settings() -> None:
 
 def test_the_caller_chooses_the_error() -> None:
     for values in ({"zzz": 1}, {}, REQUIRED[TrainConfig] | {"epochs": 0}):
-        with pytest.raises(UsageError, match="^command line: "):
+        with pytest.raises(UsageError, match=r"^command line: "):
             TrainConfig.from_mapping(values, "command line", UsageError)
 
 
@@ -139,7 +139,6 @@ def test_numbers_keep_to_their_range(kind: type[RunConfig], spec: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["epochs", "learning_rate"])
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="math.isfinite and float() overflow on a huge int")
 def test_a_huge_whole_number_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=name):
         make(**{name: 10**400})
@@ -168,7 +167,7 @@ def test_choices(kind: type[RunConfig], name: str, choices: tuple[str, ...]) -> 
 
 def test_settings_that_contradict_each_other() -> None:
     assert make(mode="finetune").mode == "finetune"
-    with pytest.raises(InputError, match="include_validation: .* cannot be trained on"):
+    with pytest.raises(InputError, match=r"include_validation: .* cannot be trained on"):
         make(mode="finetune", include_validation=True)
     for policy in ("none", "uniform", "trivialaugment", "randaugment", "autoaugment"):
         assert make(policy=policy).policy == policy
@@ -270,27 +269,20 @@ def test_unreadable_toml(content: bytes | None, why: str, tmp_path: Path) -> Non
 
 
 def test_a_folder_is_no_toml(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         read_toml(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(
-            "a = " + "[" * 100_000,
-            marks=pytest.mark.xfail(strict=True, raises=RecursionError, reason="tomllib recurses without a limit"),
-            id="deep",
-        ),
-        pytest.param(
-            "a = " + "1" * 5_000,
-            marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="int() refuses more than 4,300 digits"),
-            id="long-number",
-        ),
-    ],
-)
+@pytest.mark.parametrize("content", ["a = " + "[" * 100_000, "a = " + "1" * 5_000], ids=["deep", "long-number"])
 def test_hostile_toml(content: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(content)
     with pytest.raises(InputError, match="not TOML"):
         read_toml(path)
+
+
+def test_a_number_too_long_to_be_shown(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("epochs = 0x" + "f" * 5_000)
+    with pytest.raises(InputError, match="epochs"):
+        make(**read_toml(path))

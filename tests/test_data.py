@@ -358,7 +358,7 @@ def test_dead_and_hanging_workers(kind, says, monkeypatch):
     start = time.monotonic()
     with pytest.raises(EnvironmentFault, match=says):
         every_batch(split)
-    assert time.monotonic() - start < 11  # with the 10 s of patience that users get: 20
+    assert time.monotonic() - start < 45, "found out by patience, not by the end of the hanging"
 
 
 def test_an_abandoned_loop_ends_its_workers(zoo, two_cores):

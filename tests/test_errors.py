@@ -1,11 +1,11 @@
-"""Errors: one line, one exit code each, whole after a trip between processes, and what the command line makes of them."""
+"""Errors: one line and one exit code each, whole after a trip between processes; the one place that prints them."""
 
 import sys
 from multiprocessing.reduction import ForkingPickler
 
+import mapolicy.cli  # noqa: F401 - brings its module `main`, which the package's function of that name hides
 import pytest
 
-import mapolicy.cli  # noqa: F401 - brings its module `main`, which the package's function of that name hides
 from mapolicy import errors
 from mapolicy.errors import (
     EnvironmentFault,

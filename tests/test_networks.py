@@ -64,7 +64,7 @@ def test_other_names_are_refused_and_nothing_is_opened(name: str, monkeypatch: p
         with pytest.raises(UsageError) as refusal:
             refuse(name)
         assert refusal.value.exit_code == 2
-        assert refusal.value.why == f"{name!r} is not in timm's registry"
+        assert refusal.value.why == f"{name[:80]!r} is not in timm's registry"
         assert "\n" not in str(refusal.value)
 
 
@@ -99,33 +99,22 @@ def test_weights_come_from_the_seed_alone() -> None:
 
 
 BAD_ARGUMENTS = [
-    ("wrn10_1", {"bogus": 3}, ()),
-    ("wrn10_1", {"drop_rate": 2}, ()),
-    ("wrn10_1", {"num_classes": 3}, ()),
-    ("wrn10_1", {"pretrained": True}, ()),
-    ("resnet10t", {"layers": 3}, ()),
-    ("vit_tiny_patch16_224", {"img_size": "a"}, ()),
-    ("vit_tiny_patch16_224", {"embed_dim": -192, "depth": 1}, ()),
-    ("vit_tiny_patch16_224", {"num_heads": 0, "depth": 1}, ZeroDivisionError),
-    ("resnet10t", {"act_layer": "nope"}, KeyError),
-    ("resnet10t", {"block": "nope"}, AttributeError),
-    ("resnet10t", {"checkpoint_path": "nope"}, FileNotFoundError),
+    ("wrn10_1", {"bogus": 3}),
+    ("wrn10_1", {"drop_rate": 2}),
+    ("wrn10_1", {"num_classes": 3}),
+    ("wrn10_1", {"pretrained": True}),
+    ("resnet10t", {"layers": 3}),
+    ("vit_tiny_patch16_224", {"img_size": "a"}),
+    ("vit_tiny_patch16_224", {"embed_dim": -192, "depth": 1}),
+    ("vit_tiny_patch16_224", {"num_heads": 0, "depth": 1}),
+    ("resnet10t", {"act_layer": "nope"}),
+    ("resnet10t", {"block": "nope"}),
+    ("resnet10t", {"checkpoint_path": "nope"}),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        pytest.param(
-            name,
-            arguments,
-            marks=[pytest.mark.xfail(strict=True, raises=raised, reason="timm's own error comes through")]
-            if raised
-            else [],
-            id=f"{name}-{'-'.join(arguments)}",
-        )
-        for name, arguments, raised in BAD_ARGUMENTS
-    ],
+    ("name", "arguments"), [pytest.param(*case, id=f"{case[0]}-{'-'.join(case[1])}") for case in BAD_ARGUMENTS]
 )
 def test_arguments_that_the_constructor_does_not_take(name: str, arguments: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=f"^network {name}: cannot be built: .+; check --model-arg$") as refusal:
@@ -133,7 +122,6 @@ def test_arguments_that_the_constructor_does_not_take(name: str, arguments: dict
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoint_path goes through to timm, which gives it to torch.load")
 def test_no_argument_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"junk")

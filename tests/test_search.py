@@ -11,7 +11,6 @@ from mapolicy import PolicyBundle, search_policy
 from mapolicy.checkpoint import load_checkpoint
 from mapolicy.errors import InputError, TrainingError, UsageError
 from mapolicy.reporting import Reporter
-from mapolicy.run import Run
 
 
 class Log(Reporter):
@@ -106,22 +105,12 @@ def test_run_folder_has_configuration_log_and_result(make_search_config, tmp_pat
 
 @pytest.mark.parametrize("iteration", [1, 3, 5, 10])
 def test_interrupted_and_resumed_gives_the_same_bytes(
-    bundle: PolicyBundle, make_search_config, tmp_path, monkeypatch: pytest.MonkeyPatch, iteration: int
+    bundle: PolicyBundle, make_search_config, tmp_path, interrupted_after, iteration: int
 ) -> None:
     """Stopped in the first iteration, in mid-epoch, at an epoch's end and at the very end."""
     config = make_search_config()
-    original = Run._iterated
-
-    def stopping(self, loss, measures) -> None:
-        original(self, loss, measures)
-        if self.iteration == iteration:
-            self.checkpoint()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_iterated", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            search_policy(config, run_dir=tmp_path / "run")
+    with interrupted_after(iteration):
+        search_policy(config, run_dir=tmp_path / "run")
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
     log = Log()
     resumed = search_policy(config, log, tmp_path / "run", resume=True)
@@ -134,22 +123,12 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
 
 @pytest.mark.parametrize("dropped", ["optimizer.policy.", "optimizer.network.", "module.rate.", "sampler."])
 def test_every_part_of_the_state_matters(
-    bundle: PolicyBundle, make_search_config, tmp_path, monkeypatch: pytest.MonkeyPatch, dropped: str
+    bundle: PolicyBundle, make_search_config, tmp_path, monkeypatch, interrupted_after, dropped: str
 ) -> None:
     """The control: a resume that forgets a part of the state does not give the same bytes."""
     config = make_search_config()
-    original = Run._iterated
-
-    def stopping(self, loss, measures) -> None:
-        original(self, loss, measures)
-        if self.iteration == 7:
-            self.checkpoint()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_iterated", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            search_policy(config, run_dir=tmp_path / "run")
+    with interrupted_after(7):
+        search_policy(config, run_dir=tmp_path / "run")
 
     def forgetful(path):
         tensors, facts = load_checkpoint(path)

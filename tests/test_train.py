@@ -155,24 +155,12 @@ def test_run_folder_holds_the_weights(make_train_config, tmp_path) -> None:
 
 @pytest.mark.parametrize("mode", ["frozen", "finetune"])
 def test_interrupted_and_resumed_gives_the_same_network(
-    bundle: PolicyBundle, make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch, mode: str
+    bundle: PolicyBundle, make_train_config, tmp_path, interrupted_after, mode: str
 ) -> None:
-    from mapolicy.run import Run
-
     config = make_train_config(mode=mode)
     whole = train_network(config, bundle)
-    original = Run._iterated
-
-    def stopping(self, loss, measures) -> None:
-        original(self, loss, measures)
-        if self.iteration == 6:
-            self.checkpoint()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_iterated", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train_network(config, bundle, run_dir=tmp_path / "run")
+    with interrupted_after(6):
+        train_network(config, bundle, run_dir=tmp_path / "run")
     resumed = train_network(config, bundle, run_dir=tmp_path / "run", resume=True)
     state = whole.network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in resumed.network.state_dict().items())

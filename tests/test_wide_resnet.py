@@ -76,13 +76,13 @@ def test_number_of_parameters(name: str, classes: int, parameters: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "depth"), [("wrn10_1", 10), ("wrn16_2", 16), ("wrn28_10", 28), ("wrn40_2", 40)])
-def test_depth_is_the_number_of_layers(name: str, depth: int) -> None:
+def test_depth_counts_the_convolutions(name: str, depth: int) -> None:
+    """As the paper does: the first, two a block, and three projections (WRN-10-1's first stage needs none)."""
     with torch.device("meta"):
         network = timm.create_model(name)
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    projections = [layer for layer in layers if getattr(layer, "kernel_size", None) == (1, 1)]
-    assert len(projections) == (2 if name == "wrn10_1" else 3)
-    assert len(layers) - len(projections) == depth
+    sizes = [module.kernel_size for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert sizes.count((3, 3)) == depth - 3
+    assert sizes.count((1, 1)) == (2 if name == "wrn10_1" else 3)
     assert network.num_classes == 10
 
 

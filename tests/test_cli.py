@@ -1,0 +1,330 @@
+"""What the user types, through the installed entry point: output, exit codes, one-line errors."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mapolicy import PolicyBundle
+
+(ENTRY_POINT,) = entry_points(group="console_scripts", name="mapolicy")
+SHORT = ("--epochs", "1", "--set", "batch_size=256", "--set", "threads=1")
+TRAIN = ("--arch", "test_resnet", *SHORT)
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+    def is_error(self, code: int, *parts: str) -> None:
+        """One line on stderr of printable ASCII, at most 240 characters, and nothing on stdout."""
+        assert self.code == code, self.err
+        assert self.out == ""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert re.fullmatch(r"mapolicy: error: [ -~]+: [ -~]+", lines[0]), lines[0]
+        assert len(lines[0]) <= 240
+        for part in parts:
+            assert part in lines[0]
+
+
+@pytest.fixture
+def mapolicy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Types a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_command(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mapolicy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            ENTRY_POINT.load()()
+        out, err = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return type_command
+
+
+def snapshot(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# The main job.
+
+
+def test_search_then_train_then_inspect(mapolicy, tmp_path: Path) -> None:
+    searched = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT)
+    assert searched.code == 0, searched.err
+    digest = PolicyBundle.load(tmp_path / "artifacts" / "digits.safetensors").digest
+    assert digest in searched.out
+    assert "epoch 1" in searched.err
+    assert (tmp_path / "runs" / "search-digits-wrn10_1-seed0" / "metrics.jsonl").exists()
+
+    trained = mapolicy("train", "--bundle", "artifacts/digits.safetensors", *TRAIN, "--json")
+    assert trained.code == 0, trained.err
+    document = trained.json
+    assert {"test_top1", "test_top5", "policy", "digest", "seconds", "cost_ratio", "run"} <= set(document)
+    assert document["digest"] == digest
+    assert document["policy"] == "learned"
+    assert (tmp_path / document["run"] / "network.safetensors").exists()
+
+    inspected = mapolicy("inspect", "artifacts/digits.safetensors")
+    assert inspected.code == 0
+    assert digest in inspected.out
+    assert "likeliest transformations" in inspected.out
+
+
+def test_search_json_is_one_document(mapolicy, tmp_path: Path) -> None:
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--json", "--out", "here.safetensors")
+    assert {"bundle", "digest", "validation_top1", "alpha", "entropy", "seconds"} <= set(outcome.json)
+    assert outcome.json["bundle"] == "here.safetensors"
+    assert outcome.json["digest"] == PolicyBundle.load(tmp_path / "here.safetensors").digest
+
+
+def test_finetune_saves_the_refined_bundle(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    outcome = mapolicy(
+        "train", "--bundle", bundle_file, "--mode", "finetune", *TRAIN, "--out", "refined.safetensors", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    refined = PolicyBundle.load(tmp_path / "refined.safetensors")
+    assert outcome.json["refined_digest"] == refined.digest != outcome.json["digest"]
+
+
+@pytest.mark.parametrize("policy", ["none", "uniform", "trivialaugment"])
+def test_baselines_need_no_bundle(mapolicy, policy: str) -> None:
+    outcome = mapolicy("train", "digits", "--policy", policy, *TRAIN, "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["policy"] == policy
+    assert outcome.json["digest"] is None
+    assert outcome.err == ""
+
+
+def test_a_baseline_may_take_its_split_from_a_bundle(mapolicy, bundle_file: Path) -> None:
+    outcome = mapolicy("train", "--bundle", bundle_file, "--policy", "none", *TRAIN, "--json")
+    assert outcome.json["policy"] == "none"
+
+
+def test_a_folder_is_searched_and_found_again_under_the_data_folder(mapolicy, tmp_path: Path) -> None:
+    for label, grey in (("dark", 40), ("light", 200)):
+        for number in range(20):
+            folder = tmp_path / "data" / "greys" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 10), (grey + number, grey, grey)).save(folder / f"{number}.png")
+    settings = ("--set", "batch_size=8", "--set", "image_size=8", "--set", "cutout=4", "--epochs", "1")
+    searched = mapolicy("search", "folder:data/greys", "--proxy", "wrn10_1", *settings)
+    assert searched.code == 0, searched.err
+    trained = mapolicy(
+        "train", "--bundle", "artifacts/greys.safetensors", "--arch", "test_resnet", "--set", "batch_size=8",
+        "--epochs", "1", "--json",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    (tmp_path / "data" / "greys" / "dark" / "0.png").write_bytes(b"no image")
+    again = mapolicy(
+        "train", "--bundle", "artifacts/greys.safetensors", "--arch", "test_resnet", "--set", "batch_size=8", "--quiet"
+    )
+    assert again.code in (2, 3)
+
+
+def test_inspect_json_and_its_figures(mapolicy, bundle_file: Path, bundle: PolicyBundle) -> None:
+    facts = mapolicy("inspect", bundle_file, "--json").json
+    assert facts["digest"] == bundle.digest
+    assert facts["alpha"] == [pytest.approx(bundle.alpha.item())]
+    probabilities = bundle.probabilities.flatten()
+    assert facts["likeliest"][0]["probability"] == pytest.approx(probabilities.max().item())
+    assert facts["unlikeliest"][0]["probability"] == pytest.approx(probabilities.min().item())
+    first = facts["likeliest"][0]
+    names = bundle.manifest.operations.names
+    row, column = names.index(first["first"]), names.index(first["second"])
+    assert bundle.probabilities[row, column].item() == pytest.approx(first["probability"])
+    assert facts["parameters"]["policy"] == sum(p.numel() for p in bundle.build_policy().parameters())
+
+
+def test_resume_goes_on(mapolicy, tmp_path: Path) -> None:
+    first = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--json")
+    again = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--json", "--resume")
+    assert again.code == 0, again.err
+    assert again.json["digest"] == first.json["digest"]
+    assert "goes on after iteration 5" in again.err
+
+
+def test_existing_outputs_are_refused_without_force(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").write_bytes(b"precious")
+    search = ("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "there.safetensors")
+    mapolicy(*search).is_error(2, "there.safetensors", "--force")
+    assert (tmp_path / "there.safetensors").read_bytes() == b"precious"
+    assert mapolicy(*search, "--force").code == 0
+    assert mapolicy(*search, "--out", "other.safetensors").code == 2, "the run folder is there"
+
+
+def test_settings_and_flags_override_the_recipe(mapolicy, tmp_path: Path) -> None:
+    import tomllib
+
+    outcome = mapolicy(
+        "train", "digits", "--policy", "none", *TRAIN, "--seed", "7", "--set", "weight_decay=0.25",
+        "--model-arg", "drop_rate=0.5", "--run-dir", "run", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    saved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (saved["seed"], saved["weight_decay"], saved["model_args"]) == (7, 0.25, {"drop_rate": 0.5})
+    # A run's configuration is a recipe.
+    again = mapolicy("train", "--recipe", "run/config.toml", "--run-dir", "again", "--json")
+    assert again.json["test_top1"] == outcome.json["test_top1"]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("search", "digits", "--proxy", "wrn10_2"), ("wrn10_1", "closest")),
+        (("search", "digits", "--proxy", "hf-hub:timm/resnet18"), ("registry",)),
+        (("search", "digits", "--proxy", "local-dir:/tmp"), ("registry",)),
+        (("search", "digit", "--proxy", "wrn10_1"), ("digits",)),
+        (("search",), ("DATASET",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--epochs", "0"), ("epochs",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--epochs", "-1"), ("epochs",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--epochs", "nan"), ("epochs",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "learning_rate=1e400"), ("learning_rate",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "learning_rate=nan"), ("learning_rate",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "learnig_rate=1"), ("learning_rate?",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "epochs"), ("KEY=VALUE",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--device", "tpu"), ("device",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "operation_space=huge"), ("metaaugment-v1",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "optimizer=sdg"), ("optimizer",)),
+        (("search", "digits", "--proxy", "vit_tiny_patch16_224"), ("img_size",)),
+        (("search", "digits", "--nonsense"), ("nonsense",)),
+        (("train", "digits", "--arch", "resnet10t"), ("--bundle",)),
+        (("train", "digits", "--arch", "resnet10t", "--policy", "best"), ("policy",)),
+        (("train", "digits", "--arch", "resnet10t", "--policy", "none", "--mode", "finetune"), ("finetune",)),
+        (("train", "digits", "--arch", "resnet10t", "--policy", "none", "--out", "x"), ("--out",)),
+        (("fly",), ("fly",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_usage_errors_exit_2_and_write_nothing(mapolicy, tmp_path: Path, arguments: tuple, parts: tuple) -> None:
+    mapolicy(*arguments).is_error(2, *parts)
+    assert snapshot(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("train", "--bundle", "none.safetensors", "--arch", "resnet10t"), ("none.safetensors", "No such file")),
+        (("inspect", "none.safetensors"), ("No such file",)),
+        (("inspect", "."), ("folder",)),
+        (("search", "folder:none", "--proxy", "wrn10_1"), ("none",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--recipe", "none"), ("recipe none",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "batch_size=5000"), ("batch_size",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--resume"), ("checkpoint",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input_exits_3(mapolicy, arguments: tuple, parts: tuple) -> None:
+    mapolicy(*arguments).is_error(3, *parts)
+
+
+def test_a_recipe_with_an_unknown_key_exits_3(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("epocs = 3\n")
+    mapolicy("search", "digits", "--proxy", "wrn10_1", "--recipe", "mine.toml").is_error(3, "epocs", "epochs?")
+    (tmp_path / "mine.toml").write_text("epochs = = 3\n")
+    mapolicy("search", "digits", "--proxy", "wrn10_1", "--recipe", "mine.toml").is_error(3, "not TOML")
+
+
+def test_a_hostile_bundle_exits_3_and_another_digest_too(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    content = bytearray(bundle_file.read_bytes())
+    content[-10] ^= 1
+    (tmp_path / "edited.safetensors").write_bytes(content)
+    mapolicy("inspect", "edited.safetensors").is_error(3, "digest")
+    mapolicy("train", "--bundle", "edited.safetensors", *TRAIN).is_error(3, "digest")
+    mapolicy("train", "--bundle", bundle_file, *TRAIN, "--expect-digest", "0" * 64).is_error(3, "digest")
+
+
+def test_an_impossible_output_exits_5_before_any_training(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "file/x.safetensors")
+    outcome.is_error(5, "file/x.safetensors")
+    assert snapshot(tmp_path) == ["file"]
+
+
+def test_divergence_exits_4(mapolicy) -> None:
+    outcome = mapolicy(
+        "search", "digits", "--proxy", "wrn10_1", *SHORT, "--set", "learning_rate=1e18", "--set", "clip_norm=0",
+        "--epochs", "4", "--quiet",
+    )  # fmt: skip
+    outcome.is_error(4, "iteration", "loss is")
+
+
+def test_ctrl_c_exits_130(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mapolicy.search.search_policy", interrupt)
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", "--quiet")
+    outcome.is_error(130, "--resume")
+
+
+def test_a_bug_exits_1_with_a_traceback_only_for_debug(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_) -> None:
+        raise ZeroDivisionError("by zero\nand \x1b[31mmore")
+
+    monkeypatch.setattr("mapolicy.search.search_policy", fail)
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", "--quiet")
+    outcome.is_error(1, "ZeroDivisionError", "bug")
+    shown = mapolicy("search", "digits", "--proxy", "wrn10_1", "--quiet", "--debug", "--force")
+    assert "Traceback" in shown.err
+
+
+# As a process of its own.
+
+
+def run_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    script = Path(sys.executable).with_name("mapolicy")
+    return subprocess.run([script, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_inspect_does_not_import_torch(bundle_file: Path) -> None:
+    code = (
+        "import sys; from importlib.metadata import entry_points\n"
+        f"sys.argv = ['mapolicy', 'inspect', {str(bundle_file)!r}]\n"
+        "(entry,) = entry_points(group='console_scripts', name='mapolicy')\n"
+        "try:\n    entry.load()()\n"
+        "finally:\n    assert not {'torch', 'timm', 'torchvision'} & set(sys.modules), 'imported'\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "likeliest" in result.stdout
+
+
+def test_the_module_runs_too(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mapolicy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert {"search", "train", "inspect", "demo"} <= set(result.stdout.split())
+
+
+def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("mapolicy")
+    process = subprocess.Popen(
+        [script, "inspect", str(bundle_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert errors == ""
+
+
+def test_a_usage_error_as_a_process(tmp_path: Path) -> None:
+    result = run_process("inspect", folder=tmp_path)
+    Outcome(result.returncode, result.stdout, result.stderr).is_error(2, "FILE")
