@@ -47,9 +47,10 @@ def interrupted_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Abstra
                 self.checkpoint()
                 raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(Run, "_iterated", stopping)
-            yield
+            with pytest.raises(KeyboardInterrupt):
+                yield
 
     return interrupted
 
