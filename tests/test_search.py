@@ -3,9 +3,11 @@
 import json
 import math
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mapolicy import PolicyBundle, search_policy
 from mapolicy.checkpoint import load_checkpoint
@@ -193,3 +195,41 @@ def test_a_proxy_that_no_bundle_may_hold_is_refused_at_the_start(make_search_con
 def test_a_transformer_can_search(make_search_config) -> None:
     config = make_search_config(proxy="test_vit", model_args={"img_size": 8, "patch_size": 4}, epochs=1, batch_size=512)
     assert search_policy(config).manifest.extractor.model_args == {"img_size": 8, "patch_size": 4}
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Two classes of noise of different colours, 24 images each."""
+    generator = torch.Generator().manual_seed(0)
+    for label, channel in (("red", 0), ("blue", 2)):
+        (tmp_path / "squares" / label).mkdir(parents=True)
+        for number in range(24):
+            pixels = torch.randint(0, 100, (20, 18, 3), generator=generator, dtype=torch.uint8)
+            pixels[:, :, channel] += 120
+            Image.fromarray(pixels.numpy()).save(tmp_path / "squares" / label / f"{number}.png")
+    return tmp_path / "squares"
+
+
+@pytest.mark.parametrize("base_augmentation", ["flip_crop", "random_resized_crop"])
+def test_the_number_of_loader_workers_does_not_matter(make_search_config, squares: Path, base_augmentation) -> None:
+    """Streamed from files: the same bytes with 0, 1 and 2 worker processes."""
+    config = make_search_config(
+        dataset=f"folder:{squares}",
+        image_size=12,
+        batch_size=8,
+        base_augmentation=base_augmentation,
+        memory_limit_gib=0.0,
+        workers=0,
+    )
+    alone = search_policy(config).to_bytes()
+    for workers in (1, 2):
+        assert search_policy(config.with_changes(workers=workers)).to_bytes() == alone, workers
+
+
+def test_a_streamed_search_equals_a_resident_one(make_search_config, squares: Path) -> None:
+    """But for mean and deviation, which only a resident data set has exactly."""
+    config = make_search_config(dataset=f"folder:{squares}", image_size=12, batch_size=8, workers=0)
+    resident, streamed = search_policy(config), search_policy(config.with_changes(memory_limit_gib=0.0))
+    assert resident.manifest.dataset == streamed.manifest.dataset
+    assert resident.manifest.input.mean != streamed.manifest.input.mean
+    assert torch.equal(resident.meta_validation, streamed.meta_validation)
