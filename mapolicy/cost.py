@@ -69,7 +69,7 @@ class CostMeter:
             pipeline=self._task.pipeline.with_config(self._config),
             network=network,
             optimizer=optimizer,
-            schedule=make_schedule(self._config, optimizer, 1),
+            schedule=make_schedule(self._config, optimizer, self._task.iterations_per_epoch),
         )
         return WeightedIteration(twin, NoAugmentation())
 

@@ -5,9 +5,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy
 from mapolicy.run import Run
+
+# The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
+torch.set_num_threads(1)
 
 
 def search_config(**changes) -> SearchConfig:
