@@ -4,8 +4,8 @@ Level 0 leaves an image alone, except AutoContrast and Equalize, which have no l
 `autoaugment`, which begin at a factor of 0.1. An input is never modified; images stay uint8 and on their device.
 
 `OPERATIONS` is the one table (name, function, range). The functions come in three kinds: pointwise ones (a mask, or a
-table of 256 entries for each image), affine ones (one source position for each pixel), and blends with a degenerate
-image. All take images uint8 [n, C, H, W], a value float64 [n] in `space.Range`'s units and a fill colour uint8 [C].
+table of 256 entries for each image), affine ones (whole rows shifted, or one source position for each pixel), and
+blends with a degenerate image. All take images uint8 [n, C, H, W], a value float64 [n] in `space.Range`'s units and a fill colour uint8 [C].
 
 Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow (ImageOps.py,
 ImageEnhance.py, Image.rotate, and in libImaging Geometry.c, Blend.c, Convert.c, Filter.c).
@@ -14,7 +14,6 @@ ImageEnhance.py, Image.rotate, and in libImaging Geometry.c, Blend.c, Convert.c,
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +21,8 @@ from torch import Tensor
 from .space import DEFAULT_SPACE, MAX_LEVEL, SPACES, OperationSpace, Range
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+CHUNK_VALUES = 2**18  # channel values that an operation takes at once on a CPU: 1 MiB as float32
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,26 @@ def apply_operation(
     fill = torch.zeros(images.shape[1:2], dtype=torch.uint8, device=images.device) if fill is None else fill
     _check_tensors(images, index, magnitude, fill)
     counts = _count(index, magnitude, space)
-    magnitude = magnitude.double()
-    result = torch.empty_like(images)
-    for (name, spread), rows in zip(space.ranges.items(), torch.split(index.argsort(stable=True), counts), strict=True):
-        if len(rows):
-            result[rows] = _FUNCTIONS[name](images[rows], _value(spread, magnitude[rows]), fill)
-    return result
+    # Sorted by operation, each operation's images lie together: two copies of whole images, and none in between.
+    order = index.argsort(stable=True)
+    source, magnitude = images.index_select(0, order), magnitude.double().index_select(0, order)
+    result = torch.empty_like(source)
+    start = 0
+    for (name, spread), count in zip(space.ranges.items(), counts, strict=True):
+        for rows in _chunks(start, start + count, images):
+            result[rows] = _FUNCTIONS[name](source[rows], _value(spread, magnitude[rows]), fill)
+        start += count
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return result.index_select(0, place)
+
+
+def _chunks(start: int, stop: int, images: Tensor) -> list[slice]:
+    """Images start to stop in parts whose float copies stay in a CPU's cache; on a GPU in one part."""
+    if images.is_cuda:
+        return [slice(start, stop)] if stop > start else []
+    size = max(1, CHUNK_VALUES // images.shape[1:].numel())
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def _value(spread: Range | None, magnitude: Tensor) -> Tensor:
@@ -140,13 +155,17 @@ def _count(index: Tensor, magnitude: Tensor, space: OperationSpace) -> list[int]
     return counts
 
 
-# Pointwise operations.
+# Pointwise operations: a table of 256 entries for each image, or for each of its channels.
 
 
 def _look_up(images: Tensor, table: Tensor) -> Tensor:
     """Replace each pixel by its entry in the image's table, uint8 [n, C or 1, 256]."""
     tables = table.expand(-1, images.shape[1], -1)
-    return tables.gather(2, images.flatten(2).long()).reshape(images.shape)
+    return tables.gather(2, images.flatten(2).long()).view(images.shape)
+
+
+def _pixel_values(images: Tensor) -> Tensor:
+    return torch.arange(256, device=images.device)
 
 
 def _auto_contrast(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
@@ -161,144 +180,172 @@ def _auto_contrast(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
 def _equalize(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
     # Counting by position in one flat list keeps scatter_add_ deterministic on CUDA.
     n, channels, *_ = images.shape
-    first = torch.arange(n * channels, device=images.device).mul(256).view(n, channels, 1)
+    first = torch.arange(n * channels, device=images.device).mul_(256).view(n, channels, 1)
     positions = (images.flatten(2) + first).flatten()
+    one = torch.ones((), dtype=torch.int64, device=images.device).expand(len(positions))
     histogram = torch.zeros(n * channels * 256, dtype=torch.int64, device=images.device)
-    histogram = histogram.scatter_add_(0, positions, torch.ones_like(positions)).view(n, channels, 256)
-    brightest = images.flatten(2).amax(2, keepdim=True).long()
+    histogram = histogram.scatter_add_(0, positions, one).view(n, channels, 256)
+    # The brightest value that occurs is the last bin that is not empty.
+    brightest = 255 - histogram.flip(2).ne(0).to(torch.uint8).argmax(2, keepdim=True)
     step = (images[0, 0].numel() - histogram.gather(2, brightest)) // 255
     below = histogram.cumsum(2) - histogram
     # Fewer than 255 pixels below the brightest value: step is 0, and Pillow returns the image. The quotient passes 255
     # where the step was rounded down by much; Pillow clips it.
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    return _look_up(images, torch.where(step > 0, table, _pixel_values(images)).to(torch.uint8))
+    table = torch.where(step > 0, table, _pixel_values(images)).to(torch.uint8)
+    return table.view(-1).index_select(0, positions).view(images.shape)
 
 
 def _posterize(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
     # torch.round, like Python's, takes the even neighbour of a half.
-    dropped = value.round().to(torch.uint8).view(-1, 1, 1, 1)
-    return images >> dropped << dropped
+    dropped = value.round().to(torch.int64)
+    return images & (255 << dropped & 255).to(torch.uint8).view(-1, 1, 1, 1)
 
 
 def _solarize(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # A whole number is below a threshold exactly where it is below the threshold rounded up.
-    threshold = value.ceil().to(torch.int16).view(-1, 1, 1, 1)
-    return torch.where(images < threshold, images, ~images)
+    pixels = _pixel_values(images)
+    kept = pixels < value.view(-1, 1, 1)
+    return _look_up(images, torch.where(kept, pixels, 255 - pixels).to(torch.uint8))
 
 
 def _identity(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
     return images
 
 
-def _pixel_values(images: Tensor) -> Tensor:
-    return torch.arange(256, device=images.device)
+# Affine operations: nearest pixel, positions in Pillow's own arithmetic, Geometry.c, affine_fixed: 16.16 fixed point,
+# from the centre of the first pixel, for sides that add up to less than 16,384. A matrix that only scales takes another
+# way in Pillow; the ones that Rotate and the shears can build then give the same pixels both ways.
 
 
-# Affine operations: nearest pixel, positions in Pillow's own arithmetic.
+def _fixed(number: Tensor) -> Tensor:
+    """float64 to 16.16 fixed point, int64."""
+    return (number * 65536 + 0.5).floor().long()
 
 
-def _nearest(images: Tensor, x: Tensor, y: Tensor, fill: Tensor) -> Tensor:
-    """Pixels at columns x and rows y, int64, together [n, H, W]; the fill colour where they are outside."""
-    height, width = images.shape[2:]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    source = torch.where(inside, y * width + x, 0).flatten(1)
-    pixels = images.flatten(2).gather(2, source[:, None].expand(-1, images.shape[1], -1)).reshape(images.shape)
-    return torch.where(inside[:, None], pixels, fill[:, None, None])
+def _windows(padded: Tensor, start: Tensor, length: int) -> Tensor:
+    """`length` values of the flat buffer from each of the starts [m]: uint8 [m, length]."""
+    windows = padded.view(-1).as_strided((padded.numel() - length + 1, length), (1, 1))
+    return windows.index_select(0, start)
 
 
-def _affine(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
-    """Output pixel (x, y) comes from matrix float64 [n, 2, 3] @ (x, y, 1), sides added up to less than 32,768.
+def _shift_rows(images: Tensor, shift: Tensor, fill: Tensor) -> Tensor:
+    """Row y's pixel x comes from column x + shift[n, y], int64 [n, H]; the fill colour where that is outside."""
+    n, channels, height, width = images.shape
+    padded = fill[:, None, None].expand(n, channels, height, 3 * width).contiguous()
+    padded[..., width : 2 * width] = images
+    rows = torch.arange(n * channels * height, device=images.device).view(n, channels, height)
+    start = rows * (3 * width) + width + shift.clamp(-width, width)[:, None]
+    return _windows(padded, start.flatten(), width).view(images.shape)
 
-    Geometry.c, affine_fixed: 16.16 fixed point, from the centre of the first pixel. A matrix that only scales takes
-    another way in Pillow; the ones that Rotate and the shears can build then give the same pixels both ways.
-    """
-    start = matrix[:, :, 2] + matrix[:, :, 0] * 0.5 + matrix[:, :, 1] * 0.5
-    steps = torch.cat([matrix[:, :, :2], start[:, :, None]], dim=2)
-    per_column, per_row, offset = (steps * 65536 + 0.5).floor().long()[:, :, :, None, None].unbind(2)
-    columns = torch.arange(images.shape[3], device=images.device)
-    rows = torch.arange(images.shape[2], device=images.device)[:, None]
-    x, y = ((offset + per_row * rows + per_column * columns) >> 16).unbind(1)
-    return _nearest(images, x, y, fill)
+
+def _shear_x(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+    rows = torch.arange(images.shape[2], device=images.device)
+    shift = (_fixed(0.5 + 0.5 * value)[:, None] + _fixed(value)[:, None] * rows) >> 16
+    return _shift_rows(images, shift, fill)
+
+
+def _shear_y(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+    return _shear_x(images.transpose(2, 3).contiguous(), value, fill).transpose(2, 3)
+
+
+def _shift(value: Tensor, side: int) -> Tensor:
+    """Whole pixels int64 [n] of shifts float64 [n] in shares of the side: Geometry.c, ImagingScaleAffine."""
+    # Pillow adds 1 for each pixel in double precision; from that this differs by rounding alone, 1e-13 pixels.
+    return (value * side + 0.5).floor().long()
+
+
+def _translate_x(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+    return _shift_rows(images, _shift(value, images.shape[3])[:, None].expand(-1, images.shape[2]), fill)
+
+
+def _translate_y(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+    # A whole image is one long row, shifted by whole lines.
+    lines = images.flatten(2)[:, :, None]
+    return _shift_rows(lines, (_shift(value, images.shape[2]) * images.shape[3])[:, None], fill).view(images.shape)
 
 
 def _rotate(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
     # Image.rotate: counter-clockwise about the centre. It turns quarters by copying and rounds the coefficients to 15
-    # digits; neither is seen after rounding them to 16 bits in _affine.
+    # digits; neither is seen after rounding them to 16 bits.
+    height, width = images.shape[2:]
     angle = value * (-math.pi / 180)
     cosine, sine = angle.cos(), angle.sin()
-    x, y = images.shape[3] / 2, images.shape[2] / 2
+    x, y = width / 2, height / 2
     shift_x = cosine * -x + sine * -y + x
     shift_y = -sine * -x + cosine * -y + y
-    matrix = torch.stack([cosine, sine, shift_x, -sine, cosine, shift_y], dim=1)
-    return _affine(images, matrix.view(-1, 2, 3), fill)
+    columns = torch.arange(width, device=images.device, dtype=torch.int32)
+    rows = torch.arange(height, device=images.device, dtype=torch.int32)[:, None]
 
+    def source(per_column: Tensor, per_row: Tensor, shift: Tensor, side: int) -> Tensor:
+        """Where each pixel comes from along one axis, int32 [n, H, W], from -1 to `side`, which are outside."""
+        offset = _fixed(shift + per_column * 0.5 + per_row * 0.5)
+        first, down, across = (number.int()[:, None, None] for number in (offset, _fixed(per_row), _fixed(per_column)))
+        return ((first + down * rows) + across * columns).bitwise_right_shift_(16).clamp_(-1, side)
 
-def _shear(row: int, images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    matrix = torch.eye(2, 3, dtype=value.dtype, device=value.device).repeat(len(value), 1, 1)
-    matrix[:, row, 1 - row] = value
-    return _affine(images, matrix, fill)
-
-
-def _moved(value: Tensor, side: int) -> Tensor:
-    """Where each of `side` pixels comes from, int64 [n, side], for shifts float64 [n] in shares of the side."""
-    # Geometry.c, ImagingScaleAffine, adds 1 again and again in double precision; one addition differs from that by
-    # rounding alone, 1e-13 pixels, and is the same on every device.
-    start = value * side + 0.5
-    return (start[:, None] + torch.arange(side, device=value.device)).floor().long()
-
-
-def _translate_x(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    rows = torch.arange(images.shape[2], device=images.device)[:, None]
-    return _nearest(images, _moved(value, images.shape[3])[:, None, :], rows, fill)
-
-
-def _translate_y(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    columns = torch.arange(images.shape[3], device=images.device)
-    return _nearest(images, columns, _moved(value, images.shape[2])[:, :, None], fill)
+    from_x = source(cosine, sine, shift_x, width)
+    from_y = source(-sine, cosine, shift_y, height)
+    # A border of the fill colour stands for everything outside.
+    padded = fill[:, None, None].expand(*images.shape[:2], height + 2, width + 2).contiguous()
+    padded[..., 1:-1, 1:-1] = images
+    place = from_y.mul_(width + 2).add_(from_x).add_(width + 3).flatten(1).long()
+    return padded.flatten(2).gather(2, place[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
 
 
 # Enhancers: blends with a degenerate image. The value is the factor less 1.
 
 
 def _blend(degenerate: Tensor, images: Tensor, value: Tensor) -> Tensor:
-    # Blend.c in single precision, truncating. A fused multiply-add, lerp's for one, would round differently. Where the
-    # factor is 0 or 1, or between, nothing needs clipping and Pillow's three cases are one.
+    """Both float32, `images` [n, ...] is overwritten; Blend.c in single precision, truncating."""
+    # A fused multiply-add, lerp's for one, would round differently. Where the factor is 0 or 1, or between, nothing
+    # needs clipping and Pillow's three cases are one.
     factor = (1 + value).float().view(-1, 1, 1, 1)
-    base = degenerate.float()
-    return (base + factor * (images.float() - base)).clamp_(0, 255).to(torch.uint8)
+    return images.sub_(degenerate).mul_(factor).add_(degenerate).clamp_(0, 255).to(torch.uint8)
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Luminance int32 [n, 1, H, W] in Convert.c's integers; a grey image is its own."""
-    if images.shape[1] == 1:
-        return images.int()
-    red, green, blue = images.int().unbind(1)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16)[:, None]
+def _grey(pixels: Tensor) -> Tensor:
+    """Luminance, whole numbers in float32 [n, 1, H, W], of float32 [n, C, H, W]; a grey image is its own."""
+    if pixels.shape[1] == 1:
+        return pixels.clone()
+    # Convert.c's integers: the sum stays below 2^24, so that float32 holds it exactly.
+    weighted = pixels[:, :1] * 19595
+    return weighted.add_(pixels[:, 1:2], alpha=38470).add_(pixels[:, 2:], alpha=7471).add_(0x8000).div_(65536).floor_()
 
 
 def _color(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    return _blend(_grey(images), images, value)
+    pixels = images.float()
+    return _blend(_grey(pixels), pixels, value)
+
+
+def _blend_with_constant(images: Tensor, constant: Tensor, value: Tensor) -> Tensor:
+    """Blend with one grey level for each image, float32 [n, 1, 1, 1]."""
+    pixels = _pixel_values(images).float().expand(len(images), 1, 1, 256).clone()
+    return _look_up(images, _blend(constant, pixels, value)[:, 0])
 
 
 def _contrast(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    grey = _grey(images)
+    grey = _grey(images.float())
     pixels = grey[0].numel()
-    mean = (2 * grey.sum((1, 2, 3), keepdim=True) + pixels) // (2 * pixels)
-    return _blend(mean, images, value)
+    mean = (2 * grey.sum((1, 2, 3), keepdim=True, dtype=torch.float64).long() + pixels) // (2 * pixels)
+    return _blend_with_constant(images, mean.float(), value)
 
 
 def _brightness(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    return _blend(torch.zeros_like(images[:, :1, :1, :1]), images, value)
+    return _blend_with_constant(images, torch.zeros_like(value, dtype=torch.float32).view(-1, 1, 1, 1), value)
 
 
 def _sharpness(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # ImageFilter.SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13 and rounded; the border is copied.
+    # ImageFilter.SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13 and rounded; the border is copied. Half a unit keeps the quotient
+    # away from whole numbers, so that float32 rounds it down as integers would.
     exact = images.to(torch.int16)
-    rows = exact[:, :, :-2] + exact[:, :, 1:-1] + exact[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * exact[:, :, 1:-1, 1:-1]
-    smooth = images.clone()
-    smooth[:, :, 1:-1, 1:-1] = ((total + 6) // 13).to(torch.uint8)
-    return _blend(smooth, images, value)
+    rows = exact[:, :, :-2] + exact[:, :, 1:-1]
+    rows += exact[:, :, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1]
+    total += rows[..., 2:]
+    total.add_(exact[:, :, 1:-1, 1:-1], alpha=4)
+    pixels = images.float()
+    smooth = pixels.clone()
+    smooth[:, :, 1:-1, 1:-1] = total.float().add_(6.5).mul_(1 / 13).floor_()
+    return _blend(smooth, pixels, value)
 
 
 _FUNCTIONS: Mapping[str, Function] = {
@@ -311,8 +358,8 @@ _FUNCTIONS: Mapping[str, Function] = {
     "Contrast": _contrast,
     "Brightness": _brightness,
     "Sharpness": _sharpness,
-    "ShearX": partial(_shear, 0),
-    "ShearY": partial(_shear, 1),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
     "TranslateX": _translate_x,
     "TranslateY": _translate_y,
     "Identity": _identity,
