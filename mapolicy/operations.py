@@ -5,7 +5,8 @@ Level 0 leaves an image alone, except AutoContrast and Equalize, which have no l
 
 `OPERATIONS` is the one table (name, function, range). The functions come in three kinds: pointwise ones (a mask, or a
 table of 256 entries for each image), affine ones (whole rows shifted, or one source position for each pixel), and
-blends with a degenerate image. All take images uint8 [n, C, H, W], a value float64 [n] in `space.Range`'s units and a fill colour uint8 [C].
+blends with a degenerate image. All take images uint8 [n, C, H, W], a value float64 [n] in `space.Range`'s units and a
+fill colour uint8 [C].
 
 Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow (ImageOps.py,
 ImageEnhance.py, Image.rotate, and in libImaging Geometry.c, Blend.c, Convert.c, Filter.c).
@@ -334,8 +335,8 @@ def _brightness(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # ImageFilter.SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13 and rounded; the border is copied. Half a unit keeps the quotient
-    # away from whole numbers, so that float32 rounds it down as integers would.
+    # ImageFilter.SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13 and rounded; the border is copied. Half a unit keeps the
+    # quotient away from whole numbers, so that float32 rounds it down as integers would.
     exact = images.to(torch.int16)
     rows = exact[:, :, :-2] + exact[:, :, 1:-1]
     rows += exact[:, :, 2:]
