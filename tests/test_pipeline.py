@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from mapolicy.augment import NoAugmentation
+from mapolicy.augment import NoAugmentation, SampledTransformations
 from mapolicy.config import TrainConfig
 from mapolicy.pipeline import Pipeline, cutout, flip, pad_and_crop
+from mapolicy.sampler import TransformationSampler
 from mapolicy.transformation import Transformation
 
 CPU = torch.device("cpu")
@@ -165,12 +166,23 @@ def test_fill_is_the_mean_colour_or_black(fill: str, expected: list[int]) -> Non
     assert recorder.fill.tolist() == expected
 
 
-def test_draws_depend_on_seed_and_step_alone() -> None:
-    config = settings(base_augmentation="flip_crop", cutout=16)
+def test_cutout_has_the_mean_colour_whatever_the_fill() -> None:
+    config = settings(fill="black", cutout=16)
+    batch = Pipeline(config, (0.5,), (0.5,), CPU).augment(
+        torch.zeros(8, 1, 32, 32, dtype=torch.uint8), torch.zeros(8), NoAugmentation(), step=0
+    )
+    assert set(batch.images.unique().tolist()) == {0, 128}
+
+
+@pytest.mark.parametrize(
+    "stage", [{"base_augmentation": "flip_crop"}, {"base_augmentation": "random_resized_crop"}, {"cutout": 16}]
+)
+def test_each_stages_draws_depend_on_seed_and_step_alone(stage: dict) -> None:
+    config = settings(**stage)
 
     def run(config: TrainConfig, step: int) -> torch.Tensor:
         pipeline = Pipeline(config, (0.5,) * 3, (0.5,) * 3, CPU)
-        return pipeline.augment(noise(8), torch.zeros(8), NoAugmentation(), step).images
+        return pipeline.augment(noise(16), torch.zeros(16), NoAugmentation(), step).images
 
     torch.manual_seed(0)
     one = run(config, 5)
@@ -178,3 +190,16 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert torch.equal(one, run(config, 5))
     assert not torch.equal(one, run(config, 6))
     assert not torch.equal(one, run(config.with_changes(seed=1), 5))
+
+
+def test_transformations_depend_on_seed_and_step_alone() -> None:
+    def drawn(config: TrainConfig, step: int) -> torch.Tensor:
+        pipeline = Pipeline(config, (0.5,) * 3, (0.5,) * 3, CPU)
+        augmentation = SampledTransformations(TransformationSampler(), "metaaugment-v1")
+        transformation = pipeline.augment(noise(16), torch.zeros(16), augmentation, step).transformation
+        assert transformation is not None
+        return transformation.pair
+
+    assert torch.equal(drawn(settings(), 5), drawn(settings(), 5))
+    assert not torch.equal(drawn(settings(), 5), drawn(settings(), 6))
+    assert not torch.equal(drawn(settings(), 5), drawn(settings(seed=1), 5))
