@@ -233,3 +233,11 @@ def test_a_streamed_search_equals_a_resident_one(make_search_config, squares: Pa
     assert resident.manifest.dataset == streamed.manifest.dataset
     assert resident.manifest.input.mean != streamed.manifest.input.mean
     assert torch.equal(resident.meta_validation, streamed.meta_validation)
+
+
+def test_a_policy_that_does_not_learn_is_uniform(make_search_config) -> None:
+    """Every raw output stays 1/2, and that, not its share of the batch, is what the sampler averages."""
+    searched = search_policy(make_search_config(epochs=1, policy_learning_rate=0.0, alpha_learning_rate=0.0))
+    assert torch.equal(searched.means, torch.full((14, 14), 0.5))
+    torch.testing.assert_close(searched.probabilities, torch.full((14, 14), 1 / 196))
+    assert searched.alpha.item() == pytest.approx(0.1)
