@@ -12,8 +12,7 @@ kept and the weighted step needs no forward of its own.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .features import features_and_logits
+from .features import features_and_logits, running_statistics_kept
 from .policy import PolicyNetwork, normalise_weights
 
 Parameters = Mapping[str, Tensor]
@@ -114,20 +113,6 @@ class InnerRate(nn.Module):
         return self.log_alpha.exp()
 
 
-@contextmanager
-def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within it normalisation layers in training mode use the batch's statistics and leave the running ones alone."""
-    name = "track_running_stats"
-    layers = [module for module in network.modules() if getattr(module, name, False)]
-    for layer in layers:
-        setattr(layer, name, False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            setattr(layer, name, True)
-
-
 @dataclass(frozen=True)
 class StepRecord:
     """What one bilevel step did; tensors are detached.
@@ -214,7 +199,7 @@ class BilevelStep:
             torch.manual_seed(noise_seed)
             own_features, logits = features_and_logits(network, images)
             losses = F.cross_entropy(logits, labels, reduction="none")
-            features = own_features.detach() if features is None else features
+            features = own_features if features is None else features
 
             alpha = self.rate()
             weights = normalise_weights(self.policy(features, embedding))

@@ -1,5 +1,8 @@
 """Features and logits of any timm model in one forward."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -7,34 +10,62 @@ from .errors import UsageError
 
 
 def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The deep feature [B, F] and the logits [B, classes] of normalised images [B, C, H, W].
+    """The deep feature [B, F], detached, and the logits [B, classes] of normalised images [B, C, H, W].
 
-    The feature is what timm calls pre-logits: the input of the last linear layer. Networks whose classifier is no
-    single linear layer compute their head a second time; it is the body that costs.
+    The feature is what timm calls pre-logits. The logits are exactly those of `network(images)`, noise and running
+    statistics included: heads may hold dropout or normalisation between the feature and the last layer. The feature is
+    taken from the same maps by a second pass of the head, which is small, draws its noise after the logits' and leaves
+    the running statistics alone.
     """
     maps = network.forward_features(images)  # type: ignore[operator]
-    features = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-    classifier = network.get_classifier()  # type: ignore[operator]
-    logits = classifier(features) if isinstance(classifier, nn.Linear) else network.forward_head(maps)  # type: ignore[operator]
+    logits: Tensor = network.forward_head(maps)  # type: ignore[operator]
+    with torch.no_grad(), running_statistics_kept(network):
+        features: Tensor = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
     return features, logits
 
 
+def deep_features(network: nn.Module, images: Tensor) -> Tensor:
+    """The deep feature [B, F] alone."""
+    features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    return features
+
+
+@contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within it normalisation layers in training mode use the batch's statistics and leave the running ones alone."""
+    name = "track_running_stats"
+    layers = [module for module in network.modules() if getattr(module, name, False) and module.training]
+    for layer in layers:
+        setattr(layer, name, False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, name, True)
+
+
 def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
-    """Width of the network's deep feature, found by one forward of two blank images.
+    """Width of the network's deep feature, found by forwards of two images; the network is left as it was.
 
     Raises:
-        UsageError: the network does not take images of this size, or its logits are not those of its own head.
+        UsageError: the network does not take images of this size, or its forward is not its head after its body, in
+            training mode with the same noise as in evaluation mode.
     """
     name = type(network).__name__
     training = network.training
     device = next(network.parameters()).device
     images = torch.linspace(-1, 1, 2 * channels * image_size**2, device=device)
     images = images.reshape(2, channels, image_size, image_size)
-    network.eval()
+    devices = [device] if device.type == "cuda" else []
+    matches = True
     try:
-        with torch.no_grad():
-            features, logits = features_and_logits(network, images)
-            matches = torch.allclose(logits, network(images), rtol=1e-3, atol=1e-4)
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), running_statistics_kept(network.train()):
+            for mode in (True, False):
+                network.train(mode)
+                torch.manual_seed(0)
+                features, logits = features_and_logits(network, images)
+                torch.manual_seed(0)
+                matches = matches and torch.allclose(logits, network(images), rtol=1e-3, atol=1e-4)
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as problem:
         reason = str(problem).strip().split("\n")[0] or type(problem).__name__
         raise UsageError(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bundle import PolicyBundle
-from .features import features_and_logits
+from .features import deep_features
 from .pipeline import AugmentedBatch
 from .policy import PolicyNetwork, normalise_weights
 
@@ -31,8 +31,7 @@ class FrozenExtractor:
             pixels = images.float()
             if pixels.shape[-1] != self._size:
                 pixels = F.interpolate(pixels, size=(self._size,) * 2, mode="bilinear", antialias=True)
-            features, _ = features_and_logits(self._network, (pixels - self._mean) * self._scale)
-        return features
+            return deep_features(self._network, (pixels - self._mean) * self._scale)
 
 
 class FrozenWeights:

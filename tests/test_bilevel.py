@@ -10,8 +10,8 @@ from torch import nn
 from torch.func import functional_call
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
-from mapolicy.bilevel import BilevelStep, InnerRate, running_statistics_kept
-from mapolicy.features import features_and_logits
+from mapolicy.bilevel import BilevelStep, InnerRate
+from mapolicy.features import features_and_logits, running_statistics_kept
 from mapolicy.policy import PolicyNetwork, normalise_weights
 from mapolicy.runtime import seed_for
 from mapolicy.space import EMBEDDING_WIDTH
@@ -23,14 +23,16 @@ SEED = seed_for(0, "test", "noise", 0)
 class Case:
     """A network, a policy that weighs unequally, and batches, all float64 and small."""
 
-    def __init__(self, arch: str = "wrn10_1", copies: int = 1, per_layer: bool = False, **arguments: float) -> None:
+    def __init__(
+        self, arch: str = "wrn10_1", copies: int = 1, per_layer: bool = False, side: int = 8, **arguments: float
+    ) -> None:
         torch.manual_seed(3)
         self.network = timm.create_model(arch, num_classes=CLASSES, in_chans=1, **arguments).double()
         batch = 6
-        self.images = torch.randn(batch * copies, 1, 8, 8, dtype=torch.float64)
+        self.images = torch.randn(batch * copies, 1, side, side, dtype=torch.float64)
         self.labels = torch.randint(CLASSES, (batch,)).repeat_interleave(copies)
         self.embedding = torch.rand(batch * copies, EMBEDDING_WIDTH, dtype=torch.float64) * 11
-        self.validation_images = torch.randn(7, 1, 8, 8, dtype=torch.float64)
+        self.validation_images = torch.randn(7, 1, side, side, dtype=torch.float64)
         self.validation_labels = torch.randint(CLASSES, (7,))
         self.policy = PolicyNetwork(self.network.head_hidden_size).double()
         nn.init.normal_(self.policy.output.weight, std=0.3)
@@ -63,7 +65,9 @@ class Case:
         parameters = dict(network.named_parameters())
         with running_statistics_kept(network):
             torch.manual_seed(SEED)
-            features, logits = features_and_logits(network, self.images)
+            logits = network(self.images)
+            torch.manual_seed(SEED)
+            features, _ = features_and_logits(network, self.images)
             losses = F.cross_entropy(logits, self.labels, reduction="none")
             weights = normalise_weights(self.policy(features.detach(), self.embedding))
             gradients = torch.autograd.grad((weights * losses).sum(), list(parameters.values()), create_graph=True)
@@ -98,6 +102,16 @@ def test_hypergradient_equals_double_backward(arch: str, arguments: dict, per_la
         assert gradient is not None
         assert expected[name].norm() > 0, f"{name}: nothing is compared"
         assert relative_error(gradient, expected[name]) < 1e-9, name
+
+
+@pytest.mark.parametrize("arch", ["resnetv2_18", "repvit_m0_9", "shvit_s1"])
+def test_noise_and_normalisation_in_the_head_are_replayed(arch: str) -> None:
+    """Heads that are no single linear layer: dropout before a convolution, BatchNorm before the last layer."""
+    case = Case(arch, side=32, drop_rate=0.3)
+    expected = case.double_backward()
+    case.run(case.step())
+    for name, parameter in case.policy.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-9, name
 
 
 def test_attention_networks_have_a_hypergradient() -> None:

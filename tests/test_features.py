@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
 from mapolicy.errors import UsageError
-from mapolicy.features import feature_width, features_and_logits
+from mapolicy.features import deep_features, feature_width, features_and_logits, running_statistics_kept
 
 TINY_VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 # A distilled network has two classifiers.
@@ -97,19 +97,30 @@ def test_training_forward_moves_the_running_statistics_once() -> None:
     assert network.bn.num_batches_tracked == 1
 
 
-def test_head_s_dropout_is_the_same_for_feature_and_logits() -> None:
-    network = make("resnet10t", {}, drop_rate=0.5).train()
-    features, logits = features_and_logits(network, images(32))
-    assert (features == 0).float().mean() > 0.3
-    torch.testing.assert_close(network.fc(features), logits, rtol=0, atol=0)
+@pytest.mark.parametrize("name", ["resnet10t", "resnetv2_18", "repvit_m0_9", "shvit_s1"])
+def test_logits_in_training_are_the_networks_own_with_the_same_noise(name: str) -> None:
+    """Dropout and BatchNorm in the head, between the feature and the last layer, too."""
+    network = make(name, {}, drop_rate=0.5).train()
+    with running_statistics_kept(network):
+        torch.manual_seed(3)
+        _, logits = features_and_logits(network, images(32))
+        torch.manual_seed(3)
+        torch.testing.assert_close(logits, network(images(32)), rtol=0, atol=0)
+        torch.manual_seed(4)
+        assert not torch.equal(logits, network(images(32))), "there is noise"
 
 
-def test_gradients_reach_the_first_layer() -> None:
+def test_gradients_go_through_the_logits_alone() -> None:
     network = make("wrn10_1", {})
     features, logits = features_and_logits(network, images(8))
-    for output in (features, logits):
-        (gradient,) = torch.autograd.grad(output.sum(), network.conv1.weight, retain_graph=True)
-        assert gradient.norm() > 0
+    assert not features.requires_grad
+    (gradient,) = torch.autograd.grad(logits.sum(), network.conv1.weight)
+    assert gradient.norm() > 0
+
+
+def test_features_alone_are_the_same_features() -> None:
+    network = make("resnet10t", {}).eval()
+    assert torch.equal(deep_features(network, images(32)), features_and_logits(network, images(32))[0])
 
 
 # ---- what cannot be used
@@ -172,7 +183,7 @@ def test_odd_network_without_a_fault() -> None:
     ("fault", "why"),
     [
         ("after-the-classifier", "has no single feature that its logits follow from"),
-        ("map", "does not take 3 x 4 x 4 images ("),
+        ("map", "has no single feature that its logits follow from"),
         ("two-lines", "does not take 3 x 4 x 4 images (this)"),
         ("tuple", ""),
     ],
@@ -184,10 +195,10 @@ def test_networks_without_a_feature(fault: str, why: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_volo_adds_to_what_its_classifier_says() -> None:
+def test_what_a_head_adds_to_its_classifier_does_not_matter() -> None:
+    """VOLO's second head adds to the logits."""
     network = VOLO(num_classes=5, img_size=32, layers=(1,) * 4, embed_dims=(16, 32, 32, 32), num_heads=(2,) * 4)
-    with pytest.raises(UsageError, match=r"^network VOLO: has no single feature that its logits follow from; "):
-        feature_width(network, 32, 3)
+    assert feature_width(network, 32, 3) == 32
 
 
 def test_a_network_without_timm_s_methods() -> None:
