@@ -29,7 +29,7 @@ class FrozenExtractor:
         """Deep features, float32 [n, F], of uint8 images [n, C, H, W] of any size."""
         with torch.no_grad():
             pixels = images.float()
-            if pixels.shape[-1] != self._size:
+            if pixels.shape[-2:] != (self._size, self._size):
                 pixels = F.interpolate(pixels, size=(self._size,) * 2, mode="bilinear", antialias=True)
             features, _ = features_and_logits(self._network, self._normalisation(pixels))
         return features
