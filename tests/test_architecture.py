@@ -351,7 +351,9 @@ FOREIGN = re.compile(r"issue #|(?<![\w.])/(work|root)(?![\w-])", re.IGNORECASE)
 
 
 def test_no_word_of_the_workshop() -> None:
-    folders = [path for folder in ("mapolicy", "cli", "recipes", "docs") for path in (ROOT / folder).rglob("*")]
+    folders = [
+        path for folder in ("mapolicy", "cli", "recipes", "docs", "examples") for path in (ROOT / folder).rglob("*")
+    ]
     paths = [path for path in (*folders, ROOT / "README.md") if path.is_file() and path.suffix != ".pyc"]
     assert len(paths) > len(MODULES) + 17
     found = {
