@@ -185,9 +185,7 @@ class PolicyAugment:
                 "PolicyAugment was called in a DataLoader worker, where each worker would make the same draws; "
                 "call it in the training loop, on the batch that the loader yields"
             )
-        # Half precision would move the pixels that a rotation reads.
-        with torch.autocast(images.device.type, enabled=False):
-            augmented, transformation = self._pipeline.transform(images, self._augmentation, self.step)
+        augmented, transformation = self._pipeline.transform(images, self._augmentation, self.step)
         assert transformation is not None
         self.step += 1
         return augmented, transformation
@@ -207,6 +205,7 @@ class PolicyAugment:
             raise ValueError(f"{len(images)} images came with {len(transformation)} transformations")
         if self._frozen is None:
             return torch.full((len(images),), 1 / len(images), device=images.device)
+        # A weight in half precision would be another weight than the one that the search learned from.
         with torch.autocast(images.device.type, enabled=False):
             return self._frozen.of(images, transformation.to(images.device))
 
