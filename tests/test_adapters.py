@@ -128,8 +128,7 @@ def test_sampler_mode_weighs_equally_and_draws_the_same(bundle: PolicyBundle) ->
 
 
 def test_sample_applies_transformations_from_the_bundles_distribution(bundle: PolicyBundle) -> None:
-    images, _ = batch()
-    before = images.clone()
+    before = (images := batch()[0]).clone()
     augmented, transformation = PolicyAugment(bundle).sample(images)
     colour = torch.tensor([round(255 * bundle.manifest.input.mean[0])], dtype=torch.uint8)
     assert torch.equal(augmented, transformation.apply(images, bundle.manifest.operations.space, colour))
@@ -144,10 +143,8 @@ def test_cutout_comes_after_the_transformation_in_the_data_sets_colour(bundle: P
     images, _ = batch(side=16)
     plain, _ = PolicyAugment(with_input(bundle, cutout=0)).sample(images)
     colour = round(255 * bundle.manifest.input.mean[0])
-    for policy in (
-        PolicyAugment(with_input(bundle, cutout=4)),
-        PolicyAugment(bundle, cutout=4, mean=[0.9], std=[1.0]),
-    ):
+    contracts, own = PolicyAugment(with_input(bundle, cutout=4)), PolicyAugment(bundle, cutout=4, mean=[0.9], std=[1])
+    for policy in (contracts, own):
         holed, _ = policy.sample(images)
         assert set(holed[holed != plain].tolist()) == {colour}
         assert 8 < int((holed != plain).sum()) / len(images) <= 16
@@ -210,8 +207,8 @@ def test_draws_depend_on_seed_rank_and_step_alone(bundle: PolicyBundle) -> None:
         for one, other in zip(resumed(images, labels), expected, strict=True):
             assert torch.equal(one, other)
     assert resumed.step == first.step == 3
-    seen = [run[0] for run in runs]
-    seen += [PolicyAugment(bundle, **other)(images, labels)[0] for other in ({"seed": 1}, {"rank": 1}, {"rank": 11})]
+    others = [PolicyAugment(bundle, **other)(images, labels) for other in ({"seed": 1}, {"rank": 1}, {"rank": 11})]
+    seen = [inputs for inputs, _ in runs + others]
     assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 
