@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import PolicyAugment as PolicyAugment
     from .bilevel import hypergradient as hypergradient
     from .bundle import PolicyBundle as PolicyBundle
     from .config import SearchConfig as SearchConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "OPERATIONS": "operations",
+    "PolicyAugment": "adapters",
     "PolicyBundle": "bundle",
     "PolicyNetwork": "policy",
     "SearchConfig": "config",

@@ -54,7 +54,7 @@ def build_network(
         model_args: further arguments of its constructor.
         classes: number of logits.
         channels: of the images.
-        seed: of the weights, for torch's global generator.
+        seed: of the weights, for torch's global generator on the CPU.
         device: where it shall live. The weights are drawn on the CPU, so they do not depend on it.
 
     Raises:
@@ -64,7 +64,8 @@ def build_network(
     for argument in RESERVED_ARGUMENTS & set(model_args):
         why = f"cannot be built: {argument} is not an argument of the network"
         raise UsageError(f"network {name}", why, "check --model-arg")
-    torch.manual_seed(seed)
+    # Not torch.manual_seed: that seeds every CUDA device as well, where a caller may be in the middle of a run.
+    torch.default_generator.manual_seed(seed)
     try:
         network: nn.Module = timm.create_model(
             name, pretrained=False, num_classes=classes, in_chans=channels, **model_args

@@ -75,21 +75,55 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
     return torch.where(hidden[:, None].to(images.device), fill[:, None, None], images)
 
 
+class Normalisation:
+    """From uint8 images to the float32 numbers that a network takes.
+
+    Args:
+        mean, std: one float per channel, for pixels in [0, 1].
+        device: of the images.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self._mean = torch.tensor(mean, device=device)[:, None, None] * 255
+        self._scale = 1 / (torch.tensor(std, device=device)[:, None, None] * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Float32 [B, C, H, W]: pixels / 255, less the mean, over std. `images`: [B, C, H, W] in [0, 255]."""
+        return (images.float() - self._mean) * self._scale
+
+    def mean_colour(self) -> Tensor:
+        """The mean as a colour, uint8 [C]."""
+        return self._mean.flatten().round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What the pipeline reads of a run's configuration, for use without a run; the fields are `RunConfig`'s."""
+
+    base_augmentation: str
+    cutout: int
+    fill: str
+    copies: int
+    seed: int
+    stage: str
+
+
 class Pipeline:
     """Everything between the data set and the network, drawn from streams of its own.
 
     Args:
-        config: of the run; its base_augmentation, cutout, fill, copies and seed are used.
+        config: of the run; its base_augmentation, cutout, fill, copies, seed and stage are used.
         mean, std: one float per channel in [0, 1] units, for the normalisation and the fill.
         device: of the images.
     """
 
-    def __init__(self, config: RunConfig, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig | PipelineSettings, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
         self.config = config
         self.mean, self.std, self.device = tuple(mean), tuple(std), device
-        self._mean = torch.tensor(mean, device=device)[:, None, None] * 255
-        self._scale = 1 / (torch.tensor(std, device=device)[:, None, None] * 255)
-        self._mean_colour = self._mean.flatten().round().to(torch.uint8)
+        self._normalisation = Normalisation(mean, std, device)
+        self._mean_colour = self._normalisation.mean_colour()
         self._fill = self._mean_colour if config.fill == "mean" else torch.zeros_like(self._mean_colour)
 
     def with_config(self, config: RunConfig) -> "Pipeline":
@@ -98,7 +132,7 @@ class Pipeline:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float32 with mean 0 and deviation 1 over the training split."""
-        return (images.float() - self._mean) * self._scale
+        return self._normalisation(images)
 
     def augment(self, images: Tensor, labels: Tensor, augmentation: Augmentation, step: int) -> AugmentedBatch:
         """A training batch of `copies` augmentations of every image.
@@ -109,6 +143,16 @@ class Pipeline:
             augmentation: the policy's part.
             step: iteration; with the seed it fixes every draw.
         """
+        images, transformation = self.transform(images, augmentation, step)
+        return AugmentedBatch(
+            images=images,
+            inputs=self.normalise(images),
+            labels=labels.repeat_interleave(self.config.copies),
+            transformation=transformation,
+        )
+
+    def transform(self, images: Tensor, augmentation: Augmentation, step: int) -> tuple[Tensor, Transformation | None]:
+        """The part of `augment` that stays uint8: the augmented images, and their transformations."""
         config = self.config
         images = images.repeat_interleave(config.copies, dim=0)
         images = self._base(images, generator(config.seed, config.stage, "base", step))
@@ -118,12 +162,7 @@ class Pipeline:
         if config.cutout:
             draws = generator(config.seed, config.stage, "cutout", step)
             images = cutout(images, config.cutout, self._mean_colour, draws)
-        return AugmentedBatch(
-            images=images,
-            inputs=self.normalise(images),
-            labels=labels.repeat_interleave(config.copies),
-            transformation=transformation,
-        )
+        return images, transformation
 
     def _base(self, images: Tensor, draws: torch.Generator) -> Tensor:
         if self.config.base_augmentation == "none":

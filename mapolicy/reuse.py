@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from .bundle import PolicyBundle
 from .features import deep_features
-from .pipeline import AugmentedBatch
+from .pipeline import AugmentedBatch, Normalisation
 from .policy import PolicyNetwork, normalise_weights
+from .transformation import Transformation
 
 
 class FrozenExtractor:
@@ -22,16 +23,15 @@ class FrozenExtractor:
         contract = bundle.manifest.input
         self._network: nn.Module = bundle.build_extractor(device)
         self._size = contract.size
-        self._mean = torch.tensor(contract.mean, device=device)[:, None, None] * 255
-        self._scale = 1 / (torch.tensor(contract.std, device=device)[:, None, None] * 255)
+        self._normalisation = Normalisation(contract.mean, contract.std, device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Deep features, float32 [n, F], of uint8 images [n, C, H, W] of any size."""
         with torch.no_grad():
             pixels = images.float()
-            if pixels.shape[-1] != self._size:
+            if pixels.shape[-2:] != (self._size, self._size):
                 pixels = F.interpolate(pixels, size=(self._size,) * 2, mode="bilinear", antialias=True)
-            return deep_features(self._network, (pixels - self._mean) * self._scale)
+            return deep_features(self._network, self._normalisation(pixels))
 
 
 class FrozenWeights:
@@ -48,6 +48,9 @@ class FrozenWeights:
     def __call__(self, batch: AugmentedBatch) -> Tensor:
         """P_i of Eq. 4, float [n] with sum 1; the batch must carry its transformations."""
         assert batch.transformation is not None
+        return self.of(batch.images, batch.transformation)
+
+    def of(self, images: Tensor, transformation: Transformation) -> Tensor:
+        """The same for augmented uint8 images [n, C, H, W] and what they were augmented by."""
         with torch.no_grad():
-            features = self._extractor(batch.images)
-            return normalise_weights(self._policy(features, batch.transformation.embed()))
+            return normalise_weights(self._policy(self._extractor(images), transformation.embed()))

@@ -28,7 +28,7 @@ LAYERS = (
     "access augment bundle_format checkpoint datasets optimisation timm_datasets",
     "bundle data pipeline",
     "evaluate reuse",
-    "task",
+    "adapters task",
     "iteration",
     "cost",
     "run",
@@ -269,8 +269,8 @@ print([name for name in {HEAVY} if name in sys.modules], "mapolicy" in sys.modul
 
 def test_public_names_resolve() -> None:
     expected = {
-        "OPERATIONS", "PolicyBundle", "PolicyNetwork", "SearchConfig", "TrainConfig", "TrainResult", "Transformation",
-        "TransformationSampler", "apply_operation", "hypergradient", "search_policy", "train_network",
+        "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig", "TrainConfig", "TrainResult",
+        "Transformation", "TransformationSampler", "apply_operation", "hypergradient", "search_policy", "train_network",
     }  # fmt: skip
     assert set(mapolicy.__all__) == expected
     assert sorted(mapolicy.__all__) == mapolicy.__all__ == dir(mapolicy)
@@ -351,7 +351,9 @@ FOREIGN = re.compile(r"issue #|(?<![\w.])/(work|root)(?![\w-])", re.IGNORECASE)
 
 
 def test_no_word_of_the_workshop() -> None:
-    folders = [path for folder in ("mapolicy", "cli", "recipes", "docs") for path in (ROOT / folder).rglob("*")]
+    folders = [
+        path for folder in ("mapolicy", "cli", "recipes", "docs", "examples") for path in (ROOT / folder).rglob("*")
+    ]
     paths = [path for path in (*folders, ROOT / "README.md") if path.is_file() and path.suffix != ".pyc"]
     assert len(paths) > len(MODULES) + 17
     found = {

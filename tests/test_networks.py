@@ -86,6 +86,16 @@ def test_network_is_the_one_asked_for() -> None:
     assert {layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)} == {0.25}
 
 
+def test_other_devices_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle is also loaded in the middle of somebody's run on CUDA."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    build("wrn10_1")
+    assert seeded == []
+    torch.manual_seed(0)
+    assert seeded == [0], "that is how torch seeds them"
+
+
 def test_weights_come_from_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = build(seed=3).state_dict()

@@ -32,9 +32,11 @@ def test_features_are_the_proxys_in_evaluation_mode_with_its_normalisation(bundl
     torch.testing.assert_close(one, features[:1], rtol=1e-4, atol=1e-5, msg="no batch statistics")
 
 
-def test_images_of_another_size_are_brought_to_the_proxys(bundle: PolicyBundle) -> None:
-    features = FrozenExtractor(bundle, CPU)(images(20))
-    smaller = F.interpolate(images(20).float(), size=(8, 8), mode="bilinear", antialias=True)
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (20, 8), (8, 20)])
+def test_images_of_another_size_are_brought_to_the_proxys(bundle: PolicyBundle, height: int, width: int) -> None:
+    pixels = images(20)[:, :, :height, :width]
+    features = FrozenExtractor(bundle, CPU)(pixels)
+    smaller = F.interpolate(pixels.float(), size=(8, 8), mode="bilinear", antialias=True)
     torch.testing.assert_close(features, by_hand(bundle, smaller), rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,44 @@
+"""A bundle's policy under Accelerate: a rank for each process, its step in Accelerate's checkpoints.
+
+pip install accelerate
+mapolicy demo                           # writes artifacts/digits.safetensors
+python examples/accelerate_loop.py      # or: accelerate launch examples/accelerate_loop.py BUNDLE
+"""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from digits import EPOCHS, LEARNING_RATE, load_bundle, loaders, percent_correct, small_network
+
+from mapolicy import PolicyAugment  # policy
+
+torch.manual_seed(0)
+accelerator = Accelerator()
+bundle = load_bundle()  # policy
+train_loader, test_loader = loaders(bundle)
+network = small_network()
+optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
+schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(train_loader))
+network, optimizer, train_loader, test_loader, schedule = accelerator.prepare(
+    network, optimizer, train_loader, test_loader, schedule
+)
+policy = PolicyAugment(bundle, rank=accelerator.process_index)  # policy
+accelerator.register_for_checkpointing(policy)  # policy: for save_state and load_state
+
+for _ in range(EPOCHS):
+    network.train()
+    for images, labels in train_loader:
+        inputs, targets = policy(images, labels)  # policy
+        loss = F.cross_entropy(network(inputs), targets)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+        schedule.step()
+
+network.eval()
+outcomes = []
+for images, labels in test_loader:
+    with torch.no_grad():
+        logits = network(policy.normalise(images))  # policy
+    outcomes.append(accelerator.gather_for_metrics((logits, labels)))
+accelerator.print(f"top-1 {percent_correct(*map(torch.cat, zip(*outcomes, strict=True))):.1f} %")

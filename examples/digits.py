@@ -1,0 +1,50 @@
+"""What the examples share: scikit-learn's 8 x 8 digits as a loop of somebody's own has them, and a small network."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mapolicy import PolicyBundle, TrainConfig, recipes
+from mapolicy.access import ResidentSplit
+from mapolicy.data import load_splits
+
+CLASSES, CHANNELS, EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 1, 6, 64, 0.1
+
+
+def load_bundle() -> PolicyBundle:
+    """The bundle that the command line names, or the demo's."""
+    return PolicyBundle.load(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/digits.safetensors"))
+
+
+def datasets(bundle: PolicyBundle) -> tuple[TensorDataset, TensorDataset]:
+    """Images for training and for the test, uint8 [N, 1, 8, 8], with labels; the search has seen none of the latter."""
+    _, settings = recipes.load("train-digits")
+    config = TrainConfig.from_mapping(settings | bundle.data_settings())
+    splits = load_splits(config, torch.device("cpu"), "train", bundle.meta_validation)
+    found = []
+    for split in (splits.train, splits.test()):
+        assert isinstance(split, ResidentSplit)
+        found.append(TensorDataset(split.images[split.rows], split.labels))
+    return found[0], found[1]
+
+
+def loaders(bundle: PolicyBundle) -> tuple[DataLoader, DataLoader]:
+    """Shuffled batches for training, batches for the test."""
+    train, test = datasets(bundle)
+    return DataLoader(train, BATCH_SIZE, shuffle=True, drop_last=True), DataLoader(test, BATCH_SIZE)
+
+
+def small_network() -> nn.Sequential:
+    """Three convolutions and a linear layer; learns digits in seconds."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((CHANNELS, 16, 1), (16, 32, 2), (32, 32, 1)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+
+
+def percent_correct(logits: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy, per cent."""
+    return 100 * float((logits.argmax(1) == labels).float().mean())
