@@ -28,24 +28,24 @@ def demo(
     options.claim(out, force=True, resume=False, flag="--out")
     for folder in folders.values():
         options.claim_run(folder, force=True, resume=False)
-    search_config = options.resolve(SearchConfig, None, PROXY, DATASET, {}, {}, None, None)
+    search_config, _ = options.resolve(SearchConfig, None, PROXY, DATASET, {}, {}, None, None)
 
     from ..bundle import PolicyBundle
     from ..search import search_policy
     from ..train import train_network
 
     reporter = display.reporter(quiet)
-    bundle = search_policy(search_config, reporter, folders["search"])
+    bundle = search_policy(search_config, reporter, folders["search"], overwrite=True)
     bundle.save(out)
     search_result = reporter.result
     bundle = PolicyBundle.load(out)
 
     results = {}
     for policy in POLICIES:
-        config = options.resolve(
+        config, _ = options.resolve(
             TrainConfig, None, ARCH, DATASET, bundle.data_settings(), {"policy": policy}, None, None
         )
-        train_network(config, bundle, reporter, folders[policy])
+        train_network(config, bundle, reporter, folders[policy], overwrite=True)
         results[policy] = reporter.result
     likeliest = _likeliest(bundle)
     if as_json:

@@ -35,9 +35,15 @@ LABELS = {
 
 
 class QuietReporter(Reporter):
-    """Shows nothing but what the user must know; remembers the result."""
+    """Shows nothing but what the user must know; remembers the result.
+
+    Attributes:
+        facts: shown with the run's own when it starts.
+        result: the figures of the last run.
+    """
 
     def __init__(self) -> None:
+        self.facts: Mapping[str, str] = {}
         self.result: Mapping[str, Any] = {}
 
     def noted(self, text: str) -> None:
@@ -56,7 +62,7 @@ class PlainReporter(QuietReporter):
         """What runs, and on what."""
         self._latest: dict[str, float] = {}
         self._iterations = iterations
-        details = ", ".join(f"{key} {value}" for key, value in facts.items())
+        details = ", ".join(f"{key} {value}" for key, value in {**facts, **self.facts}.items())
         self.noted(f"{what}: {iterations} iterations; {details}")
 
     def iterated(self, record: Record) -> None:
@@ -83,7 +89,7 @@ class LiveReporter(QuietReporter):
     def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
         """Put the display up."""
         self._latest = {}
-        for key, value in facts.items():
+        for key, value in {**facts, **self.facts}.items():
             self._console.print(Text(f"{key:>16}  {value}"))
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -130,12 +136,16 @@ class LiveReporter(QuietReporter):
         return Group(self._progress, figures)
 
 
-def reporter(quiet: bool) -> QuietReporter:
-    """The display that fits where stderr goes."""
+def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
+    """The display that fits where stderr goes; it begins by saying where the settings come from."""
     if quiet:
         return QuietReporter()
     console = Console(stderr=True)
-    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else PlainReporter()
+    live = console.is_terminal and not console.is_dumb_terminal
+    display = LiveReporter(console) if live else PlainReporter()
+    if settings_from is not None:
+        display.facts = {"settings": f"from {settings_from}"}
+    return display
 
 
 def print_json(document: Mapping[str, Any]) -> None:

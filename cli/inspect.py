@@ -13,6 +13,7 @@ from ..tensor_container import RawTensor
 from . import display, options
 
 LISTED = 5
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameters
 
 
 def inspect(
@@ -102,7 +103,11 @@ def describe(manifest: Manifest, tensors: dict[str, RawTensor], size: int) -> di
         "unlikeliest": entries(order[::-1][:LISTED]),
         "bytes": size,
         "parameters": {
-            part: sum(math.prod(t.shape) for name, t in tensors.items() if name.startswith(f"{part}."))
+            part: sum(
+                math.prod(tensor.shape)
+                for name, tensor in tensors.items()
+                if name.startswith(f"{part}.") and not name.endswith(BUFFERS)
+            )
             for part in ("extractor", "policy")
         },
         "versions": manifest.versions,

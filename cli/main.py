@@ -19,7 +19,6 @@ BUG_EXIT, INTERRUPT_EXIT = 1, 130
 app = typer.Typer(
     name="mapolicy",
     help="Search a sample-aware augmentation policy once, keep it in one file, train any network with it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -33,8 +32,10 @@ app.command("demo")(demo.demo)
 def main() -> NoReturn:
     """Run the command line and exit as the table of exit codes says."""
     debug = "--debug" in sys.argv
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="mapolicy")
         sys.stdout.flush()
         if code == INTERRUPT_EXIT:  # typer has caught the interrupt
             raise KeyboardInterrupt
@@ -51,6 +52,9 @@ def main() -> NoReturn:
         # Whoever read our output has gone, which is theirs to decide; keep Python from complaining as it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as problem:
+        text = f"{problem.filename or 'output'}: {problem.strerror or problem}; check the disk and the path"
+        code = _fail(text, 5, debug)
     except Exception as problem:
         text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
         code = _fail(text, BUG_EXIT, debug)

@@ -10,7 +10,7 @@ import typer
 from .. import recipes
 from ..config import RunConfig
 from ..errors import InputError, UsageError
-from ..files import RUN_FILES, check_writable
+from ..files import CONFIG_FILE, check_writable
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -41,8 +41,8 @@ def resolve(
     flags: Mapping[str, Any],
     settings: list[str] | None,
     model_arguments: list[str] | None,
-) -> Config:
-    """The configuration: recipe, then bundle, then flags and `--set`.
+) -> tuple[Config, str]:
+    """The configuration: recipe, then bundle, then flags and `--set`; and where it began: the recipe's name.
 
     Args:
         kind: of the stage.
@@ -72,7 +72,7 @@ def resolve(
         source,
         InputError,
     )
-    return kind.from_mapping({**values, **given}, "command line", UsageError)
+    return kind.from_mapping({**values, **given}, "command line", UsageError), source
 
 
 def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
@@ -88,7 +88,7 @@ def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
 
 
 def claim_run(folder: Path, force: bool, resume: bool) -> None:
-    """Refuse to mix two runs in a folder. --force removes an earlier run's files, and nothing else.
+    """Refuse to mix two runs in a folder.
 
     Raises:
         UsageError: the folder holds something, and neither --force nor --resume was given.
@@ -96,13 +96,9 @@ def claim_run(folder: Path, force: bool, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(str(folder), "is no folder", "use another --run-dir")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (force or resume):
-            raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
-        if force and not resume:
-            for name in RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
-    check_writable(folder / RUN_FILES[0])
+    if folder.is_dir() and any(folder.iterdir()) and not (force or resume):
+        raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
+    check_writable(folder / CONFIG_FILE)
 
 
 def slug(text: str) -> str:

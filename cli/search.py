@@ -39,7 +39,7 @@ def search(
         "device": device,
         "skip_corrupt": skip_corrupt or None,
     }
-    config = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments)
+    config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments)
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"
@@ -48,8 +48,8 @@ def search(
 
     from ..search import search_policy
 
-    reporter = display.reporter(quiet)
-    bundle = search_policy(config, reporter, run_dir, resume)
+    reporter = display.reporter(quiet, source)
+    bundle = search_policy(config, reporter, run_dir, resume, overwrite=force)
     bundle.save(out)
 
     result = reporter.result
@@ -57,6 +57,8 @@ def search(
     if as_json:
         display.print_json(document)
         return
+    # A bundle knows the name of a folder, not where it lies.
+    typed = [config.dataset] if config.dataset.startswith("folder:") else []
     display.print_figures(
         {
             "bundle": str(out),
@@ -67,6 +69,6 @@ def search(
             "cost": display.ratio(result["cost_ratio"]),
             "time": display.duration(result["seconds"]),
             "run folder": str(run_dir),
-            "next": f"mapolicy train --bundle {out} --arch ARCH",
+            "next": " ".join(["mapolicy train", *typed, f"--bundle {out} --arch ARCH"]),
         }
     )

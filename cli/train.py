@@ -43,7 +43,7 @@ def train(
     Example: mapolicy train --bundle artifacts/c100.safetensors --arch resnet18
     """
     flags = {
-        "policy": policy or ("learned" if bundle else None),
+        "policy": policy,
         "mode": mode,
         "include_validation": include_validation or None,
         "epochs": epochs,
@@ -62,7 +62,9 @@ def train(
         if dataset is None and "/" in bundle_settings["dataset"]:
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
             raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
-    config = options.resolve(TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments)
+    config, recipe_source = options.resolve(
+        TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments
+    )
     if config.policy == "learned" and content is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
     if out is not None and config.mode != "finetune":
@@ -77,9 +79,9 @@ def train(
     from ..bundle import PolicyBundle
     from ..train import train_network
 
-    reporter = display.reporter(quiet)
+    reporter = display.reporter(quiet, recipe_source)
     source = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle))
-    result = train_network(config, source, reporter, run_dir, resume)
+    result = train_network(config, source, reporter, run_dir, resume, overwrite=force)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)

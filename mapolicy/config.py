@@ -240,7 +240,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
             or (high is not None and number > high)
         ):
             span = f"at least {low}" if high is None else f"between {low} and {high}"
-            text = str(number) if abs(number) <= LARGEST else "a number this large"  # int to text has a limit too
+            text = "a number this large" if isinstance(number, int) and abs(number) > LARGEST else str(number)
             raise UsageError(spec.name, f"{text} is not a finite number {span}", f"it means: {_meaning(spec)}")
         return float(number) if spec.type is float else number
     return value

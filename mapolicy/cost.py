@@ -51,8 +51,12 @@ class CostMeter:
             self._plain = None
             return iteration()
         if self._plain is None:
-            self._plain = self._twin()
-            self._plain(0, batch, None)
+            try:
+                self._plain = self._twin()
+                self._plain(0, batch, None)
+            except torch.OutOfMemoryError:  # no room for a second network: the run goes on unmeasured
+                self._plain, self._calls = None, WARM_UP + SAMPLES
+                return iteration()
         plain = self._plain
         device = batch[0].device
         _, plain_seconds = _timed(lambda: plain(0, batch, None), device)

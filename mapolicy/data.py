@@ -104,6 +104,12 @@ def load_splits(
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
     source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib)
     pool, classes = source.pool, source.classes
+    if stage == "train":
+        # What would only be found out after the training.
+        if source.open_test is None and config.test_per_class == 0:
+            raise _no_test_split(source)
+        if source.check_test is not None:
+            source.check_test()
     sizes = torch.bincount(pool.labels, minlength=len(classes)).tolist()
 
     orders = shuffled_classes(pool.labels, classes, config.split_seed)
@@ -154,8 +160,7 @@ def load_splits(
 
 def _open_test(source: Source, drawn: Tensor, access: Access, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
     if source.open_test is None and len(drawn) == 0:
-        why = f"is 0, and {source.name} has no test split of its own"
-        raise UsageError("test_per_class", why, "give a count or a fraction")
+        raise _no_test_split(source)
     images = source.open_test() if source.open_test else source.pool
     indices = torch.arange(len(images)) if source.open_test else drawn
     bad = _corrupt(images, indices) if skip_corrupt else {}
@@ -164,6 +169,12 @@ def _open_test(source: Source, drawn: Tensor, access: Access, skip_corrupt: bool
         raise InputError(source.where, "its test split has no images", "add some")
     (split,) = access.splits(images, [indices])
     return split, tuple(bad.values())
+
+
+def _no_test_split(source: Source) -> UsageError:
+    return UsageError(
+        "test_per_class", f"is 0, and {source.name} has no test split of its own", "give a count or a fraction"
+    )
 
 
 def _corrupt(images: ImageSet, indices: Tensor) -> dict[int, str]:

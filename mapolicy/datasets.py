@@ -125,7 +125,9 @@ def _folder_source(name: str, train: Path, test: Path | None) -> Source:
         check_same_classes(shown(folder), classes, found)
         return images
 
-    return Source(name, shown(train), classes, pool, None if test is None else lambda: open_test(test))
+    if test is None:
+        return Source(name, shown(train), classes, pool, None)
+    return Source(name, shown(train), classes, pool, lambda: open_test(test), check_test=lambda: open_test(test))
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], FileImages]:

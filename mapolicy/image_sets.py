@@ -125,6 +125,8 @@ class Source:
         pool: the images that training and meta-validation are drawn from, and the test split too where `open_test` is
             None.
         open_test: opens the data set's own test split; called at most once, and not before it is needed.
+        check_test: looks whether the test split has the same classes, without reading an image; None where that
+            cannot be known so cheaply.
     """
 
     name: str
@@ -132,3 +134,4 @@ class Source:
     classes: tuple[str, ...]
     pool: ImageSet
     open_test: Callable[[], ImageSet] | None
+    check_test: Callable[[], object] | None = None

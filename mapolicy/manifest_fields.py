@@ -16,6 +16,10 @@ MAX_CLASSES = 100_000
 MODEL_ARGS: Mapping[str, tuple[type, float, float]] = {
     "img_size": (int, 1, 4096),
     "patch_size": (int, 1, 256),
+    "window_size": (int, 1, 256),
+    "depth": (int, 1, 200),
+    "embed_dim": (int, 1, 4096),
+    "num_heads": (int, 1, 256),
     "output_stride": (int, 1, 64),
     "stem_width": (int, 1, 1024),
     "drop_rate": (float, 0.0, 1.0),

@@ -45,7 +45,7 @@ def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch:
     warmup = config.warmup_epochs * iterations_per_epoch
     return CosineLRScheduler(
         optimizer,
-        t_initial=config.epochs * iterations_per_epoch - warmup,
+        t_initial=max(2, config.epochs * iterations_per_epoch - warmup),  # timm warns of a single step
         warmup_t=warmup,
         warmup_prefix=True,
         t_in_epochs=False,

@@ -3,8 +3,11 @@
 import itertools
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +21,15 @@ from .config import MACHINE_FIELDS, RunConfig
 from .cost import CostMeter
 from .data import worker_faults
 from .errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
-from .files import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, RESULT_FILE, STATUS_FILE, write_atomically
+from .files import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, RESULT_FILE, RUN_FILES, STATUS_FILE, write_atomically
 from .iteration import Iteration, LabelledImages
 from .reporting import Reporter
 from .runtime import generator
 from .task import Task
 
 LOGGED_PER_EPOCH = 20
+LISTED_CORRUPT = 10
+LONGEST_SHOWN = 16
 
 Plan = list[tuple[int, Tensor]]
 
@@ -51,7 +56,7 @@ def validation_plan(config: RunConfig, images: int, steps: list[int]) -> Plan:
             step,
             torch.randperm(images, generator=generator(config.seed, config.stage, "validation", step))[
                 : config.validation_batch_size
-            ],
+            ].clone(),  # a part of a permutation would keep all of it
         )
         for step in steps
     ]
@@ -67,6 +72,8 @@ class Run:
         reporter: hears of the progress.
         folder: the run folder, or None to write nothing.
         resume: go on from the folder's checkpoint.
+        overwrite: remove the files of an earlier run from the folder.
+        digest: of the bundle that the run uses, or None.
 
     Raises:
         UsageError: the folder holds a run and `resume` was not asked for.
@@ -75,7 +82,15 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, state: RunState, task: Task, reporter: Reporter, folder: Path | None, resume: bool
+        self,
+        config: RunConfig,
+        state: RunState,
+        task: Task,
+        reporter: Reporter,
+        folder: Path | None,
+        resume: bool = False,
+        overwrite: bool = False,
+        digest: str | None = None,
     ) -> None:
         self.config, self.state, self.task, self.reporter, self.folder = config, state, task, reporter, folder
         self.per_epoch = task.iterations_per_epoch
@@ -84,14 +99,20 @@ class Run:
         self.last_record: Mapping[str, float] = {}
         self._log_every = max(1, self.per_epoch // LOGGED_PER_EPOCH)
         self._last_good: Path | None = None
+        self._digest = digest
+        self._seconds_before = 0.0
+        self._cost_ratio: float | None = None
+        self._signal: int | None = None
         if folder is not None:
-            self._open(folder, resume)
+            self._open(folder, resume, overwrite)
         self._started = self._logged = time.monotonic()
         self._logged_iteration = self.iteration
         self._next_checkpoint = self._started + 60 * config.checkpoint_minutes
 
     def __enter__(self) -> Self:
         self.reporter.started(f"{self.config.stage} {self.config.network}", self.iterations, self.task.facts())
+        if self.task.splits.corrupt:
+            self.note_corrupt(self.task.splits.corrupt)
         self._write_status("running", None)
         return self
 
@@ -104,9 +125,12 @@ class Run:
             return
         translated = _out_of_memory(problem, self.config, self.iteration)
         failure = translated or problem
-        code = failure.exit_code if isinstance(failure, MapolicyError) else 1
-        interrupted = isinstance(failure, KeyboardInterrupt)
-        self._write_status("interrupted" if interrupted else "failed", 130 if interrupted else code, str(failure))
+        interrupted = isinstance(failure, KeyboardInterrupt | SystemExit)
+        if isinstance(failure, MapolicyError):
+            code = failure.exit_code
+        else:
+            code = 128 + (self._signal or signal.SIGINT) if interrupted else 1
+        self._write_status("interrupted" if interrupted else "failed", code, str(failure))
         if translated is not None:
             raise translated from problem
 
@@ -117,6 +141,12 @@ class Run:
             The cost ratio: time of an iteration over that of a plain step, if there were enough to tell.
         """
         meter = CostMeter(self.task)
+        with worker_faults(), self._signals_wait():
+            self._iterate(iteration, meter)
+        self.checkpoint()
+        return self._cost_ratio
+
+    def _iterate(self, iteration: Iteration, meter: CostMeter) -> None:
         training, validation = self.task.training, self.task.splits.meta_validation
         for epoch in range(self.iteration // self.per_epoch, self.config.epochs):
             plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
@@ -125,18 +155,18 @@ class Run:
                 steps = [step for step, _ in plan]
                 held_out = validation.batches(validation_plan(self.config, len(validation), steps))
             batches = training.batches(plan, augment=True)
-            with worker_faults():
-                for (step, _), batch, guide in zip(plan, batches, held_out, strict=True):
-                    self._iterated(*meter(batch, partial(iteration, step, batch, guide)))
+            for (step, _), batch, guide in zip(plan, batches, held_out, strict=True):
+                outcome = meter(batch, partial(iteration, step, batch, guide))
+                self._cost_ratio = meter.ratio or self._cost_ratio
+                self._iterated(*outcome)
             measures = {} if self.config.trains_on_validation else vars(self.task.validation_accuracy())
             self._evaluated(epoch, {f"validation_{name}": value for name, value in measures.items()})
-        self.checkpoint()
-        return meter.ratio
+            self._logged = time.monotonic()
 
     def _iterated(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:
         """One iteration is done: stop if it diverged, log it if it is due, save the state if it is time."""
         if not math.isfinite(value := float(loss)):
-            raise self._diverged(value)
+            raise self._diverged(f"the loss is {value}")
         self.iteration += 1
         now = time.monotonic()
         if self.iteration % self._log_every == 0 or self.iteration == self.iterations:
@@ -156,6 +186,31 @@ class Run:
         if now >= self._next_checkpoint:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
+        if self._signal is not None:
+            self.checkpoint()
+            if self._signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.reporter.noted(f"stopped after iteration {self.iteration}; --resume goes on from here")
+            raise SystemExit(128 + self._signal)
+
+    @contextmanager
+    def _signals_wait(self) -> Iterator[None]:
+        """SIGINT and SIGTERM wait for the iteration's end, where the state is whole. A second one does not."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: object) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _evaluated(self, epoch: int, measures: Mapping[str, float]) -> None:
         record = {"iteration": self.iteration, "epoch": epoch + 1, **measures}
@@ -163,24 +218,54 @@ class Run:
         self.reporter.evaluated(record)
 
     def checkpoint(self) -> None:
-        """Save the state after the last whole iteration."""
+        """Save the state after the last whole iteration.
+
+        Raises:
+            TrainingError: the last update has made a number that is not finite; nothing is saved.
+        """
+        tensors = self.state.tensors()
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point()):
+            raise self._diverged("the update is not finite")
         if self.folder is None:
             return
         path = self.folder / CHECKPOINT_FILE
-        facts = {"iteration": self.iteration, "config": _comparable(self.config)}
-        save_checkpoint(path, self.state.tensors(), facts)
+        facts = {
+            "iteration": self.iteration,
+            "identity": self._identity(),
+            "seconds": self._seconds,
+            "cost_ratio": self._cost_ratio,
+        }
+        save_checkpoint(path, tensors, facts)
         self._last_good = path
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must have in common with the one it goes on with."""
+        settings = {key: value for key, value in self.config.to_mapping().items() if key not in MACHINE_FIELDS}
+        splits = self.task.splits
+        return settings | {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
+
+    def note_corrupt(self, corrupt: tuple[str, ...]) -> None:
+        """Say which images were left out."""
+        listed = "; ".join(corrupt[:LISTED_CORRUPT]) + ("; ..." if len(corrupt) > LISTED_CORRUPT else "")
+        self.reporter.noted(f"left out {len(corrupt)} images that cannot be decoded: {listed}")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Tell the result, and write it as JSON beside the log."""
-        result = {**result, "seconds": time.monotonic() - self._started}
+        result = {**result, "seconds": self._seconds, "corrupt": list(self.task.splits.corrupt)}
         self.reporter.completed(result)
         if self.folder is not None:
             write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
 
-    def _open(self, folder: Path, resume: bool) -> None:
+    def _open(self, folder: Path, resume: bool, overwrite: bool) -> None:
         checkpoint, metrics = folder / CHECKPOINT_FILE, folder / METRICS_FILE
-        if not resume and folder.exists() and any(folder.iterdir()):
+        if overwrite and not resume:
+            for name in RUN_FILES:
+                (folder / name).unlink(missing_ok=True)
+        if not resume and not overwrite and folder.exists() and any(folder.iterdir()):
             raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
         if resume:
             self._resume(checkpoint)
@@ -195,13 +280,16 @@ class Run:
         write_atomically(folder / CONFIG_FILE, self.config.to_toml().encode())
 
     def _resume(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(str(path.parent), "has no checkpoint yet, so there is nothing to resume", "use --force")
         tensors, facts = load_checkpoint(path)
-        old, new = facts["config"], _comparable(self.config)
-        differences = [f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key]]
+        old, new = facts["identity"], self._identity()
+        differences = [f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key]]
         if differences:
-            raise InputError(str(path), f"is of another configuration: {', '.join(differences)}", "undo the changes")
+            raise InputError(str(path), f"is of another run: {', '.join(differences)}", "undo the changes")
         self.state.restore(tensors, facts["iteration"])
         self.iteration = facts["iteration"]
+        self._seconds_before, self._cost_ratio = facts["seconds"], facts["cost_ratio"]
         self._last_good = path
         self.reporter.noted(f"goes on after iteration {self.iteration}")
 
@@ -216,15 +304,16 @@ class Run:
         status = {"state": state, "exit_code": exit_code, "reason": reason, "iteration": self.iteration}
         write_atomically(self.folder / STATUS_FILE, (json.dumps(status) + "\n").encode())
 
-    def _diverged(self, value: float) -> TrainingError:
+    def _diverged(self, what: str) -> TrainingError:
         last = f"the last good state is {self._last_good}" if self._last_good else "no checkpoint was written yet"
         return TrainingError(
-            f"iteration {self.iteration + 1}", f"the loss is {value}; {last}", "lower learning_rate or alpha_initial"
+            f"iteration {self.iteration + 1}", f"{what}; {last}", "lower learning_rate or alpha_initial"
         )
 
 
-def _comparable(config: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.to_mapping().items() if key not in MACHINE_FIELDS}
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _lines_up_to(path: Path, iteration: int) -> str:

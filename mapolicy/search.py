@@ -26,7 +26,11 @@ from .task import Task
 
 
 def search_policy(
-    config: SearchConfig, reporter: Reporter | None = None, run_dir: Path | None = None, resume: bool = False
+    config: SearchConfig,
+    reporter: Reporter | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> PolicyBundle:
     """Search a policy; the test split is not opened.
 
@@ -35,6 +39,7 @@ def search_policy(
         reporter: hears of the progress; None for silence.
         run_dir: folder for configuration, log, checkpoints and result; None writes nothing.
         resume: go on from the checkpoint in `run_dir`.
+        overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
 
     Returns:
         The bundle; saving it is the caller's.
@@ -68,7 +73,7 @@ def search_policy(
             SampledTransformations(sampler, config.operation_space),
             BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, config.clip_norm),
         )
-        with Run(config, state, task, reporter, run_dir, resume) as run:
+        with Run(config, state, task, reporter, run_dir, resume, overwrite) as run:
             cost_ratio = run.loop(iteration)
             accuracy = task.validation_accuracy()
             bundle = PolicyBundle.assemble(

@@ -69,6 +69,7 @@ def train_network(
     reporter: Reporter | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> TrainResult:
     """Train a network; the test split is opened once, at the end.
 
@@ -78,6 +79,7 @@ def train_network(
         reporter: hears of the progress; None for silence.
         run_dir: folder for configuration, log, checkpoints, result and weights; None writes nothing.
         resume: go on from the checkpoint in `run_dir`.
+        overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
 
     Raises:
         UsageError, InputError: the configuration, the bundle, the network or the data cannot be used, or do not fit.
@@ -95,10 +97,18 @@ def train_network(
         check = None if bundle is None else partial(_check_data, bundle)
         task = Task.build(config, device, held_out, check)
         iteration, state = _plan(config, bundle, task, device)
-        with Run(config, state, task, reporter, run_dir, resume) as run:
+        digest = None if bundle is None else bundle.digest
+        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest) as run:
             cost_ratio = run.loop(iteration)
+            if run_dir is not None:
+                weights = {name: tensor.cpu().contiguous() for name, tensor in task.network.state_dict().items()}
+                write_atomically(run_dir / NETWORK_FILE, save(weights))
             validation = None if config.include_validation else task.validation_accuracy().top1
-            accuracy = evaluate(task.network, task.splits.test(), task.pipeline, config.batch_size)
+            left_out = len(task.splits.corrupt)
+            test = task.splits.test()
+            if len(task.splits.corrupt) > left_out:
+                run.note_corrupt(task.splits.corrupt[left_out:])
+            accuracy = evaluate(task.network, test, task.pipeline, config.batch_size)
             result = TrainResult(
                 network=task.network,
                 test_top1=accuracy.top1,
@@ -106,12 +116,9 @@ def train_network(
                 validation_top1=validation,
                 weight_spread=run.last_record["weight_spread"],
                 cost_ratio=cost_ratio,
-                digest=None if bundle is None else bundle.digest,
+                digest=digest,
                 refined=_refined(config, bundle, state) if config.mode == "finetune" else None,
             )
-            if run_dir is not None:
-                weights = {name: tensor.cpu().contiguous() for name, tensor in task.network.state_dict().items()}
-                write_atomically(run_dir / NETWORK_FILE, save(weights))
             run.finish({"arch": config.arch, "policy": config.policy, "mode": config.mode, **result.figures()})
     return result
 

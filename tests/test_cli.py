@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mapolicy import PolicyBundle
+from mapolicy.checkpoint import load_checkpoint
 
 (ENTRY_POINT,) = entry_points(group="console_scripts", name="mapolicy")
 SHORT = ("--epochs", "1", "--set", "batch_size=256", "--set", "threads=1")
@@ -263,7 +265,7 @@ def test_divergence_exits_4(mapolicy) -> None:
 
 
 def test_ctrl_c_exits_130(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_) -> None:
+    def interrupt(*_, **__) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mapolicy.search.search_policy", interrupt)
@@ -272,7 +274,7 @@ def test_ctrl_c_exits_130(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bug_exits_1_with_a_traceback_only_for_debug(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_) -> None:
+    def fail(*_, **__) -> None:
         raise ZeroDivisionError("by zero\nand \x1b[31mmore")
 
     monkeypatch.setattr("mapolicy.search.search_policy", fail)
@@ -282,7 +284,76 @@ def test_a_bug_exits_1_with_a_traceback_only_for_debug(mapolicy, monkeypatch: py
     assert "Traceback" in shown.err
 
 
+def test_a_refused_run_leaves_the_old_one_as_it_was(mapolicy, tmp_path: Path) -> None:
+    run = ("train", "digits", "--policy", "none", "--run-dir", "keep")
+    assert mapolicy(*run, *TRAIN).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "keep").iterdir()}
+    mapolicy(*run, "--arch", "resnet51", "--force").is_error(2, "resnet51")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "keep").iterdir()} == before
+    assert mapolicy(*run, *TRAIN, "--force").code == 0
+
+
+def test_corrupt_images_are_counted_and_listed(mapolicy, tmp_path: Path) -> None:
+    for label, grey in (("dark", 40), ("light", 200)):
+        for number in range(20):
+            folder = tmp_path / "greys" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (grey + number, grey, grey)).save(folder / f"{number:02}.png")
+    for number in range(20):
+        if number % 5 == 0:
+            (tmp_path / "greys" / "dark" / f"{number:02}.png").write_bytes(b"no image")
+    command = ("train", "folder:greys", "--arch", "wrn10_1", "--policy", "none", "--set", "batch_size=8")
+    settings = ("--set", "image_size=8", "--set", "cutout=0", "--epochs", "1")
+    mapolicy(*command, *settings, "--quiet").is_error(3, "png")
+    outcome = mapolicy(*command, *settings, "--skip-corrupt", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.json["corrupt"]) == 4
+    assert "images that cannot be decoded" in outcome.err
+    assert "dark/" in outcome.err
+
+
+def test_what_can_be_known_of_the_test_split_is_known_before_the_training(mapolicy, tmp_path: Path) -> None:
+    command = ("train", "digits", "--policy", "none", *TRAIN)
+    mapolicy(*command, "--set", "test_per_class=0").is_error(2, "test_per_class")
+    for part, labels in (("train", ("cat", "dog")), ("test", ("cat", "eel"))):
+        for label in labels:
+            (tmp_path / "data" / "pets" / part / label).mkdir(parents=True)
+            for number in range(8):
+                Image.new("L", (8, 8), number).save(tmp_path / "data" / "pets" / part / label / f"{number}.png")
+    mapolicy(
+        "train", "folder:data/pets", "--policy", "none", "--arch", "wrn10_1", "--set", "batch_size=4"
+    ).is_error(3, "only one of the two splits")  # fmt: skip
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_arguments_show_the_help(mapolicy) -> None:
+    outcome = mapolicy()
+    assert outcome.code == 0
+    assert "Usage: mapolicy" in outcome.out
+
+
 # As a process of its own.
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_iteration_saves_and_can_be_resumed(tmp_path: Path, number: int, code: int) -> None:
+    script = Path(sys.executable).with_name("mapolicy")
+    command = [script, "search", "digits", "--proxy", "wrn10_1", "--epochs", "40", "--set", "threads=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 1 " in line:
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert errors.count("--resume") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("interrupted", code)
+    _, facts = load_checkpoint(run / "checkpoint.safetensors")
+    assert facts["iteration"] == status["iteration"] >= 10
 
 
 def run_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess:

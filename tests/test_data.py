@@ -60,8 +60,8 @@ def zoo(tmp_path):
     return write_folder(tmp_path / "zoo")
 
 
-def load(root, meta_validation=None, **changes):
-    return load_splits(replace(BASE, data_dir=str(root.parent), **changes), CPU, "train", meta_validation)
+def load(root, meta_validation=None, stage="train", **changes):
+    return load_splits(replace(BASE, data_dir=str(root.parent), **changes), CPU, stage, meta_validation)
 
 
 def every_batch(split, size=4, augment=False, first_step=0):
@@ -167,9 +167,11 @@ def test_splits_that_cannot_be_made(zoo, changes, error, says):
 
 
 def test_no_test_images_at_all(zoo):
-    splits = load(zoo, test_per_class=0)
+    splits = load(zoo, test_per_class=0, stage="search")
     with pytest.raises(UsageError, match="no test split of its own"):
         splits.test()
+    with pytest.raises(UsageError, match="no test split of its own"):
+        load(zoo, test_per_class=0)
 
 
 # ---- the test split stays closed
@@ -201,10 +203,13 @@ def test_own_test_split_is_not_opened_before_it_is_asked_for(tmp_path):
     write_folder(root / "test", per_class=4)
     (root / "test" / "cow" / "03.png").write_bytes(b"")
     shutil.rmtree(root / "test" / "ant")
-    splits = load(root, test_per_class=11)  # ignored: the data set has a test split of its own
+    splits = load(root, test_per_class=11, stage="search")  # ignored: the data set has a test split of its own
     with pytest.raises(InputError, match="'ant' is in only one"):
         splits.test()
+    with pytest.raises(InputError, match="'ant' is in only one"):
+        load(root)
     shutil.copytree(root / "train" / "ant", root / "test" / "ant")
+    splits = load(root)
     with pytest.raises(InputError, match=r"cow/03\.png: is empty"):
         splits.test()
     splits = load(root, skip_corrupt=True)

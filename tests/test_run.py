@@ -54,6 +54,7 @@ def test_validation_batches_are_drawn_anew_for_each_step(make_search_config) -> 
     assert set(plan[0][1].tolist()) != set(plan[1][1].tolist())
     assert torch.equal(validation_plan(config, 50, [6])[0][1], plan[1][1]), "a step's batch is its own"
     assert len(validation_plan(config, 10, [0])[0][1]) == 10, "a smaller split is taken whole"
+    assert plan[0][1].untyped_storage().nbytes() == 16 * 8, "the rest of the permutation is let go"
 
 
 def test_checkpoints_are_written_by_the_clock(make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

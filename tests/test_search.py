@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -33,6 +34,19 @@ class Log(Reporter):
 
     def finished(self) -> None:
         self.ended += 1
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Two classes of noise of different colours, 24 images each."""
+    generator = torch.Generator().manual_seed(0)
+    for label, channel in (("red", 0), ("blue", 2)):
+        (tmp_path / "squares" / label).mkdir(parents=True)
+        for number in range(24):
+            pixels = torch.randint(0, 100, (20, 18, 3), generator=generator, dtype=torch.uint8)
+            pixels[:, :, channel] += 120
+            Image.fromarray(pixels.numpy()).save(tmp_path / "squares" / label / f"{number}.png")
+    return tmp_path / "squares"
 
 
 def test_same_seed_same_bytes(bundle: PolicyBundle, make_search_config) -> None:
@@ -153,6 +167,47 @@ def test_resume_with_other_settings_lists_each_difference(make_search_config, tm
     assert "epsilon 0.1 -> 0.3" in str(caught.value)
 
 
+def test_resume_with_other_images_is_refused(make_search_config, squares: Path, tmp_path: Path) -> None:
+    config = make_search_config(dataset=f"folder:{squares}", image_size=12, batch_size=8, epochs=1)
+    search_policy(config, run_dir=tmp_path / "run")
+    shutil.move(squares, tmp_path / "elsewhere" / "squares")
+    moved = config.with_changes(dataset=f"folder:{tmp_path / 'elsewhere' / 'squares'}")
+    search_policy(moved, run_dir=tmp_path / "run", resume=True)  # the same images in another place
+    red = tmp_path / "elsewhere" / "squares" / "red"
+    for path in red.iterdir():
+        Image.new("RGB", (20, 18)).save(path)
+    with pytest.raises(InputError, match=r"is of another run: images '"):
+        search_policy(moved, run_dir=tmp_path / "run", resume=True)
+
+
+def test_resuming_a_finished_run_keeps_its_figures(make_search_config, tmp_path: Path) -> None:
+    config = make_search_config(batch_size=128, epochs=1)
+    search_policy(config, run_dir=tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "result.json").read_text())
+    search_policy(config, run_dir=tmp_path / "run", resume=True)
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert again["cost_ratio"] == first["cost_ratio"] is not None
+    assert again["seconds"] >= 0.9 * first["seconds"]
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_a_last_update_that_diverges_is_seen(make_search_config, tmp_path: Path, monkeypatch) -> None:
+    """The last loss was finite, what it led to is not."""
+    from mapolicy import bilevel
+
+    step = bilevel.weighted_step
+
+    def diverging(losses, weights, network, *rest):
+        loss = step(losses, weights, network, *rest)
+        next(network.parameters()).data[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(bilevel, "weighted_step", diverging)
+    with pytest.raises(TrainingError, match="the update is not finite; no checkpoint"):
+        search_policy(make_search_config(batch_size=1349, epochs=1), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
 def test_a_folder_with_a_run_is_refused(make_search_config, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "something").write_text("")
@@ -195,19 +250,6 @@ def test_a_proxy_that_no_bundle_may_hold_is_refused_at_the_start(make_search_con
 def test_a_transformer_can_search(make_search_config) -> None:
     config = make_search_config(proxy="test_vit", model_args={"img_size": 8, "patch_size": 4}, epochs=1, batch_size=512)
     assert search_policy(config).manifest.extractor.model_args == {"img_size": 8, "patch_size": 4}
-
-
-@pytest.fixture
-def squares(tmp_path: Path) -> Path:
-    """Two classes of noise of different colours, 24 images each."""
-    generator = torch.Generator().manual_seed(0)
-    for label, channel in (("red", 0), ("blue", 2)):
-        (tmp_path / "squares" / label).mkdir(parents=True)
-        for number in range(24):
-            pixels = torch.randint(0, 100, (20, 18, 3), generator=generator, dtype=torch.uint8)
-            pixels[:, :, channel] += 120
-            Image.fromarray(pixels.numpy()).save(tmp_path / "squares" / label / f"{number}.png")
-    return tmp_path / "squares"
 
 
 @pytest.mark.parametrize("base_augmentation", ["flip_crop", "random_resized_crop"])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from mapolicy import PolicyBundle, train_network
+from mapolicy import PolicyBundle, search_policy, train_network
 from mapolicy.augment import SampledTransformations
 from mapolicy.data import load_splits
 from mapolicy.errors import InputError, UsageError
@@ -78,8 +78,6 @@ def test_finetuning_goes_on_learning_and_keeps_the_extractor(bundle: PolicyBundl
 
 
 def test_a_per_layer_alpha_can_be_finetuned_on_another_network(make_search_config, make_train_config) -> None:
-    from mapolicy import search_policy
-
     searched = search_policy(make_search_config(epochs=1, alpha="per-layer"))
     refined = train_network(make_train_config(epochs=1, mode="finetune"), searched).refined
     assert refined is not None
@@ -170,6 +168,13 @@ def test_interrupted_and_resumed_gives_the_same_network(
         assert resumed.refined is not None
         assert whole.refined is not None
         assert resumed.refined.digest == whole.refined.digest
+
+
+def test_resume_with_another_bundle_is_refused(bundle: PolicyBundle, make_search_config, make_train_config, tmp_path):
+    train_network(make_train_config(epochs=1), bundle, run_dir=tmp_path / "run")
+    other = search_policy(make_search_config(epochs=1, seed=9))
+    with pytest.raises(InputError, match=r"is of another run: bundle '"):
+        train_network(make_train_config(epochs=1), other, run_dir=tmp_path / "run", resume=True)
 
 
 def test_a_learned_policy_needs_a_bundle(make_train_config) -> None:
