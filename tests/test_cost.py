@@ -59,3 +59,15 @@ def test_measuring_does_not_change_the_result(make_train_config, monkeypatch: py
     assert unmeasured.cost_ratio is None
     state = measured.network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in unmeasured.network.state_dict().items())
+
+
+def test_no_room_for_a_second_network_only_costs_the_measurement(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: CostMeter) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CostMeter, "_twin", full)
+    meter, calls = CostMeter(task), []
+    for number, batch in enumerate(batches(task)):
+        meter(batch, lambda number=number: calls.append(number))
+    assert calls == list(range(20))
+    assert meter.ratio is None
