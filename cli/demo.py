@@ -1,12 +1,15 @@
 """`mapolicy demo`: the whole story on a small data set that needs no download."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..config import SearchConfig, TrainConfig
 from . import display, options
+
+if TYPE_CHECKING:
+    from ..bundle import PolicyBundle
 
 DATASET, PROXY, ARCH = "digits", "wrn10_1", "resnet10t"
 POLICIES = ("learned", "none", "trivialaugment")
@@ -76,7 +79,7 @@ def demo(
     console.print("In brackets: the proxy on the meta-validation split, which the policy was learned on.")
 
 
-def _likeliest(bundle: "PolicyBundle") -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+def _likeliest(bundle: "PolicyBundle") -> list[str]:
     names = bundle.manifest.operations.names
     values, positions = bundle.probabilities.flatten().topk(LISTED)
     pairs = [divmod(position, len(names)) for position in positions.tolist()]
