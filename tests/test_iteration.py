@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from mapolicy.augment import NoAugmentation
-from mapolicy.iteration import WeightedIteration, weight_spread
+from mapolicy.augment import NoAugmentation, SampledTransformations
+from mapolicy.bilevel import StepRecord
+from mapolicy.iteration import BilevelIteration, WeightedIteration, weight_spread
+from mapolicy.runtime import seed_for
+from mapolicy.sampler import TransformationSampler
 from mapolicy.task import Task
 
 
@@ -22,3 +25,36 @@ def test_equal_weights_are_the_mean_loss(make_train_config) -> None:
     logits = task.network.train()(task.pipeline.normalise(images))
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     assert measures()["weight_spread"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_the_bilevel_step_is_given(make_search_config) -> None:
+    """Both batches normalised alike, the embedding of the transformations that were applied, the run's noise."""
+    config = make_search_config(copies=2)
+    task = Task.build(config, torch.device("cpu"))
+    given = {}
+
+    def bilevel(inputs, labels, embedding, validation_images, validation_labels, noise_seed, features):
+        given.update(locals())
+        raw = torch.linspace(0.1, 0.9, len(labels))
+        zero = torch.zeros(())
+        return StepRecord(zero, zero, raw, raw / raw.sum(), torch.ones(()), raw)
+
+    sampler = TransformationSampler()
+    augmentation = SampledTransformations(sampler, config.operation_space)
+    batch = next(task.training.batches([(3, torch.arange(256))]))
+    held_out = next(task.splits.meta_validation.batches([(3, torch.arange(64))]))
+    BilevelIteration(task, augmentation, bilevel, lambda augmented: augmented.inputs.flatten(1))(3, batch, held_out)
+
+    expected = task.pipeline.augment(*batch, SampledTransformations(TransformationSampler(), "metaaugment-v1"), 3)
+    assert expected.transformation is not None
+    assert torch.equal(given["inputs"], expected.inputs)
+    assert torch.equal(given["labels"], batch[1].repeat_interleave(2))
+    assert torch.equal(given["embedding"], expected.transformation.embed())
+    assert torch.equal(given["validation_images"], task.pipeline.normalise(held_out[0]))
+    assert torch.equal(given["validation_labels"], held_out[1])
+    assert torch.equal(given["features"], expected.inputs.flatten(1))
+    assert given["noise_seed"] == seed_for(config.seed, "search", "noise", 3)
+    first = expected.transformation.pair[0]
+    raw = torch.linspace(0.1, 0.9, 512)[expected.transformation.pair == first]
+    assert sampler.iteration == 1
+    assert sampler.means.flatten()[first].item() == pytest.approx(raw.mean().item(), rel=1e-5)
