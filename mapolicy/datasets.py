@@ -149,7 +149,8 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], FileImages]:
         found = [(file, label) for label, name in enumerate(classes) for file in _image_files(folder, name)]
     except OSError as problem:
         why = problem.strerror or "cannot be read"
-        raise InputError(shown(problem.filename or folder), why, "name folder:PATH, or the folder above it with --data-dir") from None
+        remedy = "name folder:PATH, or the folder above it with --data-dir"
+        raise InputError(shown(problem.filename or folder), why, remedy) from None
     return classes, FileImages(folder, [file for file, _ in found], [label for _, label in found])
 
 
