@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mapolicy import PolicyBundle
@@ -179,6 +180,19 @@ def test_settings_and_flags_override_the_recipe(mapolicy, tmp_path: Path) -> Non
     # A run's configuration is a recipe.
     again = mapolicy("train", "--recipe", "run/config.toml", "--run-dir", "again", "--json")
     assert again.json["test_top1"] == outcome.json["test_top1"]
+
+
+def test_a_baselines_configuration_stays_a_baseline_beside_a_bundle(mapolicy, bundle_file: Path) -> None:
+    command = ("train", "--bundle", bundle_file)
+    assert mapolicy(*command, "--policy", "uniform", *TRAIN, "--run-dir", "first").code == 0
+    again = mapolicy(*command, "--recipe", "first/config.toml", "--run-dir", "second", "--json")
+    assert again.json["policy"] == "uniform"
+
+
+def test_inspect_counts_parameters_and_no_buffers(mapolicy, bundle_file: Path, bundle: PolicyBundle) -> None:
+    extractor = bundle.build_extractor(torch.device("cpu"))
+    counted = mapolicy("inspect", bundle_file, "--json").json["parameters"]["extractor"]
+    assert counted == sum(parameter.numel() for parameter in extractor.parameters())
 
 
 # Errors.
