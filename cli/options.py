@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from .. import recipes
-from ..config import RunConfig
+from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
 from ..files import CONFIG_FILE, check_writable
 
@@ -22,6 +22,9 @@ ModelArguments = Annotated[
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training split.")]
 DataDir = Annotated[str | None, typer.Option(help="Where data sets are read from and downloaded to.", metavar="DIR")]
 RunDir = Annotated[Path | None, typer.Option(help="Folder of this run's log and checkpoints.", metavar="DIR")]
+Fast = Annotated[
+    bool, typer.Option("--fast", help=f"The cheaper steps: {', '.join(f'{key}={FAST[key]}' for key in FAST)}.")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything but the splits.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.")]
@@ -41,6 +44,7 @@ def resolve(
     flags: Mapping[str, Any],
     settings: list[str] | None,
     model_arguments: list[str] | None,
+    fast: bool = False,
 ) -> tuple[Config, str]:
     """The configuration: recipe, then bundle, then flags and `--set`; and where it began: the recipe's name.
 
@@ -53,8 +57,9 @@ def resolve(
         flags: settings by name; None stands for a flag that was not given.
         settings: `key=value` of `--set`.
         model_arguments: `key=value` of `--model-arg`.
+        fast: take the settings that `--fast` stands for; `--set` wins over them.
     """
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in flags.items() if value is not None} | dict(FAST if fast else {})
     given |= dict(_key_value("--set", text) for text in settings or [])
     if arguments := dict(_key_value("--model-arg", text) for text in model_arguments or []):
         given["model_args"] = arguments

@@ -16,6 +16,7 @@ def search(
     settings: options.Settings = None,
     model_arguments: options.ModelArguments = None,
     epochs: options.Epochs = None,
+    fast: options.Fast = False,
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
     data_dir: options.DataDir = None,
     run_dir: options.RunDir = None,
@@ -39,7 +40,7 @@ def search(
         "device": device,
         "skip_corrupt": skip_corrupt or None,
     }
-    config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments)
+    config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments, fast)
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"

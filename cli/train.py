@@ -26,6 +26,7 @@ def train(
     settings: options.Settings = None,
     model_arguments: options.ModelArguments = None,
     epochs: options.Epochs = None,
+    fast: options.Fast = False,
     out: Annotated[Path | None, typer.Option(help="The refined bundle, with --mode finetune.", metavar="FILE")] = None,
     data_dir: options.DataDir = None,
     run_dir: options.RunDir = None,

@@ -8,24 +8,23 @@ w_hat = w - alpha * sum_i P_i grad L_i(w) and v the gradient of the validation l
 
 and all inner products < alpha * v, grad L_i(w) > are the directional derivatives of the per-sample losses at w along
 alpha * v: one forward-mode pass. The forward of Eq. 2 and of Eq. 4 is the same batch at the same w, so its graph is
-kept and the weighted step needs no forward of its own.
+kept: the weighted step needs no forward of its own, and the forward-mode pass takes its values from there.
 """
 
-import warnings
-from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .features import features_and_logits, running_statistics_kept
-from .policy import PolicyNetwork, normalise_weights
-
-Parameters = Mapping[str, Tensor]
+from .config import RunConfig
+from .features import deep_features, features_and_logits, running_statistics_kept
+from .forward_mode import Losses, Parameters, Recording, directional_derivative, recorded, replay_agrees
+from .policy import PolicyNetwork, normalise_weights, reject_below_mean
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,13 @@ class Hypergradient:
         weights: float [n], with respect to the weights P_i.
         alpha: the shape of alpha, with respect to alpha.
         validation_loss: float [], the loss they are derivatives of.
+        gradient: g = sum_i P_i grad L_i(w), a tensor for each parameter.
     """
 
     weights: Tensor
     alpha: Tensor
     validation_loss: Tensor
+    gradient: tuple[Tensor, ...]
 
 
 def hypergradient(
@@ -48,13 +49,15 @@ def hypergradient(
     losses: Tensor,
     weights: Tensor,
     alpha: Tensor,
-    training_losses: Callable[[dict[str, Tensor]], Tensor],
-    validation_loss: Callable[[dict[str, Tensor]], Tensor],
+    training_losses: Losses,
+    validation_loss: Losses,
+    recording: Recording | None = None,
+    keep_graph: bool = True,
 ) -> Hypergradient:
     """How the validation loss after one weighted gradient step depends on the step's weights and its length.
 
     Exact, by one backward pass over `losses`, one gradient of `validation_loss` and one forward-mode pass of
-    `training_losses`. The graph of `losses` is kept. Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 and 3.
+    `training_losses`. Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 and 3.
 
     Args:
         parameters: the task network's parameters w by name.
@@ -64,12 +67,13 @@ def hypergradient(
         training_losses: the same losses as a function of the parameters; it must repeat the same noise and touch no
             buffers.
         validation_loss: the mean validation loss, float [], as a function of the parameters; it must touch no buffers.
+        recording: of the forward that gave `losses` (see `forward_mode.recorded`); None computes its values again.
+        keep_graph: whether the graph of `losses` is still needed.
     """
-    _load_forward_mode()
     names, tensors = list(parameters), list(parameters.values())
     rates = alpha.detach().expand(len(names)).unbind()
     gradients = torch.autograd.grad(
-        losses, tensors, grad_outputs=weights.detach(), retain_graph=True, materialize_grads=True
+        losses, tensors, grad_outputs=weights.detach(), retain_graph=keep_graph, materialize_grads=True
     )
     moved = {
         name: torch.addcmul(tensor.detach(), rate, gradient, value=-1).requires_grad_()
@@ -78,21 +82,14 @@ def hypergradient(
     loss = validation_loss(moved)
     descent = torch.autograd.grad(loss, list(moved.values()), materialize_grads=True)
     direction = {name: rate * v for name, rate, v in zip(names, rates, descent, strict=True)}
-    outcome = jvp(training_losses, ({name: parameters[name].detach() for name in names},), (direction,))
+    slopes = directional_derivative(training_losses, parameters, direction, recording)
     by_tensor = torch.stack([-(v * gradient).sum() for v, gradient in zip(descent, gradients, strict=True)])
     return Hypergradient(
-        weights=-outcome[1].detach(),
+        weights=-slopes,
         alpha=by_tensor if alpha.ndim else by_tensor.sum(),
         validation_loss=loss.detach(),
+        gradient=gradients,
     )
-
-
-@cache
-def _load_forward_mode() -> None:
-    # torch loads its forward-mode rules at the first use, and in doing so warns of its own use of torch.jit.script.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
 class InnerRate(nn.Module):
@@ -114,24 +111,86 @@ class InnerRate(nn.Module):
 
 
 @dataclass(frozen=True)
+class StepOptions:
+    """How an iteration is done; the defaults are the paper's algorithm.
+
+    Attributes:
+        clip_norm: largest norm of the weighted step's gradient; 0 does not clip.
+        fraction: share of the training batch and of the meta-validation batch that the hypergradient is taken on.
+        simultaneous: w and theta move at once: the weighted step has the old theta's weights, so that its gradient is
+            the virtual step's.
+        reject_below_mean: the weighted step leaves out samples whose weight is below the batch's mean, and weighs the
+            others equally (the paper's ablation).
+        low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph.
+    """
+
+    clip_norm: float = 0.0
+    fraction: float = 1.0
+    simultaneous: bool = False
+    reject_below_mean: bool = False
+    low_memory: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """The options that a configuration names."""
+        return cls(
+            clip_norm=config.clip_norm,
+            fraction=config.meta_fraction,
+            simultaneous=config.simultaneous,
+            reject_below_mean=config.reject_below_mean,
+            low_memory=config.low_memory,
+        )
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """What one bilevel step did; tensors are detached.
 
     Attributes:
         loss: float [], the weighted training loss.
-        validation_loss: float [], after the virtual step.
-        raw: float [n], the new policy's outputs before normalisation.
-        weights: float [n], the same normalised to sum 1, as used in the weighted step.
+        raw: float [n], the outputs before normalisation of the policy that the weighted step used.
+        weights: float [n], as used in the weighted step; sum 1.
         alpha: float [] or [tensors], after its update.
-        hypergradient: float [n], with respect to the weights.
+        hypergradient: of the old weights; None if this iteration took none.
     """
 
     loss: Tensor
-    validation_loss: Tensor
     raw: Tensor
     weights: Tensor
     alpha: Tensor
-    hypergradient: Tensor
+    hypergradient: Hypergradient | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images float [n, C, H, W], labels int64 [n], embedding float [n, 2K], features float [n, F] or None."""
+
+    images: Tensor
+    labels: Tensor
+    embedding: Tensor
+    features: Tensor | None
+    noise_seed: int
+
+    def part(self, share: float) -> "_Batch":
+        """The first of them; a batch is in random order."""
+        count = _share(len(self.labels), share)
+        features = None if self.features is None else self.features[:count]
+        return _Batch(
+            self.images[:count], self.labels[:count], self.embedding[:count], features, noise_seed=self.noise_seed
+        )
+
+
+def _share(count: int, share: float) -> int:
+    return max(2, round(count * share))  # batch normalisation needs two
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A batch's forward: losses float [n] with their graph, features float [n, F], perhaps what was computed."""
+
+    losses: Tensor
+    features: Tensor
+    recording: Recording | None
 
 
 class BilevelStep:
@@ -145,7 +204,9 @@ class BilevelStep:
         rate: the inner rate, alpha.
         optimizer: of the task network's parameters (Eq. 4).
         policy_optimizer: of theta and alpha (Eq. 3).
-        clip_norm: largest norm of the weighted step's gradient; 0 does not clip.
+        options: how it is done.
+        extractor: a timm model with parameters of its own that the policy sees the images through, a part of theta
+            (the paper's ablation); None takes the task network's features.
     """
 
     def __init__(
@@ -155,19 +216,21 @@ class BilevelStep:
         rate: InnerRate,
         optimizer: torch.optim.Optimizer,
         policy_optimizer: torch.optim.Optimizer,
-        clip_norm: float = 0.0,
+        options: StepOptions | None = None,
+        extractor: nn.Module | None = None,
     ) -> None:
         self.network, self.policy, self.rate = network, policy, rate
         self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
-        self.clip_norm = clip_norm
+        self.options = options or StepOptions()
+        self.extractor = extractor
+        self._replays: bool | None = None
 
     def __call__(
         self,
         images: Tensor,
         labels: Tensor,
         embedding: Tensor,
-        validation_images: Tensor,
-        validation_labels: Tensor,
+        validation: tuple[Tensor, Tensor] | None,
         noise_seed: int,
         features: Tensor | None = None,
     ) -> StepRecord:
@@ -177,50 +240,98 @@ class BilevelStep:
             images: float [n, C, H, W], augmented and normalised; n counts all copies.
             labels: int64 [n].
             embedding: float [n, 2K], of the images' transformations.
-            validation_images: float [m, C, H, W], normalised.
-            validation_labels: int64 [m].
+            validation: images float [m, C, H, W], normalised, and labels int64 [m]; None leaves theta and alpha as they
+                are.
             noise_seed: seeds torch's global generators for the network's own noise (dropout, stochastic depth), so
                 that the forward-mode pass replays that of the forward.
             features: float [n, F] of a frozen extractor; None takes the network's own.
         """
-        network = self.network
-        parameters = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
+        for module in (self.network, self.extractor):
+            if module is not None:
+                module.train()
+        batch = _Batch(images, labels, embedding, features, noise_seed)
+        # Only the mathematical form of attention has a forward-mode derivative; all passes must draw the same noise.
+        with nullcontext() if validation is None else sdpa_kernel(SDPBackend.MATH):
+            return self._step(batch, validation)
+
+    def _step(self, batch: _Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
+        options, network = self.options, self.network
+        learned, old_raw = None, None
+        if validation is not None and options.fraction < 1:
+            part, count = batch.part(options.fraction), _share(len(validation[1]), options.fraction)
+            with running_statistics_kept(network):
+                learned, _ = self._learn(part, self._forward(part), (validation[0][:count], validation[1][:count]))
+        lesson = validation if learned is None else None
+        forward = self._forward(batch, records=lesson is not None and not options.low_memory)
+        if lesson is not None:
+            learned, old_raw = self._learn(batch, forward, lesson)
+            if options.low_memory and not options.simultaneous:
+                with running_statistics_kept(network):
+                    forward = self._forward(batch)
+
+        with torch.no_grad():
+            raw = old_raw if options.simultaneous and old_raw is not None else self._raw(batch, forward)
+            weights = normalise_weights(raw)
+            if options.reject_below_mean:
+                weights = reject_below_mean(weights)
+        if options.simultaneous and learned is not None:
+            for parameter, gradient in zip(self._parameters().values(), learned.gradient, strict=True):
+                parameter.grad = gradient
+            update(network, self.optimizer, options.clip_norm)
+            loss = (forward.losses.detach() * weights).sum()
+        else:
+            loss = weighted_step(forward.losses, weights, network, self.optimizer, options.clip_norm)
+        return StepRecord(loss, raw, weights, self.rate().detach(), learned)
+
+    def _forward(self, batch: _Batch, records: bool = False) -> _Forward:
+        torch.manual_seed(batch.noise_seed)
+        with recorded() if records else nullcontext() as recording:
+            own, logits = features_and_logits(self.network, batch.images)
+            losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        return _Forward(losses, own if batch.features is None else batch.features, recording)
+
+    def _raw(self, batch: _Batch, forward: _Forward) -> Tensor:
+        """The policy's outputs before normalisation, float [n]."""
+        own = forward.features if self.extractor is None else deep_features(self.extractor, batch.images)
+        raw: Tensor = self.policy(own, batch.embedding)
+        return raw
+
+    def _learn(
+        self, batch: _Batch, forward: _Forward, validation: tuple[Tensor, Tensor]
+    ) -> tuple[Hypergradient, Tensor]:
+        """Update theta and alpha (Eq. 2 and 3); also the old theta's raw outputs, float [n]."""
+        network, parameters = self.network, self._parameters()
 
         def training_losses(at: Parameters) -> Tensor:
-            torch.manual_seed(noise_seed)
-            return F.cross_entropy(functional_call(network, dict(at), (images,)), labels, reduction="none")
+            torch.manual_seed(batch.noise_seed)
+            return F.cross_entropy(functional_call(network, dict(at), (batch.images,)), batch.labels, reduction="none")
 
         def validation_loss(at: Parameters) -> Tensor:
-            return F.cross_entropy(functional_call(network, dict(at), (validation_images,)), validation_labels)
+            torch.manual_seed(batch.noise_seed + 1)
+            return F.cross_entropy(functional_call(network, dict(at), (validation[0],)), validation[1])
 
-        network.train()
-        # Only the mathematical form of attention has a forward-mode derivative; both passes must draw the same noise.
-        with sdpa_kernel(SDPBackend.MATH):
-            torch.manual_seed(noise_seed)
-            own_features, logits = features_and_logits(network, images)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            features = own_features if features is None else features
-
-            alpha = self.rate()
-            weights = normalise_weights(self.policy(features, embedding))
-            with running_statistics_kept(network):
-                outcome = hypergradient(parameters, losses, weights, alpha, training_losses, validation_loss)
+        raw, alpha = self._raw(batch, forward), self.rate()
+        weights = normalise_weights(raw)
+        with running_statistics_kept(network):
+            if forward.recording is not None and self._replays is None:
+                self._replays = replay_agrees(training_losses, parameters, forward.recording)
+            outcome = hypergradient(
+                parameters,
+                forward.losses,
+                weights,
+                alpha,
+                training_losses,
+                validation_loss,
+                recording=forward.recording if self._replays else None,
+                keep_graph=not (self.options.low_memory or self.options.simultaneous or self.options.fraction < 1),
+            )
         self.policy_optimizer.zero_grad()
         torch.autograd.backward([weights, alpha], [outcome.weights, outcome.alpha])
         self.policy_optimizer.step()
+        return outcome, raw.detach()
 
-        with torch.no_grad():
-            raw = self.policy(features, embedding)
-            new_weights = normalise_weights(raw)
-        loss = weighted_step(losses, new_weights, self.network, self.optimizer, self.clip_norm)
-        return StepRecord(
-            loss=loss,
-            validation_loss=outcome.validation_loss,
-            raw=raw,
-            weights=new_weights,
-            alpha=self.rate().detach(),
-            hypergradient=outcome.weights,
-        )
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}
 
 
 def weighted_step(
@@ -240,7 +351,12 @@ def weighted_step(
     """
     optimizer.zero_grad()
     losses.backward(gradient=weights)
+    update(network, optimizer, clip_norm)
+    return (losses.detach() * weights).sum()
+
+
+def update(network: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
+    """One optimiser update by the gradients that the network's parameters hold, clipped to a global norm (0: not)."""
     if clip_norm:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
-    return (losses.detach() * weights).sum()

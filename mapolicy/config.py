@@ -25,9 +25,14 @@ POLICIES = ("learned", "none", "uniform", "trivialaugment", "randaugment", "auto
 MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
+EXTRACTORS = ("shared", "own")
+SCHEDULES = ("cosine", "theorem1")
 
 LARGEST_RECIPE = 2**20  # bytes
 LARGEST = 1e300  # a whole number beyond it is no float
+
+# What `--fast` stands for: nothing is approximated, theta and alpha are learned by every fifth batch.
+FAST: Mapping[str, Any] = {"meta_every": 5}
 
 # Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
 MACHINE_FIELDS = frozenset({"data_dir", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"})
@@ -94,6 +99,21 @@ class RunConfig:
     epsilon: float = setting("the sampler's share of uniform exploration (Eq. 5)", 0.1, low=0, high=1)
     sampler_every: float = setting("epochs between refreshes of p_jk (s of Eq. 5)", low=0)
     sampler_history: float = setting("epochs whose policy outputs p_jk averages (r of Eq. 5)", low=0)
+    meta_every: int = setting("iterations from one hypergradient to the next; 1 is the paper's", 1, low=1, high=100)
+    meta_fraction: float = setting(
+        "share of the training and of the meta-validation batch that a hypergradient is taken on; 1 is the paper's",
+        1.0,
+        low=1e-6,
+        high=1,
+    )
+    simultaneous: bool = setting(
+        "w and theta move at once: the weighted step has the old theta's weights and needs no backward of its own",
+        False,
+    )
+    reject_below_mean: bool = setting(
+        "leave out samples of weight below the batch's mean and weigh the others equally (ablation)", False
+    )
+    low_memory: bool = setting("compute a forward again instead of keeping its graph", False)
 
     seed: int = setting("seed of everything but the splits", 0, low=0, high=2**31)
     device: str = setting("auto, cpu or cuda", "auto", choices=("auto", "cpu", "cuda"))
@@ -109,6 +129,10 @@ class RunConfig:
                 f"{self.warmup_epochs} epochs of warm-up leave nothing of {self.epochs} epochs",
                 "set warmup_epochs below epochs",
             )
+        if self.simultaneous and (self.meta_fraction < 1 or self.reject_below_mean):
+            other = "reject_below_mean" if self.reject_below_mean else "meta_fraction"
+            why = "the virtual step's gradient serves the weighted step, which needs all samples with their weights"
+            raise UsageError("simultaneous", why, f"leave {other} out")
 
     @property
     def network(self) -> str:
@@ -118,6 +142,11 @@ class RunConfig:
     @property
     def trains_on_validation(self) -> bool:
         """Whether the meta-validation images are among the training images."""
+        return False
+
+    @property
+    def constant_rates(self) -> bool:
+        """Whether the three rates are Theorem 1's."""
         return False
 
     @classmethod
@@ -172,8 +201,29 @@ class SearchConfig(RunConfig):
 
     proxy: str = setting("timm name of the network that searches")
     alpha: str = setting("one learnable inner rate, or one for every parameter tensor", "scalar", choices=ALPHAS)
-    alpha_initial: float = setting("alpha of the first virtual step (Eq. 2)", low=1e-8, high=1e3)
+    alpha_initial: float = setting("alpha of the first virtual step (Eq. 2)", low=1e-8, high=1e6)
     policy_input: str = setting("what the policy network sees", "both", choices=POLICY_INPUTS)
+    extractor: str = setting(
+        "the proxy gives the policy's features, or a second network of its kind that is trained with theta (ablation)",
+        "shared",
+        choices=EXTRACTORS,
+    )
+    schedule: str = setting(
+        "cosine, or Theorem 1's constant rates: alpha_initial is its c, policy_learning_rate c', learning_rate c''",
+        "cosine",
+        choices=SCHEDULES,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule == "theorem1" and (self.warmup_epochs or self.alpha_learning_rate):
+            why = "its rates are constant, alpha's among them"
+            raise UsageError("schedule theorem1", why, "set warmup_epochs=0 and alpha_learning_rate=0")
+
+    @property
+    def constant_rates(self) -> bool:
+        """Whether the three rates are Theorem 1's."""
+        return self.schedule == "theorem1"
 
 
 @dataclass(frozen=True, kw_only=True)

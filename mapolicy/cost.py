@@ -15,7 +15,7 @@ from .optimisation import make_optimizer, make_schedule
 from .task import Task
 
 WARM_UP = 3
-SAMPLES = 7
+SAMPLES = 7  # of each kind of iteration
 
 T = TypeVar("T")
 
@@ -28,26 +28,32 @@ class CostMeter:
 
     Args:
         task: of the run.
+        period: iterations after which the work of an iteration repeats.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._config, self._task = task.config.with_changes(copies=1), task
+    def __init__(self, task: Task, period: int = 1) -> None:
+        self._config, self._task, self._period = task.config.with_changes(copies=1), task, period
+        self._samples = SAMPLES * period
         self._plain: WeightedIteration | None = None
         self._seconds: list[tuple[float, float]] = []
         self._calls = 0
 
     @property
     def ratio(self) -> float | None:
-        """Median time of an iteration over that of a plain step; None before the first sample."""
-        if not self._seconds:
+        """Median time of an iteration over that of a plain step; None before there is a sample of every kind.
+
+        Where only some iterations learn the policy it is the mean over a period of each kind's median.
+        """
+        if len(self._seconds) < self._period:
             return None
         whole, plain = zip(*self._seconds, strict=True)
-        return float(statistics.median(whole) / statistics.median(plain))
+        kinds = [statistics.median(whole[kind :: self._period]) for kind in range(self._period)]
+        return float(statistics.mean(kinds) / statistics.median(plain))
 
     def __call__(self, batch: LabelledImages, iteration: Callable[[], T]) -> T:
         """Run the iteration, timing it against a plain step on the same batch if a sample is due."""
         self._calls += 1
-        if not WARM_UP < self._calls <= WARM_UP + SAMPLES:
+        if not WARM_UP < self._calls <= WARM_UP + self._samples:
             self._plain = None
             return iteration()
         if self._plain is None:
@@ -55,7 +61,7 @@ class CostMeter:
                 self._plain = self._twin()
                 self._plain(0, batch, None)
             except torch.OutOfMemoryError:  # no room for a second network: the run goes on unmeasured
-                self._plain, self._calls = None, WARM_UP + SAMPLES
+                self._plain, self._calls = None, WARM_UP + self._samples
                 return iteration()
         plain = self._plain
         device = batch[0].device

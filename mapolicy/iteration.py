@@ -22,12 +22,16 @@ class Iteration(Protocol):
     """What a run repeats.
 
     Attributes:
-        learns_policy: whether it needs a meta-validation batch.
         task: what it trains.
+        period: iterations after which the work of an iteration repeats.
     """
 
-    learns_policy: bool
     task: Task
+    period: int
+
+    def learns_policy(self, step: int) -> bool:
+        """Whether iteration `step` needs a meta-validation batch."""
+        ...
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """Update the network, and the policy where it is learned.
@@ -35,7 +39,7 @@ class Iteration(Protocol):
         Args:
             step: number of the iteration, from 0.
             batch: uint8 images [B, C, H, W] and int64 labels [B].
-            held_out: the same of the meta-validation split, or None.
+            held_out: the same of the meta-validation split where the iteration learns the policy, else None.
 
         Returns:
             The loss, float [], and a function that computes what else is worth logging.
@@ -57,8 +61,6 @@ class BilevelIteration:
         features: of a frozen extractor, float [n, F]; None takes the task network's own.
     """
 
-    learns_policy = True
-
     def __init__(
         self,
         task: Task,
@@ -68,10 +70,15 @@ class BilevelIteration:
     ) -> None:
         self.task, self.augmentation, self.bilevel = task, augmentation, bilevel
         self.features = features
+        self.period = task.config.meta_every
+        self._validation_loss: Tensor | None = None
+
+    def learns_policy(self, step: int) -> bool:
+        """Every `meta_every` iterations."""
+        return step % self.period == 0
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
-        """As `Iteration`; `held_out` is needed."""
-        assert held_out is not None
+        """As `Iteration`."""
         task, config, sampler = self.task, self.task.config, self.augmentation.sampler
         task.schedule.step_update(step)
         augmented = task.pipeline.augment(*batch, self.augmentation, step)
@@ -81,17 +88,19 @@ class BilevelIteration:
             augmented.inputs,
             augmented.labels,
             transformation.embed(),
-            task.pipeline.normalise(held_out[0]),
-            held_out[1],
+            None if held_out is None else (task.pipeline.normalise(held_out[0]), held_out[1]),
             noise_seed=seed_for(config.seed, config.stage, "noise", step),
             features=None if self.features is None else self.features(augmented),
         )
         sampler.record(transformation, record.raw)
+        if record.hypergradient is not None:
+            self._validation_loss = record.hypergradient.validation_loss
         return record.loss, lambda: self._measures(record)
 
     def _measures(self, record: StepRecord) -> Mapping[str, float]:
-        return {
-            "validation_loss": float(record.validation_loss),
+        # Of the last hypergradient; none yet where a run goes on between two.
+        known = {} if self._validation_loss is None else {"validation_loss": float(self._validation_loss)}
+        return known | {
             "alpha": float(record.alpha.mean()),
             "entropy": relative_entropy(self.augmentation.sampler.probabilities),
             "weight_spread": weight_spread(record.weights),
@@ -108,10 +117,14 @@ class WeightedIteration:
         weights: of an augmented batch, float [n] with sum 1; None weighs all samples equally.
     """
 
-    learns_policy = False
+    period = 1
 
     def __init__(self, task: Task, augmentation: Augmentation, weights: Weights | None = None) -> None:
         self.task, self.augmentation, self.weights = task, augmentation, weights
+
+    def learns_policy(self, step: int) -> bool:
+        """Never."""
+        return False
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """As `Iteration`; `held_out` is not used."""

@@ -1,14 +1,20 @@
-"""The task network's optimiser and its learning rate, from timm's factories."""
+"""The optimisers of task network and policy, and their rates.
+
+Source of the constant rates: MetaAugment (Zhou et al., AAAI 2021), Theorem 1, for T iterations.
+"""
+
+import math
+from collections.abc import Iterable
 
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from .bilevel import InnerRate
 from .config import RunConfig
 from .errors import UsageError
-from .policy import PolicyNetwork
 
 
 def make_optimizer(config: RunConfig, network: nn.Module) -> Optimizer:
@@ -37,25 +43,53 @@ def make_optimizer(config: RunConfig, network: nn.Module) -> Optimizer:
     return optimizer
 
 
-def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch: int) -> CosineLRScheduler:
-    """Cosine from `learning_rate` to 0 over all iterations, after a linear warm-up. It is a function of the step alone.
+def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch: int) -> Scheduler:
+    """Cosine from `learning_rate` to 0 over all iterations, after a linear warm-up; or Theorem 1's constant rate.
 
-    `schedule.step_update(step)` sets the rates of iteration `step`, counted from 0.
+    It is a function of the step alone: `schedule.step_update(step)` sets the rates of iteration `step`, from 0.
     """
+    iterations = config.epochs * iterations_per_epoch
+    if config.constant_rates:
+        for group in optimizer.param_groups:
+            group["lr"] = theorem1_rate(config.learning_rate, iterations)
+        return StepLRScheduler(optimizer, decay_t=iterations + 1, t_in_epochs=False)
     warmup = config.warmup_epochs * iterations_per_epoch
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(2, config.epochs * iterations_per_epoch - warmup),  # timm warns of a single step
+        t_initial=max(2, iterations - warmup),  # timm warns of a single step
         warmup_t=warmup,
         warmup_prefix=True,
         t_in_epochs=False,
     )
 
 
-def make_policy_optimizer(config: RunConfig, policy: PolicyNetwork, rate: InnerRate) -> Adam:
-    """Adam for theta and log alpha, each with its own fixed rate (beta of Eq. 3)."""
+def make_policy_optimizer(
+    config: RunConfig, theta: Iterable[nn.Parameter], rate: InnerRate, iterations: int
+) -> Optimizer:
+    """Adam for theta and log alpha, each with its own fixed rate (beta of Eq. 3); under Theorem 1 plain steps.
+
+    Args:
+        config: of the run.
+        theta: the policy's parameters.
+        rate: alpha.
+        iterations: of the whole run.
+    """
+    parameters, log_alpha = list(theta), list(rate.parameters())
+    if config.constant_rates:
+        beta = theorem1_policy_rate(config.policy_learning_rate, iterations)
+        return SGD([{"params": parameters, "lr": beta}, {"params": log_alpha, "lr": 0.0}])
     groups = [
-        {"params": list(policy.parameters()), "lr": config.policy_learning_rate},
-        {"params": list(rate.parameters()), "lr": config.alpha_learning_rate},
+        {"params": parameters, "lr": config.policy_learning_rate},
+        {"params": log_alpha, "lr": config.alpha_learning_rate},
     ]
     return Adam(groups)
+
+
+def theorem1_rate(constant: float, iterations: int) -> float:
+    """c log T / T: Theorem 1's rate of the virtual step (alpha) and of the weighted step (gamma)."""
+    return constant * math.log(iterations) / iterations
+
+
+def theorem1_policy_rate(constant: float, iterations: int) -> float:
+    """sqrt(c log log T / T): Theorem 1's rate of theta (beta); 0 for fewer than 3 iterations."""
+    return math.sqrt(constant * max(0.0, math.log(max(1.0, math.log(iterations)))) / iterations)

@@ -8,6 +8,7 @@ from .config import POLICY_INPUTS
 from .space import EMBEDDING_WIDTH
 
 HIDDEN_UNITS = 100
+ROUNDING = 1e-6  # relative; equal weights may lie below their own mean by rounding
 
 
 class PolicyNetwork(nn.Module):
@@ -58,3 +59,12 @@ class PolicyNetwork(nn.Module):
 def normalise_weights(raw: Tensor) -> Tensor:
     """Raw policy outputs [B] divided by their sum over the batch: the weights P_i of Eq. 2 and 4, which sum to 1."""
     return raw / raw.sum()
+
+
+def reject_below_mean(weights: Tensor) -> Tensor:
+    """Weights [B] of 0 for samples below the mean weight and equal ones, with sum 1, for the others.
+
+    Source: MetaAugment's ablation (Zhou et al., AAAI 2021), which rejects instead of reweighting.
+    """
+    kept = (weights >= weights.mean() * (1 - ROUNDING)).to(weights.dtype)
+    return kept / kept.sum()

@@ -1,6 +1,5 @@
 """A run: order of batches, folder, log, checkpoints. Search and train differ only in what an iteration does."""
 
-import itertools
 import json
 import math
 import signal
@@ -22,7 +21,7 @@ from .cost import CostMeter
 from .data import worker_faults
 from .errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from .files import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, RESULT_FILE, RUN_FILES, STATUS_FILE, write_atomically
-from .iteration import Iteration, LabelledImages
+from .iteration import Iteration
 from .reporting import Reporter
 from .runtime import generator
 from .task import Task
@@ -140,7 +139,7 @@ class Run:
         Returns:
             The cost ratio: time of an iteration over that of a plain step, if there were enough to tell.
         """
-        meter = CostMeter(self.task)
+        meter = CostMeter(self.task, iteration.period)
         with worker_faults(), self._signals_wait():
             self._iterate(iteration, meter)
         self.checkpoint()
@@ -150,12 +149,10 @@ class Run:
         training, validation = self.task.training, self.task.splits.meta_validation
         for epoch in range(self.iteration // self.per_epoch, self.config.epochs):
             plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
-            held_out: Iterator[LabelledImages | None] = itertools.repeat(None, len(plan))
-            if iteration.learns_policy:
-                steps = [step for step, _ in plan]
-                held_out = validation.batches(validation_plan(self.config, len(validation), steps))
-            batches = training.batches(plan, augment=True)
-            for (step, _), batch, guide in zip(plan, batches, held_out, strict=True):
+            lessons = [step for step, _ in plan if iteration.learns_policy(step)]
+            held_out = iter(validation.batches(validation_plan(self.config, len(validation), lessons)))
+            for (step, _), batch in zip(plan, training.batches(plan, augment=True), strict=True):
+                guide = next(held_out) if iteration.learns_policy(step) else None
                 outcome = meter(batch, partial(iteration, step, batch, guide))
                 self._cost_ratio = meter.ratio or self._cost_ratio
                 self._iterated(*outcome)

@@ -7,16 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from . import manifest
 from .augment import SampledTransformations
-from .bilevel import BilevelStep, InnerRate
+from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
 from .config import SearchConfig
 from .evaluate import Accuracy
 from .iteration import BilevelIteration
-from .optimisation import make_policy_optimizer
+from .networks import build_network
+from .optimisation import make_policy_optimizer, theorem1_rate
 from .policy import HIDDEN_UNITS, PolicyNetwork
 from .reporting import Reporter
 from .run import Run
@@ -60,18 +62,25 @@ def search_policy(
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
         tensors = len(list(task.network.parameters())) if config.alpha == "per-layer" else None
-        rate = InnerRate(config.alpha_initial, tensors).to(device)
+        constant = config.constant_rates
+        alpha = theorem1_rate(config.alpha_initial, task.iterations) if constant else config.alpha_initial
+        rate = InnerRate(alpha, tensors).to(device)
+        extractor = _own_extractor(config, task, device)
+        theta = [*policy.parameters(), *([] if extractor is None else extractor.parameters())]
         sampler = TransformationSampler.from_config(config, task.iterations_per_epoch)
-        policy_optimizer = make_policy_optimizer(config, policy, rate)
+        policy_optimizer = make_policy_optimizer(config, theta, rate, task.iterations)
         state = RunState(
-            modules={"network": task.network, "policy": policy, "rate": rate},
+            modules={"network": task.network, "policy": policy, "rate": rate}
+            | ({} if extractor is None else {"extractor": extractor}),
             optimizers={"network": task.optimizer, "policy": policy_optimizer},
             sampler=sampler,
         )
         iteration = BilevelIteration(
             task,
             SampledTransformations(sampler, config.operation_space),
-            BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, config.clip_norm),
+            BilevelStep(
+                task.network, policy, rate, task.optimizer, policy_optimizer, StepOptions.of(config), extractor
+            ),
         )
         with Run(config, state, task, reporter, run_dir, resume, overwrite) as run:
             cost_ratio = run.loop(iteration)
@@ -82,7 +91,7 @@ def search_policy(
                 alpha=rate().detach(),
                 probabilities=sampler.probabilities,
                 means=sampler.means,
-                extractor=task.network.state_dict(),
+                extractor=(extractor or task.network).state_dict(),
                 meta_validation=task.splits.meta_validation.indices,
             )
             run.finish(
@@ -96,6 +105,15 @@ def search_policy(
                 }
             )
     return bundle
+
+
+def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn.Module | None:
+    """A second network of the proxy's kind with weights of its own, where the configuration asks for one."""
+    if config.extractor == "shared":
+        return None
+    seed = seed_for(config.seed, config.stage, "extractor", 0)
+    splits = task.splits
+    return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
 
 
 def _describe(

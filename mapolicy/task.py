@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from .config import RunConfig
@@ -39,7 +39,7 @@ class Task:
     network: nn.Module
     feature_width: int
     optimizer: torch.optim.Optimizer
-    schedule: CosineLRScheduler
+    schedule: Scheduler
 
     @classmethod
     def build(
@@ -83,6 +83,11 @@ class Task:
     def iterations_per_epoch(self) -> int:
         """Whole batches in the split to train on."""
         return len(self.training) // self.config.batch_size
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs * self.iterations_per_epoch
 
     def validation_accuracy(self) -> Accuracy:
         """Accuracy of the network on the meta-validation split."""

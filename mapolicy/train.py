@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .augment import Augmentation, NoAugmentation, PublishedPolicy, SampledTransformations
-from .bilevel import BilevelStep, InnerRate
+from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
@@ -142,8 +142,9 @@ def _plan(
     sampler = TransformationSampler.from_config(config, task.iterations_per_epoch, bundle.probabilities, bundle.means)
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
     rate = InnerRate(float(bundle.alpha.log().mean().exp())).to(device)
-    policy_optimizer = make_policy_optimizer(config, policy, rate)
-    bilevel = BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, config.clip_norm)
+    policy_optimizer = make_policy_optimizer(config, policy.parameters(), rate, task.iterations)
+    options = StepOptions.of(config)
+    bilevel = BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, options)
     augmentation = SampledTransformations(sampler, config.operation_space)
     state = RunState(
         modules | {"policy": policy, "rate": rate}, optimizers | {"policy": policy_optimizer}, sampler=sampler

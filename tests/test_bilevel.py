@@ -1,6 +1,7 @@
 """The bilevel step against double backward through the same mathematics, in float64."""
 
 import copy
+import weakref
 
 import pytest
 import timm
@@ -8,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
-from mapolicy.bilevel import BilevelStep, InnerRate
-from mapolicy.features import features_and_logits, running_statistics_kept
+from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions
+from mapolicy.features import deep_features, features_and_logits, running_statistics_kept
 from mapolicy.policy import PolicyNetwork, normalise_weights
 from mapolicy.runtime import seed_for
 from mapolicy.space import EMBEDDING_WIDTH
@@ -41,9 +43,7 @@ class Case:
         if per_layer:
             self.rate.log_alpha.data += torch.randn_like(self.rate.log_alpha)
 
-    def step(
-        self, learning_rate: float = 0.0, policy_learning_rate: float = 0.0, clip_norm: float = 0.0
-    ) -> BilevelStep:
+    def step(self, learning_rate: float = 0.0, policy_learning_rate: float = 0.0, **options: float) -> BilevelStep:
         learned = [*self.policy.parameters(), *self.rate.parameters()]
         return BilevelStep(
             self.network,
@@ -51,13 +51,12 @@ class Case:
             self.rate,
             torch.optim.SGD(self.network.parameters(), lr=learning_rate),
             torch.optim.SGD(learned, lr=policy_learning_rate),
-            clip_norm,
+            StepOptions(**options),
         )
 
-    def run(self, step: BilevelStep):
-        return step(
-            self.images, self.labels, self.embedding, self.validation_images, self.validation_labels, noise_seed=SEED
-        )
+    def run(self, step: BilevelStep, learns: bool = True):
+        validation = (self.validation_images, self.validation_labels) if learns else None
+        return step(self.images, self.labels, self.embedding, validation, noise_seed=SEED)
 
     def double_backward(self) -> dict[str, torch.Tensor]:
         """Eq. 2 and 3 written out, differentiated by autograd through the inner gradient."""
@@ -74,6 +73,7 @@ class Case:
             alpha = self.rate()
             rates = alpha if alpha.ndim else alpha.expand(len(parameters))
             moved = {n: p - a * g for (n, p), a, g in zip(parameters.items(), rates, gradients, strict=True)}
+            torch.manual_seed(SEED + 1)
             logits = functional_call(network, moved, (self.validation_images,))
             loss = F.cross_entropy(logits, self.validation_labels)
         learned = {"alpha": self.rate.log_alpha} | dict(self.policy.named_parameters())
@@ -154,10 +154,188 @@ def test_running_statistics_move_once_an_iteration() -> None:
 def test_one_forward_a_pass() -> None:
     """Forward, validation, forward-mode: the weighted step has no forward of its own."""
     case = Case()
+    step = case.step(learning_rate=0.1)
+    case.run(step)  # the first one also checks that the forward can be replayed
     calls = []
     case.network.conv1.register_forward_hook(lambda *_: calls.append(1))
-    case.run(case.step(learning_rate=0.1))
+    case.run(step)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "learns", "passes"),
+    [
+        ({}, True, 1 + 2 + 3 + 2 + 2),
+        ({}, False, 3),
+        ({"simultaneous": True}, True, 1 + 2 + 3 + 2),
+        ({"low_memory": True}, True, 1 + 2 + 3 + 3 + 1 + 2),
+        ({"low_memory": True, "simultaneous": True}, True, 1 + 2 + 3 + 3),
+        ({"fraction": 0.5}, True, 3 + (1 + 2 + 3 + 3) / 2),
+    ],
+)
+def test_passes_of_an_iteration(options: dict, learns: bool, passes: float) -> None:
+    """Counted in floating point operations of convolutions and matrix products; a plain step is 3 forwards."""
+    case = Case()
+    case.validation_images, case.validation_labels = case.images, case.labels
+    step = case.step(**options)
+    case.run(step, learns)
+    with FlopCounterMode(display=False) as iteration:
+        case.run(step, learns)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        case.network(case.images)
+    # The images have no gradient, so the first convolution's backward is half as dear.
+    assert iteration.get_total_flops() / forward.get_total_flops() == pytest.approx(passes, rel=0.04)
+
+
+@pytest.mark.parametrize("arch", ["wrn10_1", "resnet10t", "resnetv2_18", "convnext_atto"])
+def test_what_the_forward_has_computed_is_not_computed_again(arch: str) -> None:
+    case = Case(arch, side=32)
+    step = case.step()
+    expected = case.double_backward()
+    case.run(step)
+    assert step._replays
+    for name, parameter in case.policy.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-9, name
+
+
+def test_a_network_that_cannot_be_replayed_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapolicy.bilevel.replay_agrees", lambda *_: False)
+    case = Case()
+    expected = case.double_backward()
+    case.run(case.step())
+    for name, parameter in case.policy.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-9, name
+
+
+def test_an_iteration_that_does_not_learn_leaves_the_policy_alone() -> None:
+    case, taught = Case(), Case()
+    before = copy.deepcopy(case.policy.state_dict())
+    record = case.run(case.step(learning_rate=0.1, policy_learning_rate=1.0), learns=False)
+    assert record.hypergradient is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.policy.state_dict().items())
+    assert case.rate().item() == pytest.approx(0.3)
+    same = taught.run(taught.step(learning_rate=0.1, policy_learning_rate=0.0))  # learns at a rate of 0
+    assert same.hypergradient is not None
+    torch.testing.assert_close(record.weights, same.weights)
+    for ours, theirs in zip(case.network.state_dict().values(), taught.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_low_memory_changes_nothing_but_the_memory() -> None:
+    normal, low = Case(drop_rate=0.3), Case(drop_rate=0.3)
+    rates = {"learning_rate": 0.1, "policy_learning_rate": 5.0, "clip_norm": 1.0}
+    normal.run(normal.step(**rates))
+    low.run(low.step(**rates, low_memory=True))
+    for part in ("network", "policy", "rate"):
+        ours, theirs = getattr(low, part).state_dict(), getattr(normal, part).state_dict()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=f"{part} {name}")
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_low_memory_keeps_no_graph_during_the_validation_pass(low: bool) -> None:
+    class Held:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+
+    held: weakref.WeakSet[Held] = weakref.WeakSet()
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> Held:
+        saved = Held(tensor)
+        held.add(saved)
+        return saved
+
+    case = Case()
+    step = case.step(low_memory=low)
+    step._replays = False  # a recording has hooks of its own
+    forward = step._forward
+    step._forward = lambda batch, records=False: forward(batch)
+    case.network.conv1.register_forward_pre_hook(
+        lambda module, inputs: (
+            alive.append(sum(saved.tensor.ndim == 4 for saved in held)) if inputs[0] is case.validation_images else None
+        )
+    )
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        case.run(step)
+    assert (alive[0] == 0) == low
+
+
+def test_a_simultaneous_step_uses_the_old_theta() -> None:
+    case, reference = Case(), Case()
+    step = case.step(learning_rate=0.1, policy_learning_rate=50.0, simultaneous=True, clip_norm=1e-3)
+    record = case.run(step)
+    network = reference.network.train()
+    features, logits = features_and_logits(network, reference.images)
+    raw = reference.policy(features, reference.embedding)
+    torch.testing.assert_close(record.raw, raw.detach(), rtol=1e-12, atol=0)
+    losses = F.cross_entropy(logits, reference.labels, reduction="none")
+    (normalise_weights(raw).detach() * losses).sum().backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1e-3)
+    assert record.loss.item() == pytest.approx((record.weights * losses).sum().item())
+    assert (case.policy.output.weight - reference.policy.output.weight).abs().max() > 1e-3, "theta has moved"
+    for name, parameter in network.named_parameters():
+        expected = parameter - 0.1 * parameter.grad
+        torch.testing.assert_close(case.network.get_parameter(name), expected, rtol=1e-10, atol=1e-14, msg=name)
+
+
+def test_a_part_of_the_batch_teaches_and_all_of_it_trains() -> None:
+    case, part = Case(), Case()
+    part.images, part.labels, part.embedding = part.images[:3], part.labels[:3], part.embedding[:3]
+    part.validation_images, part.validation_labels = part.validation_images[:4], part.validation_labels[:4]
+    expected = part.double_backward()
+    reference = copy.deepcopy(case.network).train()
+    reference(case.images)
+    record = case.run(case.step(fraction=0.5))
+    for name, parameter in case.policy.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-9, name
+    assert relative_error(case.rate.log_alpha.grad, expected["alpha"]) < 1e-9
+    assert len(record.weights) == 6
+    assert record.weights.sum().item() == pytest.approx(1)
+    for name, buffer in case.network.named_buffers():
+        torch.testing.assert_close(buffer, reference.get_buffer(name), rtol=1e-12, atol=0, msg=name)
+
+
+def test_rejected_samples_do_not_train() -> None:
+    case, reference = Case(), Case()
+    record = case.run(case.step(learning_rate=0.1, reject_below_mean=True))
+    kept = record.raw >= record.raw.mean()
+    assert 0 < int(kept.sum()) < 6
+    torch.testing.assert_close(record.weights, kept.double() / kept.sum())
+    reference.network.train()
+    losses = F.cross_entropy(reference.network(reference.images), reference.labels, reduction="none")
+    losses[kept].mean().backward()
+    for name, parameter in reference.network.named_parameters():
+        expected = parameter - 0.1 * parameter.grad
+        torch.testing.assert_close(case.network.get_parameter(name), expected, rtol=1e-10, atol=1e-14, msg=name)
+
+
+def test_an_extractor_of_its_own_learns_with_theta() -> None:
+    """Its gradient is double backward's through features that are not detached."""
+    case = Case()
+    torch.manual_seed(8)
+    extractor = timm.create_model("wrn10_1", num_classes=CLASSES, in_chans=1).double()
+    learned = [*case.policy.parameters(), *extractor.parameters(), case.rate.log_alpha]
+    step = BilevelStep(
+        case.network,
+        case.policy,
+        case.rate,
+        torch.optim.SGD(case.network.parameters(), lr=0.0),
+        torch.optim.SGD(learned, lr=0.0),
+        extractor=extractor,
+    )
+    network, own = copy.deepcopy(case.network).train(), copy.deepcopy(extractor).train()
+    parameters = dict(network.named_parameters())
+    losses = F.cross_entropy(network(case.images), case.labels, reduction="none")
+    weights = normalise_weights(case.policy(deep_features(own, case.images), case.embedding))
+    gradients = torch.autograd.grad((weights * losses).sum(), list(parameters.values()), create_graph=True)
+    moved = {n: p - 0.3 * g for (n, p), g in zip(parameters.items(), gradients, strict=True)}
+    logits = functional_call(network, moved, (case.validation_images,))
+    inner = [p for n, p in own.named_parameters() if not n.startswith("fc")]
+    expected = torch.autograd.grad(F.cross_entropy(logits, case.validation_labels), inner)
+    case.run(step)
+    for (name, parameter), gradient in zip(extractor.named_parameters(), expected, strict=False):
+        assert relative_error(parameter.grad, gradient) < 1e-7, name
 
 
 def test_gradient_is_clipped() -> None:

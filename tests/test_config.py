@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mapolicy.config import MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig, read_toml
+from mapolicy.config import FAST, MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig, read_toml
 from mapolicy.errors import InputError, UsageError
 
 COMMON = {
@@ -286,3 +286,25 @@ def test_a_number_too_long_to_be_shown(tmp_path: Path) -> None:
     path.write_text("epochs = 0x" + "f" * 5_000)
     with pytest.raises(InputError, match="epochs"):
         make(**read_toml(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"simultaneous": True, "meta_fraction": 0.5}, "leave meta_fraction out"),
+        ({"simultaneous": True, "reject_below_mean": True}, "leave reject_below_mean out"),
+        ({"schedule": "theorem1"}, "alpha_learning_rate=0"),
+        ({"schedule": "theorem1", "alpha_learning_rate": 0.0, "warmup_epochs": 1}, "warmup_epochs=0"),
+        ({"meta_every": 0}, "meta_every"),
+        ({"meta_fraction": 0.0}, "meta_fraction"),
+        ({"extractor": "none"}, "extractor"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(make_search_config, changes: dict, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        make_search_config(epochs=3).with_changes(**changes)
+
+
+def test_fast_is_made_of_settings_of_both_stages(make_search_config, make_train_config) -> None:
+    for config in (make_search_config(), make_train_config()):
+        assert config.with_changes(**FAST) != config

@@ -33,6 +33,20 @@ def test_ratio_is_the_median_iteration_over_the_median_plain_step(task: Task, mo
     assert meter.ratio == pytest.approx(3.5)
 
 
+def test_iterations_of_different_kinds_count_by_their_share(task: Task, monkeypatch) -> None:
+    """Plain steps take 2; of three iterations one takes 11 and two take 2: 15 for three, on average 2.5 plain steps."""
+    ticks = itertools.cycle([2, 1, 11, 1, 2, 1, 2, 1, 2, 1, 2, 1])
+    clock = itertools.accumulate(itertools.chain([0], ticks))
+    monkeypatch.setattr("mapolicy.cost.time.perf_counter", lambda: float(next(clock)))
+    meter = CostMeter(task, period=3)
+    for batch in itertools.islice(batches(task), WARM_UP + 2):
+        meter(batch, lambda: None)
+    assert meter.ratio is None, "not every kind has been seen"
+    for batch in batches(task):
+        meter(batch, lambda: None)
+    assert meter.ratio == pytest.approx(2.5)
+
+
 def test_few_iterations_are_not_measured(task: Task) -> None:
     meter = CostMeter(task)
     for batch in itertools.islice(batches(task), WARM_UP):

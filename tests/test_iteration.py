@@ -5,7 +5,11 @@ import torch
 
 from mapolicy.augment import NoAugmentation, SampledTransformations
 from mapolicy.bilevel import StepRecord
+from mapolicy.checkpoint import RunState
+from mapolicy.cost import CostMeter
 from mapolicy.iteration import BilevelIteration, WeightedIteration, weight_spread
+from mapolicy.reporting import Reporter
+from mapolicy.run import Run, validation_plan
 from mapolicy.runtime import seed_for
 from mapolicy.sampler import TransformationSampler
 from mapolicy.task import Task
@@ -33,11 +37,10 @@ def test_what_the_bilevel_step_is_given(make_search_config) -> None:
     task = Task.build(config, torch.device("cpu"))
     given = {}
 
-    def bilevel(inputs, labels, embedding, validation_images, validation_labels, noise_seed, features):
+    def bilevel(inputs, labels, embedding, validation, noise_seed, features):
         given.update(locals())
         raw = torch.linspace(0.1, 0.9, len(labels))
-        zero = torch.zeros(())
-        return StepRecord(zero, zero, raw, raw / raw.sum(), torch.ones(()), raw)
+        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None)
 
     sampler = TransformationSampler()
     augmentation = SampledTransformations(sampler, config.operation_space)
@@ -50,11 +53,36 @@ def test_what_the_bilevel_step_is_given(make_search_config) -> None:
     assert torch.equal(given["inputs"], expected.inputs)
     assert torch.equal(given["labels"], batch[1].repeat_interleave(2))
     assert torch.equal(given["embedding"], expected.transformation.embed())
-    assert torch.equal(given["validation_images"], task.pipeline.normalise(held_out[0]))
-    assert torch.equal(given["validation_labels"], held_out[1])
+    assert torch.equal(given["validation"][0], task.pipeline.normalise(held_out[0]))
+    assert torch.equal(given["validation"][1], held_out[1])
     assert torch.equal(given["features"], expected.inputs.flatten(1))
     assert given["noise_seed"] == seed_for(config.seed, "search", "noise", 3)
     first = expected.transformation.pair[0]
     raw = torch.linspace(0.1, 0.9, 512)[expected.transformation.pair == first]
     assert sampler.iteration == 1
     assert sampler.means.flatten()[first].item() == pytest.approx(raw.mean().item(), rel=1e-5)
+
+
+def test_the_policy_is_learned_every_so_many_iterations(make_search_config, monkeypatch) -> None:
+    """Meta-validation batches are drawn for those iterations alone, each of its own step's draw."""
+    config = make_search_config(meta_every=3, epochs=2)
+    task = Task.build(config, torch.device("cpu"))
+    lessons = []
+
+    def bilevel(inputs, labels, embedding, validation, noise_seed, features):
+        lessons.append(validation)
+        raw = torch.full((len(labels),), 0.5)
+        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None)
+
+    monkeypatch.setattr(CostMeter, "__call__", lambda self, batch, iteration: iteration())
+    sampler = TransformationSampler()
+    iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), bilevel)
+    with Run(config, RunState({}, {}), task, Reporter(), None) as run:
+        run.loop(iteration)
+    assert len(lessons) == 10
+    assert [step for step, lesson in enumerate(lessons) if lesson is not None] == [0, 3, 6, 9]
+    images = len(task.splits.meta_validation)
+    ((_, drawn),) = validation_plan(config, images, [6])
+    expected = next(task.splits.meta_validation.batches([(6, drawn)]))
+    assert torch.equal(lessons[6][1], expected[1])
+    assert sampler.iteration == 10, "the sampler hears of every iteration"

@@ -11,7 +11,13 @@ import mapolicy.models  # noqa: F401 - registers wrn10_1
 from mapolicy.bilevel import InnerRate
 from mapolicy.config import TrainConfig
 from mapolicy.errors import UsageError
-from mapolicy.optimisation import make_optimizer, make_policy_optimizer, make_schedule
+from mapolicy.optimisation import (
+    make_optimizer,
+    make_policy_optimizer,
+    make_schedule,
+    theorem1_policy_rate,
+    theorem1_rate,
+)
 from mapolicy.policy import PolicyNetwork
 
 BASE = TrainConfig(
@@ -141,7 +147,7 @@ def test_unknown_optimiser(changes: dict[str, object], why: str) -> None:
 
 def test_theta_and_alpha_have_rates_of_their_own() -> None:
     policy, rate = PolicyNetwork(4), InnerRate(0.1)
-    optimizer = make_policy_optimizer(BASE, policy, rate)
+    optimizer = make_policy_optimizer(BASE, policy.parameters(), rate, 100)
     assert type(optimizer) is torch.optim.Adam
     theta, alpha = optimizer.param_groups
     assert (theta["lr"], alpha["lr"]) == (0.02, 0.03)
@@ -158,7 +164,31 @@ def test_theta_and_alpha_have_rates_of_their_own() -> None:
 
 def test_no_rate_keeps_alpha_fixed() -> None:
     rate = InnerRate(0.1)
-    optimizer = make_policy_optimizer(BASE.with_changes(alpha_learning_rate=0), PolicyNetwork(4), rate)
+    optimizer = make_policy_optimizer(BASE.with_changes(alpha_learning_rate=0), [], rate, 100)
     rate.log_alpha.grad = torch.ones(())
     optimizer.step()
     assert rate().item() == pytest.approx(0.1, rel=1e-6)
+
+
+def test_theorem_1_has_constant_rates(make_search_config) -> None:
+    """c'' log T / T for w, sqrt(c' log log T / T) for theta; alpha does not learn."""
+    config = make_search_config(
+        schedule="theorem1", alpha_learning_rate=0.0, learning_rate=2.0, policy_learning_rate=3.0
+    )
+    network = nn.Linear(3, 2)
+    optimizer = make_optimizer(config, network)
+    schedule = make_schedule(config, optimizer, 50)  # of 2 epochs
+    rates = set()
+    for step in range(100):
+        schedule.step_update(step)
+        rates.add(optimizer.param_groups[0]["lr"])
+    assert list(rates) == [pytest.approx(2 * 4.605170186 / 100)]
+    theta, rate = nn.Parameter(torch.zeros(2)), InnerRate(0.1)
+    policy_optimizer = make_policy_optimizer(config, [theta], rate, 100)
+    theta.grad, rate.log_alpha.grad = torch.tensor([1.0, -2.0]), torch.ones(())
+    policy_optimizer.step()
+    beta = (3 * 1.527179626 / 100) ** 0.5
+    assert theta.tolist() == pytest.approx([-beta, 2 * beta])
+    assert rate().item() == pytest.approx(0.1)
+    assert theorem1_rate(0.5, 100) == pytest.approx(0.5 * 4.605170186 / 100)
+    assert theorem1_policy_rate(1.0, 2) == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mapolicy.policy import PolicyNetwork, normalise_weights
+from mapolicy.policy import PolicyNetwork, normalise_weights, reject_below_mean
 
 
 @pytest.mark.parametrize(("width", "count"), [(640, 67_201), (128, 16_001)])
@@ -45,6 +45,13 @@ def test_weights_sum_to_one_and_keep_their_proportions() -> None:
     weights = normalise_weights(raw)
     assert weights.tolist() == pytest.approx([0.1, 0.2, 0.7])
     assert normalise_weights(raw / 2).tolist() == pytest.approx(weights.tolist())
+
+
+def test_rejection_leaves_out_what_lies_below_the_mean() -> None:
+    kept = reject_below_mean(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    assert kept.tolist() == pytest.approx([0, 0, 0.5, 0.5])
+    for count in (3, 7, 49):  # rounding puts the mean of equal weights above them
+        assert reject_below_mean(torch.full((count,), 1 / count)).tolist() == pytest.approx([1 / count] * count)
 
 
 def test_unknown_input_is_refused() -> None:

@@ -13,7 +13,9 @@ from PIL import Image
 from mapolicy import PolicyBundle, search_policy
 from mapolicy.checkpoint import load_checkpoint
 from mapolicy.errors import InputError, TrainingError, UsageError
+from mapolicy.networks import build_network
 from mapolicy.reporting import Reporter
+from mapolicy.runtime import seed_for
 
 
 class Log(Reporter):
@@ -229,7 +231,18 @@ def test_divergence_stops_and_names_the_iteration_and_the_last_good_state(make_s
 
 @pytest.mark.parametrize(
     "change",
-    [{"copies": 4}, {"alpha": "per-layer"}, {"policy_input": "features"}, {"policy_input": "embedding"}],
+    [
+        {"copies": 4},
+        {"alpha": "per-layer"},
+        {"policy_input": "features"},
+        {"policy_input": "embedding"},
+        {"meta_every": 2},
+        {"meta_fraction": 0.5},
+        {"simultaneous": True},
+        {"reject_below_mean": True},
+        {"low_memory": True},
+        {"extractor": "own"},
+    ],
     ids=lambda change: "-".join(map(str, change.values())),
 )
 def test_options_end_in_a_bundle_that_loads(make_search_config, change: dict) -> None:
@@ -240,6 +253,31 @@ def test_options_end_in_a_bundle_that_loads(make_search_config, change: dict) ->
     assert loaded.manifest.search.settings[name] == change[name]
     if name == "alpha":
         assert loaded.alpha.shape == (len(list(loaded.build_extractor(torch.device("cpu")).parameters())),)
+
+
+def test_an_own_extractor_is_what_the_bundle_holds(make_search_config) -> None:
+    """Not the proxy: another start, trained by Eq. 3 alone, so that its last layer has never moved."""
+    config = make_search_config(epochs=1, extractor="own", policy_learning_rate=1e-2)
+    searched = search_policy(config)
+    start = build_network("wrn10_1", {}, 10, 1, seed_for(config.seed, "search", "extractor", 0), torch.device("cpu"))
+    extractor = searched.build_extractor(torch.device("cpu"))
+    assert torch.equal(extractor.fc.weight, start.fc.weight)
+    assert not torch.equal(extractor.conv1.weight, start.conv1.weight)
+    assert int(extractor.bn.num_batches_tracked) > 0
+
+
+def test_theorem_1_fixes_alpha(make_search_config) -> None:
+    config = make_search_config(schedule="theorem1", alpha_initial=2.0, alpha_learning_rate=0.0, epochs=2)
+    searched = search_policy(config)
+    assert searched.alpha.item() == pytest.approx(2.0 * math.log(10) / 10)
+
+
+def test_a_search_that_rarely_learns_says_the_last_validation_loss(make_search_config) -> None:
+    log = Log()
+    search_policy(make_search_config(meta_every=4, epochs=2), log)
+    losses = [record["validation_loss"] for record in log.records]
+    assert len(losses) == 10
+    assert len(set(losses)) == 3
 
 
 def test_a_proxy_that_no_bundle_may_hold_is_refused_at_the_start(make_search_config) -> None:
