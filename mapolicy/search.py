@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from . import manifest
-from .augment import SampledTransformations
 from .bilevel import BilevelStep, InnerRate
 from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
@@ -17,6 +16,7 @@ from .config import SearchConfig
 from .evaluate import Accuracy
 from .iteration import BilevelIteration
 from .optimisation import make_policy_optimizer
+from .policies import SampledTransformations
 from .policy import HIDDEN_UNITS, PolicyNetwork
 from .reporting import Reporter
 from .run import Run

@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .augment import Augmentation, NoAugmentation, PublishedPolicy, SampledTransformations
 from .bilevel import BilevelStep, InnerRate
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
@@ -24,6 +23,7 @@ from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .optimisation import make_policy_optimizer
+from .policies import Augmentation, NoAugmentation, PublishedPolicy, SampledTransformations
 from .reporting import Reporter
 from .reuse import FrozenExtractor, FrozenWeights
 from .run import Run

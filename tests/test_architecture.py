@@ -25,7 +25,7 @@ LAYERS = (
     "config features files operations refusal runtime",
     "canonical_json images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
-    "access augment bundle_format checkpoint datasets optimisation timm_datasets",
+    "access bundle_format checkpoint datasets optimisation policies timm_datasets",
     "bundle data pipeline",
     "evaluate reuse",
     "adapters task",

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mapolicy.augment import NoAugmentation, SampledTransformations
 from mapolicy.bilevel import StepRecord
 from mapolicy.iteration import BilevelIteration, WeightedIteration, weight_spread
+from mapolicy.policies import NoAugmentation, SampledTransformations
 from mapolicy.runtime import seed_for
 from mapolicy.sampler import TransformationSampler
 from mapolicy.task import Task

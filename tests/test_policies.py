@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from mapolicy.augment import NoAugmentation, PublishedPolicy, SampledTransformations
+from mapolicy.policies import NoAugmentation, PublishedPolicy, SampledTransformations
 from mapolicy.sampler import TransformationSampler
 
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What a policy does to a batch of images: sampled transformations, torchvision's published policies, nothing."""
+"""What each `--policy` does to a batch in the pipeline: sampled transformations, published policies, nothing."""
 
 from typing import Protocol
 
