@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from .augment import RandAugment, TrivialAugmentWide
 from .sampler import TransformationSampler
 from .transformation import Transformation
 
@@ -55,37 +56,47 @@ class SampledTransformations:
         return transformation.apply(images, self.space, fill), transformation
 
 
-PUBLISHED_POLICIES = {
-    "trivialaugment": v2.TrivialAugmentWide,
-    "randaugment": v2.RandAugment,
-    "autoaugment": v2.AutoAugment,
-}
+PUBLISHED_POLICIES = {"trivialaugment": TrivialAugmentWide, "randaugment": RandAugment}
 
 
 class PublishedPolicy:
-    """One of torchvision's published policies with its own defaults, and our fill, image by image.
-
-    torchvision draws one operation for a whole batch, so each image goes through on its own.
+    """TrivialAugment or RandAugment with torchvision's defaults and our fill, a choice for each image.
 
     Args:
         name: a key of `PUBLISHED_POLICIES`.
-        dataset: data set's name; AutoAugment has a policy for CIFAR and one for everything else (ImageNet's).
     """
 
-    def __init__(self, name: str, dataset: str) -> None:
+    def __init__(self, name: str) -> None:
         self._build = PUBLISHED_POLICIES[name]
-        self._arguments = {}
-        if name == "autoaugment":
-            kind = v2.AutoAugmentPolicy.CIFAR10 if dataset.startswith("cifar") else v2.AutoAugmentPolicy.IMAGENET
-            self._arguments["policy"] = kind
-        self._augment: v2.Transform | None = None
+        self._augment: RandAugment | TrivialAugmentWide | None = None
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; there is no transformation, since the levels are not those of one of our spaces."""
+        if self._augment is None:
+            self._augment = self._build(fill=fill.tolist())
+        return self._augment(images, generator=generator), None
+
+
+class AutoAugment:
+    """torchvision's AutoAugment with our fill, image by image, because it draws one sub-policy for a whole batch.
+
+    Args:
+        dataset: data set's name; there is a policy for CIFAR and one for everything else (ImageNet's).
+    """
+
+    def __init__(self, dataset: str) -> None:
+        cifar = dataset.startswith("cifar")
+        self._policy = v2.AutoAugmentPolicy.CIFAR10 if cifar else v2.AutoAugmentPolicy.IMAGENET
+        self._augment: v2.AutoAugment | None = None
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; their operations are torchvision's, so there is no transformation of ours."""
         if self._augment is None:
-            self._augment = self._build(fill=fill.tolist(), **self._arguments)
+            self._augment = v2.AutoAugment(self._policy, fill=fill.tolist())
         # torchvision draws from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed())

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from mapolicy.policies import NoAugmentation, PublishedPolicy, SampledTransformations
+from mapolicy.augment import RandAugment, TrivialAugmentWide
+from mapolicy.policies import AutoAugment, NoAugmentation, PublishedPolicy, SampledTransformations
 from mapolicy.sampler import TransformationSampler
 
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)
@@ -30,36 +31,45 @@ def test_sampled_transformations_are_those_it_reports() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["trivialaugment", "randaugment", "autoaugment"])
-def test_published_policies_go_image_by_image(name: str, channels: int) -> None:
-    policy = PublishedPolicy(name, "cifar10")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(PublishedPolicy, "trivialaugment"), (PublishedPolicy, "randaugment"), (AutoAugment, "cifar10")],
+)
+def test_published_policies_choose_for_each_image(kind: type, name: str, channels: int) -> None:
     image = noise(1, channels)
     images = image.expand(32, -1, -1, -1)
-    augmented, transformation = policy(images, FILL[:channels], torch.Generator().manual_seed(1))
+    augmented, transformation = kind(name)(images, FILL[:channels], torch.Generator().manual_seed(1))
     assert transformation is None
     assert augmented.shape == images.shape
     assert augmented.dtype == torch.uint8
     assert len({bytes(one.numpy().tobytes()) for one in augmented}) > 8, "each image has its own operations"
 
 
-def test_published_policy_is_torchvisions_with_our_fill() -> None:
+@pytest.mark.parametrize(("name", "module"), [("trivialaugment", TrivialAugmentWide), ("randaugment", RandAugment)])
+def test_published_policy_has_the_defaults_and_our_fill(name: str, module: type) -> None:
+    images = noise(40)
+    augmented, _ = PublishedPolicy(name)(images, FILL, torch.Generator().manual_seed(5))
+    assert torch.equal(augmented, module(fill=[10, 20, 30])(images, generator=torch.Generator().manual_seed(5)))
+
+
+def test_autoaugment_is_torchvisions_with_our_fill() -> None:
     images = noise(6)
-    draws = torch.Generator().manual_seed(5)
-    augmented, _ = PublishedPolicy("trivialaugment", "cifar10")(images, FILL, draws)
-    reference = v2.TrivialAugmentWide(fill=[10, 20, 30])
+    augmented, _ = AutoAugment("digits")(images, FILL, torch.Generator().manual_seed(5))
+    reference = v2.AutoAugment(fill=[10, 20, 30])
     torch.manual_seed(5)
     assert torch.equal(augmented, torch.stack([reference(image) for image in images]))
 
 
 def test_autoaugment_has_a_policy_for_cifar_and_one_for_the_rest() -> None:
     images, draws = noise(24), torch.Generator().manual_seed(2)
-    cifar, _ = PublishedPolicy("autoaugment", "cifar100")(images, FILL, draws)
-    other, _ = PublishedPolicy("autoaugment", "folder:birds")(images, FILL, draws)
+    cifar, _ = AutoAugment("cifar100")(images, FILL, draws)
+    other, _ = AutoAugment("folder:birds")(images, FILL, draws)
     assert not torch.equal(cifar, other)
 
 
-def test_published_policies_leave_the_global_generator_alone() -> None:
+@pytest.mark.parametrize(("kind", "name"), [(PublishedPolicy, "randaugment"), (AutoAugment, "digits")])
+def test_published_policies_leave_the_global_generator_alone(kind: type, name: str) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    PublishedPolicy("randaugment", "digits")(noise(4), FILL, torch.Generator())
+    kind(name)(noise(4), FILL, torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
