@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .augment import SampledTransformations
 from .bundle import PolicyBundle
 from .pipeline import Normalisation, Pipeline, PipelineSettings
+from .policies import SampledTransformations
 from .reuse import FrozenExtractor, FrozenWeights
 from .sampler import TransformationSampler
 from .transformation import Transformation

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import torch
 
-from .augment import NoAugmentation
 from .iteration import LabelledImages, WeightedIteration
 from .optimisation import make_optimizer, make_schedule
+from .policies import NoAugmentation
 from .task import Task
 
 WARM_UP = 3

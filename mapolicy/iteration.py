@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import Augmentation, SampledTransformations
 from .bilevel import BilevelStep, StepRecord, weighted_step
 from .pipeline import AugmentedBatch
+from .policies import Augmentation, SampledTransformations
 from .runtime import seed_for
 from .sampler import relative_entropy
 from .task import Task

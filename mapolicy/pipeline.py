@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import Augmentation
 from .config import RunConfig
+from .policies import Augmentation
 from .runtime import generator
 from .transformation import Transformation
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from . import manifest
-from .augment import SampledTransformations
 from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
@@ -19,6 +18,7 @@ from .evaluate import Accuracy
 from .iteration import BilevelIteration
 from .networks import build_network
 from .optimisation import make_policy_optimizer, theorem1_rate
+from .policies import SampledTransformations
 from .policy import HIDDEN_UNITS, PolicyNetwork
 from .reporting import Reporter
 from .run import Run

@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .augment import Augmentation, NoAugmentation, PublishedPolicy, SampledTransformations
 from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
@@ -24,6 +23,7 @@ from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .optimisation import make_policy_optimizer
+from .policies import Augmentation, AutoAugment, NoAugmentation, PublishedPolicy, SampledTransformations
 from .reporting import Reporter
 from .reuse import FrozenExtractor, FrozenWeights
 from .run import Run
@@ -157,7 +157,9 @@ def _baseline(config: TrainConfig, task: Task) -> Augmentation:
         return NoAugmentation()
     if config.policy == "uniform":
         return SampledTransformations(TransformationSampler(), config.operation_space)
-    return PublishedPolicy(config.policy, task.splits.name)
+    if config.policy == "autoaugment":
+        return AutoAugment(task.splits.name)
+    return PublishedPolicy(config.policy)
 
 
 def _check_settings(config: TrainConfig, bundle: PolicyBundle) -> None:

@@ -23,9 +23,9 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 LAYERS = (
     "errors space reporting models models.wide_resnet",
     "config features files forward_mode operations refusal runtime",
-    "canonical_json images manifest_fields networks policy transformation",
+    "augment canonical_json images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
-    "access augment bundle_format checkpoint datasets optimisation timm_datasets",
+    "access bundle_format checkpoint datasets optimisation policies timm_datasets",
     "bundle data pipeline",
     "evaluate reuse",
     "adapters task",

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mapolicy.augment import NoAugmentation, SampledTransformations
 from mapolicy.bilevel import StepRecord
 from mapolicy.checkpoint import RunState
 from mapolicy.cost import CostMeter
 from mapolicy.iteration import BilevelIteration, WeightedIteration, weight_spread
+from mapolicy.policies import NoAugmentation, SampledTransformations
 from mapolicy.reporting import Reporter
 from mapolicy.run import Run, validation_plan
 from mapolicy.runtime import seed_for

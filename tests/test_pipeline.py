@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mapolicy.augment import NoAugmentation, SampledTransformations
 from mapolicy.config import TrainConfig
 from mapolicy.pipeline import Pipeline, cutout, flip, pad_and_crop
+from mapolicy.policies import NoAugmentation, SampledTransformations
 from mapolicy.sampler import TransformationSampler
 from mapolicy.transformation import Transformation
 

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mapolicy import PolicyBundle, search_policy, train_network
-from mapolicy.augment import SampledTransformations
 from mapolicy.data import load_splits
 from mapolicy.errors import InputError, UsageError
 from mapolicy.features import features_and_logits
 from mapolicy.networks import build_network
 from mapolicy.pipeline import Pipeline
+from mapolicy.policies import SampledTransformations
 from mapolicy.run import training_plan
 from mapolicy.runtime import seed_for
 from mapolicy.sampler import TransformationSampler

@@ -1,0 +1,103 @@
+"""What each `--policy` does to a batch in the pipeline: sampled transformations, published policies, nothing."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from .augment import RandAugment, TrivialAugmentWide
+from .sampler import TransformationSampler
+from .transformation import Transformation
+
+
+class Augmentation(Protocol):
+    """A policy's part of the pipeline, between base augmentation and Cutout."""
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augment uint8 images [B, C, H, W]; also the transformations used, where they are ours.
+
+        Args:
+            images: left as they are.
+            fill: uint8 [C], colour of pixels that come from outside the image.
+            generator: on the CPU; the only source of randomness.
+        """
+        ...
+
+
+class NoAugmentation:
+    """Leaves the base augmentation's images as they are."""
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """The images themselves."""
+        return images, None
+
+
+class SampledTransformations:
+    """A transformation for each image, drawn from p_jk: uniform, learned or still being learned.
+
+    Args:
+        sampler: draws the transformations.
+        space: name of the operation space.
+    """
+
+    def __init__(self, sampler: TransformationSampler, space: str) -> None:
+        self.sampler, self.space = sampler, space
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """Transformed images, and by what."""
+        transformation = self.sampler.sample(images.shape[0], generator).to(images.device)
+        return transformation.apply(images, self.space, fill), transformation
+
+
+PUBLISHED_POLICIES = {"trivialaugment": TrivialAugmentWide, "randaugment": RandAugment}
+
+
+class PublishedPolicy:
+    """TrivialAugment or RandAugment with torchvision's defaults and our fill, a choice for each image.
+
+    Args:
+        name: a key of `PUBLISHED_POLICIES`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._build = PUBLISHED_POLICIES[name]
+        self._augment: RandAugment | TrivialAugmentWide | None = None
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; there is no transformation, since the levels are not those of one of our spaces."""
+        if self._augment is None:
+            self._augment = self._build(fill=fill.tolist())
+        return self._augment(images, generator=generator), None
+
+
+class AutoAugment:
+    """torchvision's AutoAugment with our fill, image by image, because it draws one sub-policy for a whole batch.
+
+    Args:
+        dataset: data set's name; there is a policy for CIFAR and one for everything else (ImageNet's).
+    """
+
+    def __init__(self, dataset: str) -> None:
+        cifar = dataset.startswith("cifar")
+        self._policy = v2.AutoAugmentPolicy.CIFAR10 if cifar else v2.AutoAugmentPolicy.IMAGENET
+        self._augment: v2.AutoAugment | None = None
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; their operations are torchvision's, so there is no transformation of ours."""
+        if self._augment is None:
+            self._augment = v2.AutoAugment(self._policy, fill=fill.tolist())
+        # torchvision draws from torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            return torch.stack([self._augment(image) for image in images]), None
