@@ -81,7 +81,9 @@ class ResidentSplit(Split):
         device = self.images.device
         for _, positions in schedule:
             rows, labels = self.rows[positions], self.labels[positions]
-            yield self.images.index_select(0, rows.to(device)), labels.to(device)
+            # Not waited for: out of memory that is not pinned, torch has taken a copy before `to` returns.
+            rows, labels = rows.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield self.images.index_select(0, rows), labels
 
     def joined(self, other: Self) -> Self:  # noqa: D102
         rows, labels, indices = _merged(

@@ -205,7 +205,7 @@ class PolicyAugment:
             raise ValueError(f"{len(images)} images came with {len(transformation)} transformations")
         if self._frozen is None:
             return torch.full((len(images),), 1 / len(images), device=images.device)
-        # A weight in half precision would be another weight than the one that the search learned from.
+        # A policy network in half precision would give another weight than the one that the search learned from.
         with torch.autocast(images.device.type, enabled=False):
             return self._frozen.of(images, transformation.to(images.device))
 

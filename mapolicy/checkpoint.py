@@ -62,6 +62,7 @@ class RunState:
                     values.setdefault(int(index), {})[entry] = tensor
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": values, "param_groups": groups})
+                _lay_out(optimizer)
             if self.sampler is not None:
                 self.sampler.restore(_below(tensors, "sampler."), iteration)
         except (KeyError, RuntimeError, ValueError) as problem:
@@ -88,6 +89,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         reason = str(problem).split("\n")[0]
         raise InputError(str(path), f"no whole checkpoint ({reason})", "start the run again with --force") from None
     return tensors, facts
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state its parameters' order in memory, as it had: kernels round differently where orders are mixed."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def check_arch(name: str) -> None:
 def build_network(
     name: str, model_args: Mapping[str, Any], classes: int, channels: int, seed: int, device: torch.device
 ) -> nn.Module:
-    """A network with fresh weights.
+    """A network with fresh weights, channels-last: faster than torch's own order for convolutions on CPU and CUDA.
 
     Args:
         name: in timm's registry.
@@ -76,4 +76,4 @@ def build_network(
         # Constructors fail in any way on arguments that they were not written for: ZeroDivisionError, KeyError.
         reason = str(problem).split("\n")[0] or type(problem).__name__
         raise UsageError(f"network {name}", f"cannot be built: {reason}", "check --model-arg") from None
-    return network.to(device)
+    return network.to(device).to(memory_format=torch.channels_last)

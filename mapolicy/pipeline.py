@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import RunConfig
@@ -39,20 +38,23 @@ class AugmentedBatch:
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2. uint8 [B, C, H, W]."""
-    chosen = torch.randint(0, 2, (images.shape[0],), generator=generator).bool().to(images.device)
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+    chosen = torch.randint(0, 2, (images.shape[0],), generator=generator)
+    return _blended(images, images.flip(3), _everywhere(chosen, images)[:, None, None, None])
 
 
 def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Pad with black on every side, then cut each image out at a random place. uint8 [B, C, H, W]."""
     batch, channels, height, width = images.shape
-    offsets = torch.randint(0, 2 * padding + 1, (2, batch), generator=generator).to(images.device)
-    padded = F.pad(images, (padding,) * 4)
-    rows = offsets[0, :, None] + torch.arange(height, device=images.device)
-    columns = offsets[1, :, None] + torch.arange(width, device=images.device)
-    each = torch.arange(batch, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[:, None, None]
-    return padded[each, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    rows, columns = torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)
+    tall, wide = height + 2 * padding, width + 2 * padding
+    padded = images.new_zeros(batch, channels, tall, wide)
+    padded[..., padding : padding + height, padding : padding + width] = images
+    # Each row of an image is one window of the flat buffer, so that what is copied lies together.
+    first = (torch.arange(batch) * channels * tall + rows) * wide + columns
+    within = (torch.arange(channels)[:, None] * tall + torch.arange(height)) * wide
+    first, within = (part.to(images.device, non_blocking=True) for part in (first, within))
+    windows = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))
+    return windows.index_select(0, (first[:, None, None] + within).flatten()).view(images.shape)
 
 
 def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) -> Tensor:
@@ -71,8 +73,18 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
     rows, columns = (torch.randint(0, extent, (batch, 1), generator=generator) for extent in (height, width))
     down = torch.arange(height) - (rows - side // 2)
     across = torch.arange(width) - (columns - side // 2)
-    hidden = ((down >= 0) & (down < side))[:, :, None] & ((across >= 0) & (across < side))[:, None, :]
-    return torch.where(hidden[:, None].to(images.device), fill[:, None, None], images)
+    hidden_rows, hidden_columns = (_everywhere((at >= 0) & (at < side), images) for at in (down, across))
+    return _blended(images, fill[:, None, None], hidden_rows[:, None, :, None] & hidden_columns[:, None, None, :])
+
+
+def _everywhere(chosen: Tensor, images: Tensor) -> Tensor:
+    """A choice of 0 or 1 as a mask of no or all bits, uint8, where the images are; the device is not waited for."""
+    return chosen.to(torch.uint8).neg_().to(images.device, non_blocking=True)
+
+
+def _blended(images: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+    """The other pixels where the mask has all bits, the images' where it has none: bitwise, many pixels at once."""
+    return (images ^ others).bitwise_and_(mask).bitwise_xor_(images)
 
 
 class Normalisation:
@@ -88,8 +100,8 @@ class Normalisation:
         self._scale = 1 / (torch.tensor(std, device=device)[:, None, None] * 255)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Float32 [B, C, H, W]: pixels / 255, less the mean, over std. `images`: [B, C, H, W] in [0, 255]."""
-        return (images.float() - self._mean) * self._scale
+        """Float32 [B, C, H, W], channels-last: pixels / 255, less the mean, over std. `images`: in [0, 255]."""
+        return (images - self._mean).mul_(self._scale).contiguous(memory_format=torch.channels_last)
 
     def mean_colour(self) -> Tensor:
         """The mean as a colour, uint8 [C]."""
@@ -147,15 +159,14 @@ class Pipeline:
         return AugmentedBatch(
             images=images,
             inputs=self.normalise(images),
-            labels=labels.repeat_interleave(self.config.copies),
+            labels=_repeated(labels, self.config.copies),
             transformation=transformation,
         )
 
     def transform(self, images: Tensor, augmentation: Augmentation, step: int) -> tuple[Tensor, Transformation | None]:
         """The part of `augment` that stays uint8: the augmented images, and their transformations."""
         config = self.config
-        images = images.repeat_interleave(config.copies, dim=0)
-        images = self._base(images, generator(config.seed, config.stage, "base", step))
+        images = self._base(_repeated(images, config.copies), generator(config.seed, config.stage, "base", step))
         images, transformation = augmentation(
             images, self._fill, generator(config.seed, config.stage, "transformation", step)
         )
@@ -171,3 +182,7 @@ class Pipeline:
         if self.config.base_augmentation == "random_resized_crop":
             return images
         return pad_and_crop(images, round(images.shape[-1] * CROP_PADDING_SHARE), draws)
+
+
+def _repeated(tensor: Tensor, copies: int) -> Tensor:
+    return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)

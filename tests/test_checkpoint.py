@@ -47,6 +47,28 @@ def test_state_round_trips_through_a_file(tmp_path) -> None:
     assert new.sampler.iteration == 4
 
 
+def test_the_optimisers_state_lies_in_memory_as_it_did() -> None:
+    """In another order than its parameter's, an update rounds differently and a resumed run leaves its path."""
+
+    def trained(steps: int) -> RunState:
+        torch.manual_seed(0)
+        network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(steps):
+            network(torch.randn(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+        return RunState({"network": network}, {"network": optimizer})
+
+    old, new = trained(2), trained(0)
+    new.restore(old.tensors(), 2)
+    layouts = []
+    for state in (old, new):
+        optimizer = state.optimizers["network"]
+        layouts.append([values["momentum_buffer"].stride() for values in optimizer.state.values()])
+    assert layouts[0] == layouts[1]
+    assert layouts[1][0] == (27, 1, 9, 3), "channels-last"
+
+
 def test_tensors_are_a_copy() -> None:
     one = state(0, steps=1)
     tensors = one.tensors()

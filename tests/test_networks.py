@@ -145,3 +145,10 @@ def test_no_argument_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError):
         build("resnet10t", checkpoint_path=str(path))
     assert opened == []
+
+
+@pytest.mark.parametrize("name", ["wrn16_2", "test_vit"])
+def test_weights_lie_channels_last(name: str) -> None:
+    kernels = [parameter for parameter in build(name, channels=3).parameters() if parameter.ndim == 4]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)

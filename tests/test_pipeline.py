@@ -1,10 +1,13 @@
 """The pipeline: what each stage of it does to known pixels, and in which order."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
 from mapolicy.config import TrainConfig
-from mapolicy.pipeline import Pipeline, cutout, flip, pad_and_crop
+from mapolicy.pipeline import Normalisation, Pipeline, cutout, flip, pad_and_crop
 from mapolicy.policies import NoAugmentation, SampledTransformations
 from mapolicy.sampler import TransformationSampler
 from mapolicy.transformation import Transformation
@@ -100,6 +103,100 @@ def test_cutout_of_16_covers_what_devries_and_taylor_cover() -> None:
     for image, y in zip(got, rows[:, 0].tolist(), strict=True):
         hidden = (image[0] == 0).any(1).nonzero()[:, 0]
         assert (int(hidden[0]), int(hidden[-1]) + 1) == (max(y - 8, 0), min(y + 8, 32))
+
+
+# ---- the same draws and the same bytes, image by image
+
+
+def flipped_by_hand(images: np.ndarray, draws: torch.Generator) -> np.ndarray:
+    chosen = torch.randint(0, 2, (len(images),), generator=draws).tolist()
+    return np.stack([image[:, :, ::-1] if mirror else image for image, mirror in zip(images, chosen, strict=True)])
+
+
+def cropped_by_hand(padding: int) -> Callable[[np.ndarray, torch.Generator], np.ndarray]:
+    def cropped(images: np.ndarray, draws: torch.Generator) -> np.ndarray:
+        height, width = images.shape[2:]
+        rows, columns = torch.randint(0, 2 * padding + 1, (2, len(images)), generator=draws).tolist()
+        border = ((0, 0), (padding, padding), (padding, padding))
+        cuts = zip(images, rows, columns, strict=True)
+        return np.stack([np.pad(image, border)[:, y : y + height, x : x + width] for image, y, x in cuts])
+
+    return cropped
+
+
+def hidden_by_hand(side: int, fill: list[int]) -> Callable[[np.ndarray, torch.Generator], np.ndarray]:
+    def hidden(images: np.ndarray, draws: torch.Generator) -> np.ndarray:
+        result, (height, width) = images.copy(), images.shape[2:]
+        rows, columns = (torch.randint(0, extent, (len(images), 1), generator=draws) for extent in (height, width))
+        for image, y, x in zip(result, rows[:, 0].tolist(), columns[:, 0].tolist(), strict=True):
+            top, left = y - side // 2, x - side // 2
+            for channel, colour in enumerate(fill):
+                image[channel, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = colour
+        return result
+
+    return hidden
+
+
+def hide(side: int, fill: list[int]) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
+    return lambda images, draws: cutout(images, side, torch.tensor(fill, dtype=torch.uint8), draws)
+
+
+COLOURS = {1: [77], 3: [255, 0, 131]}
+LAYOUTS = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels-last": lambda images: images.contiguous(memory_format=torch.channels_last),
+    "a part": lambda images: torch.cat([images, images], 3)[..., : images.shape[3]],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("channels", "height", "width"), [(3, 32, 32), (1, 8, 8), (3, 5, 9)])
+@pytest.mark.parametrize("stage", ["flip", "crop 0", "crop 1", "crop 4", "cutout 1", "cutout 5", "cutout 16"])
+def test_each_stage_is_what_it_does_to_one_image(
+    stage: str, channels: int, height: int, width: int, layout: str
+) -> None:
+    size = int(stage.split()[-1]) if " " in stage else 0
+    stages: dict[str, tuple[Callable, Callable]] = {
+        "flip": (flip, flipped_by_hand),
+        "crop": (lambda images, draws: pad_and_crop(images, size, draws), cropped_by_hand(size)),
+        "cutout": (hide(size, COLOURS[channels]), hidden_by_hand(size, COLOURS[channels])),
+    }
+    function, by_hand = stages[stage.split()[0]]
+    images = torch.randint(0, 256, (40, channels, height, width), dtype=torch.uint8, generator=generator(1))
+    given = LAYOUTS[layout](images)
+    got = function(given, generator(7))
+    assert got.dtype == torch.uint8
+    np.testing.assert_array_equal(got.numpy(), by_hand(images.numpy(), generator(7)))
+    assert torch.equal(given, images), "the input is left alone"
+
+
+def test_normalisation_is_the_written_out_one_channels_last() -> None:
+    images, mean, std = noise(8), (0.5, 0.48, 0.1), (0.2, 0.3, 0.25)
+    got = Normalisation(mean, std, CPU)(images)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert got.dtype == torch.float32
+    of_channel = (np.asarray(values)[:, None, None] for values in (mean, std))
+    shift, scale = of_channel
+    expected = torch.from_numpy((images.numpy().astype(np.float64) / 255 - shift) / scale)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+    pixels = images.float()
+    assert torch.equal(Normalisation(mean, std, CPU)(pixels), got)
+    assert torch.equal(pixels, images.float()), "the input is left alone"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_is_not_waited_for_and_gives_the_same_bytes() -> None:
+    config = settings(base_augmentation="flip_crop", cutout=16)
+    images, labels = noise(16), torch.arange(16)
+    expected = Pipeline(config, (0.5,) * 3, (0.5,) * 3, CPU).augment(images, labels, NoAugmentation(), 3)
+    pipeline = Pipeline(config, (0.5,) * 3, (0.5,) * 3, torch.device("cuda"))
+    images, labels = images.cuda(), labels.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = pipeline.augment(images, labels, NoAugmentation(), 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got.images.cpu(), expected.images)
 
 
 def test_normalisation_gives_mean_zero_and_deviation_one() -> None:
