@@ -19,7 +19,7 @@ from mapolicy.bench.report import Report, hardware
 from mapolicy.bench.synthetic import synthetic_images
 from mapolicy.bilevel import BilevelStep
 from mapolicy.config import TrainConfig
-from mapolicy.errors import TrainingError, UsageError
+from mapolicy.errors import EnvironmentFault, TrainingError, UsageError
 from mapolicy.reuse import FrozenExtractor
 from mapolicy.space import OPERATION_NAMES
 
@@ -269,6 +269,15 @@ def test_compiled_is_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = step.measure_step(search_config(), 1, compiled=True, memory=False).rows
     assert rows[-1].what == "plain_compiled"
     assert len(compiled) == 1
+
+
+def test_a_compiler_that_fails_is_one_line(case: step.StepCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        raise torch._dynamo.exc.BackendCompilerFailed(torch.compile, RuntimeError("no C++ compiler\nat all"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda network: broken)
+    with pytest.raises(EnvironmentFault, match=r"^--compile: torch cannot compile here \(no C\+\+ compiler\)"):
+        step.contender(case, step.PLAIN_COMPILED).work(0)
 
 
 def test_peak_memory_sees_what_was_freed() -> None:

@@ -4,6 +4,7 @@ Ours and Pillow's draw the same pairs, levels and directions and their results a
 two operations for each image from their own lists at their own strength; their work is similar, not the same.
 """
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from .synthetic import synthetic_images
 OURS, REFERENCE = "mapolicy", "pillow"
 OPERATIONS_PER_IMAGE = 2
 STRENGTH = 9  # of RandAugment, as in timm's and torchvision's usual recipes
+REPEATS = 3  # batches in a sample of ours and of Pillow's: they are the fastest, and every ratio hangs on Pillow's
 PER_IMAGE: dict[str, Any] = {"same_work": False, "input": "one image at a time"}
 
 
@@ -50,13 +52,15 @@ def measure_operations(
             images = synthetic_images(batch_size, side)
             case = _Case(images.to(device))
             contenders = [
-                Contender(OURS, case.ours, facts={"same_work": True, "input": "uint8 batch", "equal": None}),
-                Contender(REFERENCE, case.by_pillow, facts={"same_work": True, "input": "PIL images", "equal": None}),
+                Contender(OURS, case.ours, REPEATS, {"same_work": True, "input": "uint8 batch", "equal": None}),
+                Contender(
+                    REFERENCE, case.by_pillow, REPEATS, {"same_work": True, "input": "PIL images", "equal": None}
+                ),
                 *(Contender(name, build(case), facts=PER_IMAGE) for name, build in rivals.items()),
             ]
             measured = measure(contenders, REFERENCE, rounds, clock, progress, f"{side} x {side}")
             progress(f"{side} x {side}: comparing with Pillow, bit for bit")
-            equal = all(case.equal(call) for call in range(WARM_UP, WARM_UP + rounds))
+            equal = all(case.equal(call) for call in range(WARM_UP * REPEATS, (WARM_UP + rounds) * REPEATS))
             rows += [_per_image(row, side, batch_size, equal) for row in measured]
     packages = {name.split("-")[0] for name in rivals} | {"pillow", "numpy"}
     return Report(
@@ -162,6 +166,8 @@ def _timm(case: _Case) -> Callable[[int], object]:
 
 
 def _albumentations() -> Build:
+    # Without this it asks the package index for a newer version as it is imported.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
     import cv2
 

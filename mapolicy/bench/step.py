@@ -190,7 +190,7 @@ def _plain_step(case: StepCase, name: str, compiled: bool) -> Contender:
         try:
             losses = F.cross_entropy(forward(case.images), case.labels, reduction="none")
         except torch._dynamo.exc.BackendCompilerFailed as problem:
-            reason = str(problem).strip().splitlines()[0]
+            reason = (str(problem.inner_exception).strip() or "no reason given").splitlines()[0]
             raise EnvironmentFault("--compile", f"torch cannot compile here ({reason})", "leave it out") from None
         return weighted_step(losses, weights, network, optimizer, config.clip_norm)
 
