@@ -55,9 +55,9 @@ def search_policy(
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
         task = Task.build(config, device)
-        describe = partial(_describe, config, task, threads, device)
+        draft = partial(describe, config, task, threads, device)
         # A search whose bundle could not be written or loaded would only be found out at its end.
-        check_extractor(describe(None).extractor, len(task.splits.classes), task.splits.channels, "the proxy")
+        check_extractor(draft(None).extractor, len(task.splits.classes), task.splits.channels, "the proxy")
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
@@ -86,7 +86,7 @@ def search_policy(
             cost_ratio = run.loop(iteration)
             accuracy = task.validation_accuracy()
             bundle = PolicyBundle.assemble(
-                describe(accuracy),
+                draft(accuracy),
                 policy=policy.state_dict(),
                 alpha=rate().detach(),
                 probabilities=sampler.probabilities,
@@ -116,7 +116,7 @@ def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn
     return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
 
 
-def _describe(
+def describe(
     config: SearchConfig, task: Task, threads: int, device: torch.device, accuracy: Accuracy | None
 ) -> manifest.ManifestDraft:
     """What the bundle says about itself; before the search, None stands for the accuracy."""

@@ -64,6 +64,15 @@ class Task:
         splits = load_splits(config, device, config.stage, meta_validation)
         if check is not None:
             check(splits)
+        return cls.over(config, splits, device)
+
+    @classmethod
+    def over(cls, config: RunConfig, splits: DataSplits, device: torch.device) -> Self:
+        """The same over a data set that has been split already.
+
+        Raises:
+            UsageError: the network cannot be had or does not fit the data.
+        """
         seed = seed_for(config.seed, config.stage, "network", 0)
         network = build_network(config.network, config.model_args, len(splits.classes), splits.channels, seed, device)
         training = splits.train_with_validation() if config.trains_on_validation else splits.train

@@ -96,7 +96,7 @@ def train_network(
         held_out = None if bundle is None else bundle.meta_validation
         check = None if bundle is None else partial(_check_data, bundle)
         task = Task.build(config, device, held_out, check)
-        iteration, state = _plan(config, bundle, task, device)
+        iteration, state = plan(config, bundle, task, device)
         digest = None if bundle is None else bundle.digest
         with Run(config, state, task, reporter, run_dir, resume, overwrite, digest) as run:
             cost_ratio = run.loop(iteration)
@@ -123,7 +123,7 @@ def train_network(
     return result
 
 
-def _plan(
+def plan(
     config: TrainConfig, bundle: PolicyBundle | None, task: Task, device: torch.device
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""

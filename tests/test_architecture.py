@@ -33,10 +33,13 @@ LAYERS = (
     "cost",
     "run",
     "search train",
+    "bench bench.interleaved bench.memory bench.pillow bench.synthetic",
+    "bench.double_backward bench.report",
+    "bench.operations bench.step bench.transfer",
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.demo cli.inspect cli.search cli.train",
+    "cli.bench cli.demo cli.inspect cli.search cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -211,7 +214,7 @@ def test_listed_packages_are_the_folders() -> None:
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("__init__.py"):
             found.add(".".join((package, *path.parent.relative_to(ROOT / folder).parts)))
-    assert found == {"mapolicy", "mapolicy.models", "mapolicy.cli", "mapolicy.recipes"}
+    assert found == {"mapolicy", "mapolicy.bench", "mapolicy.models", "mapolicy.cli", "mapolicy.recipes"}
     assert sorted(setuptools["packages"]) == sorted(found)
     tops = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert tops == set(FOLDERS.values()), "a folder at the top that no package lists"
@@ -227,13 +230,21 @@ def test_data_files_are_packaged() -> None:
         assert others == packaged, package
 
 
+# What `mapolicy bench` measures where it is installed.
+OPTIONAL = {"albumentations", "cv2", "kornia"}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 
 def test_what_is_imported_is_a_dependency() -> None:
     declared = {re.match(r"[\w.-]+", line)[0] for line in project()["project"]["dependencies"]}  # type: ignore[index]
     tops = {entry.what.split(".")[0] for entry in ALL_IMPORTS} - set(sys.stdlib_module_names) - {"mapolicy"}
-    assert {DISTRIBUTIONS.get(top, top) for top in tops} == declared
+    assert {DISTRIBUTIONS.get(top, top) for top in tops - OPTIONAL} == declared
+
+
+def test_optional_packages_are_imported_late() -> None:
+    found = [entry for entry in ALL_IMPORTS if entry.what.split(".")[0] in OPTIONAL]
+    assert {entry.what.split(".")[0] for entry in found} == OPTIONAL
+    assert all(entry.late and entry.module == "mapolicy.bench.operations" for entry in found)
 
 
 # ---- (c) what is imported when
@@ -243,7 +254,11 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
 
 @pytest.mark.parametrize(
     "code",
-    ["import mapolicy", "import mapolicy.cli", *(f"help({line!r})" for line in ("", "search", "train", "inspect"))],
+    [
+        "import mapolicy",
+        "import mapolicy.cli",
+        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "bench step")),
+    ],
 )
 def test_torch_comes_late(code: str) -> None:
     script = f"""

@@ -1,0 +1,75 @@
+"""The textbook bilevel step, autograd through Eq. 2 written out: what `bilevel.py` has to equal, and to beat."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..bilevel import InnerRate, weighted_step
+from ..features import features_and_logits, running_statistics_kept
+from ..policy import PolicyNetwork, normalise_weights
+
+
+class DoubleBackwardStep:
+    """`BilevelStep` by second derivatives; same arguments, same updates of theta, alpha and w.
+
+    The inner gradient is taken with its graph (create_graph=True), the validation loss is differentiated through it by
+    theta and alpha, and the weighted step makes its own forward, since that graph is gone by then.
+    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 to 4; the technique is that of MAML's and DARTS' code.
+
+    Args:
+        network, policy, rate, optimizer, policy_optimizer, clip_norm: as `BilevelStep`'s.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        policy: PolicyNetwork,
+        rate: InnerRate,
+        optimizer: torch.optim.Optimizer,
+        policy_optimizer: torch.optim.Optimizer,
+        clip_norm: float = 0.0,
+    ) -> None:
+        self.network, self.policy, self.rate = network, policy, rate
+        self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
+        self.clip_norm = clip_norm
+
+    def __call__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        embedding: Tensor,
+        validation_images: Tensor,
+        validation_labels: Tensor,
+        noise_seed: int,
+    ) -> Tensor:
+        """Update theta, alpha and w; arguments as `BilevelStep`'s.
+
+        Returns:
+            The weighted training loss, float [], detached.
+        """
+        network = self.network.train()
+        parameters = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
+        torch.manual_seed(noise_seed)
+        features, logits = features_and_logits(network, images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        weights = normalise_weights(self.policy(features, embedding))
+        gradients = torch.autograd.grad((weights * losses).sum(), list(parameters.values()), create_graph=True)
+        rates = self.rate().expand(len(parameters))
+        moved = {
+            name: tensor - rate * gradient
+            for (name, tensor), rate, gradient in zip(parameters.items(), rates, gradients, strict=True)
+        }
+        with running_statistics_kept(network):
+            logits = functional_call(network, moved, (validation_images,))
+        self.policy_optimizer.zero_grad()
+        learned = [*self.policy.parameters(), *self.rate.parameters()]
+        torch.autograd.backward(F.cross_entropy(logits, validation_labels), inputs=learned)
+        self.policy_optimizer.step()
+
+        with torch.no_grad():
+            new_weights = normalise_weights(self.policy(features, embedding))
+        torch.manual_seed(noise_seed)
+        with running_statistics_kept(network):
+            losses = F.cross_entropy(network(images), labels, reduction="none")
+        return weighted_step(losses, new_weights, network, self.optimizer, self.clip_norm)

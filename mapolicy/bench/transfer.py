@@ -1,0 +1,142 @@
+"""Training with a frozen policy against training without: whole iterations, from uint8 images to the updated network.
+
+The pieces are those of `train_network`: a bundle, the pipeline with base augmentation and Cutout, an iteration of each
+policy. Only the images and the bundle's numbers are random.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..augment import NoAugmentation
+from ..bundle import PolicyBundle
+from ..config import RunConfig, SearchConfig, TrainConfig
+from ..data import DataSplits, ResidentSplit
+from ..networks import check_arch
+from ..policy import PolicyNetwork
+from ..runtime import reproducible, resolve_device
+from ..sampler import TransformationSampler
+from ..search import describe
+from ..task import Task
+from ..train import plan
+from .interleaved import Clock, Contender, Progress, Row, measure, silent
+from .report import Report
+from .synthetic import synthetic_images
+
+PLAIN, OUTSIDE = "plain", "outside_networks"
+# Rows by the policy of a training run: learned is the bundle's, frozen.
+POLICIES = {PLAIN: "none", "frozen": "learned", "uniform": "uniform"}
+CLASSES, CHANNELS = 100, 3
+BATCHES = 4  # in the random data set
+
+
+def measure_transfer(
+    search: SearchConfig, targets: Sequence[TrainConfig], rounds: int, progress: Progress = silent
+) -> Report:
+    """Time of one training iteration of each target under a frozen policy, under equal weights, and plain.
+
+    Args:
+        search: its proxy becomes the bundle's extractor; image_size is that of the bundle.
+        targets: for each arch the run's configuration; all with the search's threads and device.
+        rounds: measurements of each contender.
+        progress: told of each round.
+
+    Raises:
+        UsageError: a network cannot be built or does not take the images.
+    """
+    device = resolve_device(search.device)
+    clock = Clock.of(device)
+    rows: list[Row] = []
+    for config in (search, *targets):
+        check_arch(config.network)
+    with reproducible(search.threads, device) as threads:
+        bundle = random_bundle(search, threads, device)
+        for config in targets:
+            splits = random_splits(config, device)
+            contenders = [
+                *(
+                    _training(config.with_changes(policy=policy), bundle, splits, device, what)
+                    for what, policy in POLICIES.items()
+                ),
+                _outside(config, splits, device),
+            ]
+            measured = measure(contenders, PLAIN, rounds, clock, progress, f"{search.proxy} to {config.arch}")
+            rows += [replace(row, facts={"arch": config.arch}) for row in measured]
+    return Report(
+        rows=rows,
+        time=clock.meaning,
+        settings={
+            "proxy": search.proxy,
+            "archs": [config.arch for config in targets],
+            "image_size": search.image_size,
+            "batch_sizes": [config.batch_size for config in targets],
+            "rounds": rounds,
+        },
+        threads=threads,
+        device=device,
+    )
+
+
+def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
+    """A data set in memory, of synthetic images with labels that mean nothing."""
+    count = BATCHES * config.batch_size
+    images = synthetic_images(count, config.image_size).to(device)
+    labels = torch.arange(count) % CLASSES
+    rows = torch.arange(count)
+    # At least one image is held out, as a bundle has to name one.
+    train, held_out = (ResidentSplit(images, part, labels[part], part) for part in (rows[:-1], rows[-1:]))
+    shares = images.float() / 255
+    return DataSplits(
+        name="synthetic",
+        classes=tuple(str(number) for number in range(CLASSES)),
+        channels=CHANNELS,
+        image_size=config.image_size,
+        pool_size=count,
+        counts=tuple(torch.bincount(labels, minlength=CLASSES).tolist()),
+        train=train,
+        meta_validation=held_out,
+        mean=tuple(shares.mean((0, 2, 3)).tolist()),
+        std=tuple(shares.std((0, 2, 3)).tolist()),
+        fingerprint="0" * 64,
+        corrupt=(),
+        resident=True,
+        _open_test=lambda: (held_out, ()),
+    )
+
+
+def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> PolicyBundle:
+    """The bundle that a search with this configuration would write before its first iteration."""
+    task = Task.over(config, random_splits(config, device), device)
+    sampler = TransformationSampler()
+    return PolicyBundle.assemble(
+        describe(config, task, threads, device, None),
+        policy=PolicyNetwork(task.feature_width, policy_input=config.policy_input).state_dict(),
+        alpha=torch.tensor(config.alpha_initial),
+        probabilities=sampler.probabilities,
+        means=sampler.means,
+        extractor=task.network.state_dict(),
+        meta_validation=task.splits.meta_validation.indices,
+    )
+
+
+def _training(
+    config: TrainConfig, bundle: PolicyBundle, splits: DataSplits, device: torch.device, what: str
+) -> Contender:
+    """A training run's iterations under the configuration's policy, the fetching of the batch among them."""
+    task = Task.over(config, splits, device)
+    iteration, _ = plan(config, bundle, task, device)
+    return Contender(what, lambda call: iteration(call, _batch(task, call), None))
+
+
+def _outside(config: TrainConfig, splits: DataSplits, device: torch.device) -> Contender:
+    """The same without the network: what a plain iteration spends before its forward."""
+    task = Task.over(config, splits, device)
+    return Contender(OUTSIDE, lambda call: task.pipeline.augment(*_batch(task, call), NoAugmentation(), call))
+
+
+def _batch(task: Task, call: int) -> tuple[torch.Tensor, torch.Tensor]:
+    size = task.config.batch_size
+    first = call % (BATCHES - 1) * size
+    (batch,) = task.training.batches([(call, torch.arange(first, first + size))])
+    return batch
