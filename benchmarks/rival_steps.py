@@ -54,18 +54,18 @@ class RivalStep:
     alpha be learned with libraries whose learning rates are plain numbers.
     """
 
-    def __init__(self, network, policy, rate, optimizer, policy_optimizer, clip_norm) -> None:
+    def __init__(self, network, policy, rate, optimizer, policy_optimizer, options) -> None:
         self.network, self.policy, self.rate = network, policy, rate
-        self.optimizer, self.policy_optimizer, self.clip_norm = optimizer, policy_optimizer, clip_norm
+        self.optimizer, self.policy_optimizer, self.clip_norm = optimizer, policy_optimizer, options.clip_norm
         self.both = FeaturesAndLogits(network)
 
-    def __call__(self, images, labels, embedding, validation_images, validation_labels, noise_seed) -> Tensor:
+    def __call__(self, images, labels, embedding, validation, noise_seed) -> Tensor:
         """Update theta, alpha and w."""
         network = self.network.train()
         torch.manual_seed(noise_seed)
         self.policy_optimizer.zero_grad()
         with running_statistics_kept(network):
-            features = self.learn(images, labels, embedding, validation_images, validation_labels)
+            features = self.learn(images, labels, embedding, *validation)
         self.policy_optimizer.step()
         with torch.no_grad():
             weights = normalise_weights(self.policy(features, embedding))

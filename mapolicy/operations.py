@@ -3,27 +3,32 @@
 Level 0 leaves an image alone, except AutoContrast and Equalize, which have no level, and the enhancers of the space
 `autoaugment`, which begin at a factor of 0.1. An input is never modified; images stay uint8 and on their device.
 
-`OPERATIONS` is the one table (name, function, range). The functions come in three kinds: pointwise ones (a mask, or a
-table of 256 entries for each image), affine ones (whole rows shifted, or one source position for each pixel), and
-blends with a degenerate image. All take images uint8 [n, C, H, W], a value float64 [n] in `space.Range`'s units and a
-fill colour uint8 [C].
+`OPERATIONS` is the one table (name, function, range). Operations that share their arithmetic are a family: images are
+sorted by family and operation, and a family changes its images together, some at a time.
 
-Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow (ImageOps.py,
-ImageEnhance.py, Image.rotate, and in libImaging Geometry.c, Blend.c, Convert.c, Filter.c).
+Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow, in `pointwise`, `blend` and
+`affine`.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .space import DEFAULT_SPACE, MAX_LEVEL, SPACES, OperationSpace, Range
+from . import affine, blend, pointwise
+from .space import DEFAULT_SPACE, MAX_LEVEL, OPERATION_NAMES, SPACES, OperationSpace, Range
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+Values = npt.NDArray[np.float64]
 
-CHUNK_VALUES = 2**18  # channel values that an operation takes at once on a CPU: 1 MiB as float32
+# Channel values that a family takes at once. On a CPU, few enough for its caches, and enough to make a call's own cost
+# small; on a GPU, few beside its memory.
+CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,58 @@ class Operation:
     def signed(self) -> bool:
         """Whether the magnitude's sign gives a direction (in the default space)."""
         return self.range is not None and self.range.signed
+
+
+@dataclass(frozen=True)
+class Family:
+    """Operations with shared arithmetic, on images uint8 [n, C, H, W] sorted by operation, so many of each.
+
+    `prepare` gets those counts, values float64 [n] in `space.Range`'s units, H and W, and returns the parameters, an
+    array [n, ...]. `change` gets images, their counts, their parameters on the images' device and a fill colour
+    uint8 [C], and overwrites the images.
+    """
+
+    names: tuple[str, ...]
+    prepare: Callable[[Sequence[int], Values, int, int], npt.NDArray[Any]] | None
+    change: Callable[[Tensor, Sequence[int], Tensor, Tensor], None] | None
+
+    def parameters(self, counts: Sequence[int], value: Values, images: Tensor) -> Tensor:
+        """What `prepare` returns, as a tensor where the images are."""
+        if self.prepare is None:
+            return torch.empty(len(value), 0, device=images.device)
+        return torch.from_numpy(self.prepare(counts, value, *images.shape[2:])).to(images.device, non_blocking=True)
+
+    def function(self, name: str) -> Function:
+        """One of the operations alone, of the form that `Operation` has."""
+        operation = self.names.index(name)
+
+        def alone(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+            result = images.clone(memory_format=torch.contiguous_format)
+            counts = [len(images) if number == operation else 0 for number in range(len(self.names))]
+            if self.change is not None:
+                self.change(result, counts, self.parameters(counts, value.double().cpu().numpy(), images), fill)
+            return result
+
+        return alone
+
+
+_FAMILIES = (
+    Family(("Identity",), None, None),
+    Family(("Solarize", "Posterize"), pointwise.thresholds_and_masks, pointwise.invert_and_mask),
+    Family(("AutoContrast", "Equalize"), None, pointwise.look_up_tables),
+    Family(("Color", "Contrast", "Brightness", "Sharpness"), blend.factors, blend.blend),
+    Family(("ShearX", "TranslateX", "TranslateY"), affine.row_starts, affine.move_rows),
+    Family(("Rotate", "ShearY"), affine.coordinates, affine.gather_pixels),
+)
+
+_FUNCTIONS: Mapping[str, Function] = {
+    name: family.function(name) for name in OPERATION_NAMES for family in _FAMILIES if name in family.names
+}
+_RANKS = {name: rank for rank, name in enumerate(name for family in _FAMILIES for name in family.names)}
+
+OPERATIONS: tuple[Operation, ...] = tuple(
+    Operation(name, _FUNCTIONS[name], spread) for name, spread in SPACES[DEFAULT_SPACE].ranges.items()
+)
 
 
 def apply_operation(
@@ -73,40 +130,88 @@ def apply_operation(
         ValueError: a wrong dtype, shape, device or number of channels, an index or level out of range, or a space that
             is not known or names an operation that is not.
     """
+    return apply_operations(images, [(index, magnitude)], space, fill)
+
+
+def apply_operations(
+    images: Tensor,
+    steps: Sequence[tuple[Tensor, Tensor]],
+    space: str | OperationSpace = DEFAULT_SPACE,
+    fill: Tensor | None = None,
+) -> Tensor:
+    """`apply_operation` with each pair of index and magnitude in turn, in fewer copies; waits for a GPU once."""
     space = _resolve(space)
     fill = torch.zeros(images.shape[1:2], dtype=torch.uint8, device=images.device) if fill is None else fill
-    _check_tensors(images, index, magnitude, fill)
-    counts = _count(index, magnitude, space)
-    # Sorted by operation, each operation's images lie together: two copies of whole images, and none in between.
-    order = index.argsort(stable=True)
-    source, magnitude = images.index_select(0, order), magnitude.double().index_select(0, order)
-    result = torch.empty_like(source)
-    start = 0
-    for (name, spread), count in zip(space.ranges.items(), counts, strict=True):
-        for rows in _chunks(start, start + count, images):
-            result[rows] = _FUNCTIONS[name](source[rows], _value(spread, magnitude[rows]), fill)
-        start += count
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    return result.index_select(0, place)
+    for index, magnitude in steps:
+        _check_tensors(images, index, magnitude, fill)
+    # What there is of each image but its pixels is left to numpy: short arrays cost it a fraction of what they cost
+    # torch, a GPU is waited for once, here, and its results are the CPU's.
+    numbers = torch.stack([numbers.detach().double() for step in steps for numbers in step]).cpu().numpy()
+    rank, value = _look_up(numbers[::2], numbers[1::2], space)
+    # Sorted by operation, each operation's images lie together.
+    order = rank.argsort(1, kind="stable")
+    value = np.take_along_axis(value, order, 1)
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(order.shape[1])[None], 1)
+    # Each step finds its images where the one before has put them.
+    order[1:] = np.take_along_axis(place[:-1], order[1:], 1)
+    result = images
+    for step_rank, step_order, step_value in zip(rank, order, value, strict=True):
+        counts = np.bincount(step_rank, minlength=len(_RANKS)).tolist()
+        result = _apply_sorted(result, torch.from_numpy(step_order).to(images.device), step_value, counts, fill)
+    return result.index_select(0, torch.from_numpy(place[-1]).to(images.device))
 
 
-def _chunks(start: int, stop: int, images: Tensor) -> list[slice]:
-    """Images start to stop in parts whose float copies stay in a CPU's cache; on a GPU in one part."""
-    if images.is_cuda:
-        return [slice(start, stop)] if stop > start else []
-    size = max(1, CHUNK_VALUES // images.shape[1:].numel())
-    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+def _apply_sorted(images: Tensor, order: Tensor, value: Values, counts: list[int], fill: Tensor) -> Tensor:
+    """Apply the operations, so many images each, to images[order] with their values; they stay in that order."""
+    result = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    limit = max(1, (GPU_CHUNK if images.is_cuda else CPU_CHUNK) // images.shape[1:].numel())
+    stop, ranks = 0, iter(counts)
+    for family in _FAMILIES:
+        own = [next(ranks) for _ in family.names]
+        start, stop = stop, stop + sum(own)
+        if start == stop:
+            continue
+        parameters = family.parameters(own, value[start:stop], images)
+        for first in range(start, stop, limit):
+            last = min(first + limit, stop)
+            part = torch.index_select(images, 0, order[first:last], out=result[first:last])
+            if family.change is not None:
+                first, last = first - start, last - start
+                family.change(part, _overlaps(own, first, last), parameters[first:last], fill)
+    return result
 
 
-def _value(spread: Range | None, magnitude: Tensor) -> Tensor:
-    """Magnitude float64 [n] -> value float64 [n] in the range's units."""
-    if spread is None:
-        return torch.zeros_like(magnitude)
-    # A tensor as the divisor: by a number, torch multiplies with the reciprocal on CUDA, which rounds twice.
-    ten = magnitude.new_full((), MAX_LEVEL)
-    value = spread.at_zero + (spread.at_ten - spread.at_zero) * magnitude.abs() / ten
-    return torch.where(magnitude < 0, -value, value) if spread.signed else value
+def _overlaps(counts: Sequence[int], start: int, stop: int) -> list[int]:
+    """How many of each lie from start to stop, when so many of each lie one after another."""
+    return [
+        max(0, min(end, stop) - max(end - count, start)) for count, end in zip(counts, accumulate(counts), strict=True)
+    ]
+
+
+def _look_up(index: Values, magnitude: Values, space: OperationSpace) -> tuple[npt.NDArray[np.int64], Values]:
+    """The operations' positions in the families and values in the ranges' units, [steps, B]; checks the numbers."""
+    known = (index >= 0) & (index < len(space.ranges))
+    allowed = np.abs(magnitude) <= MAX_LEVEL  # false for NaN
+    if not known.all():
+        wrong = index[~known.all(1)][0]
+        raise ValueError(
+            f"index holds {wrong.min():.0f} to {wrong.max():.0f}; expected 0 to {len(space.ranges) - 1}, "
+            f"the positions of the operations of space {space.name}"
+        )
+    if not allowed.all():
+        raise ValueError(
+            f"magnitude holds {magnitude[~allowed][0]:.9g}; expected a level of 0 to {MAX_LEVEL:g}, "
+            "with a sign for its direction"
+        )
+    spreads = [spread or Range(0, 0) for spread in space.ranges.values()]
+    operation = index.astype(np.int64)
+    rank = np.array([_RANKS[name] for name in space.names], np.int64)[operation]
+    at_zero = np.array([spread.at_zero for spread in spreads], np.float64)[operation]
+    at_ten = np.array([spread.at_ten for spread in spreads], np.float64)[operation]
+    signed = np.array([spread.signed for spread in spreads], bool)[operation]
+    value = at_zero + (at_ten - at_zero) * np.abs(magnitude) / MAX_LEVEL
+    return rank, np.where(signed & (magnitude < 0), -value, value)
 
 
 def _resolve(space: str | OperationSpace) -> OperationSpace:
@@ -136,236 +241,3 @@ def _check_tensors(images: Tensor, index: Tensor, magnitude: Tensor, fill: Tenso
 
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
-
-
-def _count(index: Tensor, magnitude: Tensor, space: OperationSpace) -> list[int]:
-    """Images for each operation. Checks the values as well, so that a GPU is waited for once, here."""
-    numbers = torch.arange(len(space.ranges), device=index.device)
-    allowed = magnitude.abs() <= MAX_LEVEL  # false for NaN
-    *counts, levels = torch.cat([(index == numbers[:, None]).sum(1), allowed.sum()[None]]).tolist()
-    if sum(counts) != len(index):
-        raise ValueError(
-            f"index holds {index.min().item()} to {index.max().item()}; expected 0 to {len(counts) - 1}, "
-            f"the positions of the operations of space {space.name}"
-        )
-    if levels != len(index):
-        raise ValueError(
-            f"magnitude holds {magnitude[~allowed][0].item():.9g}; expected a level of 0 to {MAX_LEVEL:g}, "
-            "with a sign for its direction"
-        )
-    return counts
-
-
-# Pointwise operations: a table of 256 entries for each image, or for each of its channels.
-
-
-def _look_up(images: Tensor, table: Tensor) -> Tensor:
-    """Replace each pixel by its entry in the image's table, uint8 [n, C or 1, 256]."""
-    tables = table.expand(-1, images.shape[1], -1)
-    return tables.gather(2, images.flatten(2).long()).view(images.shape)
-
-
-def _pixel_values(images: Tensor) -> Tensor:
-    return torch.arange(256, device=images.device)
-
-
-def _auto_contrast(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    pixels = images.flatten(2)
-    low, high = pixels.amin(2, keepdim=True).double(), pixels.amax(2, keepdim=True).double()
-    # In Pillow's order and rounded at each step: 255 / tensor would be a product with the reciprocal in torch.
-    scale = torch.full_like(high, 255) / (high - low)
-    stretched = (_pixel_values(images) * scale + -low * scale).clamp(0, 255)
-    return _look_up(images, torch.where(high > low, stretched, _pixel_values(images)).to(torch.uint8))
-
-
-def _equalize(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # Counting by position in one flat list keeps scatter_add_ deterministic on CUDA.
-    n, channels, *_ = images.shape
-    first = torch.arange(n * channels, device=images.device).mul_(256).view(n, channels, 1)
-    positions = (images.flatten(2) + first).flatten()
-    one = torch.ones((), dtype=torch.int64, device=images.device).expand(len(positions))
-    histogram = torch.zeros(n * channels * 256, dtype=torch.int64, device=images.device)
-    histogram = histogram.scatter_add_(0, positions, one).view(n, channels, 256)
-    # The brightest value that occurs is the last bin that is not empty.
-    brightest = 255 - histogram.flip(2).ne(0).to(torch.uint8).argmax(2, keepdim=True)
-    step = (images[0, 0].numel() - histogram.gather(2, brightest)) // 255
-    below = histogram.cumsum(2) - histogram
-    # Fewer than 255 pixels below the brightest value: step is 0, and Pillow returns the image. The quotient passes 255
-    # where the step was rounded down by much; Pillow clips it.
-    table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    table = torch.where(step > 0, table, _pixel_values(images)).to(torch.uint8)
-    return table.view(-1).index_select(0, positions).view(images.shape)
-
-
-def _posterize(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # torch.round, like Python's, takes the even neighbour of a half.
-    dropped = value.round().to(torch.int64)
-    return images & (255 << dropped & 255).to(torch.uint8).view(-1, 1, 1, 1)
-
-
-def _solarize(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    pixels = _pixel_values(images)
-    kept = pixels < value.view(-1, 1, 1)
-    return _look_up(images, torch.where(kept, pixels, 255 - pixels).to(torch.uint8))
-
-
-def _identity(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    return images
-
-
-# Affine operations: nearest pixel, positions in Pillow's own arithmetic, Geometry.c, affine_fixed: 16.16 fixed point,
-# from the centre of the first pixel, for sides that add up to less than 16,384. A matrix that only scales takes another
-# way in Pillow; the ones that Rotate and the shears can build then give the same pixels both ways.
-
-
-def _fixed(number: Tensor) -> Tensor:
-    """float64 to 16.16 fixed point, int64."""
-    return (number * 65536 + 0.5).floor().long()
-
-
-def _windows(padded: Tensor, start: Tensor, length: int) -> Tensor:
-    """`length` values of the flat buffer from each of the starts [m]: uint8 [m, length]."""
-    windows = padded.view(-1).as_strided((padded.numel() - length + 1, length), (1, 1))
-    return windows.index_select(0, start)
-
-
-def _shift_rows(images: Tensor, shift: Tensor, fill: Tensor) -> Tensor:
-    """Row y's pixel x comes from column x + shift[n, y], int64 [n, H]; the fill colour where that is outside."""
-    n, channels, height, width = images.shape
-    padded = fill[:, None, None].expand(n, channels, height, 3 * width).contiguous()
-    padded[..., width : 2 * width] = images
-    rows = torch.arange(n * channels * height, device=images.device).view(n, channels, height)
-    start = rows * (3 * width) + width + shift.clamp(-width, width)[:, None]
-    return _windows(padded, start.flatten(), width).view(images.shape)
-
-
-def _shear_x(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    rows = torch.arange(images.shape[2], device=images.device)
-    shift = (_fixed(0.5 + 0.5 * value)[:, None] + _fixed(value)[:, None] * rows) >> 16
-    return _shift_rows(images, shift, fill)
-
-
-def _shear_y(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    return _shear_x(images.transpose(2, 3).contiguous(), value, fill).transpose(2, 3)
-
-
-def _shift(value: Tensor, side: int) -> Tensor:
-    """Whole pixels int64 [n] of shifts float64 [n] in shares of the side: Geometry.c, ImagingScaleAffine."""
-    # Pillow adds 1 for each pixel in double precision; from that this differs by rounding alone, 1e-13 pixels.
-    return (value * side + 0.5).floor().long()
-
-
-def _translate_x(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    return _shift_rows(images, _shift(value, images.shape[3])[:, None].expand(-1, images.shape[2]), fill)
-
-
-def _translate_y(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # A whole image is one long row, shifted by whole lines.
-    lines = images.flatten(2)[:, :, None]
-    return _shift_rows(lines, (_shift(value, images.shape[2]) * images.shape[3])[:, None], fill).view(images.shape)
-
-
-def _rotate(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # Image.rotate: counter-clockwise about the centre. It turns quarters by copying and rounds the coefficients to 15
-    # digits; neither is seen after rounding them to 16 bits.
-    height, width = images.shape[2:]
-    angle = value * (-math.pi / 180)
-    cosine, sine = angle.cos(), angle.sin()
-    x, y = width / 2, height / 2
-    shift_x = cosine * -x + sine * -y + x
-    shift_y = -sine * -x + cosine * -y + y
-    columns = torch.arange(width, device=images.device, dtype=torch.int32)
-    rows = torch.arange(height, device=images.device, dtype=torch.int32)[:, None]
-
-    def source(per_column: Tensor, per_row: Tensor, shift: Tensor, side: int) -> Tensor:
-        """Where each pixel comes from along one axis, int32 [n, H, W], from -1 to `side`, which are outside."""
-        offset = _fixed(shift + per_column * 0.5 + per_row * 0.5)
-        first, down, across = (number.int()[:, None, None] for number in (offset, _fixed(per_row), _fixed(per_column)))
-        return ((first + down * rows) + across * columns).bitwise_right_shift_(16).clamp_(-1, side)
-
-    from_x = source(cosine, sine, shift_x, width)
-    from_y = source(-sine, cosine, shift_y, height)
-    # A border of the fill colour stands for everything outside.
-    padded = fill[:, None, None].expand(*images.shape[:2], height + 2, width + 2).contiguous()
-    padded[..., 1:-1, 1:-1] = images
-    place = from_y.mul_(width + 2).add_(from_x).add_(width + 3).flatten(1).long()
-    return padded.flatten(2).gather(2, place[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
-
-
-# Enhancers: blends with a degenerate image. The value is the factor less 1.
-
-
-def _blend(degenerate: Tensor, images: Tensor, value: Tensor) -> Tensor:
-    """Both float32, `images` [n, ...] is overwritten; Blend.c in single precision, truncating."""
-    # A fused multiply-add, lerp's for one, would round differently. Where the factor is 0 or 1, or between, nothing
-    # needs clipping and Pillow's three cases are one.
-    factor = (1 + value).float().view(-1, 1, 1, 1)
-    return images.sub_(degenerate).mul_(factor).add_(degenerate).clamp_(0, 255).to(torch.uint8)
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    """Luminance, whole numbers in float32 [n, 1, H, W], of float32 [n, C, H, W]; a grey image is its own."""
-    if pixels.shape[1] == 1:
-        return pixels.clone()
-    # Convert.c's integers: the sum stays below 2^24, so that float32 holds it exactly.
-    weighted = pixels[:, :1] * 19595
-    return weighted.add_(pixels[:, 1:2], alpha=38470).add_(pixels[:, 2:], alpha=7471).add_(0x8000).div_(65536).floor_()
-
-
-def _color(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    pixels = images.float()
-    return _blend(_grey(pixels), pixels, value)
-
-
-def _blend_with_constant(images: Tensor, constant: Tensor, value: Tensor) -> Tensor:
-    """Blend with one grey level for each image, float32 [n, 1, 1, 1]."""
-    pixels = _pixel_values(images).float().expand(len(images), 1, 1, 256).clone()
-    return _look_up(images, _blend(constant, pixels, value)[:, 0])
-
-
-def _contrast(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    grey = _grey(images.float())
-    pixels = grey[0].numel()
-    mean = (2 * grey.sum((1, 2, 3), keepdim=True, dtype=torch.float64).long() + pixels) // (2 * pixels)
-    return _blend_with_constant(images, mean.float(), value)
-
-
-def _brightness(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    return _blend_with_constant(images, torch.zeros_like(value, dtype=torch.float32).view(-1, 1, 1, 1), value)
-
-
-def _sharpness(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-    # ImageFilter.SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13 and rounded; the border is copied. Half a unit keeps the
-    # quotient away from whole numbers, so that float32 rounds it down as integers would.
-    exact = images.to(torch.int16)
-    rows = exact[:, :, :-2] + exact[:, :, 1:-1]
-    rows += exact[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1]
-    total += rows[..., 2:]
-    total.add_(exact[:, :, 1:-1, 1:-1], alpha=4)
-    pixels = images.float()
-    smooth = pixels.clone()
-    smooth[:, :, 1:-1, 1:-1] = total.float().add_(6.5).mul_(1 / 13).floor_()
-    return _blend(smooth, pixels, value)
-
-
-_FUNCTIONS: Mapping[str, Function] = {
-    "AutoContrast": _auto_contrast,
-    "Equalize": _equalize,
-    "Rotate": _rotate,
-    "Posterize": _posterize,
-    "Solarize": _solarize,
-    "Color": _color,
-    "Contrast": _contrast,
-    "Brightness": _brightness,
-    "Sharpness": _sharpness,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateX": _translate_x,
-    "TranslateY": _translate_y,
-    "Identity": _identity,
-}
-
-OPERATIONS: tuple[Operation, ...] = tuple(
-    Operation(name, _FUNCTIONS[name], spread) for name, spread in SPACES[DEFAULT_SPACE].ranges.items()
-)

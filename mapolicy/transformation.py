@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .operations import apply_operation
+from .operations import apply_operations
 from .space import (
     DEFAULT_SPACE,
     EMBEDDING_OFFSET,
@@ -86,5 +86,5 @@ class Transformation:
             space: name of the operation space.
             fill: uint8 [C], colour of pixels that come from outside; None is black.
         """
-        once = apply_operation(images, self.first, self.magnitude1, space, fill)
-        return apply_operation(once, self.second, self.magnitude2, space, fill)
+        steps = [(self.first, self.magnitude1), (self.second, self.magnitude2)]
+        return apply_operations(images, steps, space, fill)

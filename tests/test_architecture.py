@@ -21,7 +21,7 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
-    "errors space reporting models models.wide_resnet",
+    "affine blend errors pointwise space reporting models models.wide_resnet",
     "config features files folding forward_mode operations refusal runtime",
     "augment canonical_json images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",

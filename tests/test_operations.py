@@ -1,5 +1,8 @@
 """The operations against Pillow itself, bit for bit."""
 
+import os
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -9,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from mapolicy import operations
-from mapolicy.operations import OPERATIONS, apply_operation
+from mapolicy.operations import OPERATIONS, apply_operation, apply_operations
 from mapolicy.space import DEFAULT_SPACE, OperationSpace, Range
 
 PAPER = (
@@ -142,6 +145,33 @@ def test_equals_pillow_bit_for_bit(name: str, space: str, channels: int, size: t
     assert not different, [(row, magnitudes[row]) for row in different[:5]]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", PAPER)
+def test_smallest_and_thinnest_images(name: str, channels: int) -> None:
+    for size in ((1, 1), (1, 2), (2, 1), (1, 7), (7, 1), (2, 2), (2, 9), (9, 2), (3, 3), (3, 8), (8, 3)):
+        images = draw("noise", len(MAGNITUDES), channels, size, torch.Generator().manual_seed(size[0] * 16 + size[1]))
+        index = torch.full((len(images),), PAPER.index(name))
+        fill = torch.tensor(FILL[channels], dtype=torch.uint8)
+        magnitude = torch.tensor(MAGNITUDES, dtype=torch.float64)
+        result = apply_operation(images, index, magnitude, "wide", fill)
+        for row, level in enumerate(MAGNITUDES):
+            expected = pillow(images[row], name, value_of(name, level, "wide"), FILL[channels])
+            assert torch.equal(result[row], expected), (size, level)
+
+
+@pytest.mark.parametrize("size", [(3, 16_380), (16_380, 3)])
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Contrast", "Sharpness"])
+def test_longest_sides(name: str, size: tuple[int, int]) -> None:
+    """16.16 fixed point at its limit: sides that add up to 16,383."""
+    magnitudes = [10.0, -9.7, 0.003, -0.02]
+    images = draw("noise", len(magnitudes), 1, size, torch.Generator().manual_seed(size[0]))
+    index = torch.full((len(images),), PAPER.index(name))
+    magnitude = torch.tensor(magnitudes, dtype=torch.float64)
+    result = apply_operation(images, index, magnitude, "wide", torch.tensor(FILL[1], dtype=torch.uint8))
+    for row, level in enumerate(magnitudes):
+        assert torch.equal(result[row], pillow(images[row], name, value_of(name, level, "wide"), FILL[1])), level
+
+
 def mixed(count: int, channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(channels)
     images = torch.cat([draw(kind, count, channels, (20, 28), generator) for kind in KINDS])
@@ -161,6 +191,79 @@ def test_mixed_batch_equals_pillow_and_one_by_one(space: str, channels: int) -> 
         name = PAPER[index[row]]
         # No fill colour is black.
         assert torch.equal(result[row], pillow(images[row], name, value_of(name, magnitude[row].item(), space), None))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+def test_chunks_do_not_matter(at_once: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk may begin and end inside an operation, or hold several of a family."""
+    images, index, magnitude = mixed(20, channels)
+    fill = torch.tensor(FILL[channels], dtype=torch.uint8)
+    whole = apply_operation(images, index, magnitude, fill=fill)
+    monkeypatch.setattr(operations, "CPU_CHUNK", at_once * images[0].numel())
+    assert torch.equal(apply_operation(images, index, magnitude, fill=fill), whole)
+
+
+def test_steps_are_applied_one_after_another() -> None:
+    images, index, magnitude = mixed(50)
+    generator = torch.Generator().manual_seed(0)
+    steps = [(index[order], magnitude[order]) for order in (torch.randperm(300, generator=generator) for _ in range(3))]
+    expected = images
+    for step in steps:
+        expected = apply_operation(expected, *step)
+    assert torch.equal(apply_operations(images, steps), expected)
+    assert torch.equal(apply_operations(images[:1], [(i[:1], m[:1]) for i, m in steps]), expected[:1])
+    with pytest.raises(ValueError, match="index holds 14 to 14; expected 0 to 13"):
+        apply_operations(images, [steps[0], (torch.full_like(index, 14), magnitude)])
+
+
+def test_operations_own_functions_do_the_same() -> None:
+    images, _, _ = mixed(10)
+    before = images.clone()
+    value = torch.linspace(0.05, 0.9, len(images), dtype=torch.float64)
+    black = torch.zeros(3, dtype=torch.uint8)
+    for operation in OPERATIONS:
+        result = operation.function(images, value, black)
+        for row in range(0, len(images), 7):
+            expected = pillow(images[row], operation.name, value[row].item(), None)
+            assert torch.equal(result[row], expected), operation.name
+    assert torch.equal(images, before)
+
+
+MEASURE_MEMORY = """
+import pathlib, re, torch
+from mapolicy.transformation import Transformation
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+count = {count}
+generator = torch.Generator().manual_seed(0)
+few = torch.randint(0, 256, (8, 3, 224, 224), dtype=torch.uint8, generator=generator)
+images = few.repeat(count // 8, 1, 1, 1)
+mixed = torch.randint(14, (2, count), generator=generator)
+alike = [torch.full((2, count), operation) for operation in range(14)]
+# The library's own pages come first.
+every = torch.arange(14).expand(2, 14)
+Transformation.draw_magnitudes(*every, generator).apply(images[:14, :, :32, :32])
+before = peak()
+for operations in (mixed, *alike[:: {every}]):
+    Transformation.draw_magnitudes(*operations, generator).apply(images)
+print((peak() - before) / images.numel())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("count", "every"), [(96, 4), pytest.param(1024, 1, marks=pytest.mark.slow)])
+def test_memory_is_a_few_times_the_images(count: int, every: int) -> None:
+    """Two operations on 224 x 224 images, mixed or all the same: the peak above the input, in the input's size."""
+    code = MEASURE_MEMORY.format(count=count, every=every)
+    # Freed tensors go back to the system, so that those alive are what is measured.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    # One copy for each step, two of which are alive at a time, and what a chunk needs.
+    assert 1.9 < float(done.stdout) < 3
 
 
 def test_input_is_not_modified_and_result_is_a_new_tensor() -> None:

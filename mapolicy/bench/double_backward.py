@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..bilevel import InnerRate, weighted_step
+from ..bilevel import InnerRate, StepOptions, weighted_step
 from ..features import features_and_logits, running_statistics_kept
 from ..policy import PolicyNetwork, normalise_weights
 
@@ -18,7 +18,8 @@ class DoubleBackwardStep:
     Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 to 4; the technique is that of MAML's and DARTS' code.
 
     Args:
-        network, policy, rate, optimizer, policy_optimizer, clip_norm: as `BilevelStep`'s.
+        network, policy, rate, optimizer, policy_optimizer: as `BilevelStep`'s.
+        options: likewise; its clip_norm is used.
     """
 
     def __init__(
@@ -28,19 +29,18 @@ class DoubleBackwardStep:
         rate: InnerRate,
         optimizer: torch.optim.Optimizer,
         policy_optimizer: torch.optim.Optimizer,
-        clip_norm: float = 0.0,
+        options: StepOptions,
     ) -> None:
         self.network, self.policy, self.rate = network, policy, rate
         self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
-        self.clip_norm = clip_norm
+        self.clip_norm = options.clip_norm
 
     def __call__(
         self,
         images: Tensor,
         labels: Tensor,
         embedding: Tensor,
-        validation_images: Tensor,
-        validation_labels: Tensor,
+        validation: tuple[Tensor, Tensor],
         noise_seed: int,
     ) -> Tensor:
         """Update theta, alpha and w; arguments as `BilevelStep`'s.
@@ -60,11 +60,12 @@ class DoubleBackwardStep:
             name: tensor - rate * gradient
             for (name, tensor), rate, gradient in zip(parameters.items(), rates, gradients, strict=True)
         }
+        torch.manual_seed(noise_seed + 1)
         with running_statistics_kept(network):
-            logits = functional_call(network, moved, (validation_images,))
+            logits = functional_call(network, moved, (validation[0],))
         self.policy_optimizer.zero_grad()
         learned = [*self.policy.parameters(), *self.rate.parameters()]
-        torch.autograd.backward(F.cross_entropy(logits, validation_labels), inputs=learned)
+        torch.autograd.backward(F.cross_entropy(logits, validation[1]), inputs=learned)
         self.policy_optimizer.step()
 
         with torch.no_grad():

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bilevel import BilevelStep, InnerRate, weighted_step
-from ..config import SearchConfig
+from ..bilevel import BilevelStep, InnerRate, StepOptions, StepRecord, weighted_step
+from ..config import FAST, SearchConfig
 from ..errors import EnvironmentFault
 from ..features import feature_width
 from ..networks import build_network
@@ -28,7 +28,7 @@ from .report import Report
 
 PLAIN, DOUBLE_BACKWARD, PLAIN_COMPILED = "plain", "double_backward", "plain_compiled"
 # Rows of the search's own step: what each changes in the configuration.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"exact": {}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"exact": {}, "fast": FAST, "low_memory": {"low_memory": True}}
 CLASSES, CHANNELS = 100, 3
 
 
@@ -128,10 +128,10 @@ class StepCase:
             config=config,
             network=network,
             policy=policy,
-            images=torch.randn(batch, CHANNELS, size, size, generator=draws).to(device),
+            images=_noise(batch, size, draws).to(device),
             labels=torch.randint(CLASSES, (batch,), generator=draws).to(device),
             embedding=transformation.embed().to(device),
-            validation_images=torch.randn(held_out, CHANNELS, size, size, generator=draws).to(device),
+            validation_images=_noise(held_out, size, draws).to(device),
             validation_labels=torch.randint(CLASSES, (held_out,), generator=draws).to(device),
         )
 
@@ -150,16 +150,20 @@ class StepCase:
             "policy": policy,
             "rate": rate,
             "optimizer": make_optimizer(config, network),
-            "policy_optimizer": make_policy_optimizer(config, policy, rate),
-            "clip_norm": config.clip_norm,
+            "policy_optimizer": make_policy_optimizer(config, policy.parameters(), rate, iterations=1),
+            "options": StepOptions.of(config),
         }
 
-    def arguments(self, call: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    def arguments(self, call: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], int]:
         """Of a bilevel step in that iteration."""
         noise_seed = seed_for(self.config.seed, self.config.stage, "noise", call)
-        return (
-            self.images, self.labels, self.embedding, self.validation_images, self.validation_labels, noise_seed
-        )  # fmt: skip
+        validation = (self.validation_images, self.validation_labels)
+        return self.images, self.labels, self.embedding, validation, noise_seed
+
+
+def _noise(batch: int, size: int, draws: torch.Generator) -> Tensor:
+    """Images as the pipeline gives them, channels-last."""
+    return torch.randn(batch, CHANNELS, size, size, generator=draws).to(memory_format=torch.channels_last)
 
 
 def contender(case: StepCase, name: str, variants: Mapping[str, Mapping[str, Any]] = VARIANTS) -> Contender:
@@ -175,7 +179,12 @@ def contender(case: StepCase, name: str, variants: Mapping[str, Mapping[str, Any
 def _search_step(case: StepCase, name: str, config: SearchConfig) -> Contender:
     """The step as `search` makes it of a configuration. Where iterations take turns, `calls` is the turn's length."""
     step = BilevelStep(**case.learner(config))
-    return Contender(name, lambda call: step(*case.arguments(call)))
+
+    def work(call: int) -> StepRecord:
+        images, labels, embedding, validation, noise_seed = case.arguments(call)
+        return step(images, labels, embedding, None if call % config.meta_every else validation, noise_seed)
+
+    return Contender(name, work, calls=config.meta_every)
 
 
 def _plain_step(case: StepCase, name: str, compiled: bool) -> Contender:
