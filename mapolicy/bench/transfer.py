@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 
-from ..augment import NoAugmentation
 from ..bundle import PolicyBundle
 from ..config import RunConfig, SearchConfig, TrainConfig
 from ..data import DataSplits, ResidentSplit
 from ..networks import check_arch
+from ..policies import NoAugmentation
 from ..policy import PolicyNetwork
 from ..runtime import reproducible, resolve_device
 from ..sampler import TransformationSampler
