@@ -1,13 +1,12 @@
 """`mapolicy inspect`: what a bundle says, without building its networks (and without importing torch)."""
 
 import math
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
-from ..bundle_format import ALPHA, MEANS, PROBABILITIES, read_bundle
+from .. import hub
+from ..bundle_format import ALPHA, MAX_BYTES, MEANS, PROBABILITIES, parse_bundle
 from ..manifest import Manifest
 from ..tensor_container import RawTensor
 from . import display, options
@@ -17,8 +16,8 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameter
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.", metavar="FILE")],
-    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    bundle: options.BundleArgument,
+    expect_digest: options.ExpectDigest = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -26,14 +25,15 @@ def inspect(
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
-    manifest, tensors = read_bundle(bundle, expect_digest)
-    facts = describe(manifest, tensors, bundle.stat().st_size)
+    fetched = hub.fetch(bundle, MAX_BYTES)
+    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest)
+    facts = {"bundle": fetched.origin, **describe(manifest, tensors, len(fetched.content))}
     if as_json:
         display.print_json(facts)
         return
     data, split = facts["dataset"], manifest.dataset.counts
     lines = {
-        "bundle": str(bundle),
+        "bundle": fetched.origin,
         "digest": manifest.digest,
         "data set": f"{data['name']}, {len(data['classes'])} classes, "
         f"{split.train} training and {split.meta_validation} meta-validation images",
@@ -64,7 +64,7 @@ def describe(manifest: Manifest, tensors: dict[str, RawTensor], size: int) -> di
     """A bundle's facts as plain values.
 
     Args:
-        manifest, tensors: as `read_bundle` returns them.
+        manifest, tensors: as `parse_bundle` returns them.
         size: of the file, bytes.
     """
     names = manifest.operations.names

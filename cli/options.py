@@ -14,6 +14,9 @@ from ..files import CONFIG_FILE, check_writable
 
 Config = TypeVar("Config", bound=RunConfig)
 
+SOURCES = "a file, hf://NAMESPACE/NAME[/FILE][@REVISION] or https://..."
+BundleArgument = Annotated[str, typer.Argument(help=f"The bundle: {SOURCES}", metavar="FILE")]
+ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")]
 Recipe = Annotated[str | None, typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override one setting.", metavar="KEY=VALUE")]
 ModelArguments = Annotated[

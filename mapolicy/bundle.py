@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from . import bundle_format, files
+from . import bundle_format, files, hub
 from .bundle_format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
 from .errors import UsageError
 from .manifest import Extractor, Manifest, ManifestDraft
@@ -70,23 +70,28 @@ class PolicyBundle:
         tensors: by name, on the CPU, not to be changed: `policy.*` float32; `alpha` float32 [] or [parameter tensors
             of the proxy]; `sampler.probabilities` and `sampler.means` float32 [K, K]; `extractor.*` in the manifest's
             `extractor.dtype` (buffers that count: int64); `split.meta_validation` int64, increasing.
+        origin: where it was read from (`hub.Fetched.origin`); empty for one that was made here.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Tensor]
+    origin: str = ""
 
     @classmethod
     def load(cls, path: Path | str, expect_digest: str | None = None) -> Self:
-        """The bundle in a file.
+        """The bundle in a file, which may lie elsewhere.
 
         Args:
-            path: a .safetensors file.
+            path: a .safetensors file; as a text also an https address, or `hf://NAMESPACE/NAME[@REVISION]`.
             expect_digest: the digest that it must have; None accepts any.
 
         Raises:
             InputError: not a bundle that can be used; one line names the field, what was found, what was expected.
+            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
         """
-        return cls.from_raw(*bundle_format.read_bundle(Path(path), expect_digest), source=str(path))
+        fetched = hub.fetch(path, bundle_format.MAX_BYTES)
+        content = bundle_format.parse_bundle(fetched.content, fetched.source, expect_digest)
+        return cls.from_raw(*content, source=fetched.source, origin=fetched.origin)
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str = "bundle", expect_digest: str | None = None) -> Self:
@@ -94,14 +99,21 @@ class PolicyBundle:
         return cls.from_raw(*bundle_format.parse_bundle(content, source, expect_digest), source=source)
 
     @classmethod
-    def from_raw(cls, manifest: Manifest, raw: Mapping[str, RawTensor], source: str = "bundle") -> Self:
+    def from_raw(
+        cls, manifest: Manifest, raw: Mapping[str, RawTensor], source: str = "bundle", origin: str = ""
+    ) -> Self:
         """The bundle that `bundle_format.read_bundle` has read, once its architecture is checked.
+
+        Args:
+            manifest, raw: as it returned them.
+            source: its name, for the error.
+            origin: where it was read from.
 
         Raises:
             InputError: the extractor's tensors are not those of its arch.
         """
         _check_architecture(manifest, raw, source)
-        return cls(manifest, MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()}))
+        return cls(manifest, MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()}), origin)
 
     @classmethod
     def assemble(

@@ -119,7 +119,16 @@ def train_network(
                 digest=digest,
                 refined=_refined(config, bundle, state) if config.mode == "finetune" else None,
             )
-            run.finish({"arch": config.arch, "policy": config.policy, "mode": config.mode, **result.figures()})
+            origin = None if bundle is None else bundle.origin
+            run.finish(
+                {
+                    "arch": config.arch,
+                    "policy": config.policy,
+                    "mode": config.mode,
+                    "bundle": origin,
+                    **result.figures(),
+                }
+            )
     return result
 
 

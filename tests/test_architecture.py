@@ -23,10 +23,10 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 LAYERS = (
     "errors space reporting models models.wide_resnet",
     "config features files operations refusal runtime",
-    "canonical_json images manifest_fields networks policy transformation",
+    "canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
     "access augment bundle_format checkpoint datasets optimisation timm_datasets",
-    "bundle data pipeline",
+    "bundle card data pipeline",
     "evaluate reuse",
     "adapters task",
     "iteration",
@@ -36,7 +36,7 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.demo cli.inspect cli.search cli.train",
+    "cli.demo cli.inspect cli.pull cli.push cli.search cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -243,7 +243,11 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
 
 @pytest.mark.parametrize(
     "code",
-    ["import mapolicy", "import mapolicy.cli", *(f"help({line!r})" for line in ("", "search", "train", "inspect"))],
+    [
+        "import mapolicy",
+        "import mapolicy.cli",
+        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "push", "pull")),
+    ],
 )
 def test_torch_comes_late(code: str) -> None:
     script = f"""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 from PIL import Image
 
 from mapolicy import PolicyBundle
@@ -193,6 +194,78 @@ def test_inspect_counts_parameters_and_no_buffers(mapolicy, bundle_file: Path, b
     extractor = bundle.build_extractor(torch.device("cpu"))
     counted = mapolicy("inspect", bundle_file, "--json").json["parameters"]["extractor"]
     assert counted == sum(parameter.numel() for parameter in extractor.parameters())
+
+
+# Sharing.
+
+
+def test_push_pull_train(
+    mapolicy, bundle_file: Path, bundle: PolicyBundle, hub_server: HubServer, tmp_path: Path
+) -> None:
+    pushed = mapolicy("push", bundle_file, "birds/digits", "--licence", "cc0-1.0", "--json")
+    assert pushed.code == 0, pushed.err
+    commit = pushed.json["commit"]
+    assert pushed.json == {"bundle": f"hf://birds/digits@{commit}", "commit": commit, "digest": bundle.digest}
+    files = hub_server.repositories["birds/digits"][commit]
+    assert files["policy.safetensors"] == bundle_file.read_bytes()
+    assert b"license: cc0-1.0" in files["README.md"]
+    assert files["p_jk.png"].startswith(b"\x89PNG")
+
+    pulled = mapolicy("pull", "hf://birds/digits", "--json", "--expect-digest", bundle.digest)
+    assert pulled.json["from"] == f"hf://birds/digits@{commit}"
+    assert (tmp_path / pulled.json["bundle"]).read_bytes() == bundle_file.read_bytes()
+    assert pulled.json["bundle"] == "artifacts/digits.safetensors"
+    mapolicy("pull", "hf://birds/digits").is_error(2, "exists", "--force")
+
+    trained = mapolicy("train", "--bundle", "hf://birds/digits@main", *TRAIN, "--json", "--run-dir", "run")
+    assert trained.code == 0, trained.err
+    assert trained.json["bundle"] == f"hf://birds/digits@{commit}"
+    assert f"bundle hf://birds/digits@{commit}" in trained.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["bundle"] == trained.json["bundle"]
+    assert mapolicy("inspect", trained.json["bundle"], "--json").json["digest"] == bundle.digest
+
+    again = mapolicy("push", bundle_file, "birds/digits", "--run", "run")
+    assert again.code == 0, again.err
+    assert "not stated" in again.out
+    newest = hub_server.repositories["birds/digits"][hub_server.refs["birds/digits"]["main"]]
+    assert b"| `test_resnet` | `frozen` |" in newest["README.md"]
+
+
+def test_a_card_is_seen_before_it_is_pushed(mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path) -> None:
+    outcome = mapolicy("push", bundle_file, "birds/digits", "--card-only", "page")
+    assert outcome.code == 0, outcome.err
+    assert snapshot(tmp_path) == ["page", "page/README.md", "page/p_jk.png"]
+    assert hub_server.log == []
+
+
+def test_pull_from_a_drive_and_an_address(mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.large["digits.safetensors"] = bundle_file.read_bytes()
+    for source, expected in (
+        (bundle_file, "artifacts/digits.safetensors"),
+        (f"{hub_server.address}/plain/digits.safetensors?a=b", "artifacts/digits.safetensors"),
+    ):
+        pulled = mapolicy("pull", source, "--force")
+        assert pulled.code == 0, pulled.err
+        assert (tmp_path / expected).read_bytes() == bundle_file.read_bytes()
+
+
+def test_what_cannot_be_shared_writes_nothing(
+    mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path
+) -> None:
+    content = bundle_file.read_bytes()
+    hub_server.commit("birds/damaged", {"policy.safetensors": content[:-8] + b"\1" * 8})
+    mapolicy("pull", "hf://birds/damaged").is_error(3, "digest")
+    mapolicy("train", "--bundle", "hf://birds/damaged", *TRAIN).is_error(3, "digest")
+    mapolicy("pull", "hf://birds/none").is_error(3, "no such repository")
+    mapolicy("pull", "hf://birds").is_error(2, "NAMESPACE/NAME")
+    mapolicy("pull", bundle_file, "--expect-digest", "0" * 64).is_error(3, "digest")
+    mapolicy("push", bundle_file, "digits").is_error(2, "NAMESPACE/NAME")
+    mapolicy("push", "none.safetensors", "birds/digits").is_error(3, "No such file")
+    mapolicy("push", bundle_file, "birds/digits", "--run", "none").is_error(3, "none")
+    hub_server.faults += [("POST /api/repos", (401, {}))] * 2
+    mapolicy("push", bundle_file, "birds/digits").is_error(5, "hf auth login")
+    assert snapshot(tmp_path) == []
+    assert "birds/digits" not in hub_server.repositories
 
 
 # Errors.
@@ -394,7 +467,7 @@ def test_the_module_runs_too(tmp_path: Path) -> None:
         [sys.executable, "-m", "mapolicy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0
-    assert {"search", "train", "inspect", "demo"} <= set(result.stdout.split())
+    assert {"search", "train", "inspect", "push", "pull", "demo"} <= set(result.stdout.split())
 
 
 def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> None:
