@@ -23,7 +23,7 @@ def pull(
 
     Example: mapolicy pull hf://birdlab/cifar100-policy@v1
     """
-    out = out or Path("artifacts") / _file_name(bundle)
+    out = out or Path("artifacts") / options.file_name(bundle)
     options.claim(out, force, resume=False, flag="--out")
     fetched = hub.fetch(bundle, MAX_BYTES)
     manifest, _ = parse_bundle(fetched.content, fetched.source, expect_digest)
@@ -36,12 +36,3 @@ def pull(
         return
     facts["next"] = f"mapolicy train --bundle {out} --arch ARCH"
     display.print_figures(facts)
-
-
-def _file_name(reference: str) -> str:
-    """`hf://ns/name@v1` and `https://host/name.safetensors?a=b` both become name.safetensors."""
-    plain = reference.partition("?")[0]
-    if plain.startswith("hf://"):
-        parts = plain.removeprefix("hf://").partition("@")[0].split("/")
-        plain = parts[-1] if len(parts) > 2 else f"{parts[-1]}.safetensors"
-    return options.slug(plain) or hub.BUNDLE_FILE

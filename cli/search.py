@@ -16,6 +16,7 @@ def search(
     settings: options.Settings = None,
     model_arguments: options.ModelArguments = None,
     epochs: options.Epochs = None,
+    extractor_dtype: options.ExtractorDtype = None,
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
     data_dir: options.DataDir = None,
     run_dir: options.RunDir = None,
@@ -38,6 +39,7 @@ def search(
         "seed": seed,
         "device": device,
         "skip_corrupt": skip_corrupt or None,
+        "extractor_dtype": extractor_dtype,
     }
     config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments)
     name = options.slug(config.dataset)
@@ -59,11 +61,13 @@ def search(
         return
     # A bundle knows the name of a folder, not where it lies.
     typed = [config.dataset] if config.dataset.startswith("folder:") else []
+    effect = display.effect_on_weights(result["effect_on_weights"]) if "effect_on_weights" in result else {}
     display.print_figures(
         {
             "bundle": str(out),
             "digest": bundle.digest,
             "proxy": f"{config.proxy}, {result['validation_top1']:.2f} % top-1 on the meta-validation split",
+            **effect,
             "alpha": f"{result['alpha']:.4f}",
             "entropy of p_jk": f"{result['entropy']:.5f} of uniform",
             "cost": display.ratio(result["cost_ratio"]),

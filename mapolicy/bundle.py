@@ -194,6 +194,18 @@ class PolicyBundle:
         """
         return self.manifest.data_settings()
 
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the file holds the proxy's classifier, which the deep feature does not need."""
+        return self.classifier_tensors() <= self.tensors.keys()
+
+    def classifier_tensors(self) -> frozenset[str]:
+        """Names of the tensors of the proxy's classifier, whether the file holds them or not."""
+        manifest = self.manifest
+        meta = torch.device("meta")
+        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, meta, "bundle")
+        return _classifier_tensors(network)
+
     def build_policy(self) -> PolicyNetwork:
         """The policy network, float32 on the CPU, a new one each time."""
         shape = self.manifest.policy
@@ -205,7 +217,9 @@ class PolicyBundle:
         return policy
 
     def build_extractor(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The frozen proxy, a new one each time: eval mode, no gradients.
+        """The frozen proxy, a new one each time: eval mode, no gradients; for its features, not for its logits.
+
+        The weights of a classifier that the file does not hold mean nothing.
 
         Args:
             device: where it shall live.
@@ -214,7 +228,8 @@ class PolicyBundle:
         manifest = self.manifest
         cpu = torch.device("cpu")
         network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, cpu, "bundle")
-        network.load_state_dict(self._part(EXTRACTOR_PREFIX))
+        # Not strict: the classifier may be missing, and nothing else can (`_check_architecture`).
+        network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
         return network.to(device, dtype).eval().requires_grad_(False)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
@@ -236,11 +251,22 @@ def _fresh(extractor: Extractor, classes: int, channels: int, device: torch.devi
         ) from None
 
 
+def _classifier_tensors(network: nn.Module) -> frozenset[str]:
+    """Names, in a bundle, of the layers that timm calls the classifier (two of them in distilled networks)."""
+    found = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
+    layers = found if isinstance(found, tuple | list) else (found,)
+    prefixes = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in layers))
+    return frozenset(f"{EXTRACTOR_PREFIX}{name}" for name in network.state_dict() if name.startswith(prefixes))
+
+
 def _check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str) -> None:
     """The extractor's tensors are those of its arch, and alpha per layer has one number for each parameter tensor."""
     network = check_extractor(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, source)
     expected = {f"{EXTRACTOR_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()}
     found = {name: tensor for name, tensor in raw.items() if name.startswith(EXTRACTOR_PREFIX)}
+    classifier = _classifier_tensors(network)
+    if not classifier & found.keys():
+        expected = {name: tensor for name, tensor in expected.items() if name not in classifier}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise refused(source, f"tensor {shown(name)} of {manifest.extractor.arch} is missing")

@@ -174,6 +174,9 @@ class SearchConfig(RunConfig):
     alpha: str = setting("one learnable inner rate, or one for every parameter tensor", "scalar", choices=ALPHAS)
     alpha_initial: float = setting("alpha of the first virtual step (Eq. 2)", low=1e-8, high=1e3)
     policy_input: str = setting("what the policy network sees", "both", choices=POLICY_INPUTS)
+    extractor_dtype: str = setting(
+        "what the bundle stores the proxy's weights in", "float32", choices=("float32", "float16", "bfloat16")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

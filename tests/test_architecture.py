@@ -28,7 +28,7 @@ LAYERS = (
     "access augment bundle_format checkpoint datasets optimisation timm_datasets",
     "bundle card data pipeline",
     "evaluate reuse",
-    "adapters task",
+    "adapters slim task",
     "iteration",
     "cost",
     "run",
@@ -36,7 +36,7 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.demo cli.inspect cli.pull cli.push cli.search cli.train",
+    "cli.demo cli.inspect cli.pull cli.push cli.search cli.slim cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -246,7 +246,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
     [
         "import mapolicy",
         "import mapolicy.cli",
-        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "push", "pull")),
+        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "push", "pull", "slim")),
     ],
 )
 def test_torch_comes_late(code: str) -> None:

@@ -196,6 +196,35 @@ def test_inspect_counts_parameters_and_no_buffers(mapolicy, bundle_file: Path, b
     assert counted == sum(parameter.numel() for parameter in extractor.parameters())
 
 
+def test_slim_and_go_on_learning(mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path) -> None:
+    outcome = mapolicy("slim", bundle_file, "--json")
+    assert outcome.code == 0, outcome.err
+    document = outcome.json
+    assert document["bundle"] == "artifacts/digits-slim.safetensors"
+    assert document["made_of"] == bundle.digest != document["digest"]
+    assert document["bytes"] < 0.8 * document["bytes_before"] == 0.8 * bundle_file.stat().st_size
+    assert document["rank_correlation"] > 0.9
+    assert document["largest_difference"] < 0.1
+    command = ("train", "--bundle", document["bundle"], *TRAIN, "--json")
+    assert mapolicy(*command, "--run-dir", "frozen").json["digest"] == document["digest"]
+    refined = mapolicy(*command, "--run-dir", "finetuned", "--mode", "finetune", "--out", "refined.safetensors")
+    assert refined.code == 0, refined.err
+    shown = mapolicy("slim", "refined.safetensors", "--extractor-dtype", "bfloat16", "--out", "coarse.safetensors")
+    assert "correlation" in shown.out
+    assert PolicyBundle.load(tmp_path / "coarse.safetensors").manifest.extractor.dtype == "bfloat16"
+    mapolicy("slim", bundle_file, "--extractor-dtype", "int8", "--out", "x").is_error(2, "float16")
+
+
+def test_search_stores_half_precision(mapolicy, tmp_path: Path) -> None:
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--extractor-dtype", "float16", "--json")
+    assert outcome.code == 0, outcome.err
+    stored = PolicyBundle.load(tmp_path / outcome.json["bundle"])
+    assert stored.manifest.extractor.dtype == stored.manifest.search.settings["extractor_dtype"] == "float16"
+    assert stored.digest == outcome.json["digest"]
+    assert stored.has_classifier
+    assert outcome.json["effect_on_weights"]["largest_difference"] < 0.1
+
+
 # Sharing.
 
 
@@ -467,7 +496,7 @@ def test_the_module_runs_too(tmp_path: Path) -> None:
         [sys.executable, "-m", "mapolicy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0
-    assert {"search", "train", "inspect", "push", "pull", "demo"} <= set(result.stdout.split())
+    assert {"search", "train", "inspect", "slim", "push", "pull", "demo"} <= set(result.stdout.split())
 
 
 def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> None:
