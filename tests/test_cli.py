@@ -225,6 +225,17 @@ def test_search_stores_half_precision(mapolicy, tmp_path: Path) -> None:
     assert outcome.json["effect_on_weights"]["largest_difference"] < 0.1
 
 
+@pytest.mark.parametrize(("form", "name"), [("torchvision", "py"), ("albumentations", "json")])
+def test_export(mapolicy, bundle_file: Path, tmp_path: Path, form: str, name: str) -> None:
+    outcome = mapolicy("export", bundle_file, "--to", form)
+    assert outcome.code == 0, outcome.err
+    assert "the weights P_i" in outcome.out
+    assert snapshot(tmp_path / "artifacts") == [f"digits_{form}.{name}"]
+    mapolicy("export", bundle_file, "--to", form).is_error(2, "exists")
+    mapolicy("export", bundle_file, "--to", "kornia").is_error(2, "torchvision")
+    assert "lost" in mapolicy("export", bundle_file, "--to", form, "--force", "--json").json
+
+
 # Sharing.
 
 
@@ -496,7 +507,7 @@ def test_the_module_runs_too(tmp_path: Path) -> None:
         [sys.executable, "-m", "mapolicy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0
-    assert {"search", "train", "inspect", "slim", "push", "pull", "demo"} <= set(result.stdout.split())
+    assert {"search", "train", "inspect", "slim", "export", "push", "pull", "demo"} <= set(result.stdout.split())
 
 
 def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> None:
