@@ -8,6 +8,7 @@ import typer
 from .. import hub
 from ..bundle_format import MAX_BYTES, parse_bundle
 from ..files import write_atomically
+from ..published import DatasetPolicy, is_published
 from . import display, options
 
 
@@ -26,9 +27,12 @@ def pull(
     out = out or Path("artifacts") / options.file_name(bundle)
     options.claim(out, force, resume=False, flag="--out")
     fetched = hub.fetch(bundle, MAX_BYTES)
-    manifest, _ = parse_bundle(fetched.content, fetched.source, expect_digest)
+    if is_published(fetched):
+        digest = DatasetPolicy.from_fetched(fetched, expect_digest).digest
+    else:
+        digest = parse_bundle(fetched.content, fetched.source, expect_digest)[0].digest
     write_atomically(out, fetched.content)
-    facts = {"bundle": str(out), "digest": manifest.digest, "from": fetched.origin}
+    facts = {"bundle": str(out), "digest": digest, "from": fetched.origin}
     if fetched.commit is not None:
         facts["commit"] = fetched.commit
     if as_json:

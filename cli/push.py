@@ -8,6 +8,8 @@ import typer
 from .. import hub
 from ..bundle_format import MAX_BYTES, parse_bundle
 from ..files import read_regular_file, write_atomically
+from ..manifest import Manifest
+from ..published import DatasetPolicy, PublishedManifest, is_published
 from . import display, options
 
 
@@ -32,15 +34,22 @@ def push(
     """
     hub.check_repository(repository)
     content = read_regular_file(bundle, MAX_BYTES)
-    manifest, tensors = parse_bundle(content, str(bundle))
+    fetched = hub.Fetched(content, str(bundle), str(bundle))
 
-    from ..card import heat_map, measured, model_card
+    from ..card import dataset_policy_card, heat_map, measured, model_card
 
-    rows = [measured(folder, manifest.digest) for folder in runs or []]
-    pages = {
-        hub.CARD_FILE: model_card(manifest, tensors, repository, licence, rows).encode(),
-        hub.PICTURE_FILE: heat_map(tensors, manifest.operations.names),
-    }
+    manifest: Manifest | PublishedManifest
+    if is_published(fetched):
+        manifest = DatasetPolicy.from_fetched(fetched).manifest
+        rows = [measured(folder, manifest.digest) for folder in runs or []]
+        pages = {hub.CARD_FILE: dataset_policy_card(manifest, repository, licence, rows).encode()}
+    else:
+        manifest, tensors = parse_bundle(content, str(bundle))
+        rows = [measured(folder, manifest.digest) for folder in runs or []]
+        pages = {
+            hub.CARD_FILE: model_card(manifest, tensors, repository, licence, rows).encode(),
+            hub.PICTURE_FILE: heat_map(tensors, manifest.operations.names),
+        }
     if card_only is not None:
         for name, page in pages.items():
             write_atomically(card_only / name, page)

@@ -53,21 +53,26 @@ def train(
         "device": device,
         "skip_corrupt": skip_corrupt or None,
     }
-    content, origin, bundle_settings = None, "", {}
+    content, listed, origin, bundle_settings = None, None, "", {}
     if bundle is not None:
         from ..bundle_format import MAX_BYTES, parse_bundle
+        from ..published import DatasetPolicy, is_published
 
         # The format is checked before torch is imported, which takes seconds; the architecture after.
         fetched = hub.fetch(bundle, MAX_BYTES)
-        content, origin = parse_bundle(fetched.content, fetched.source, expect_digest), fetched.origin
-        bundle_settings = content[0].data_settings()
-        if dataset is None and "/" in bundle_settings["dataset"]:
+        origin = fetched.origin
+        if is_published(fetched):
+            listed = DatasetPolicy.from_fetched(fetched, expect_digest)
+        else:
+            content = parse_bundle(fetched.content, fetched.source, expect_digest)
+            bundle_settings = content[0].data_settings()
+        if dataset is None and listed is None and "/" in bundle_settings["dataset"]:
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
             raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
     config, recipe_source = options.resolve(
         TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments
     )
-    if config.policy == "learned" and content is None:
+    if config.policy == "learned" and content is None and listed is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
     if out is not None and config.mode != "finetune":
         raise UsageError("--out", "only fine-tuning makes a new bundle", "add --mode finetune or leave --out out")
@@ -84,8 +89,8 @@ def train(
     reporter = display.reporter(quiet, recipe_source)
     if origin != str(bundle):
         reporter.facts = {**reporter.facts, "bundle": origin}  # what a branch's name stood for
-    source = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle), origin=origin)
-    result = train_network(config, source, reporter, run_dir, resume, overwrite=force)
+    searched = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle), origin=origin)
+    result = train_network(config, searched or listed, reporter, run_dir, resume, overwrite=force)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)

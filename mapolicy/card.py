@@ -21,10 +21,11 @@ from .errors import InputError
 from .files import CONFIG_FILE, RESULT_FILE, read_regular_file
 from .hub import PICTURE_FILE
 from .manifest import Manifest
+from .published import PublishedManifest
 from .tensor_container import RawTensor
 
 LARGEST_RECORD = 2**24  # bytes of a run's result or configuration
-LISTED = 5
+LISTED, LISTED_SUB_POLICIES = 5, 500
 
 # Those of https://huggingface.co/docs/hub/repositories-licenses that data and weights are usually given under.
 LICENCES = frozenset(
@@ -88,17 +89,8 @@ def model_card(
         licence: of the repository; the bundle's own where it states one.
         runs: what was measured with it.
     """
-    from huggingface_hub import ModelCardData
-
     licence = manifest.licence or licence
-    known = licence.lower() in LICENCES
-    data = ModelCardData(
-        license=licence.lower() if known else "other" if licence else None,
-        license_name=None if known or not licence else re.sub(r"[^a-z0-9]+", "-", licence.lower()).strip("-") or "own",
-        library_name="mapolicy",
-        tags=["mapolicy", "metaaugment", "data-augmentation", "image-classification"],
-        mapolicy={"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch},
-    )
+    about = {"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch}
     sections = [
         f"# Augmentation policy for {_code(manifest.dataset.name)}",
         "A sample-aware augmentation policy, searched once with MetaAugment (Zhou et al., AAAI 2021) and reused to "
@@ -117,7 +109,58 @@ def model_card(
         sections += ["## Note", _block(manifest.note)]
     settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(manifest.search.settings.items()))
     sections += ["## Settings of the search", _block(settings, "toml")]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return _front_matter(licence, about) + "\n\n".join(sections) + "\n"
+
+
+def dataset_policy_card(
+    manifest: PublishedManifest, repository: str, licence: str = "", runs: Sequence[Measured] = ()
+) -> str:
+    """The same for a dataset-level policy, which has no p_jk to show.
+
+    Args:
+        manifest: of the policy.
+        repository, licence, runs: as in `model_card`.
+    """
+    licence = manifest.licence or licence
+    about = {"digest": manifest.digest, "format": manifest.format, "kind": manifest.kind}
+    reference = f"hf://{repository}"
+    shell = f"mapolicy train DATASET --bundle {reference} --expect-digest {manifest.digest} --arch resnet18"
+    steps = [
+        "; ".join(f"{step.operation} {step.probability:g} {'+-' * step.mirrored}{step.value:g}" for step in steps)
+        for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]
+    ]
+    more = len(manifest.sub_policies) - len(steps)
+    sections = [
+        "# Dataset-level augmentation policy",
+        "A published policy as a mapolicy bundle: one sub-policy is drawn for each image, each of its steps is taken "
+        "with its probability, and all samples count the same. It has no network and fits every data set.",
+        f"- **digest**: {_code(manifest.digest)}\n- **source**: {_code(manifest.source)}\n"
+        f"- **lost on the way**: {', '.join(map(_code, manifest.lost)) or 'nothing'}\n"
+        f"- **licence**: {_code(licence) if licence else 'not stated: ask before you use it'}",
+        "## How to use it",
+        _block(shell, "bash"),
+        "## What was gained",
+        _gain(runs),
+        "## Sub-policies: operation, probability, value",
+        _block("\n".join([*steps, *([f"and {more} more"] if more else [])])),
+    ]
+    if manifest.note:
+        sections += ["## Note", _block(manifest.note)]
+    return _front_matter(licence, about) + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(licence: str, about: Mapping[str, Any]) -> str:
+    from huggingface_hub import ModelCardData
+
+    known = licence.lower() in LICENCES
+    data = ModelCardData(
+        license=licence.lower() if known else "other" if licence else None,
+        license_name=None if known or not licence else re.sub(r"[^a-z0-9]+", "-", licence.lower()).strip("-") or "own",
+        library_name="mapolicy",
+        tags=["mapolicy", "metaaugment", "data-augmentation", "image-classification"],
+        mapolicy=dict(about),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 def _facts(manifest: Manifest, licence: str) -> str:
@@ -157,8 +200,8 @@ def _use(manifest: Manifest, repository: str) -> str:
 def _gain(runs: Sequence[Measured]) -> str:
     if not runs:
         return (
-            "**Not measured.** The accuracy above is the search network's on the images that the policy was learned "
-            "on; it says nothing about what other networks gain. Compare with `--policy uniform` (the same operations, "
+            "**Not measured.** A search network's accuracy on the images that the policy was learned on says nothing "
+            "about what other networks gain. Compare with `--policy uniform` (the same operations, "
             "equal weights) and `--policy trivialaugment` under the same budget."
         )
     rows = [

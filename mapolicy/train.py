@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .augment import Augmentation, NoAugmentation, PublishedPolicy, SampledTransformations
+from .augment import Augmentation, NoAugmentation, PublishedPolicy, SampledSubPolicies, SampledTransformations
 from .bilevel import BilevelStep, InnerRate
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
@@ -24,6 +24,7 @@ from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .optimisation import make_policy_optimizer
+from .published import DatasetPolicy
 from .reporting import Reporter
 from .reuse import FrozenExtractor, FrozenWeights
 from .run import Run
@@ -65,7 +66,7 @@ class TrainResult:
 
 def train_network(
     config: TrainConfig,
-    bundle: PolicyBundle | None = None,
+    bundle: PolicyBundle | DatasetPolicy | None = None,
     reporter: Reporter | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
@@ -75,7 +76,8 @@ def train_network(
 
     Args:
         config: the training, complete.
-        bundle: the policy; for a baseline it is optional and gives the data split alone.
+        bundle: the policy; for a baseline it is optional and gives the data split alone. A dataset-level policy has
+            no split, fits every data set and cannot be learned further.
         reporter: hears of the progress; None for silence.
         run_dir: folder for configuration, log, checkpoints, result and weights; None writes nothing.
         resume: go on from the checkpoint in `run_dir`.
@@ -90,11 +92,14 @@ def train_network(
     device = resolve_device(config.device)
     if config.policy == "learned" and bundle is None:
         raise UsageError("policy learned", "there is no bundle", "give --bundle FILE, or --policy for a baseline")
-    if bundle is not None:
-        _check_settings(config, bundle)
+    if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
+        raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
+    searched = bundle if isinstance(bundle, PolicyBundle) else None
+    if searched is not None:
+        _check_settings(config, searched)
     with reproducible(config.threads, device):
-        held_out = None if bundle is None else bundle.meta_validation
-        check = None if bundle is None else partial(_check_data, bundle)
+        held_out = None if searched is None else searched.meta_validation
+        check = None if searched is None else partial(_check_data, searched)
         task = Task.build(config, device, held_out, check)
         iteration, state = _plan(config, bundle, task, device)
         digest = None if bundle is None else bundle.digest
@@ -117,7 +122,7 @@ def train_network(
                 weight_spread=run.last_record["weight_spread"],
                 cost_ratio=cost_ratio,
                 digest=digest,
-                refined=_refined(config, bundle, state) if config.mode == "finetune" else None,
+                refined=_refined(config, searched, state) if config.mode == "finetune" else None,
             )
             origin = None if bundle is None else bundle.origin
             run.finish(
@@ -133,7 +138,7 @@ def train_network(
 
 
 def _plan(
-    config: TrainConfig, bundle: PolicyBundle | None, task: Task, device: torch.device
+    config: TrainConfig, bundle: PolicyBundle | DatasetPolicy | None, task: Task, device: torch.device
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""
     modules: dict[str, nn.Module] = {"network": task.network}
@@ -141,6 +146,8 @@ def _plan(
     if config.policy != "learned":
         return WeightedIteration(task, _baseline(config, task)), RunState(modules, optimizers)
     assert bundle is not None
+    if isinstance(bundle, DatasetPolicy):
+        return WeightedIteration(task, SampledSubPolicies(bundle.manifest.sub_policies)), RunState(modules, optimizers)
     extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
     if config.mode == "frozen":
         sampler = TransformationSampler(probabilities=bundle.probabilities)

@@ -25,8 +25,10 @@ LAYERS = (
     "config features files operations refusal runtime",
     "canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
-    "access augment bundle_format checkpoint datasets optimisation timm_datasets",
-    "bundle card data export pipeline",
+    "access bundle_format checkpoint datasets optimisation timm_datasets",
+    "published",
+    "augment bundle card data export importing",
+    "pipeline",
     "evaluate reuse",
     "adapters slim task",
     "iteration",
@@ -36,7 +38,7 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.demo cli.export cli.inspect cli.pull cli.push cli.search cli.slim cli.train",
+    "cli.demo cli.export cli.import_policy cli.inspect cli.pull cli.push cli.search cli.slim cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -246,7 +248,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
     [
         "import mapolicy",
         "import mapolicy.cli",
-        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "push", "pull", "slim", "export")),
+        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "push", "pull", "slim", "export", "import")),
     ],
 )
 def test_torch_comes_late(code: str) -> None:

@@ -12,8 +12,9 @@ from bundle_factory import draft, forge, raw, small_tensors
 from PIL import Image
 
 from mapolicy.bundle_format import parse_bundle
-from mapolicy.card import CELL, heat_map, measured, model_card
+from mapolicy.card import CELL, dataset_policy_card, heat_map, measured, model_card
 from mapolicy.errors import InputError
+from mapolicy.published import DatasetPolicy
 from mapolicy.space import OPERATION_NAMES
 
 REPOSITORY = "birds/policy"
@@ -171,6 +172,21 @@ def test_no_run(run, content: str) -> None:
     (folder / "result.json").write_text(content)
     with pytest.raises(InputError, match="is no finished training run"):
         measured(folder, "d" * 64)
+
+
+def test_a_dataset_policys_card() -> None:
+    steps = [[{"operation": "Rotate", "probability": 0.5, "value": 30.0, "mirrored": True}], []]
+    evil = "</code>` <script>"
+    policy = DatasetPolicy.make(
+        versions={"python": "3"}, source=evil, sub_policies=steps, lost=[evil], licence="", note=evil
+    )
+    text = dataset_policy_card(policy.manifest, REPOSITORY, "mit")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "mit"
+    assert yaml.safe_load(front)["mapolicy"]["kind"] == "dataset-level"
+    assert "script" not in code_free(body)
+    assert "Rotate 0.5 +-30" in body
+    assert f"mapolicy train DATASET --bundle hf://{REPOSITORY} --expect-digest {policy.digest}" in body
 
 
 # The picture.
