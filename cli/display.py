@@ -160,6 +160,14 @@ def print_figures(figures: Mapping[str, str]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def effect_on_weights(effect: Mapping[str, Any]) -> dict[str, str]:
+    """What storing the extractor otherwise changes, as lines for `print_figures`; `effect`: a `slim.WeightEffect`'s."""
+    return {
+        "weights' ranks": f"correlation {effect['rank_correlation']:.6f} over {effect['samples']} synthetic samples",
+        "weights' change": f"at most {effect['largest_difference']:.2g} of a weight",
+    }
+
+
 def shown(record: Record) -> dict[str, str]:
     """The figures of a record that a user wants to see, written out."""
     return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record}

@@ -1,24 +1,25 @@
 """`mapolicy inspect`: what a bundle says, without building its networks (and without importing torch)."""
 
 import math
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
-from ..bundle_format import ALPHA, MEANS, PROBABILITIES, read_bundle
+from .. import hub
+from ..bundle_format import ALPHA, MAX_BYTES, MEANS, PROBABILITIES, parse_bundle
 from ..manifest import Manifest
+from ..published import DatasetPolicy, Step, has_magnitude, is_published
 from ..tensor_container import RawTensor
 from . import display, options
 
 LISTED = 5
+LISTED_SUB_POLICIES = 30
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameters
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.", metavar="FILE")],
-    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    bundle: options.BundleArgument,
+    expect_digest: options.ExpectDigest = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -26,14 +27,18 @@ def inspect(
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
-    manifest, tensors = read_bundle(bundle, expect_digest)
-    facts = describe(manifest, tensors, bundle.stat().st_size)
+    fetched = hub.fetch(bundle, MAX_BYTES)
+    if is_published(fetched):
+        _inspect_list(DatasetPolicy.from_fetched(fetched, expect_digest), len(fetched.content), as_json)
+        return
+    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest)
+    facts = {"bundle": fetched.origin, **describe(manifest, tensors, len(fetched.content))}
     if as_json:
         display.print_json(facts)
         return
     data, split = facts["dataset"], manifest.dataset.counts
     lines = {
-        "bundle": str(bundle),
+        "bundle": fetched.origin,
         "digest": manifest.digest,
         "data set": f"{data['name']}, {len(data['classes'])} classes, "
         f"{split.train} training and {split.meta_validation} meta-validation images",
@@ -60,11 +65,42 @@ def inspect(
             print(f"  {entry['first']:>12}, {entry['second']:<12}  {entry['probability']:.4%}")
 
 
+def _inspect_list(policy: DatasetPolicy, size: int, as_json: bool) -> None:
+    manifest = policy.manifest
+    if as_json:
+        display.print_json({"bundle": policy.origin, "bytes": size, **manifest.model_dump()})
+        return
+    display.print_figures(
+        {
+            "bundle": policy.origin,
+            "digest": policy.digest,
+            "kind": "dataset-level policy: equal weights, no extractor, any data set",
+            "source": manifest.source,
+            "lost": "; ".join(manifest.lost) or "nothing",
+            "size": f"{size:,} bytes",
+            "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+            "licence": manifest.licence or "not stated",
+            "note": " ".join(manifest.note.split()) or "none",
+        }
+    )
+    print(f"\n{len(manifest.sub_policies)} sub-policies, one drawn evenly for each image (probability, value)")
+    for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]:
+        print(f"  {' then '.join(map(_spelled, steps)) or 'nothing'}")
+    if (more := len(manifest.sub_policies) - LISTED_SUB_POLICIES) > 0:
+        print(f"  and {more} more")
+
+
+def _spelled(step: Step) -> str:
+    sign = "+-" if step.mirrored else ""
+    value = f", {sign}{step.value:g}" if has_magnitude(step.operation) else ""
+    return f"{step.operation} ({step.probability:g}{value})"
+
+
 def describe(manifest: Manifest, tensors: dict[str, RawTensor], size: int) -> dict[str, Any]:
     """A bundle's facts as plain values.
 
     Args:
-        manifest, tensors: as `read_bundle` returns them.
+        manifest, tensors: as `parse_bundle` returns them.
         size: of the file, bytes.
     """
     names = manifest.operations.names

@@ -11,9 +11,16 @@ from .. import recipes
 from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
 from ..files import CONFIG_FILE, check_writable
+from ..hub import BUNDLE_FILE
 
 Config = TypeVar("Config", bound=RunConfig)
 
+SOURCES = "a file, hf://NAMESPACE/NAME[/FILE][@REVISION] or https://..."
+BundleArgument = Annotated[str, typer.Argument(help=f"The bundle: {SOURCES}", metavar="FILE")]
+ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")]
+ExtractorDtype = Annotated[
+    str | None, typer.Option(help="What the extractor is stored in: float32, float16 or bfloat16.")
+]
 Recipe = Annotated[str | None, typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override one setting.", metavar="KEY=VALUE")]
 ModelArguments = Annotated[
@@ -109,6 +116,15 @@ def claim_run(folder: Path, force: bool, resume: bool) -> None:
 def slug(text: str) -> str:
     """A data set's name as a part of a file name: `folder:data/birds` becomes `birds`."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in text.rstrip("/").split("/")[-1].split(":")[-1])
+
+
+def file_name(reference: str) -> str:
+    """`hf://ns/name@v1` and `https://host/name.safetensors?a=b` both become name.safetensors."""
+    plain = reference.partition("?")[0]
+    if plain.startswith("hf://"):
+        parts = plain.removeprefix("hf://").partition("@")[0].split("/")
+        plain = parts[-1] if len(parts) > 2 else f"{parts[-1]}.safetensors"
+    return slug(plain) or BUNDLE_FILE
 
 
 def _key_value(flag: str, text: str) -> tuple[str, Any]:

@@ -17,6 +17,7 @@ def search(
     model_arguments: options.ModelArguments = None,
     epochs: options.Epochs = None,
     fast: options.Fast = False,
+    extractor_dtype: options.ExtractorDtype = None,
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
     data_dir: options.DataDir = None,
     run_dir: options.RunDir = None,
@@ -39,6 +40,7 @@ def search(
         "seed": seed,
         "device": device,
         "skip_corrupt": skip_corrupt or None,
+        "extractor_dtype": extractor_dtype,
     }
     config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments, fast)
     name = options.slug(config.dataset)
@@ -60,11 +62,13 @@ def search(
         return
     # A bundle knows the name of a folder, not where it lies.
     typed = [config.dataset] if config.dataset.startswith("folder:") else []
+    effect = display.effect_on_weights(result["effect_on_weights"]) if "effect_on_weights" in result else {}
     display.print_figures(
         {
             "bundle": str(out),
             "digest": bundle.digest,
             "proxy": f"{config.proxy}, {result['validation_top1']:.2f} % top-1 on the meta-validation split",
+            **effect,
             "alpha": f"{result['alpha']:.4f}",
             "entropy of p_jk": f"{result['entropy']:.5f} of uniform",
             "cost": display.ratio(result["cost_ratio"]),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .. import hub
 from ..config import TrainConfig
 from ..errors import UsageError
 from . import display, options
@@ -12,7 +13,7 @@ from . import display, options
 
 def train(
     dataset: Annotated[str | None, typer.Argument(help="Data set; a bundle brings its own.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="The policy.", metavar="FILE")] = None,
+    bundle: Annotated[str | None, typer.Option(help=f"The policy: {options.SOURCES}", metavar="FILE")] = None,
     arch: Annotated[str | None, typer.Option(help="timm name of the network to train.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="learned, none, uniform, trivialaugment, randaugment or autoaugment.")
@@ -21,7 +22,7 @@ def train(
     include_validation: Annotated[
         bool, typer.Option("--include-validation", help="Train on the meta-validation images too.")
     ] = False,
-    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    expect_digest: options.ExpectDigest = None,
     recipe: options.Recipe = None,
     settings: options.Settings = None,
     model_arguments: options.ModelArguments = None,
@@ -53,20 +54,26 @@ def train(
         "device": device,
         "skip_corrupt": skip_corrupt or None,
     }
-    content, bundle_settings = None, {}
+    content, listed, origin, bundle_settings = None, None, "", {}
     if bundle is not None:
-        from ..bundle_format import read_bundle
+        from ..bundle_format import MAX_BYTES, parse_bundle
+        from ..published import DatasetPolicy, is_published
 
         # The format is checked before torch is imported, which takes seconds; the architecture after.
-        content = read_bundle(bundle, expect_digest)
-        bundle_settings = content[0].data_settings()
-        if dataset is None and "/" in bundle_settings["dataset"]:
+        fetched = hub.fetch(bundle, MAX_BYTES)
+        origin = fetched.origin
+        if is_published(fetched):
+            listed = DatasetPolicy.from_fetched(fetched, expect_digest)
+        else:
+            content = parse_bundle(fetched.content, fetched.source, expect_digest)
+            bundle_settings = content[0].data_settings()
+        if dataset is None and listed is None and "/" in bundle_settings["dataset"]:
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
             raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
     config, recipe_source = options.resolve(
         TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments
     )
-    if config.policy == "learned" and content is None:
+    if config.policy == "learned" and content is None and listed is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
     if out is not None and config.mode != "finetune":
         raise UsageError("--out", "only fine-tuning makes a new bundle", "add --mode finetune or leave --out out")
@@ -81,8 +88,10 @@ def train(
     from ..train import train_network
 
     reporter = display.reporter(quiet, recipe_source)
-    source = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle))
-    result = train_network(config, source, reporter, run_dir, resume, overwrite=force)
+    if origin != str(bundle):
+        reporter.facts = {**reporter.facts, "bundle": origin}  # what a branch's name stood for
+    searched = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle), origin=origin)
+    result = train_network(config, searched or listed, reporter, run_dir, resume, overwrite=force)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)
@@ -95,7 +104,7 @@ def train(
     validation = "trained on" if result.validation_top1 is None else f"{result.validation_top1:.2f} %"
     lines = {
         "network": config.arch,
-        "policy": config.policy if config.policy != "learned" else f"{bundle}, {config.mode}",
+        "policy": config.policy if config.policy != "learned" else f"{origin}, {config.mode}",
         "test top-1": f"{result.test_top1:.2f} %",
         "test top-5": f"{result.test_top5:.2f} %",
         "meta-validation top-1": validation,

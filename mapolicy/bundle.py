@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from . import bundle_format, files
+from . import bundle_format, files, hub
 from .bundle_format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
 from .errors import UsageError
 from .manifest import Extractor, Manifest, ManifestDraft
@@ -70,23 +70,28 @@ class PolicyBundle:
         tensors: by name, on the CPU, not to be changed: `policy.*` float32; `alpha` float32 [] or [parameter tensors
             of the proxy]; `sampler.probabilities` and `sampler.means` float32 [K, K]; `extractor.*` in the manifest's
             `extractor.dtype` (buffers that count: int64); `split.meta_validation` int64, increasing.
+        origin: where it was read from (`hub.Fetched.origin`); empty for one that was made here.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Tensor]
+    origin: str = ""
 
     @classmethod
     def load(cls, path: Path | str, expect_digest: str | None = None) -> Self:
-        """The bundle in a file.
+        """The bundle in a file, which may lie elsewhere.
 
         Args:
-            path: a .safetensors file.
+            path: a .safetensors file; as a text also an https address, or `hf://NAMESPACE/NAME[@REVISION]`.
             expect_digest: the digest that it must have; None accepts any.
 
         Raises:
             InputError: not a bundle that can be used; one line names the field, what was found, what was expected.
+            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
         """
-        return cls.from_raw(*bundle_format.read_bundle(Path(path), expect_digest), source=str(path))
+        fetched = hub.fetch(path, bundle_format.MAX_BYTES)
+        content = bundle_format.parse_bundle(fetched.content, fetched.source, expect_digest)
+        return cls.from_raw(*content, source=fetched.source, origin=fetched.origin)
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str = "bundle", expect_digest: str | None = None) -> Self:
@@ -94,14 +99,21 @@ class PolicyBundle:
         return cls.from_raw(*bundle_format.parse_bundle(content, source, expect_digest), source=source)
 
     @classmethod
-    def from_raw(cls, manifest: Manifest, raw: Mapping[str, RawTensor], source: str = "bundle") -> Self:
+    def from_raw(
+        cls, manifest: Manifest, raw: Mapping[str, RawTensor], source: str = "bundle", origin: str = ""
+    ) -> Self:
         """The bundle that `bundle_format.read_bundle` has read, once its architecture is checked.
+
+        Args:
+            manifest, raw: as it returned them.
+            source: its name, for the error.
+            origin: where it was read from.
 
         Raises:
             InputError: the extractor's tensors are not those of its arch.
         """
         _check_architecture(manifest, raw, source)
-        return cls(manifest, MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()}))
+        return cls(manifest, MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()}), origin)
 
     @classmethod
     def assemble(
@@ -182,6 +194,18 @@ class PolicyBundle:
         """
         return self.manifest.data_settings()
 
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the file holds the proxy's classifier, which the deep feature does not need."""
+        return self.classifier_tensors() <= self.tensors.keys()
+
+    def classifier_tensors(self) -> frozenset[str]:
+        """Names of the tensors of the proxy's classifier, whether the file holds them or not."""
+        manifest = self.manifest
+        meta = torch.device("meta")
+        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, meta, "bundle")
+        return _classifier_tensors(network)
+
     def build_policy(self) -> PolicyNetwork:
         """The policy network, float32 on the CPU, a new one each time."""
         shape = self.manifest.policy
@@ -193,7 +217,9 @@ class PolicyBundle:
         return policy
 
     def build_extractor(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The frozen proxy, a new one each time: eval mode, no gradients.
+        """The frozen proxy, a new one each time: eval mode, no gradients; for its features, not for its logits.
+
+        The weights of a classifier that the file does not hold mean nothing.
 
         Args:
             device: where it shall live.
@@ -202,7 +228,8 @@ class PolicyBundle:
         manifest = self.manifest
         cpu = torch.device("cpu")
         network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, cpu, "bundle")
-        network.load_state_dict(self._part(EXTRACTOR_PREFIX))
+        # Not strict: the classifier may be missing, and nothing else can (`_check_architecture`).
+        network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
         return network.to(device, dtype).eval().requires_grad_(False)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
@@ -224,11 +251,22 @@ def _fresh(extractor: Extractor, classes: int, channels: int, device: torch.devi
         ) from None
 
 
+def _classifier_tensors(network: nn.Module) -> frozenset[str]:
+    """Names, in a bundle, of the layers that timm calls the classifier (two of them in distilled networks)."""
+    found = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
+    layers = found if isinstance(found, tuple | list) else (found,)
+    prefixes = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in layers))
+    return frozenset(f"{EXTRACTOR_PREFIX}{name}" for name in network.state_dict() if name.startswith(prefixes))
+
+
 def _check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str) -> None:
     """The extractor's tensors are those of its arch, and alpha per layer has one number for each parameter tensor."""
     network = check_extractor(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, source)
     expected = {f"{EXTRACTOR_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()}
     found = {name: tensor for name, tensor in raw.items() if name.startswith(EXTRACTOR_PREFIX)}
+    classifier = _classifier_tensors(network)
+    if not classifier & found.keys():
+        expected = {name: tensor for name, tensor in expected.items() if name not in classifier}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise refused(source, f"tensor {shown(name)} of {manifest.extractor.arch} is missing")

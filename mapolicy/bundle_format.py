@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import canonical_json, files
+from . import canonical_json, hub
 from .manifest import Manifest, ManifestDraft, parse_manifest
 from .refusal import refused, shown
 from .space import OPERATION_NAMES
@@ -29,17 +29,20 @@ META_VALIDATION = "split.meta_validation"
 STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def read_bundle(path: Path, expect_digest: str | None = None) -> tuple[Manifest, dict[str, RawTensor]]:
+def read_bundle(reference: Path | str, expect_digest: str | None = None) -> tuple[Manifest, dict[str, RawTensor]]:
     """A bundle's manifest and tensors, all checked but the architecture.
 
     Args:
-        path: a regular file of at most `MAX_BYTES`; it is read once, and only what was read is used.
+        reference: a regular file, an https address or `hf://...` (see `hub`), of at most `MAX_BYTES`; it is read once,
+            and only what was read is used.
         expect_digest: what `Manifest.digest` must be; None accepts any.
 
     Raises:
         InputError: no such file, or not a bundle of format 1; one line of printable ASCII names the field.
+        UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
-    return parse_bundle(files.read_regular_file(path, MAX_BYTES), str(path), expect_digest)
+    fetched = hub.fetch(reference, MAX_BYTES)
+    return parse_bundle(fetched.content, fetched.source, expect_digest)
 
 
 def parse_bundle(

@@ -213,6 +213,9 @@ class SearchConfig(RunConfig):
         "cosine",
         choices=SCHEDULES,
     )
+    extractor_dtype: str = setting(
+        "what the bundle stores the proxy's weights in", "float32", choices=("float32", "float16", "bfloat16")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

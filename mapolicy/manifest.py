@@ -43,13 +43,13 @@ MAX_DEPTH = 5
 MAX_KEYS = 200
 
 
-class _Part(BaseModel):
+class ManifestPart(BaseModel):
     """Strict, frozen, every field required, no other allowed."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class OperationRange(_Part):
+class OperationRange(ManifestPart):
     """An operation's parameter at level 0 and at level 10 (`space.Range`, units there)."""
 
     at_zero: Parameter
@@ -57,7 +57,7 @@ class OperationRange(_Part):
     signed: bool
 
 
-class Operations(_Part):
+class Operations(ManifestPart):
     """The operation space: names in order, each one's range (None: it has no magnitude), how pixels are filled in."""
 
     space: Text
@@ -102,7 +102,7 @@ class Operations(_Part):
         return self
 
 
-class Embedding(_Part):
+class Embedding(ManifestPart):
     """How a transformation is embedded: width 2K; 0 where absent, else the level plus 1, or 11 without a magnitude."""
 
     width: Annotated[int, one_of((EMBEDDING_WIDTH,))]
@@ -121,14 +121,14 @@ class Embedding(_Part):
         )
 
 
-class PolicyShape(_Part):
+class PolicyShape(ManifestPart):
     """Arguments of `PolicyNetwork`."""
 
     hidden: Annotated[int, Field(ge=1, le=65_536)]
     input: Annotated[str, one_of(POLICY_INPUTS)]
 
 
-class Extractor(_Part):
+class Extractor(ManifestPart):
     """The frozen proxy: timm name, constructor arguments, width of the feature, dtype in the file, how it is called."""
 
     arch: Arch
@@ -138,7 +138,7 @@ class Extractor(_Part):
     call: Annotated[str, one_of((EXTRACTOR_CALL,))]
 
 
-class InputContract(_Part):
+class InputContract(ManifestPart):
     """What the extractor sees: [B, channels, size, size], pixels in [0, 1] less `mean`, divided by `std`."""
 
     size: Annotated[int, Field(ge=1, le=4096)]
@@ -156,7 +156,7 @@ class InputContract(_Part):
         return self
 
 
-class Split(_Part):
+class Split(ManifestPart):
     """The settings of the fixed splits (`RunConfig`)."""
 
     seed: Annotated[int, Field(ge=0, le=2**31)]
@@ -165,7 +165,7 @@ class Split(_Part):
     test_per_class: PerClass
 
 
-class Counts(_Part):
+class Counts(ManifestPart):
     """`images`: how many the split's indices count over; of them `train` and `meta_validation` were used."""
 
     images: Positive
@@ -173,7 +173,7 @@ class Counts(_Part):
     meta_validation: Positive
 
 
-class DatasetDescription(_Part):
+class DatasetDescription(ManifestPart):
     """The data set by name (never a path), its class names in order and a fingerprint of its images."""
 
     name: DatasetName
@@ -190,7 +190,7 @@ class DatasetDescription(_Part):
         return self
 
 
-class Search(_Part):
+class Search(ManifestPart):
     """`SearchConfig.portable()`: the settings as resolved."""
 
     settings: Annotated[dict[Identifier, Annotated[Any, AfterValidator(check_setting)]], Field(max_length=200)]
@@ -202,7 +202,7 @@ class Search(_Part):
         return self
 
 
-class Run(_Part):
+class Run(ManifestPart):
     """What the search took; threads and device because float sums depend on them."""
 
     epochs: Count
@@ -211,7 +211,7 @@ class Run(_Part):
     device: Annotated[str, one_of(("cpu", "cuda"))]
 
 
-class ManifestDraft(_Part):
+class ManifestDraft(ManifestPart):
     """A manifest before the digest is known."""
 
     format: Annotated[int, one_of((FORMAT,))]
@@ -293,7 +293,7 @@ def draft_manifest(**parts: Any) -> ManifestDraft:
     try:
         return ManifestDraft(format=FORMAT, embedding=Embedding.standard(), **parts)
     except ValidationError as problem:
-        raise UsageError("bundle manifest", _first_problem(problem)) from None
+        raise UsageError("bundle manifest", first_problem(problem)) from None
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
@@ -312,6 +312,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
         raise refused(source, f"manifest {problem}") from None
     if not isinstance(raw, dict):
         raise refused(source, f"manifest is {shown(raw)}, expected a JSON object")
+    if raw.get("kind") is not None:
+        why = f"is a bundle of kind {shown(raw['kind'])}, without extractor and policy network"
+        raise refused(source, why, "train with it or inspect it; a searched bundle is needed here")
     if "format" not in raw:
         raise refused(source, f"manifest has no format version; this mapolicy reads format {FORMAT}")
     if type(raw["format"]) is not int or raw["format"] != FORMAT:
@@ -320,10 +323,10 @@ def parse_manifest(text: str, source: str) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as problem:
-        raise refused(source, _first_problem(problem)) from None
+        raise refused(source, first_problem(problem)) from None
 
 
-def _first_problem(problem: ValidationError) -> str:
+def first_problem(problem: ValidationError) -> str:
     """The first error as `manifest <field>: ...`, printable ASCII; pydantic's own text is many lines."""
     error = problem.errors(include_url=False)[0]
     place = ".".join(str(part) for part in error["loc"] if part != "[key]")

@@ -1,5 +1,6 @@
 """What each `--policy` does to a batch in the pipeline: sampled transformations, published policies, nothing."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -7,7 +8,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from .augment import RandAugment, TrivialAugmentWide
+from .operations import OPERATIONS
+from .published import Step
 from .sampler import TransformationSampler
+from .space import OPERATION_NAMES
 from .transformation import Transformation
 
 
@@ -54,6 +58,45 @@ class SampledTransformations:
         """Transformed images, and by what."""
         transformation = self.sampler.sample(images.shape[0], generator).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
+
+
+class SampledSubPolicies:
+    """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
+
+    Args:
+        sub_policies: as in a `published.PublishedManifest`.
+    """
+
+    def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:
+        longest = max(len(steps) for steps in sub_policies)
+        shape = (len(sub_policies), longest)
+        self._operation = torch.zeros(shape, dtype=torch.int64)
+        self._probability, self._value = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
+        self._mirrored = torch.zeros(shape, dtype=torch.bool)
+        for row, steps in enumerate(sub_policies):
+            for column, step in enumerate(steps):
+                self._operation[row, column] = OPERATION_NAMES.index(step.operation)
+                self._probability[row, column] = step.probability
+                self._value[row, column] = step.value
+                self._mirrored[row, column] = step.mirrored
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
+        chosen = torch.randint(0, len(self._operation), (len(images),), generator=generator)
+        shape = (len(images), self._operation.shape[1])
+        taken = torch.rand(shape, generator=generator) < self._probability[chosen]
+        turned = (torch.randint(0, 2, shape, generator=generator) == 1) & self._mirrored[chosen]
+        operation, value = self._operation[chosen], self._value[chosen]
+        value = torch.where(turned, -value, value)
+        images = images.clone()
+        for step in range(shape[1]):
+            for index in operation[taken[:, step], step].unique().tolist():
+                rows = (taken[:, step] & (operation[:, step] == index)).nonzero().flatten()
+                values, rows = value[rows, step].to(images.device), rows.to(images.device)
+                images[rows] = OPERATIONS[index].function(images[rows], values, fill)
+        return images, None
 
 
 PUBLISHED_POLICIES = {"trivialaugment": TrivialAugmentWide, "randaugment": RandAugment}

@@ -24,6 +24,7 @@ from .reporting import Reporter
 from .run import Run
 from .runtime import reproducible, resolve_device, seed_for, versions
 from .sampler import TransformationSampler, relative_entropy
+from .slim import slim
 from .task import Task
 
 
@@ -94,8 +95,13 @@ def search_policy(
                 extractor=(extractor or task.network).state_dict(),
                 meta_validation=task.splits.meta_validation.indices,
             )
+            effect = {}
+            if config.extractor_dtype != "float32":
+                bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
+                effect = {"effect_on_weights": vars(difference)}
             run.finish(
                 {
+                    **effect,
                     "digest": bundle.digest,
                     "validation_top1": accuracy.top1,
                     "alpha": float(rate().detach().mean()),

@@ -23,7 +23,15 @@ from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .optimisation import make_policy_optimizer
-from .policies import Augmentation, AutoAugment, NoAugmentation, PublishedPolicy, SampledTransformations
+from .policies import (
+    Augmentation,
+    AutoAugment,
+    NoAugmentation,
+    PublishedPolicy,
+    SampledSubPolicies,
+    SampledTransformations,
+)
+from .published import DatasetPolicy
 from .reporting import Reporter
 from .reuse import FrozenExtractor, FrozenWeights
 from .run import Run
@@ -65,7 +73,7 @@ class TrainResult:
 
 def train_network(
     config: TrainConfig,
-    bundle: PolicyBundle | None = None,
+    bundle: PolicyBundle | DatasetPolicy | None = None,
     reporter: Reporter | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
@@ -75,7 +83,8 @@ def train_network(
 
     Args:
         config: the training, complete.
-        bundle: the policy; for a baseline it is optional and gives the data split alone.
+        bundle: the policy; for a baseline it is optional and gives the data split alone. A dataset-level policy has
+            no split, fits every data set and cannot be learned further.
         reporter: hears of the progress; None for silence.
         run_dir: folder for configuration, log, checkpoints, result and weights; None writes nothing.
         resume: go on from the checkpoint in `run_dir`.
@@ -90,11 +99,14 @@ def train_network(
     device = resolve_device(config.device)
     if config.policy == "learned" and bundle is None:
         raise UsageError("policy learned", "there is no bundle", "give --bundle FILE, or --policy for a baseline")
-    if bundle is not None:
-        _check_settings(config, bundle)
+    if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
+        raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
+    searched = bundle if isinstance(bundle, PolicyBundle) else None
+    if searched is not None:
+        _check_settings(config, searched)
     with reproducible(config.threads, device):
-        held_out = None if bundle is None else bundle.meta_validation
-        check = None if bundle is None else partial(_check_data, bundle)
+        held_out = None if searched is None else searched.meta_validation
+        check = None if searched is None else partial(_check_data, searched)
         task = Task.build(config, device, held_out, check)
         iteration, state = plan(config, bundle, task, device)
         digest = None if bundle is None else bundle.digest
@@ -117,14 +129,23 @@ def train_network(
                 weight_spread=run.last_record["weight_spread"],
                 cost_ratio=cost_ratio,
                 digest=digest,
-                refined=_refined(config, bundle, state) if config.mode == "finetune" else None,
+                refined=_refined(config, searched, state) if config.mode == "finetune" else None,
             )
-            run.finish({"arch": config.arch, "policy": config.policy, "mode": config.mode, **result.figures()})
+            origin = None if bundle is None else bundle.origin
+            run.finish(
+                {
+                    "arch": config.arch,
+                    "policy": config.policy,
+                    "mode": config.mode,
+                    "bundle": origin,
+                    **result.figures(),
+                }
+            )
     return result
 
 
 def plan(
-    config: TrainConfig, bundle: PolicyBundle | None, task: Task, device: torch.device
+    config: TrainConfig, bundle: PolicyBundle | DatasetPolicy | None, task: Task, device: torch.device
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""
     modules: dict[str, nn.Module] = {"network": task.network}
@@ -132,6 +153,8 @@ def plan(
     if config.policy != "learned":
         return WeightedIteration(task, _baseline(config, task)), RunState(modules, optimizers)
     assert bundle is not None
+    if isinstance(bundle, DatasetPolicy):
+        return WeightedIteration(task, SampledSubPolicies(bundle.manifest.sub_policies)), RunState(modules, optimizers)
     extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
     if config.mode == "frozen":
         sampler = TransformationSampler(probabilities=bundle.probabilities)

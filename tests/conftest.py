@@ -1,14 +1,33 @@
 """What several tests share: small configurations, and one searched bundle."""
 
+import atexit
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer, serving
 
-from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy
-from mapolicy.run import Run
+# huggingface_hub reads these when it is imported, which timm does: no test reaches the real hub or the user's cache.
+HUB = HubServer()
+HUB_HOME = tempfile.TemporaryDirectory()
+atexit.register(HUB.server_close)
+atexit.register(HUB_HOME.cleanup)
+os.environ |= {
+    "HF_ENDPOINT": HUB.address,
+    "HF_HOME": HUB_HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_TOKEN": "hf_of_the_tests",
+    "NO_PROXY": "127.0.0.1",
+}
+os.environ.pop("HF_HUB_OFFLINE", None)
+
+from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy  # noqa: E402
+from mapolicy.run import Run  # noqa: E402
 
 # The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
 torch.set_num_threads(1)
@@ -25,6 +44,22 @@ def train_config(**changes) -> TrainConfig:
     _, values = recipes.load("train-digits")
     short = {"arch": "test_resnet", "epochs": 2, "batch_size": 256, "threads": 1}
     return TrainConfig.from_mapping(values | short | changes)
+
+
+@pytest.fixture(scope="session")
+def _running_hub() -> Iterator[None]:
+    with serving(HUB):
+        yield
+
+
+@pytest.fixture
+def hub_server(
+    _running_hub: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> HubServer:
+    """An empty hub on loopback, and an empty cache."""
+    HUB.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return HUB
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,14 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 LAYERS = (
     "affine blend errors pointwise space reporting models models.wide_resnet",
     "config features files folding forward_mode operations refusal runtime",
-    "augment canonical_json images manifest_fields networks policy transformation",
+    "augment canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
-    "access bundle_format checkpoint datasets optimisation policies timm_datasets",
-    "bundle data pipeline",
+    "access bundle_format checkpoint datasets optimisation timm_datasets",
+    "published",
+    "bundle card data export importing policies",
+    "pipeline",
     "evaluate reuse",
-    "adapters task",
+    "adapters slim task",
     "iteration",
     "cost",
     "run",
@@ -39,7 +41,7 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.bench cli.demo cli.inspect cli.search cli.train",
+    "cli.bench cli.demo cli.export cli.import_policy cli.inspect cli.pull cli.push cli.search cli.slim cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -257,7 +259,10 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
     [
         "import mapolicy",
         "import mapolicy.cli",
-        *(f"help({line!r})" for line in ("", "search", "train", "inspect", "bench step")),
+        *(
+            f"help({line!r})"
+            for line in ("", "search", "train", "inspect", "bench step", "push", "pull", "slim", "export", "import")
+        ),
     ],
 )
 def test_torch_comes_late(code: str) -> None:

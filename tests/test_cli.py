@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 from PIL import Image
 
 from mapolicy import PolicyBundle
@@ -193,6 +194,148 @@ def test_inspect_counts_parameters_and_no_buffers(mapolicy, bundle_file: Path, b
     extractor = bundle.build_extractor(torch.device("cpu"))
     counted = mapolicy("inspect", bundle_file, "--json").json["parameters"]["extractor"]
     assert counted == sum(parameter.numel() for parameter in extractor.parameters())
+
+
+def test_slim_and_go_on_learning(mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path) -> None:
+    outcome = mapolicy("slim", bundle_file, "--json")
+    assert outcome.code == 0, outcome.err
+    document = outcome.json
+    assert document["bundle"] == "artifacts/digits-slim.safetensors"
+    assert document["made_of"] == bundle.digest != document["digest"]
+    assert document["bytes"] < 0.8 * document["bytes_before"] == 0.8 * bundle_file.stat().st_size
+    assert document["rank_correlation"] > 0.9
+    assert document["largest_difference"] < 0.1
+    command = ("train", "--bundle", document["bundle"], *TRAIN, "--json")
+    assert mapolicy(*command, "--run-dir", "frozen").json["digest"] == document["digest"]
+    refined = mapolicy(*command, "--run-dir", "finetuned", "--mode", "finetune", "--out", "refined.safetensors")
+    assert refined.code == 0, refined.err
+    shown = mapolicy("slim", "refined.safetensors", "--extractor-dtype", "bfloat16", "--out", "coarse.safetensors")
+    assert "correlation" in shown.out
+    assert PolicyBundle.load(tmp_path / "coarse.safetensors").manifest.extractor.dtype == "bfloat16"
+    mapolicy("slim", bundle_file, "--extractor-dtype", "int8", "--out", "x").is_error(2, "float16")
+
+
+def test_search_stores_half_precision(mapolicy, tmp_path: Path) -> None:
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--extractor-dtype", "float16", "--json")
+    assert outcome.code == 0, outcome.err
+    stored = PolicyBundle.load(tmp_path / outcome.json["bundle"])
+    assert stored.manifest.extractor.dtype == stored.manifest.search.settings["extractor_dtype"] == "float16"
+    assert stored.digest == outcome.json["digest"]
+    assert stored.has_classifier
+    assert outcome.json["effect_on_weights"]["largest_difference"] < 0.1
+
+
+@pytest.mark.parametrize(("form", "name"), [("torchvision", "py"), ("albumentations", "json")])
+def test_export(mapolicy, bundle_file: Path, tmp_path: Path, form: str, name: str) -> None:
+    outcome = mapolicy("export", bundle_file, "--to", form)
+    assert outcome.code == 0, outcome.err
+    assert "the weights P_i" in outcome.out
+    assert snapshot(tmp_path / "artifacts") == [f"digits_{form}.{name}"]
+    mapolicy("export", bundle_file, "--to", form).is_error(2, "exists")
+    mapolicy("export", bundle_file, "--to", "kornia").is_error(2, "torchvision")
+    assert "lost" in mapolicy("export", bundle_file, "--to", form, "--force", "--json").json
+
+
+def test_a_published_policy_is_a_bundle_like_any_other(mapolicy, hub_server: HubServer, tmp_path: Path) -> None:
+    imported = mapolicy("import", "autoaugment-cifar10", "--json")
+    assert imported.code == 0, imported.err
+    document = imported.json
+    assert document["bundle"] == "artifacts/autoaugment-cifar10.safetensors"
+    assert (document["sub_policies"], document["lost"]) == (25, [])
+    shown = mapolicy("inspect", document["bundle"])
+    assert document["digest"] in shown.out
+    assert "Rotate (0.7, +-6.66667) then TranslateX" in shown.out
+    assert mapolicy("inspect", document["bundle"], "--json").json["digest"] == document["digest"]
+
+    pushed = mapolicy("push", document["bundle"], "birds/aa", "--json")
+    assert pushed.code == 0, pushed.err
+    command = ("train", "--bundle", "hf://birds/aa", *TRAIN, "--json", "--run-dir", "run")
+    trained = mapolicy(*command, "digits", "--expect-digest", document["digest"])
+    assert trained.code == 0, trained.err
+    assert trained.json["digest"] == document["digest"]
+    assert trained.json["weight_spread"] == pytest.approx(0, abs=1e-6)
+    assert mapolicy("pull", pushed.json["bundle"], "--json").json["digest"] == document["digest"]
+
+    mapolicy(*command).is_error(2, "DATASET")
+    mapolicy(*command, "digits", "--mode", "finetune", "--force").is_error(2, "finetune")
+    mapolicy(*command, "digits", "--expect-digest", "0" * 64).is_error(3, "digest")
+    for refused in ("slim", "export"):
+        mapolicy(refused, document["bundle"], "--out", "x").is_error(3, "dataset-level")
+    mapolicy("import", "randaugment:9,9").is_error(2, "1 to 3")
+    mapolicy("import", "none.py").is_error(3, "No such file")
+    assert not (tmp_path / "x").exists()
+
+
+# Sharing.
+
+
+def test_push_pull_train(
+    mapolicy, bundle_file: Path, bundle: PolicyBundle, hub_server: HubServer, tmp_path: Path
+) -> None:
+    pushed = mapolicy("push", bundle_file, "birds/digits", "--licence", "cc0-1.0", "--json")
+    assert pushed.code == 0, pushed.err
+    commit = pushed.json["commit"]
+    assert pushed.json == {"bundle": f"hf://birds/digits@{commit}", "commit": commit, "digest": bundle.digest}
+    files = hub_server.repositories["birds/digits"][commit]
+    assert files["policy.safetensors"] == bundle_file.read_bytes()
+    assert b"license: cc0-1.0" in files["README.md"]
+    assert files["p_jk.png"].startswith(b"\x89PNG")
+
+    pulled = mapolicy("pull", "hf://birds/digits", "--json", "--expect-digest", bundle.digest)
+    assert pulled.json["from"] == f"hf://birds/digits@{commit}"
+    assert (tmp_path / pulled.json["bundle"]).read_bytes() == bundle_file.read_bytes()
+    assert pulled.json["bundle"] == "artifacts/digits.safetensors"
+    mapolicy("pull", "hf://birds/digits").is_error(2, "exists", "--force")
+
+    trained = mapolicy("train", "--bundle", "hf://birds/digits@main", *TRAIN, "--json", "--run-dir", "run")
+    assert trained.code == 0, trained.err
+    assert trained.json["bundle"] == f"hf://birds/digits@{commit}"
+    assert f"bundle hf://birds/digits@{commit}" in trained.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["bundle"] == trained.json["bundle"]
+    assert mapolicy("inspect", trained.json["bundle"], "--json").json["digest"] == bundle.digest
+
+    again = mapolicy("push", bundle_file, "birds/digits", "--run", "run")
+    assert again.code == 0, again.err
+    assert "not stated" in again.out
+    newest = hub_server.repositories["birds/digits"][hub_server.refs["birds/digits"]["main"]]
+    assert b"| `test_resnet` | `frozen` |" in newest["README.md"]
+
+
+def test_a_card_is_seen_before_it_is_pushed(mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path) -> None:
+    outcome = mapolicy("push", bundle_file, "birds/digits", "--card-only", "page")
+    assert outcome.code == 0, outcome.err
+    assert snapshot(tmp_path) == ["page", "page/README.md", "page/p_jk.png"]
+    assert hub_server.log == []
+
+
+def test_pull_from_a_drive_and_an_address(mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.large["digits.safetensors"] = bundle_file.read_bytes()
+    for source, expected in (
+        (bundle_file, "artifacts/digits.safetensors"),
+        (f"{hub_server.address}/plain/digits.safetensors?a=b", "artifacts/digits.safetensors"),
+    ):
+        pulled = mapolicy("pull", source, "--force")
+        assert pulled.code == 0, pulled.err
+        assert (tmp_path / expected).read_bytes() == bundle_file.read_bytes()
+
+
+def test_what_cannot_be_shared_writes_nothing(
+    mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path
+) -> None:
+    content = bundle_file.read_bytes()
+    hub_server.commit("birds/damaged", {"policy.safetensors": content[:-8] + b"\1" * 8})
+    mapolicy("pull", "hf://birds/damaged").is_error(3, "digest")
+    mapolicy("train", "--bundle", "hf://birds/damaged", *TRAIN).is_error(3, "digest")
+    mapolicy("pull", "hf://birds/none").is_error(3, "no such repository")
+    mapolicy("pull", "hf://birds").is_error(2, "NAMESPACE/NAME")
+    mapolicy("pull", bundle_file, "--expect-digest", "0" * 64).is_error(3, "digest")
+    mapolicy("push", bundle_file, "digits").is_error(2, "NAMESPACE/NAME")
+    mapolicy("push", "none.safetensors", "birds/digits").is_error(3, "No such file")
+    mapolicy("push", bundle_file, "birds/digits", "--run", "none").is_error(3, "none")
+    hub_server.faults += [("POST /api/repos", (401, {}))] * 2
+    mapolicy("push", bundle_file, "birds/digits").is_error(5, "hf auth login")
+    assert snapshot(tmp_path) == []
+    assert "birds/digits" not in hub_server.repositories
 
 
 # Errors.
@@ -447,7 +590,9 @@ def test_the_module_runs_too(tmp_path: Path) -> None:
         [sys.executable, "-m", "mapolicy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0
-    assert {"search", "train", "inspect", "demo"} <= set(result.stdout.split())
+    assert {"search", "train", "inspect", "slim", "export", "import", "push", "pull", "demo"} <= set(
+        result.stdout.split()
+    )
 
 
 def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ import torch
 from torchvision.transforms import v2
 
 from mapolicy.augment import RandAugment, TrivialAugmentWide
-from mapolicy.policies import AutoAugment, NoAugmentation, PublishedPolicy, SampledTransformations
+from mapolicy.operations import OPERATIONS
+from mapolicy.policies import (
+    AutoAugment,
+    NoAugmentation,
+    PublishedPolicy,
+    SampledSubPolicies,
+    SampledTransformations,
+)
+from mapolicy.published import Step
 from mapolicy.sampler import TransformationSampler
 
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)
@@ -72,4 +80,51 @@ def test_published_policies_leave_the_global_generator_alone(kind: type, name: s
     torch.manual_seed(3)
     before = torch.get_rng_state()
     kind(name)(noise(4), FILL, torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def step(operation: str, probability: float = 1.0, value: float = 0.0, mirrored: bool = False) -> Step:
+    return Step(operation=operation, probability=probability, value=value, mirrored=mirrored)
+
+
+def by_value(images: torch.Tensor, operation: str, value: float) -> torch.Tensor:
+    (function,) = (entry.function for entry in OPERATIONS if entry.name == operation)
+    return function(images, torch.full((len(images),), value, dtype=torch.float64), FILL)
+
+
+def test_steps_are_taken_in_order_at_their_values() -> None:
+    images = noise(6)
+    before = images.clone()
+    policy = SampledSubPolicies([[step("Rotate", value=20.0), step("Posterize", value=3.0)]])
+    found, transformation = policy(images, FILL, torch.Generator().manual_seed(0))
+    expected = by_value(by_value(images, "Rotate", 20.0), "Posterize", 3.0)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, by_value(by_value(images, "Posterize", 3.0), "Rotate", 20.0))
+    assert transformation is None
+    assert torch.equal(images, before)
+
+
+def test_sub_policies_probabilities_and_directions_come_as_often_as_said() -> None:
+    # Four outcomes of one pixel row: unchanged, inverted, moved left, moved right.
+    images = torch.arange(16, dtype=torch.uint8).expand(8000, 1, 4, 16)
+    fill = torch.tensor([255], dtype=torch.uint8)
+    policy = SampledSubPolicies(
+        [[step("Solarize", 0.3)], [step("TranslateX", 0.8, 0.25, mirrored=True)], [step("Equalize", 0.0)], []]
+    )
+    found, _ = policy(images, fill, torch.Generator().manual_seed(0))
+    inverted = (found[:, 0, 0, 0] == 255) & (found[:, 0, 0, 15] == 240)
+    left, right = found[:, 0, 0, 0] == 4, (found[:, 0, 0, 0] == 255) & (found[:, 0, 0, 15] == 11)
+    unchanged = (found == images).flatten(1).all(1)
+    assert bool((inverted | left | right | unchanged).all())
+    for share, expected in ((inverted, 0.075), (left, 0.1), (right, 0.1)):
+        deviation = (expected * (1 - expected) / len(images)) ** 0.5
+        assert abs(float(share.float().mean()) - expected) < 5 * deviation
+
+
+def test_sub_policies_depend_on_the_generator_alone() -> None:
+    policy = SampledSubPolicies([[step("Rotate", 0.5, 30.0, mirrored=True)], [step("Color", 0.5, -0.5)]])
+    before = torch.get_rng_state()
+    first, again, other = (policy(noise(9), FILL, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)

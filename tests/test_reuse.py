@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mapolicy import PolicyAugment, PolicyBundle, Transformation, reuse, search_policy, train_network
-from mapolicy.augment import SampledTransformations
+from mapolicy.policies import SampledTransformations
 from mapolicy.features import features_and_logits
 from mapolicy.folding import agree
 from mapolicy.iteration import WeightedIteration

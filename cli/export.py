@@ -1,0 +1,43 @@
+"""`mapolicy export`: p_jk for loops without mapolicy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import hub
+from ..bundle_format import MAX_BYTES, parse_bundle
+from ..errors import UsageError
+from ..export import FORMS, losses
+from ..export import export as write_policy
+from ..files import write_atomically
+from . import display, options
+
+
+def export(
+    bundle: options.BundleArgument,
+    form: Annotated[str, typer.Option("--to", help="torchvision or albumentations.")] = "torchvision",
+    out: Annotated[Path | None, typer.Option(help="The policy's file.", metavar="FILE")] = None,
+    expect_digest: options.ExpectDigest = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write p_jk as a policy of torchvision (Python) or albumentations (JSON), and say what is lost.
+
+    Example: mapolicy export artifacts/c100.safetensors --to torchvision
+    """
+    if form not in FORMS:
+        raise UsageError("--to", f"{form!r} is not one of {', '.join(FORMS)}")
+    out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}_{form}{FORMS[form]}"
+    options.claim(out, force, resume=False, flag="--out")
+    fetched = hub.fetch(bundle, MAX_BYTES)
+    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest)
+    write_atomically(out, write_policy(manifest, tensors, form).encode())
+    if as_json:
+        display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(losses(form))})
+        return
+    display.print_figures({"policy": str(out), "digest": manifest.digest})
+    print("\nlost:")
+    for loss in losses(form):
+        print(f"  {loss}")

@@ -1,0 +1,42 @@
+"""`mapolicy pull`: fetch a bundle, check it and keep it as a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import hub
+from ..bundle_format import MAX_BYTES, parse_bundle
+from ..files import write_atomically
+from ..published import DatasetPolicy, is_published
+from . import display, options
+
+
+def pull(
+    bundle: options.BundleArgument,
+    out: Annotated[Path | None, typer.Option(help="Where to keep it.", metavar="FILE")] = None,
+    expect_digest: options.ExpectDigest = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fetch a bundle from the Hugging Face Hub, an https address or a shared drive, check it and keep it.
+
+    Example: mapolicy pull hf://birdlab/cifar100-policy@v1
+    """
+    out = out or Path("artifacts") / options.file_name(bundle)
+    options.claim(out, force, resume=False, flag="--out")
+    fetched = hub.fetch(bundle, MAX_BYTES)
+    if is_published(fetched):
+        digest = DatasetPolicy.from_fetched(fetched, expect_digest).digest
+    else:
+        digest = parse_bundle(fetched.content, fetched.source, expect_digest)[0].digest
+    write_atomically(out, fetched.content)
+    facts = {"bundle": str(out), "digest": digest, "from": fetched.origin}
+    if fetched.commit is not None:
+        facts["commit"] = fetched.commit
+    if as_json:
+        display.print_json(facts)
+        return
+    facts["next"] = f"mapolicy train --bundle {out} --arch ARCH"
+    display.print_figures(facts)

@@ -1,0 +1,68 @@
+"""`mapolicy push`: share a bundle on the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import hub
+from ..bundle_format import MAX_BYTES, parse_bundle
+from ..files import read_regular_file, write_atomically
+from ..manifest import Manifest
+from ..published import DatasetPolicy, PublishedManifest, is_published
+from . import display, options
+
+
+def push(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", metavar="FILE")],
+    repository: Annotated[str, typer.Argument(help="Where to: NAMESPACE/NAME.", metavar="REPOSITORY")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    licence: Annotated[str, typer.Option(help="Where the bundle states none: cc-by-4.0, apache-2.0, ...")] = "",
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="Run folder whose result the card shows; any number of times.", metavar="DIR"),
+    ] = None,
+    card_only: Annotated[
+        Path | None, typer.Option(help="Write card and picture here instead of pushing.", metavar="DIR")
+    ] = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Put a bundle on the Hugging Face Hub, with a card that says what it is. Log in with `hf auth login` before.
+
+    Example: mapolicy push artifacts/c100.safetensors birdlab/cifar100-policy
+    """
+    hub.check_repository(repository)
+    content = read_regular_file(bundle, MAX_BYTES)
+    fetched = hub.Fetched(content, str(bundle), str(bundle))
+
+    from ..card import dataset_policy_card, heat_map, measured, model_card
+
+    manifest: Manifest | PublishedManifest
+    if is_published(fetched):
+        manifest = DatasetPolicy.from_fetched(fetched).manifest
+        rows = [measured(folder, manifest.digest) for folder in runs or []]
+        pages = {hub.CARD_FILE: dataset_policy_card(manifest, repository, licence, rows).encode()}
+    else:
+        manifest, tensors = parse_bundle(content, str(bundle))
+        rows = [measured(folder, manifest.digest) for folder in runs or []]
+        pages = {
+            hub.CARD_FILE: model_card(manifest, tensors, repository, licence, rows).encode(),
+            hub.PICTURE_FILE: heat_map(tensors, manifest.operations.names),
+        }
+    if card_only is not None:
+        for name, page in pages.items():
+            write_atomically(card_only / name, page)
+        facts = {"card": str(card_only / hub.CARD_FILE), "digest": manifest.digest}
+    else:
+        files = {hub.BUNDLE_FILE: content, **pages}
+        commit = hub.publish(repository, files, f"Policy {manifest.digest[:12]}", private)
+        facts = {"bundle": f"hf://{repository}@{commit}", "commit": commit, "digest": manifest.digest}
+    if as_json:
+        display.print_json(facts)
+        return
+    if card_only is None:
+        facts["next"] = f"mapolicy train --bundle {facts['bundle']} --arch ARCH"
+    if not (manifest.licence or licence):
+        facts["licence"] = "not stated, so nobody may rely on one; --licence states one"
+    display.print_figures(facts)

@@ -1,0 +1,313 @@
+"""Where a bundle comes from and where it goes: a path, an https address, a repository on the Hugging Face Hub.
+
+    hf://NAMESPACE/NAME[/FILE][@REVISION]
+
+The network is reached for a name that says so and for nothing else. What is fetched is bytes, which are checked as
+those of any file. On the hub a policy is a model repository of plain files, `policy.safetensors` among them. Account,
+cache (`HF_HOME`), another hub (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are huggingface_hub's own.
+"""
+
+import http.client
+import logging
+import re
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import SplitResult, urlsplit
+
+from .errors import EnvironmentFault, InputError, MapolicyError, UsageError
+from .files import read_regular_file
+
+BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"
+FORM = "hf://NAMESPACE/NAME[/FILE][@REVISION]"
+
+TIMEOUT = 30  # seconds without a byte
+LONGEST_DOWNLOAD = 3600  # seconds; a server that sends a byte now and then does not hold us for ever
+
+_SEGMENT = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*"
+_REPOSITORY = re.compile(rf"{_SEGMENT}/{_SEGMENT}")
+_REFERENCE = re.compile(
+    rf"hf://({_SEGMENT}/{_SEGMENT})(?:/({_SEGMENT}(?:/{_SEGMENT})*))?(?:@({_SEGMENT}(?:/{_SEGMENT})*))?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file's content and where it came from.
+
+    Attributes:
+        content: the bytes, unchecked.
+        source: as it was named, for errors.
+        origin: what finds the same file again: the path, the address without its query (which may hold a signature),
+            or `hf://...@COMMIT`.
+        commit: of the hub's repository; None elsewhere.
+    """
+
+    content: bytes
+    source: str
+    origin: str
+    commit: str | None = None
+
+
+def is_remote(reference: Path | str) -> bool:
+    """Whether fetching it means the network."""
+    return isinstance(reference, str) and "://" in reference
+
+
+def fetch(reference: Path | str, largest: int) -> Fetched:
+    """The file that a path, an https address or an `hf://` reference names.
+
+    Args:
+        reference: a `Path` is never remote; a text is where it has a scheme.
+        largest: bytes; a larger file is refused before it is downloaded or read.
+
+    Raises:
+        UsageError: a reference that cannot be meant.
+        InputError: there is no such file, or it may not be read, or it is too large.
+        EnvironmentFault: the network or the hub's server failed, or offline mode forbids it.
+    """
+    if not is_remote(reference):
+        return Fetched(read_regular_file(Path(reference), largest), str(reference), str(reference))
+    address = str(reference)
+    if address.startswith("hf://"):
+        return _from_hub(address, largest)
+    return _from_web(address, largest)
+
+
+def publish(repository: str, files: Mapping[str, bytes], message: str, private: bool) -> str:
+    """Commit files to a model repository on the hub, which is made if it is not there.
+
+    Args:
+        repository: NAMESPACE/NAME.
+        files: content by name; files of these names are replaced, others stay.
+        message: of the commit.
+        private: of a repository that is made; one that is there stays as it is.
+
+    Returns:
+        The commit, 40 hexadecimal digits.
+
+    Raises:
+        UsageError: not a repository's name.
+        EnvironmentFault: the account may not write there, the network or the hub failed, or offline mode forbids it.
+    """
+    check_repository(repository)
+    with _one_line(f"hf://{repository}"):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        api = HfApi(library_name="mapolicy")
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+        with _without_bars():
+            api.create_repo(repository, private=private or None, exist_ok=True)
+            return _checked_commit(api.create_commit(repository, additions, commit_message=message).oid)
+
+
+def check_repository(repository: str) -> None:
+    """Accept NAMESPACE/NAME.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise UsageError(repository, "is not a repository's name", "give NAMESPACE/NAME, such as birdlab/birds-policy")
+
+
+def _from_hub(reference: str, largest: int) -> Fetched:
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise UsageError(reference, "is not a reference to the hub", f"the form is {FORM}")
+    repository, file, revision = match[1], match[2] or BUNDLE_FILE, match[3] or "main"
+    with _one_line(reference):
+        import huggingface_hub as hf
+
+        offline = hf.constants.HF_HUB_OFFLINE
+        cached = hf.try_to_load_from_cache(repository, file, revision=revision) if _COMMIT.fullmatch(revision) else None
+        if isinstance(cached, str):
+            path = cached
+        else:
+            if not offline:
+                facts = hf.get_hf_file_metadata(hf.hf_hub_url(repository, file, revision=revision))
+                if facts.size is None or facts.size > largest:
+                    raise InputError(
+                        reference, f"has {facts.size} bytes, more than the {largest} allowed", "check the file"
+                    )
+            path = hf.hf_hub_download(
+                repository, file, revision=revision, local_files_only=offline, library_name="mapolicy"
+            )
+        # The cache keeps a file under its commit, so this is the commit of what is read, offline as well.
+        commit = _checked_commit(Path(path).parts[-2 - file.count("/")])
+    name = "" if file == BUNDLE_FILE else f"/{file}"
+    return Fetched(read_regular_file(Path(path), largest), reference, f"hf://{repository}{name}@{commit}", commit)
+
+
+def _checked_commit(commit: str) -> str:
+    if not _COMMIT.fullmatch(commit):
+        raise _SpeaksOtherwiseError
+    return commit
+
+
+class _SpeaksOtherwiseError(Exception):
+    """A server's answer that is not the hub's."""
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Uploads of several files draw a bar even where nobody watches; a download's bar knows a terminal."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _one_line(reference: str) -> Iterator[None]:
+    """Errors of huggingface_hub, 1.x or 2.x, as ours; its warnings, which repeat a server's words, are not shown."""
+    from huggingface_hub import constants, errors
+
+    # httpx's, or httpx2's: the library's own ancestor is the one name that both majors have.
+    transport_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except MapolicyError:
+        raise
+    except Exception as problem:
+        # "Error while uploading" and "cannot find it in the cache" come with what happened as their cause.
+        if isinstance(problem, RuntimeError | errors.LocalEntryNotFoundError):
+            problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
+        fault = _fault(reference, problem, isinstance(problem, transport_error), constants.HF_HUB_OFFLINE)
+        if fault is None:
+            raise
+        raise fault from None
+    finally:
+        logger.setLevel(level)
+
+
+def _fault(reference: str, problem: Exception, unreachable: bool, offline: bool) -> MapolicyError | None:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(problem, "response", None), "status_code", None)
+    match problem:
+        case errors.GatedRepoError():
+            return InputError(reference, "is gated", "ask for access on its page, then log in with `hf auth login`")
+        case errors.RepositoryNotFoundError():
+            why = "no such repository, or it is private and your account may not see it"
+            return InputError(reference, why, "check the name, or log in with `hf auth login`")
+        case errors.RevisionNotFoundError():
+            return InputError(reference, "has no such revision", "name a branch, a tag or a full commit hash")
+        case errors.OfflineModeIsEnabled():
+            return EnvironmentFault(reference, "HF_HUB_OFFLINE is set", "unset it")
+        case errors.LocalEntryNotFoundError() if offline:
+            why = "is not in the cache, and HF_HUB_OFFLINE is set"
+            return EnvironmentFault(reference, why, "unset HF_HUB_OFFLINE, or pull it once while online")
+        case errors.HFValidationError():
+            return UsageError(reference, "is not a name that the hub accepts", f"the form is {FORM}")
+        case _ if status in (401, 403):
+            why = f"the hub refuses it to this account (HTTP {status})"
+            return EnvironmentFault(reference, why, "log in with `hf auth login` and a token that may do it")
+        case errors.EntryNotFoundError():
+            return InputError(reference, "the repository has no such file", f"name it; the form is {FORM}")
+    if status is not None:
+        return EnvironmentFault(reference, f"the hub answered HTTP {status}", "try again later")
+    if unreachable:
+        why = f"the connection to the hub failed ({type(problem).__name__})"
+        return EnvironmentFault(reference, why, "check the connection; HF_HUB_OFFLINE=1 uses what was pulled before")
+    if isinstance(problem, _SpeaksOtherwiseError | errors.FileMetadataError | KeyError | ValueError):
+        return EnvironmentFault(reference, "the server's answer is not the hub's", "check HF_ENDPOINT and the proxy")
+    if isinstance(problem, OSError):
+        # A disk's error has a number; a download that ended early has none.
+        why = problem.strerror or "the download was interrupted"
+        return EnvironmentFault(str(problem.filename or reference), why, "try again; check the disk and HF_HOME")
+    return None
+
+
+def _may_be_opened(parts: SplitResult, start: SplitResult) -> bool:
+    """Https; http within this machine, where a tunnel or a test may end, if that is where the user began."""
+    if parts.scheme == "https":
+        return True
+    return {parts.scheme, start.scheme} == {"http"} and parts.hostname in _LOOPBACK and start.hostname in _LOOPBACK
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = 5
+
+    def __init__(self, start: SplitResult) -> None:
+        self._start = start
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not _may_be_opened(urlsplit(newurl), self._start):
+            raise urllib.error.URLError("it redirects to an address that is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _from_web(address: str, largest: int) -> Fetched:
+    try:
+        parts = urlsplit(address)
+        origin = parts._replace(query="", fragment="").geturl()
+        allowed = _may_be_opened(parts, parts) and bool(parts.hostname)
+    except ValueError:
+        origin, allowed = address, False
+    if not allowed:
+        raise UsageError(origin, "is not a path, an https address or an hf:// reference", "give one of these")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(f"https://{parts.hostname}", "holds a password, which is never sent", "give a plain address")
+    opener = urllib.request.build_opener(_Redirects(parts))
+    request = urllib.request.Request(address, headers={"User-Agent": "mapolicy"})
+    try:
+        with opener.open(request, timeout=TIMEOUT) as response:
+            content = _read(response, origin, largest)
+    except urllib.error.HTTPError as problem:
+        problem.close()
+        if problem.code in (401, 403):
+            why = f"asks for an account (HTTP {problem.code})"
+            raise InputError(origin, why, "download it yourself and give the path") from None
+        if 400 <= problem.code < 500:
+            raise InputError(origin, f"there is no such file (HTTP {problem.code})", "check the address") from None
+        raise EnvironmentFault(origin, f"the server answered HTTP {problem.code}", "try again later") from None
+    except (OSError, http.client.HTTPException, ValueError) as problem:
+        reason = getattr(problem, "reason", problem)
+        raise EnvironmentFault(origin, f"cannot be downloaded ({reason})", "check the connection") from None
+    return Fetched(content, origin, origin)
+
+
+def _read(response: http.client.HTTPResponse, origin: str, largest: int) -> bytes:
+    """The body, if it is whole and not too large; a length that the server names is checked before the first byte."""
+    announced = response.headers.get("Content-Length")
+    length = None if announced is None else int(announced)
+    if length is not None and length > largest:
+        raise InputError(origin, f"has {length} bytes, more than the {largest} allowed", "check the address")
+    content, deadline = bytearray(), time.monotonic() + LONGEST_DOWNLOAD
+    while chunk := response.read1(2**16):
+        content += chunk
+        if len(content) > largest:
+            raise InputError(origin, f"has more than the {largest} bytes allowed", "check the address")
+        if time.monotonic() > deadline:
+            raise EnvironmentFault(origin, f"took longer than {LONGEST_DOWNLOAD} seconds", "try again later")
+    if length is not None and len(content) != length:
+        why = f"the download was interrupted after {len(content)} of {length} bytes"
+        raise EnvironmentFault(origin, why, "try again")
+    return bytes(content)

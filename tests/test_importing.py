@@ -1,0 +1,122 @@
+"""Published policies: their steps against torchvision's own pixels and Fast AutoAugment's own arithmetic."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from mapolicy.errors import InputError, UsageError
+from mapolicy.importing import AUTOAUGMENT, import_policy
+from mapolicy.operations import OPERATIONS
+from mapolicy.space import OPERATION_NAMES
+
+FUNCTIONS = {operation.name: operation.function for operation in OPERATIONS}
+# Blends round differently, affine operations of torchvision pivot elsewhere: their values are compared instead.
+AFFINE = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+
+
+@pytest.mark.parametrize("dataset", AUTOAUGMENT)
+def test_autoaugment_does_what_torchvision_does(dataset: str) -> None:
+    kind = v2.AutoAugmentPolicy(dataset)
+    theirs = v2.AutoAugment(kind)
+    imported = import_policy(f"autoaugment-{dataset}").manifest
+    assert imported.lost == ()
+    assert len(imported.sub_policies) == 25
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    fill = torch.zeros(3, dtype=torch.uint8)
+    for ours, pair in zip(imported.sub_policies, theirs._get_policies(kind), strict=True):
+        for step, (name, probability, index) in zip(ours, pair, strict=True):
+            assert step.probability == probability
+            magnitudes, signed = theirs._AUGMENTATION_SPACE[name]
+            table = magnitudes(10, 32, 32)
+            magnitude = 0.0 if table is None else float(table[index])
+            assert step.mirrored == (signed and magnitude != 0)
+            if name in AFFINE:
+                scale = 32 if name.startswith("Translate") else 1
+                assert step.value * scale == pytest.approx(magnitude, abs=1e-5)
+                continue
+            expected = theirs._apply_image_or_video_transform(
+                image, name, magnitude, v2.InterpolationMode.NEAREST, {torch.Tensor: [0, 0, 0]}
+            )
+            value = torch.tensor([step.value], dtype=torch.float64)
+            found = FUNCTIONS[step.operation](image[None], value, fill)[0]
+            inner = slice(1, -1) if name == "Sharpness" else slice(None)
+            difference = (found.int() - expected.int())[:, inner, inner].abs().max()
+            assert difference <= (2 if step.mirrored else 1), (name, magnitude)
+
+
+def test_randaugment_is_all_sequences() -> None:
+    manifest = import_policy("randaugment:2,9").manifest
+    assert len(manifest.sub_policies) == 14**2
+    assert {step.operation for steps in manifest.sub_policies for step in steps} == set(OPERATION_NAMES)
+    assert {step.probability for steps in manifest.sub_policies for step in steps} == {1.0}
+    values = {step.operation: step.value for steps in manifest.sub_policies for step in steps}
+    assert values["Rotate"] == pytest.approx(9)  # 30 of 30 is 30 degrees
+    assert values["Brightness"] == pytest.approx(0.27)
+    assert values["Solarize"] == pytest.approx(255 * 0.7)
+    assert len(import_policy("randaugment:1,0").manifest.sub_policies) == 14
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["randaugment:0,9", "randaugment:4,9", "randaugment:2,31", "randaugment", "autoaugment", "autoaugment-mnist"],
+)
+def test_numbers_and_names_that_cannot_be_meant(name: str) -> None:
+    with pytest.raises(UsageError, match=r"randaugment|autoaugment"):
+        import_policy(name)
+
+
+PYTHON = (
+    "[[('Rotate', 0.25, 0.75), ('Invert', 0.5, 0.1)], [('Cutout', 0.3, 0.2), ('Contrast', 1, 1)],\n [('Cutout', 1, 1)]]"
+)
+JSON = PYTHON.replace("'", '"').replace("(", "[").replace(")", "]")
+
+
+@pytest.mark.parametrize("text", [PYTHON, JSON], ids=["Python", "JSON"])
+def test_fast_autoaugments_list(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(text)
+    manifest = import_policy(str(tmp_path / "list")).manifest
+    (rotate, invert), (contrast,), nothing = manifest.sub_policies
+    assert nothing == ()
+    assert manifest.lost == ("Cutout in 2 steps: no counterpart",)
+    assert (rotate.operation, rotate.probability, rotate.value, rotate.mirrored) == ("Rotate", 0.25, 15.0, True)
+    assert (invert.operation, invert.value, invert.mirrored) == ("Solarize", 0.0, False)
+    assert (contrast.operation, contrast.value, contrast.mirrored) == ("Contrast", 0.9, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "value"),
+    [
+        ("ShearX", 0.0, -0.3), ("TranslateY", 1.0, 0.45), ("Posterize", 0.0, 4), ("Posterize", 0.99, 1),
+        ("Solarize", 0.5, 128), ("Brightness", 0.0, -0.9), ("AutoContrast", 0.7, 0),
+    ],
+)  # fmt: skip
+def test_levels_become_values(name: str, level: float, value: float, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(repr([[(name, 0.5, level)]]))
+    ((step,),) = import_policy(str(tmp_path / "list")).manifest.sub_policies
+    assert step.value == pytest.approx(value)
+
+
+def test_invert_is_solarize_at_zero() -> None:
+    image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    found = FUNCTIONS["Solarize"](image, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.uint8))
+    assert torch.equal(found, 255 - image)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "x", "{}", "[]", "[[]]", "[1]", "[[1]]",
+        "[[('Rotate', 2, 0.5)]]", "[[('Rotate', 0.5, 7)]]", "[[('Rotate', 0.5)]]",
+        "[[('Rotate', 'a', 0.5)]]", "[[('\\x1b', 0.5, 0.5)]]", "[[('Cutout', 0.5, 0.5)]]", "__import__('os').getcwd()",
+        "[[('Rotate', float('nan'), 1)]]", '[[["Rotate", NaN, 1]]]', "[" * 5000, "[[('Rotate', 1, 1)] * 99]", "\x00",
+        "[[('Rotate', 1, 1), ('Rotate', 1, 1)] for _ in 'x']", repr([[("Rotate", 1, 1)] * 9]), repr([[]] * 5000),
+    ],
+    ids=lambda text: repr(text[:24]),
+)  # fmt: skip
+def test_what_is_no_list(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(InputError) as problem:
+        import_policy(str(tmp_path / "list"))
+    assert "\n" not in str(problem.value)
