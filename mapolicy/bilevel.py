@@ -23,7 +23,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import RunConfig
 from .features import deep_features, features_and_logits, running_statistics_kept
-from .forward_mode import Losses, Parameters, Recording, directional_derivative, recorded, replay_agrees
+from .forward_mode import (
+    Losses,
+    Parameters,
+    Recording,
+    agrees_with_torch,
+    directional_derivative,
+    recorded,
+    torchs_derivative,
+)
 from .policy import PolicyNetwork, normalise_weights, reject_below_mean
 
 
@@ -53,6 +61,7 @@ def hypergradient(
     validation_loss: Losses,
     recording: Recording | None = None,
     keep_graph: bool = True,
+    own_rules: bool = True,
 ) -> Hypergradient:
     """How the validation loss after one weighted gradient step depends on the step's weights and its length.
 
@@ -69,6 +78,7 @@ def hypergradient(
         validation_loss: the mean validation loss, float [], as a function of the parameters; it must touch no buffers.
         recording: of the forward that gave `losses` (see `forward_mode.recorded`); None computes its values again.
         keep_graph: whether the graph of `losses` is still needed.
+        own_rules: False leaves the forward-mode pass to torch (see `forward_mode.agrees_with_torch`).
     """
     names, tensors = list(parameters), list(parameters.values())
     rates = alpha.detach().expand(len(names)).unbind()
@@ -82,7 +92,10 @@ def hypergradient(
     loss = validation_loss(moved)
     descent = torch.autograd.grad(loss, list(moved.values()), materialize_grads=True)
     direction = {name: rate * v for name, rate, v in zip(names, rates, descent, strict=True)}
-    slopes = directional_derivative(training_losses, parameters, direction, recording)
+    if own_rules:
+        slopes = directional_derivative(training_losses, parameters, direction, recording)
+    else:
+        slopes = torchs_derivative(training_losses, parameters, direction)
     by_tensor = torch.stack([-(v * gradient).sum() for v, gradient in zip(descent, gradients, strict=True)])
     return Hypergradient(
         weights=-slopes,
@@ -223,7 +236,7 @@ class BilevelStep:
         self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
         self.options = options or StepOptions()
         self.extractor = extractor
-        self._replays: bool | None = None
+        self._own_rules: bool | None = None  # whether they are right for this network: found out by the first batch
 
     def __call__(
         self,
@@ -313,8 +326,8 @@ class BilevelStep:
         raw, alpha = self._raw(batch, forward), self.rate()
         weights = normalise_weights(raw)
         with running_statistics_kept(network):
-            if forward.recording is not None and self._replays is None:
-                self._replays = replay_agrees(training_losses, parameters, forward.recording)
+            if self._own_rules is None:
+                self._own_rules = agrees_with_torch(training_losses, parameters, forward.recording)
             outcome = hypergradient(
                 parameters,
                 forward.losses,
@@ -322,8 +335,9 @@ class BilevelStep:
                 alpha,
                 training_losses,
                 validation_loss,
-                recording=forward.recording if self._replays else None,
+                recording=forward.recording,
                 keep_graph=not (self.options.low_memory or self.options.simultaneous or self.options.fraction < 1),
+                own_rules=self._own_rules,
             )
         self.policy_optimizer.zero_grad()
         torch.autograd.backward([weights, alpha], [outcome.weights, outcome.alpha])

@@ -11,8 +11,8 @@ They are replaced by NaN, so that a network in which one does matter gives NaN a
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -39,14 +39,15 @@ class _Entry:
 
     Attributes:
         function: which.
-        values: of a product or a ReLU its value, of a batch normalisation its input, mean and inverse deviation; empty
-            where the first of them is large and the graph does not hold it, or where it was changed in place.
-        version: torch's count of changes in place of the first value, when it was noted.
+        value: its result; None where that is large and the graph does not hold it, or where it was changed in place.
+        version: torch's count of the result's changes in place, when it was noted.
+        inputs: of a batch normalisation its input, mean and inverse deviation, which the graph holds.
     """
 
     function: Function
-    values: tuple[Tensor, ...]
+    value: Tensor | None
     version: int
+    inputs: tuple[Tensor, ...]
 
 
 @dataclass
@@ -55,9 +56,9 @@ class Recording:
 
     entries: list[_Entry] = field(default_factory=list)
 
-    def note(self, function: Function, *values: Tensor) -> None:
+    def note(self, function: Function, value: Tensor, *inputs: Tensor) -> None:
         """Take in one call."""
-        self.entries.append(_Entry(function, tuple(value.detach() for value in values), values[0]._version))
+        self.entries.append(_Entry(function, value.detach(), value._version, tuple(one.detach() for one in inputs)))
 
 
 @contextmanager
@@ -73,10 +74,11 @@ def recorded() -> Iterator[Recording]:
     with saved_tensors_hooks(pack, lambda tensor: tensor), _Recorder(recording):
         yield recording
     for entry in recording.entries:
-        value = entry.values[0]
+        value = entry.value
+        assert value is not None
         large = value.numel() > SMALL and value.untyped_storage().data_ptr() not in kept
         if large or value._version != entry.version:
-            entry.values = ()
+            entry.value = None
 
 
 def directional_derivative(
@@ -94,24 +96,34 @@ def directional_derivative(
     Raises:
         ReplayError: the function does not do what was recorded.
     """
-    _load_rules()
-    replay = nullcontext() if recording is None else _Replayer(recording)
-    with forward_ad.dual_level():
-        at = {name: forward_ad.make_dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
-        with replay:
-            value, tangent = forward_ad.unpack_dual(function(at))
-        return torch.zeros_like(value) if tangent is None else tangent.detach()
+    return _derivative(function, parameters, direction, _Rules(recording))
 
 
-def replay_agrees(function: Losses, parameters: Parameters, recording: Recording) -> bool:
-    """Whether the derivative that replays the recording is the one that computes all values again, up to rounding."""
+def agrees_with_torch(function: Losses, parameters: Parameters, recording: Recording | None = None) -> bool:
+    """Whether `directional_derivative` gives what torch's own forward mode gives, up to rounding."""
     direction = {name: tensor.detach().abs() + 0.01 for name, tensor in parameters.items()}
     try:
-        replayed = directional_derivative(function, parameters, direction, recording)
+        ours = directional_derivative(function, parameters, direction, recording)
     except RuntimeError:  # another function, or another shape
         return False
-    computed = directional_derivative(function, parameters, direction)
-    return bool((replayed - computed).norm() <= AGREEMENT * computed.norm())
+    torchs = torchs_derivative(function, parameters, direction)
+    return bool((ours - torchs).norm() <= AGREEMENT * torchs.norm())
+
+
+def torchs_derivative(function: Losses, parameters: Parameters, direction: Parameters) -> Tensor:
+    """As `directional_derivative`, by torch's own forward mode throughout."""
+    return _derivative(function, parameters, direction, nullcontext())
+
+
+def _derivative(
+    function: Losses, parameters: Parameters, direction: Parameters, rules: AbstractContextManager[Any]
+) -> Tensor:
+    _load_torchs_rules()
+    with forward_ad.dual_level():
+        at = {name: forward_ad.make_dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
+        with rules:
+            value, tangent = forward_ad.unpack_dual(function(at))
+        return torch.zeros_like(value) if tangent is None else tangent.detach()
 
 
 class ReplayError(RuntimeError):
@@ -119,7 +131,7 @@ class ReplayError(RuntimeError):
 
 
 @cache
-def _load_rules() -> None:
+def _load_torchs_rules() -> None:
     # torch loads its forward-mode rules at the first use, and in doing so warns of its own use of torch.jit.script.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
@@ -139,6 +151,18 @@ class _Normalisation:
     momentum: float = 0.1
     eps: float = 1e-5
 
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, mean and inverse deviation, by the kernel of `F.batch_norm`, which keeps the statistics to itself."""
+        value, mean, inverse = torch.native_batch_norm(
+            self.input, self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps
+        )
+        return value, mean, inverse
+
+    def at_values(self) -> "_Normalisation":
+        """The same without tangents."""
+        weight, bias = (None if factor is None else _value(factor) for factor in (self.weight, self.bias))
+        return replace(self, input=_value(self.input), weight=weight, bias=bias)
+
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, recording: Recording) -> None:
@@ -150,11 +174,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if function is F.batch_norm and (call := _Normalisation(*args, **kwargs)).training:
-            # The same kernel as F.batch_norm's, which keeps the statistics to itself.
-            value, mean, inverse = torch.native_batch_norm(
-                call.input, call.weight, call.bias, call.running_mean, call.running_var, True, call.momentum, call.eps
-            )
-            self._recording.note(function, call.input, mean, inverse)
+            value, mean, inverse = call.compute()
+            self._recording.note(function, value, call.input, mean, inverse)
             return value
         value = function(*args, **kwargs)
         if function in PRODUCTS or function is F.relu:
@@ -162,12 +183,15 @@ class _Recorder(TorchFunctionMode):
         return value
 
 
-class _Replayer(TorchFunctionMode):
-    """Computes tangents of the functions that were recorded, and leaves all others to torch."""
+class _Rules(TorchFunctionMode):
+    """Forward mode of products, ReLU and batch normalisation; all other functions are torch's.
 
-    def __init__(self, recording: Recording) -> None:
+    Their values are taken from the recording where there is one.
+    """
+
+    def __init__(self, recording: Recording | None) -> None:
         super().__init__()
-        self._entries = iter(recording.entries)
+        self._entries = None if recording is None else iter(recording.entries)
 
     def __torch_function__(
         self, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -181,58 +205,68 @@ class _Replayer(TorchFunctionMode):
             return self._normalisation(call)
         return function(*args, **kwargs)
 
-    def _next(self, function: Function) -> tuple[Tensor, ...]:
+    def _next(self, function: Function) -> _Entry | None:
+        """What was recorded of the next call; None if nothing is recorded at all."""
+        if self._entries is None:
+            return None
         entry = next(self._entries, None)
         if entry is None or entry.function is not function:
             raise ReplayError(f"the network calls {function.__name__} where it did not before")
-        return entry.values
+        return entry
 
     def _product(
         self, function: Function, input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any
     ) -> Tensor:
-        values = self._next(function)
+        entry = self._next(function)
         terms: list[Tensor] = []
         if (change := _tangent(weight)) is not None:
             terms.append(function(_value(input), change, None, *rest, **options))
         if (change := _tangent(input)) is not None:
             terms.append(function(change, _value(weight), None, *rest, **options))
+        if entry is None or not terms:
+            fixed = None if bias is None else _value(bias)
+            value: Tensor = function(_value(input), _value(weight), fixed, *rest, **options)
         if not terms:
-            value: Tensor = function(input, weight, bias, *rest, **options)
             return value
         tangent = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
         if bias is not None and (change := _tangent(bias)) is not None:
             tangent = tangent.add_(change if function is F.linear else change[:, None, None])
-        return _dual(values[0] if values else torch.full_like(tangent, torch.nan), tangent)
+        return _dual(value if entry is None else _known(entry, tangent), tangent)
 
     def _relu(self, input: Tensor) -> Tensor:
-        values, change = self._next(F.relu), _tangent(input)
-        if not values or change is None:
+        entry, change = self._next(F.relu), _tangent(input)
+        if change is None:
             return F.relu(input)
-        return _dual(values[0], torch.ops.aten.threshold_backward(change, values[0], 0))
+        value = entry.value if entry is not None and entry.value is not None else F.relu(_value(input))
+        return _dual(value, torch.ops.aten.threshold_backward(change, value, 0))
 
     def _normalisation(self, call: _Normalisation) -> Tensor:
-        values = self._next(F.batch_norm)
-        if not values:
-            return F.batch_norm(**vars(call))
-        input, mean, inverse = values
+        entry, change = self._next(F.batch_norm), _tangent(call.input)
+        if entry is None:
+            input = _value(call.input)
+            value, mean, inverse = call.at_values().compute()
+        else:
+            input, mean, inverse = entry.inputs
         shape = (1, -1) + (1,) * (input.ndim - 2)
         nothing = torch.zeros_like(inverse)
-        weight, bias = (
-            (plain, nothing) if factor is None else forward_ad.unpack_dual(factor)
-            for factor, plain in ((call.weight, torch.ones_like(inverse)), (call.bias, nothing))
-        )
-        scale = weight[0] * inverse
-        value = torch.addcmul((bias[0] - mean * scale).view(shape), input, scale.view(shape))
-        change = _tangent(call.input)
-        slope = nothing if weight[1] is None else weight[1] * inverse
-        offset = -mean * slope if bias[1] is None else bias[1] - mean * slope
+        weight, weight_change = (None, None) if call.weight is None else forward_ad.unpack_dual(call.weight)
+        bias_change = None if call.bias is None else _tangent(call.bias)
+        slope = nothing if weight_change is None else weight_change * inverse
+        offset = -mean * slope if bias_change is None else bias_change - mean * slope
         if change is None:
-            return _dual(value, torch.addcmul(offset.view(shape), input, slope.view(shape)))
-        # By its input a batch normalisation's derivative is a symmetric matrix: the backward kernel gives the tangent.
-        tangent = torch.ops.aten.native_batch_norm_backward(
-            change, input, weight[0], None, None, mean, inverse, True, call.eps, [True, False, False]
-        )[0]
-        return _dual(value, tangent.addcmul_(input, slope.view(shape)).add_(offset.view(shape)))
+            tangent = torch.addcmul(offset.view(shape), input, slope.view(shape))
+        else:
+            # By its input, batch normalisation's derivative is a symmetric matrix: its backward gives the tangent.
+            tangent = torch.ops.aten.native_batch_norm_backward(
+                change, input, weight, None, None, mean, inverse, True, call.eps, [True, False, False]
+            )[0]
+            tangent = tangent.addcmul_(input, slope.view(shape)).add_(offset.view(shape))
+        return _dual(value if entry is None else _known(entry, tangent), tangent)
+
+
+def _known(entry: _Entry, like: Tensor) -> Tensor:
+    """The value that was recorded, or NaN in its place."""
+    return torch.full_like(like, torch.nan) if entry.value is None else entry.value
 
 
 def _value(tensor: Tensor) -> Tensor:

@@ -193,13 +193,13 @@ def test_what_the_forward_has_computed_is_not_computed_again(arch: str) -> None:
     step = case.step()
     expected = case.double_backward()
     case.run(step)
-    assert step._replays
+    assert step._own_rules
     for name, parameter in case.policy.named_parameters():
         assert relative_error(parameter.grad, expected[name]) < 1e-9, name
 
 
 def test_a_network_that_cannot_be_replayed_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapolicy.bilevel.replay_agrees", lambda *_: False)
+    monkeypatch.setattr("mapolicy.bilevel.agrees_with_torch", lambda *_: False)
     case = Case()
     expected = case.double_backward()
     case.run(case.step())
@@ -248,7 +248,7 @@ def test_low_memory_keeps_no_graph_during_the_validation_pass(low: bool) -> None
 
     case = Case()
     step = case.step(low_memory=low)
-    step._replays = False  # a recording has hooks of its own
+    step._own_rules = False  # a recording has hooks of its own
     forward = step._forward
     step._forward = lambda batch, records=False: forward(batch)
     case.network.conv1.register_forward_pre_hook(

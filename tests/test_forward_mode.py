@@ -10,7 +10,7 @@ from torch.func import functional_call, jvp
 import mapolicy.models  # noqa: F401 - registers wrn10_1
 from mapolicy import forward_mode
 from mapolicy.features import running_statistics_kept
-from mapolicy.forward_mode import ReplayError, directional_derivative, recorded, replay_agrees
+from mapolicy.forward_mode import ReplayError, agrees_with_torch, directional_derivative, recorded, torchs_derivative
 
 
 class Odd(nn.Module):
@@ -79,14 +79,16 @@ def test_replayed_equals_torchs_forward_mode(odd) -> None:
     losses, parameters, direction = odd
     primals = {name: tensor.detach() for name, tensor in parameters.items()}
     expected = jvp(losses, (primals,), (direction,))[1]
-    torch.testing.assert_close(directional_derivative(losses, parameters, direction), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(torchs_derivative(losses, parameters, direction), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(directional_derivative(losses, parameters, direction), expected, rtol=1e-10, atol=1e-12)
+    assert agrees_with_torch(losses, parameters)
     with recorded() as recording:
         kept = losses(parameters)
-    assert [bool(entry.values) for entry in recording.entries].count(False) == 1, "the sum in place"
+    assert [entry.value is None for entry in recording.entries].count(True) == 2, "changed in place"
     torch.testing.assert_close(
         directional_derivative(losses, parameters, direction, recording), expected, rtol=1e-10, atol=1e-12
     )
-    assert replay_agrees(losses, parameters, recording)
+    assert agrees_with_torch(losses, parameters, recording)
     assert kept.requires_grad
 
 
@@ -98,7 +100,7 @@ def test_recording_changes_neither_values_nor_gradients(odd) -> None:
     assert torch.equal(plain, kept)
     expected = torch.autograd.grad(plain.sum(), list(parameters.values()))
     first = torch.autograd.grad(kept.sum(), list(parameters.values()), retain_graph=True)
-    replay_agrees(losses, parameters, recording)
+    agrees_with_torch(losses, parameters, recording)
     again = torch.autograd.grad(kept.sum(), list(parameters.values()))
     for wanted, one, two in zip(expected, first, again, strict=True):
         assert torch.equal(wanted, one)
@@ -109,11 +111,11 @@ def test_another_network_or_other_values_do_not_agree(odd) -> None:
     losses, parameters, _ = odd
     with recorded() as recording:
         losses(parameters)
-    recording.entries[0].values[0].mul_(1.5)
-    assert not replay_agrees(losses, parameters, recording)
+    recording.entries[0].value.mul_(1.5)
+    assert not agrees_with_torch(losses, parameters, recording)
     other = timm.create_model("wrn10_1", num_classes=3).double()
     other_losses = losses_of(other, torch.randn(4, 3, 8, 8, dtype=torch.float64))
-    assert not replay_agrees(other_losses, trained_parameters(other), recording)
+    assert not agrees_with_torch(other_losses, trained_parameters(other), recording)
     with pytest.raises(ReplayError, match="calls linear where it did not before"):
         directional_derivative(
             lambda at: F.linear(at["w"], at["w"]), {"w": torch.eye(2)}, {"w": torch.eye(2)}, recording
@@ -133,8 +135,8 @@ def test_a_value_that_is_missing_and_matters_is_noticed(monkeypatch: pytest.Monk
     at = dict(layer.named_parameters())
     with recorded() as recording:
         function(at)
-    assert not recording.entries[0].values
-    assert not replay_agrees(function, at, recording)
+    assert recording.entries[0].value is None
+    assert not agrees_with_torch(function, at, recording)
     assert directional_derivative(function, at, at, recording).isnan().all()
 
 
@@ -160,7 +162,7 @@ def test_a_recording_holds_no_more_than_the_graph(monkeypatch: pytest.MonkeyPatc
     beyond = [
         entry
         for entry in recording.entries
-        if entry.values and entry.values[0].untyped_storage().data_ptr() not in kept
+        if entry.value is not None and entry.value.untyped_storage().data_ptr() not in kept
     ]
     assert len(kept) > 20
     assert bool(beyond) == (small > 0)
