@@ -270,6 +270,8 @@ class BilevelStep:
     def _step(self, batch: _Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
         options, network = self.options, self.network
         learned, old_raw = None, None
+        if validation is not None and options.low_memory:
+            self._check_rules(batch, None)  # while there is no graph beside it
         if validation is not None and options.fraction < 1:
             part, count = batch.part(options.fraction), _share(len(validation[1]), options.fraction)
             with running_statistics_kept(network):
@@ -314,10 +316,7 @@ class BilevelStep:
     ) -> tuple[Hypergradient, Tensor]:
         """Update theta and alpha (Eq. 2 and 3); also the old theta's raw outputs, float [n]."""
         network, parameters = self.network, self._parameters()
-
-        def training_losses(at: Parameters) -> Tensor:
-            torch.manual_seed(batch.noise_seed)
-            return F.cross_entropy(functional_call(network, dict(at), (batch.images,)), batch.labels, reduction="none")
+        training_losses = self._training_losses(batch)
 
         def validation_loss(at: Parameters) -> Tensor:
             torch.manual_seed(batch.noise_seed + 1)
@@ -326,8 +325,7 @@ class BilevelStep:
         raw, alpha = self._raw(batch, forward), self.rate()
         weights = normalise_weights(raw)
         with running_statistics_kept(network):
-            if self._own_rules is None:
-                self._own_rules = agrees_with_torch(training_losses, parameters, forward.recording)
+            self._check_rules(batch, forward.recording)
             outcome = hypergradient(
                 parameters,
                 forward.losses,
@@ -337,12 +335,28 @@ class BilevelStep:
                 validation_loss,
                 recording=forward.recording,
                 keep_graph=not (self.options.low_memory or self.options.simultaneous or self.options.fraction < 1),
-                own_rules=self._own_rules,
+                own_rules=bool(self._own_rules),
             )
         self.policy_optimizer.zero_grad()
         torch.autograd.backward([weights, alpha], [outcome.weights, outcome.alpha])
         self.policy_optimizer.step()
         return outcome, raw.detach()
+
+    def _training_losses(self, batch: _Batch) -> Losses:
+        """The losses of `_forward` as a function of the parameters, with the same noise."""
+        network = self.network
+
+        def losses(at: Parameters) -> Tensor:
+            torch.manual_seed(batch.noise_seed)
+            return F.cross_entropy(functional_call(network, dict(at), (batch.images,)), batch.labels, reduction="none")
+
+        return losses
+
+    def _check_rules(self, batch: _Batch, recording: Recording | None) -> None:
+        """Find out, once, whether the forward-mode rules of our own are right for this network."""
+        if self._own_rules is None:
+            with running_statistics_kept(self.network):
+                self._own_rules = agrees_with_torch(self._training_losses(batch), self._parameters(), recording)
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}

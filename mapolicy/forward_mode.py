@@ -27,7 +27,7 @@ Parameters = Mapping[str, Tensor]
 Losses = Callable[[dict[str, Tensor]], Tensor]
 Function = Callable[..., Any]
 
-SMALL = 2**20  # values that are kept even if the graph does not hold them
+SMALL = 2**18  # values that are kept even if the graph does not hold them
 AGREEMENT = 1e-3  # relative; rounding in float32 is a hundred times smaller
 
 PRODUCTS: tuple[Function, ...] = (torch.conv2d, F.linear)
