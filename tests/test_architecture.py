@@ -22,7 +22,7 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
     "errors space reporting models models.wide_resnet",
-    "config features files operations refusal runtime",
+    "config features files limits operations refusal runtime",
     "canonical_json images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
     "access augment bundle_format checkpoint datasets optimisation timm_datasets",

@@ -185,7 +185,15 @@ HOSTILE = {
     "A18 extractor tensor extra": ({}, {"extractor.zzz.weight": raw([1.0])}, "'extractor.zzz.weight' is not one of"),
     "A18 no extractor": ({}, {"extractor.ALL": DELETE}, "of test_resnet is missing"),
     "A19 extractor of another shape": ({}, {"extractor.FIRST": raw(np.zeros((2, 2)))}, "shape (2, 2), expected ("),
-    "A19 classes of another number": ({"dataset.classes": ["a", "b"]}, {}, "expected (2"),
+    "A19 classes of another number": (
+        {
+            "dataset.classes": ["a", "b"],
+            "dataset.split.train_per_class": 0.0,
+            "dataset.split.validation_per_class": 2.0,
+        },
+        {},
+        "expected (2",
+    ),
     "A19 channels of another number": (
         {"input.channels": 3, "input.mean": [0.5] * 3, "input.std": [0.5] * 3},
         {},
@@ -214,13 +222,21 @@ HOSTILE = {
     "A29 a billion parameters": (
         {"extractor.arch": "vit_giant_patch14_224"},
         {},
-        "parameters, more than the 500000000 allowed",
+        "parameters, more than ...; if you trust its sender, add --limit parameters=1010656132 (in Python: Limits)",
     ),
     "A29 a large arch": ({"extractor.arch": "vit_large_patch16_224"}, {}, "vit_large_patch16_224 has 1024"),
     "A29 pixels without end": (
         {"extractor.arch": "vit_base_patch16_224", "extractor.model_args": {"img_size": 4096, "patch_size": 1}},
         {},
-        "more than the 500000000 allowed",
+        "12969964036 parameters, more than",
+    ),
+    "A29 buffers without end, which need not be in the file": (
+        {
+            "extractor.arch": "swin_tiny_patch4_window7_224",
+            "extractor.model_args": {"img_size": 1024, "window_size": 128},
+        },
+        {},
+        "swin_tiny_patch4_window7_224 has 2280262382 parameters, more than",
     ),
 }
 
