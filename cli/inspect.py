@@ -8,6 +8,7 @@ import numpy as np
 import typer
 
 from ..bundle_format import ALPHA, MEANS, PROBABILITIES, read_bundle
+from ..limits import Limits
 from ..manifest import Manifest
 from ..tensor_container import RawTensor
 from . import display, options
@@ -18,7 +19,8 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameter
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", metavar="FILE")],
-    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -26,7 +28,7 @@ def inspect(
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
-    manifest, tensors = read_bundle(bundle, expect_digest)
+    manifest, tensors = read_bundle(bundle, expect_digest, Limits.of(limits or ()))
     facts = describe(manifest, tensors, bundle.stat().st_size)
     if as_json:
         display.print_json(facts)

@@ -7,6 +7,7 @@ import typer
 
 from ..config import TrainConfig
 from ..errors import UsageError
+from ..limits import Limits
 from . import display, options
 
 
@@ -21,7 +22,15 @@ def train(
     include_validation: Annotated[
         bool, typer.Option("--include-validation", help="Train on the meta-validation images too.")
     ] = False,
-    expect_digest: Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")] = None,
+    expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
+    allow_dataset_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-dataset-mismatch",
+            help="Use a bundle of other data: without its split, so that images it learned from may be tested on.",
+        ),
+    ] = False,
     recipe: options.Recipe = None,
     settings: options.Settings = None,
     model_arguments: options.ModelArguments = None,
@@ -52,12 +61,12 @@ def train(
         "device": device,
         "skip_corrupt": skip_corrupt or None,
     }
-    content, bundle_settings = None, {}
+    content, bundle_settings, allowed = None, {}, Limits.of(limits or ())
     if bundle is not None:
         from ..bundle_format import read_bundle
 
         # The format is checked before torch is imported, which takes seconds; the architecture after.
-        content = read_bundle(bundle, expect_digest)
+        content = read_bundle(bundle, expect_digest, allowed)
         bundle_settings = content[0].data_settings()
         if dataset is None and "/" in bundle_settings["dataset"]:
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
@@ -67,6 +76,9 @@ def train(
     )
     if config.policy == "learned" and content is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
+    if allow_dataset_mismatch and config.mode == "finetune":
+        why = "a fine-tuned bundle would name a data set that its policy was not learned on"
+        raise UsageError("--allow-dataset-mismatch", why, "use --mode frozen, or search on this data set")
     if out is not None and config.mode != "finetune":
         raise UsageError("--out", "only fine-tuning makes a new bundle", "add --mode finetune or leave --out out")
     label = config.policy if config.policy != "learned" else config.mode
@@ -80,8 +92,8 @@ def train(
     from ..train import train_network
 
     reporter = display.reporter(quiet, recipe_source)
-    source = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle))
-    result = train_network(config, source, reporter, run_dir, resume, overwrite=force)
+    source = None if content is None else PolicyBundle.from_raw(*content, str(bundle), allowed)
+    result = train_network(config, source, reporter, run_dir, resume, force, allow_dataset_mismatch)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)
@@ -105,6 +117,8 @@ def train(
     }
     if result.digest is not None:
         lines["bundle's digest"] = result.digest
+    if result.dataset_mismatch:
+        lines["data set"] = f"not the bundle's: {'; '.join(result.dataset_mismatch)}"
     if refined:
         lines |= {"refined bundle": refined["refined_bundle"], "its digest": refined["refined_digest"]}
     display.print_figures(lines)
