@@ -283,7 +283,13 @@ class ManifestDraft(_Part):
     run: Run = Field(description="what the search took")
     results: Annotated[
         dict[Identifier, Annotated[float, Field(ge=-1e12, le=1e12)]],
-        Field(max_length=MAX_KEYS, json_schema_extra={"required": ["validation_top1"]}),
+        Field(
+            max_length=MAX_KEYS,
+            json_schema_extra={
+                "required": ["validation_top1"],
+                "properties": {"validation_top1": {"minimum": 0, "maximum": 100}},
+            },
+        ),
     ] = Field(description="figures of the search; `validation_top1` is the proxy's accuracy, per cent, for the record")
     licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
     note: Note = Field(description="free text; its only control character is the line break")
@@ -394,6 +400,8 @@ def json_schema() -> dict[str, Any]:
         part.pop("title")
         for each in part["properties"].values():
             each.pop("title", None)
+            if "patternProperties" in each:  # a key that the pattern does not match is not just one without a rule
+                each["additionalProperties"] = False
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"mapolicy bundle, format {FORMAT}"}
     return head | schema
 
