@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from mapolicy import PolicyAugment, PolicyBundle, Transformation, reuse, search_policy, train_network
-from mapolicy.policies import SampledTransformations
 from mapolicy.features import features_and_logits
 from mapolicy.folding import agree
 from mapolicy.iteration import WeightedIteration
 from mapolicy.pipeline import AugmentedBatch
+from mapolicy.policies import SampledTransformations
 from mapolicy.reuse import FrozenExtractor, FrozenWeights, extractor_dtype
 from mapolicy.sampler import TransformationSampler
 from mapolicy.task import Task
