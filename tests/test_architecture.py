@@ -224,7 +224,10 @@ def test_listed_packages_are_the_folders() -> None:
 
 def test_data_files_are_packaged() -> None:
     data = project()["tool"]["setuptools"]["package-data"]
-    assert data == {"mapolicy": ["py.typed", "bundle.schema.json"], "mapolicy.recipes": ["*.toml"]}
+    assert data == {
+        "mapolicy": ["py.typed", "bundle.schema.json", "dataset-level.schema.json"],
+        "mapolicy.recipes": ["*.toml"],
+    }
     assert (ROOT / "mapolicy" / "py.typed").is_file()
     for package, folder in FOLDERS.items():
         others = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
