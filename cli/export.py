@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from .. import hub
-from ..bundle_format import MAX_BYTES, parse_bundle
+from ..bundle_format import parse_bundle
 from ..errors import UsageError
 from ..export import FORMS, losses
 from ..export import export as write_policy
 from ..files import write_atomically
+from ..limits import Limits
 from . import display, options
 
 
@@ -19,6 +20,7 @@ def export(
     form: Annotated[str, typer.Option("--to", help="torchvision or albumentations.")] = "torchvision",
     out: Annotated[Path | None, typer.Option(help="The policy's file.", metavar="FILE")] = None,
     expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -31,8 +33,9 @@ def export(
         raise UsageError("--to", f"{form!r} is not one of {', '.join(FORMS)}")
     out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}_{form}{FORMS[form]}"
     options.claim(out, force, resume=False, flag="--out")
-    fetched = hub.fetch(bundle, MAX_BYTES)
-    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest)
+    allowed = Limits.of(limits or ())
+    fetched = hub.fetch(bundle, allowed)
+    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
     write_atomically(out, write_policy(manifest, tensors, form).encode())
     if as_json:
         display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(losses(form))})

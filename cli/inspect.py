@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from .. import hub
-from ..bundle_format import ALPHA, MAX_BYTES, MEANS, PROBABILITIES, parse_bundle
+from ..bundle_format import ALPHA, MEANS, PROBABILITIES, parse_bundle
+from ..limits import Limits
 from ..manifest import Manifest
 from ..published import DatasetPolicy, Step, has_magnitude, is_published
 from ..tensor_container import RawTensor
@@ -20,6 +21,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameter
 def inspect(
     bundle: options.BundleArgument,
     expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -27,11 +29,13 @@ def inspect(
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
-    fetched = hub.fetch(bundle, MAX_BYTES)
-    if is_published(fetched):
-        _inspect_list(DatasetPolicy.from_fetched(fetched, expect_digest), len(fetched.content), as_json)
+    allowed = Limits.of(limits or ())
+    fetched = hub.fetch(bundle, allowed)
+    if is_published(fetched, allowed):
+        policy = DatasetPolicy.from_fetched(fetched, expect_digest, allowed)
+        _inspect_list(policy, len(fetched.content), as_json)
         return
-    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest)
+    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
     facts = {"bundle": fetched.origin, **describe(manifest, tensors, len(fetched.content))}
     if as_json:
         display.print_json(facts)

@@ -1,5 +1,6 @@
 """The `mapolicy` command: its subcommands, and the one place where errors become a line and an exit code."""
 
+import io
 import os
 import sys
 import traceback
@@ -38,6 +39,9 @@ app.add_typer(bench.app, name="bench")
 def main() -> NoReturn:
     """Run the command line and exit as the table of exit codes says."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding does not have are escaped
+            stream.reconfigure(errors="backslashreplace")
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:

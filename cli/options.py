@@ -17,7 +17,6 @@ Config = TypeVar("Config", bound=RunConfig)
 
 SOURCES = "a file, hf://NAMESPACE/NAME[/FILE][@REVISION] or https://..."
 BundleArgument = Annotated[str, typer.Argument(help=f"The bundle: {SOURCES}", metavar="FILE")]
-ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.")]
 ExtractorDtype = Annotated[
     str | None, typer.Option(help="What the extractor is stored in: float32, float16 or bfloat16.")
 ]
@@ -35,6 +34,13 @@ Fast = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of everything but the splits.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.")]
+ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.", metavar="SHA256")]
+BundleLimits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit", help="Allow a large bundle: file_bytes, header_bytes, tensors, parameters.", metavar="NAME=NUMBER"
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]

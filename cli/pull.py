@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from .. import hub
-from ..bundle_format import MAX_BYTES, parse_bundle
+from ..bundle_format import parse_bundle
 from ..files import write_atomically
+from ..limits import Limits
 from ..published import DatasetPolicy, is_published
 from . import display, options
 
@@ -16,6 +17,7 @@ def pull(
     bundle: options.BundleArgument,
     out: Annotated[Path | None, typer.Option(help="Where to keep it.", metavar="FILE")] = None,
     expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -26,11 +28,12 @@ def pull(
     """
     out = out or Path("artifacts") / options.file_name(bundle)
     options.claim(out, force, resume=False, flag="--out")
-    fetched = hub.fetch(bundle, MAX_BYTES)
-    if is_published(fetched):
-        digest = DatasetPolicy.from_fetched(fetched, expect_digest).digest
+    allowed = Limits.of(limits or ())
+    fetched = hub.fetch(bundle, allowed)
+    if is_published(fetched, allowed):
+        digest = DatasetPolicy.from_fetched(fetched, expect_digest, allowed).digest
     else:
-        digest = parse_bundle(fetched.content, fetched.source, expect_digest)[0].digest
+        digest = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)[0].digest
     write_atomically(out, fetched.content)
     facts = {"bundle": str(out), "digest": digest, "from": fetched.origin}
     if fetched.commit is not None:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from .. import hub
-from ..bundle_format import MAX_BYTES, parse_bundle
-from ..files import read_regular_file, write_atomically
+from ..bundle_format import parse_bundle
+from ..files import write_atomically
+from ..limits import Limits
 from ..manifest import Manifest
 from ..published import DatasetPolicy, PublishedManifest, is_published
 from . import display, options
@@ -25,6 +26,7 @@ def push(
     card_only: Annotated[
         Path | None, typer.Option(help="Write card and picture here instead of pushing.", metavar="DIR")
     ] = None,
+    limits: options.BundleLimits = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -33,18 +35,18 @@ def push(
     Example: mapolicy push artifacts/c100.safetensors birdlab/cifar100-policy
     """
     hub.check_repository(repository)
-    content = read_regular_file(bundle, MAX_BYTES)
-    fetched = hub.Fetched(content, str(bundle), str(bundle))
+    allowed = Limits.of(limits or ())
+    fetched = hub.fetch(bundle, allowed)
 
     from ..card import dataset_policy_card, heat_map, measured, model_card
 
     manifest: Manifest | PublishedManifest
-    if is_published(fetched):
-        manifest = DatasetPolicy.from_fetched(fetched).manifest
+    if is_published(fetched, allowed):
+        manifest = DatasetPolicy.from_fetched(fetched, limits=allowed).manifest
         rows = [measured(folder, manifest.digest) for folder in runs or []]
         pages = {hub.CARD_FILE: dataset_policy_card(manifest, repository, licence, rows).encode()}
     else:
-        manifest, tensors = parse_bundle(content, str(bundle))
+        manifest, tensors = parse_bundle(fetched.content, fetched.source, limits=allowed)
         rows = [measured(folder, manifest.digest) for folder in runs or []]
         pages = {
             hub.CARD_FILE: model_card(manifest, tensors, repository, licence, rows).encode(),
@@ -55,7 +57,7 @@ def push(
             write_atomically(card_only / name, page)
         facts = {"card": str(card_only / hub.CARD_FILE), "digest": manifest.digest}
     else:
-        files = {hub.BUNDLE_FILE: content, **pages}
+        files = {hub.BUNDLE_FILE: fetched.content, **pages}
         commit = hub.publish(repository, files, f"Policy {manifest.digest[:12]}", private)
         facts = {"bundle": f"hf://{repository}@{commit}", "commit": commit, "digest": manifest.digest}
     if as_json:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from .. import hub
-from ..bundle_format import MAX_BYTES, parse_bundle
+from ..bundle_format import parse_bundle
 from ..errors import UsageError
+from ..limits import Limits
 from ..manifest import DTYPES
 from . import display, options
 
@@ -17,6 +18,7 @@ def slim(
     out: Annotated[Path | None, typer.Option(help="The smaller bundle.", metavar="FILE")] = None,
     extractor_dtype: options.ExtractorDtype = None,
     expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -30,13 +32,14 @@ def slim(
         raise UsageError("--extractor-dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
     out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}-slim.safetensors"
     options.claim(out, force, resume=False, flag="--out")
-    fetched = hub.fetch(bundle, MAX_BYTES)
-    content = parse_bundle(fetched.content, fetched.source, expect_digest)
+    allowed = Limits.of(limits or ())
+    fetched = hub.fetch(bundle, allowed)
+    content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
 
     from ..bundle import PolicyBundle
     from ..slim import slim as make_slim
 
-    whole = PolicyBundle.from_raw(*content, source=fetched.source, origin=fetched.origin)
+    whole = PolicyBundle.from_raw(*content, fetched.source, allowed, fetched.origin)
     smaller, effect = make_slim(whole, dtype)
     smaller.save(out)
     size = out.stat().st_size

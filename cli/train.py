@@ -8,6 +8,7 @@ import typer
 from .. import hub
 from ..config import TrainConfig
 from ..errors import UsageError
+from ..limits import Limits
 from . import display, options
 
 
@@ -23,6 +24,14 @@ def train(
         bool, typer.Option("--include-validation", help="Train on the meta-validation images too.")
     ] = False,
     expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
+    allow_dataset_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-dataset-mismatch",
+            help="Use a bundle of other data: without its split, so that images it learned from may be tested on.",
+        ),
+    ] = False,
     recipe: options.Recipe = None,
     settings: options.Settings = None,
     model_arguments: options.ModelArguments = None,
@@ -55,17 +64,18 @@ def train(
         "skip_corrupt": skip_corrupt or None,
     }
     content, listed, origin, bundle_settings = None, None, "", {}
+    allowed = Limits.of(limits or ())
     if bundle is not None:
-        from ..bundle_format import MAX_BYTES, parse_bundle
+        from ..bundle_format import parse_bundle
         from ..published import DatasetPolicy, is_published
 
         # The format is checked before torch is imported, which takes seconds; the architecture after.
-        fetched = hub.fetch(bundle, MAX_BYTES)
+        fetched = hub.fetch(bundle, allowed)
         origin = fetched.origin
-        if is_published(fetched):
-            listed = DatasetPolicy.from_fetched(fetched, expect_digest)
+        if is_published(fetched, allowed):
+            listed = DatasetPolicy.from_fetched(fetched, expect_digest, allowed)
         else:
-            content = parse_bundle(fetched.content, fetched.source, expect_digest)
+            content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
             bundle_settings = content[0].data_settings()
         if dataset is None and listed is None and "/" in bundle_settings["dataset"]:
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
@@ -75,6 +85,9 @@ def train(
     )
     if config.policy == "learned" and content is None and listed is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
+    if allow_dataset_mismatch and config.mode == "finetune":
+        why = "a fine-tuned bundle would name a data set that its policy was not learned on"
+        raise UsageError("--allow-dataset-mismatch", why, "use --mode frozen, or search on this data set")
     if out is not None and config.mode != "finetune":
         raise UsageError("--out", "only fine-tuning makes a new bundle", "add --mode finetune or leave --out out")
     label = config.policy if config.policy != "learned" else config.mode
@@ -90,8 +103,8 @@ def train(
     reporter = display.reporter(quiet, recipe_source)
     if origin != str(bundle):
         reporter.facts = {**reporter.facts, "bundle": origin}  # what a branch's name stood for
-    searched = None if content is None else PolicyBundle.from_raw(*content, source=str(bundle), origin=origin)
-    result = train_network(config, searched or listed, reporter, run_dir, resume, overwrite=force)
+    searched = None if content is None else PolicyBundle.from_raw(*content, str(bundle), allowed, origin)
+    result = train_network(config, searched or listed, reporter, run_dir, resume, force, allow_dataset_mismatch)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)
@@ -115,6 +128,8 @@ def train(
     }
     if result.digest is not None:
         lines["bundle's digest"] = result.digest
+    if result.dataset_mismatch:
+        lines["data set"] = f"not the bundle's: {'; '.join(result.dataset_mismatch)}"
     if refined:
         lines |= {"refined bundle": refined["refined_bundle"], "its digest": refined["refined_digest"]}
     display.print_figures(lines)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .bundle import PolicyBundle as PolicyBundle
     from .config import SearchConfig as SearchConfig
     from .config import TrainConfig as TrainConfig
+    from .limits import Limits as Limits
     from .operations import OPERATIONS as OPERATIONS
     from .operations import apply_operation as apply_operation
     from .policy import PolicyNetwork as PolicyNetwork
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .transformation import Transformation as Transformation
 
 _HOMES = {
+    "Limits": "limits",
     "OPERATIONS": "operations",
     "PolicyAugment": "adapters",
     "PolicyBundle": "bundle",

@@ -8,8 +8,9 @@ architecture is checked, without weights, before a network is built. Nothing in 
 name a file or an address to open.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -20,20 +21,24 @@ from torch import Tensor, nn
 from . import bundle_format, files, hub
 from .bundle_format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
 from .errors import UsageError
+from .features import deep_features
+from .limits import Limits
 from .manifest import Extractor, Manifest, ManifestDraft
 from .networks import build_network
 from .policy import PolicyNetwork
 from .refusal import refused, shown
 from .tensor_container import RawTensor
 
-# Five times ViT-Base: what a machine that trains on one device can keep beside the network it trains.
-MAX_PARAMETERS = 500_000_000
+# Beyond it the policy network's products could overflow (`bundle_format.MAX_POLICY`).
+MAX_FEATURE = 1e12
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def check_extractor(extractor: Extractor, classes: int, channels: int, source: str) -> nn.Module:
+def check_extractor(
+    extractor: Extractor, classes: int, channels: int, source: str, limits: Limits | None = None
+) -> nn.Module:
     """The extractor without weights (on the meta device), if its arch and arguments may stand in a bundle.
 
     A search calls it before it starts, so that no search ends in a bundle that cannot be loaded.
@@ -43,16 +48,19 @@ def check_extractor(extractor: Extractor, classes: int, channels: int, source: s
         classes: logits of the proxy.
         channels: of the images.
         source: whose extractor it is, for the error.
+        limits: of its parameters; None takes the default ones, and the error does not speak of raising them.
 
     Raises:
-        InputError: the arch is not in timm's registry, does not take the arguments, has more than `MAX_PARAMETERS`
-            parameters, no features, or features of another width.
+        InputError: the arch is not in timm's registry, does not take the arguments, has too many parameters, no
+            features, or features of another width.
     """
     network = _fresh(extractor, classes, channels, torch.device("meta"), source)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    if parameters > MAX_PARAMETERS:
-        why = f"extractor.arch {extractor.arch} has {parameters} parameters, more than the {MAX_PARAMETERS} allowed"
-        raise refused(source, why, "search with a smaller proxy")
+    # Buffers too: tables of relative positions grow with the fourth power of a window, and need not be in the file.
+    size = sum(tensor.numel() for part in (network.parameters(), network.buffers()) for tensor in part)
+    allowed = (limits or Limits()).parameters
+    if size > allowed:
+        why = f"extractor.arch {extractor.arch} has {size} parameters, more than the {allowed} allowed"
+        raise refused(source, why, limits.raising("parameters", size) if limits else "search with a smaller proxy")
     width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
     if width is None or not hasattr(network, "forward_head"):
         raise refused(source, f"extractor.arch {extractor.arch} has no features", "search with another proxy")
@@ -71,49 +79,64 @@ class PolicyBundle:
             of the proxy]; `sampler.probabilities` and `sampler.means` float32 [K, K]; `extractor.*` in the manifest's
             `extractor.dtype` (buffers that count: int64); `split.meta_validation` int64, increasing.
         origin: where it was read from (`hub.Fetched.origin`); empty for one that was made here.
+        limits: under which it was loaded, and under which what it writes must be readable.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Tensor]
     origin: str = ""
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def load(cls, path: Path | str, expect_digest: str | None = None) -> Self:
+    def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
         """The bundle in a file, which may lie elsewhere.
 
         Args:
             path: a .safetensors file; as a text also an https address, or `hf://NAMESPACE/NAME[@REVISION]`.
             expect_digest: the digest that it must have; None accepts any.
+            limits: of its size; None takes the default ones.
 
         Raises:
             InputError: not a bundle that can be used; one line names the field, what was found, what was expected.
             UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
         """
-        fetched = hub.fetch(path, bundle_format.MAX_BYTES)
-        content = bundle_format.parse_bundle(fetched.content, fetched.source, expect_digest)
-        return cls.from_raw(*content, source=fetched.source, origin=fetched.origin)
+        limits = limits or Limits()
+        fetched = hub.fetch(path, limits)
+        manifest, raw = bundle_format.parse_bundle(fetched.content, fetched.source, expect_digest, limits)
+        return cls.from_raw(manifest, raw, fetched.source, limits, fetched.origin)
 
     @classmethod
-    def from_bytes(cls, content: bytes, source: str = "bundle", expect_digest: str | None = None) -> Self:
+    def from_bytes(
+        cls, content: bytes, source: str = "bundle", expect_digest: str | None = None, limits: Limits | None = None
+    ) -> Self:
         """The bundle in these bytes; as `load`."""
-        return cls.from_raw(*bundle_format.parse_bundle(content, source, expect_digest), source=source)
+        manifest, raw = bundle_format.parse_bundle(content, source, expect_digest, limits)
+        return cls.from_raw(manifest, raw, source, limits)
 
     @classmethod
     def from_raw(
-        cls, manifest: Manifest, raw: Mapping[str, RawTensor], source: str = "bundle", origin: str = ""
+        cls,
+        manifest: Manifest,
+        raw: Mapping[str, RawTensor],
+        source: str = "bundle",
+        limits: Limits | None = None,
+        origin: str = "",
     ) -> Self:
         """The bundle that `bundle_format.read_bundle` has read, once its architecture is checked.
 
         Args:
             manifest, raw: as it returned them.
             source: its name, for the error.
+            limits: of the extractor's parameters; None takes the default ones.
             origin: where it was read from.
 
         Raises:
             InputError: the extractor's tensors are not those of its arch.
         """
-        _check_architecture(manifest, raw, source)
-        return cls(manifest, MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()}), origin)
+        limits = limits or Limits()
+        _check_architecture(manifest, raw, source, limits)
+        tensors = MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()})
+        return cls(manifest, tensors, origin, limits)
 
     @classmethod
     def assemble(
@@ -126,6 +149,7 @@ class PolicyBundle:
         means: Tensor,
         extractor: Mapping[str, Tensor],
         meta_validation: Tensor,
+        limits: Limits | None = None,
     ) -> Self:
         """The bundle of a finished search.
 
@@ -137,6 +161,7 @@ class PolicyBundle:
             means: mean raw policy outputs, float [K, K].
             extractor: state dict of the proxy; stored in the draft's `extractor.dtype`.
             meta_validation: int64 [n], positions of the meta-validation images, in any order.
+            limits: under which it must be readable; None takes the default ones.
 
         Raises:
             InputError: what `load` would refuse.
@@ -148,13 +173,15 @@ class PolicyBundle:
         for name, tensor in extractor.items():
             tensors[f"{EXTRACTOR_PREFIX}{name}"] = tensor.to(stored) if tensor.is_floating_point() else tensor.long()
         raw = {name: _to_raw(tensor) for name, tensor in tensors.items()}
-        return cls.from_bytes(bundle_format.serialise(draft, raw), "bundle to be written")
+        content = bundle_format.serialise(draft, raw, limits)
+        return cls.from_bytes(content, "bundle to be written", limits=limits)
 
     def to_bytes(self) -> bytes:
         """The bundle's file; equal bundles give equal bytes."""
-        return bundle_format.serialise(self.manifest, {name: _to_raw(tensor) for name, tensor in self.tensors.items()})
+        raw = {name: _to_raw(tensor) for name, tensor in self.tensors.items()}
+        return bundle_format.serialise(self.manifest, raw, self.limits)
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file: whole or not at all, its mode by the umask.
 
         Raises:
@@ -190,9 +217,11 @@ class PolicyBundle:
     def data_settings(self) -> dict[str, Any]:
         """The `RunConfig` fields that a training run with this bundle must share with the search.
 
-        The data set's name comes from the bundle: one that means a download is for the user to confirm.
+        Less the data set's name where it is one that is read through timm, maybe from the network: what a bundle says
+        must not decide that; the user names it.
         """
-        return self.manifest.data_settings()
+        settings = self.manifest.data_settings()
+        return {name: value for name, value in settings.items() if name != "dataset" or "/" not in value}
 
     @property
     def has_classifier(self) -> bool:
@@ -224,13 +253,20 @@ class PolicyBundle:
         Args:
             device: where it shall live.
             dtype: what it computes in, whatever the file stores.
+
+        Raises:
+            InputError: it does not take images of the bundle's size, or its features of two plain ones are not finite.
         """
         manifest = self.manifest
         cpu = torch.device("cpu")
-        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, cpu, "bundle")
+        source = self.origin or "bundle"
+        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, cpu, source)
         # Not strict: the classifier may be missing, and nothing else can (`_check_architecture`).
         network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
-        return network.to(device, dtype).eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
+        # On the CPU: an index out of range there is an exception, on CUDA the end of the process's context.
+        _probe(manifest, network, source)
+        return network.to(device, dtype)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
@@ -259,9 +295,30 @@ def _classifier_tensors(network: nn.Module) -> frozenset[str]:
     return frozenset(f"{EXTRACTOR_PREFIX}{name}" for name in network.state_dict() if name.startswith(prefixes))
 
 
-def _check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str) -> None:
+def _probe(manifest: Manifest, network: nn.Module, source: str) -> None:
+    """The extractor sees a black and a white image: what is finite in the file need not be finite in use."""
+    arch, shape = manifest.extractor.arch, (manifest.input.channels, manifest.input.size, manifest.input.size)
+    pixels = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, *shape)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (manifest.input.mean, manifest.input.std))
+    try:
+        with torch.no_grad():
+            features = deep_features(network, (pixels - mean) / std)
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
+        reason = shown(str(problem).strip().split("\n")[0], 60)[1:-1]
+        raise refused(source, f"extractor.arch {arch} does not take images of input.size {shape} ({reason})") from None
+    if features.shape != (2, manifest.extractor.feature_width):
+        why = f"extractor.feature_width is {manifest.extractor.feature_width}, {arch} gives {tuple(features.shape[1:])}"
+        raise refused(source, why)
+    largest = float(features.abs().max())  # NaN where there is one
+    if not largest <= MAX_FEATURE:
+        why = f"extractor.arch {arch} gives plain images a feature of {largest:g}, expected at most {MAX_FEATURE:g}"
+        raise refused(source, why)
+
+
+def _check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str, limits: Limits) -> None:
     """The extractor's tensors are those of its arch, and alpha per layer has one number for each parameter tensor."""
-    network = check_extractor(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, source)
+    classes, channels = len(manifest.dataset.classes), manifest.input.channels
+    network = check_extractor(manifest.extractor, classes, channels, source, limits)
     expected = {f"{EXTRACTOR_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()}
     found = {name: tensor for name, tensor in raw.items() if name.startswith(EXTRACTOR_PREFIX)}
     classifier = _classifier_tensors(network)

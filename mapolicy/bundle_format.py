@@ -6,19 +6,21 @@ Neither torch nor timm is imported, so a bundle is answered for long before they
 
 import hashlib
 import hmac
+import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from . import canonical_json, hub
+from .limits import Limits
 from .manifest import Manifest, ManifestDraft, parse_manifest
 from .refusal import refused, shown
 from .space import OPERATION_NAMES
 from .tensor_container import RawTensor, read_container, write_container
 
-MAX_BYTES = 2 * 2**30
 MAX_ALPHA = 1e3
+# A feature of at most 1e12 and 65,536 hidden units stay finite in float32 with policies up to it.
+MAX_POLICY = 1e6
 # float32 rounding of 196 probabilities moves their sum by less than 1e-5; a tenfold of it is still no other policy.
 SUM_TOLERANCE = 1e-4
 
@@ -29,24 +31,28 @@ META_VALIDATION = "split.meta_validation"
 STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def read_bundle(reference: Path | str, expect_digest: str | None = None) -> tuple[Manifest, dict[str, RawTensor]]:
+def read_bundle(
+    reference: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None
+) -> tuple[Manifest, dict[str, RawTensor]]:
     """A bundle's manifest and tensors, all checked but the architecture.
 
     Args:
-        reference: a regular file, an https address or `hf://...` (see `hub`), of at most `MAX_BYTES`; it is read once,
-            and only what was read is used.
+        reference: a regular file, an https address or `hf://...` (see `hub`); it is read once, and only what was read
+            is used.
         expect_digest: what `Manifest.digest` must be; None accepts any.
+        limits: of its size; None takes the default ones.
 
     Raises:
         InputError: no such file, or not a bundle of format 1; one line of printable ASCII names the field.
         UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
-    fetched = hub.fetch(reference, MAX_BYTES)
-    return parse_bundle(fetched.content, fetched.source, expect_digest)
+    limits = limits or Limits()
+    fetched = hub.fetch(reference, limits)
+    return parse_bundle(fetched.content, fetched.source, expect_digest, limits)
 
 
 def parse_bundle(
-    content: bytes, source: str, expect_digest: str | None = None
+    content: bytes, source: str, expect_digest: str | None = None, limits: Limits | None = None
 ) -> tuple[Manifest, dict[str, RawTensor]]:
     """As `read_bundle`, from bytes. The tensors are views of `content`.
 
@@ -54,11 +60,12 @@ def parse_bundle(
         content: the whole file.
         source: its name, for the error.
         expect_digest: what `Manifest.digest` must be; None accepts any.
+        limits: of the header and the number of tensors; None takes the default ones.
 
     Raises:
         InputError: not a bundle of format 1.
     """
-    text, tensors = read_container(content, source)
+    text, tensors = read_container(content, source, limits or Limits())
     manifest = parse_manifest(text, source)
     if text != manifest.to_json():
         # One content has one file: comparing files and comparing digests is then the same.
@@ -77,15 +84,20 @@ def parse_bundle(
     return manifest, tensors
 
 
-def serialise(draft: ManifestDraft, tensors: Mapping[str, RawTensor]) -> bytes:
+def serialise(draft: ManifestDraft, tensors: Mapping[str, RawTensor], limits: Limits | None = None) -> bytes:
     """The bundle's file: equal content gives equal bytes. A digest that the manifest has is computed anew.
+
+    Args:
+        draft: the manifest.
+        tensors: by name.
+        limits: under which it must be readable; None takes the default ones.
 
     Raises:
         InputError: what the reader would refuse; nothing is written that cannot be read.
     """
     sealed = draft.model_dump(exclude={"digest"}) | {"digest": digest_of(draft, tensors)}
     content = write_container(canonical_json.canonical(sealed), tensors)
-    parse_bundle(content, "bundle to be written")
+    parse_bundle(content, "bundle to be written", limits=limits)
     return content
 
 
@@ -148,10 +160,20 @@ def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str,
 
 
 def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], source: str) -> None:
-    """Finite everywhere, p_jk a distribution, means outputs of a sigmoid, alpha a step size, the split a set."""
+    """Finite everywhere, variances, p_jk a distribution, means outputs of a sigmoid, alpha a step size, split a set."""
     for name in sorted(tensors):
         if not tensors[name].is_finite():
             raise refused(source, f"tensor {shown(name)} has NaN or infinite values")
+        # Batch normalisation divides by the root of the one, and counts in the other.
+        if name.endswith((".running_var", ".num_batches_tracked")) and (least := tensors[name].bounds()[0]) < 0:
+            raise refused(source, f"tensor {shown(name)} has the value {least:.6g}, expected none below 0")
+        if name.startswith(POLICY_PREFIX):
+            for value in tensors[name].bounds():
+                if abs(value) > MAX_POLICY:
+                    why = (
+                        f"tensor {shown(name)} has the value {value:.6g}, expected {MAX_POLICY:g} at most, either sign"
+                    )
+                    raise refused(source, why)
     probabilities = np.asarray(tensors[PROBABILITIES].array(), dtype=np.float64)
     if probabilities.min() < 0:
         raise refused(source, f"{PROBABILITIES} has the value {probabilities.min():.6g}, expected none below 0")

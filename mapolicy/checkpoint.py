@@ -84,8 +84,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts: dict[str, Any] = json.loads(header["__metadata__"][METADATA_KEY])
-    except (SafetensorError, KeyError, ValueError) as problem:
+        facts = json.loads(header["__metadata__"][METADATA_KEY])
+        if not isinstance(facts, dict):
+            raise ValueError(f"its facts are a {type(facts).__name__}")
+    except (SafetensorError, KeyError, TypeError, ValueError) as problem:
         reason = str(problem).split("\n")[0]
         raise InputError(str(path), f"no whole checkpoint ({reason})", "start the run again with --force") from None
     return tensors, facts

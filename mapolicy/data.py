@@ -20,6 +20,9 @@ from .splits import check_given, check_sizes, per_class, shuffled_classes, take,
 
 __all__ = ["DataSplits", "ResidentSplit", "Schedule", "Split", "StreamedSplit", "load_splits", "worker_faults"]
 
+# Looks at name, classes, number of images and fingerprint (None: not known yet) of a data set, and may raise.
+Check = Callable[[str, tuple[str, ...], int, str | None], None]
+
 FINGERPRINT_IMAGES = 100_000  # more than these, and the fingerprint covers names and sizes instead of contents
 INSPECTED_IMAGES = 2_000  # whose headers decide between one channel and three
 
@@ -80,7 +83,11 @@ class DataSplits:
 
 
 def load_splits(
-    config: RunConfig, device: torch.device, stage: str, meta_validation: Tensor | None = None
+    config: RunConfig,
+    device: torch.device,
+    stage: str,
+    meta_validation: Tensor | None = None,
+    check: Check | None = None,
 ) -> DataSplits:
     """Open a data set and split it.
 
@@ -89,6 +96,7 @@ def load_splits(
         device: where batches go.
         stage: `search` or `train`; part of every draw's seed except those of the splits.
         meta_validation: int64 indices that a bundle records; None draws them by `validation_per_class`.
+        check: called before any image is read, and again with the fingerprint.
 
     Raises:
         UsageError: no such data set, or a count that cannot be meant.
@@ -104,6 +112,8 @@ def load_splits(
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
     source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib)
     pool, classes = source.pool, source.classes
+    if check is not None:
+        check(source.name, classes, len(pool), None)
     if stage == "train":
         # What would only be found out after the training.
         if source.open_test is None and config.test_per_class == 0:
@@ -121,7 +131,7 @@ def load_splits(
         counts = per_class(config.validation_per_class, sizes)
         validation, orders = take(orders, counts, classes, "validation_per_class")
     else:
-        validation = check_given(meta_validation, len(pool), test)
+        validation = check_given(meta_validation, len(pool), test, source.name)
         if lost := [index for index in validation.tolist() if index in bad]:
             raise InputError("the bundle's meta-validation split", f"has a corrupt image: {bad[lost[0]]}", "restore it")
         orders = without(orders, set(validation.tolist()))
@@ -140,6 +150,9 @@ def load_splits(
     train_split, validation_split = access.splits(pool, [train, validation])
     mean, std = _statistics(train_split, channels)
     used = torch.cat([train, validation]).sort().values
+    fingerprint = _fingerprint(classes, pool, used)
+    if check is not None:
+        check(source.name, classes, len(pool), fingerprint)
     return DataSplits(
         name=source.name,
         classes=classes,
@@ -151,7 +164,7 @@ def load_splits(
         meta_validation=validation_split,
         mean=mean,
         std=std,
-        fingerprint=_fingerprint(classes, pool, used),
+        fingerprint=fingerprint,
         corrupt=tuple(bad.values()),
         resident=isinstance(train_split, ResidentSplit),
         _open_test=lambda: _open_test(source, test, access, config.skip_corrupt),

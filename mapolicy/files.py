@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import EnvironmentFault, InputError
@@ -63,12 +64,15 @@ def check_writable(path: Path) -> None:
         raise _write_fault(path, 0, problem) from None
 
 
-def read_regular_file(path: Path, largest: int) -> bytes:
+def read_regular_file(
+    path: Path, largest: int, too_large: Callable[[int], str] = lambda size: "check the file"
+) -> bytes:
     """The content of a regular file, read once.
 
     Args:
         path: the file; a link to a regular file is followed.
         largest: bytes; a larger file is refused before it is read.
+        too_large: what to do about a file of that many bytes.
 
     Raises:
         InputError: missing, no regular file (a FIFO does not hang), larger than `largest`.
@@ -85,7 +89,8 @@ def read_regular_file(path: Path, largest: int) -> bytes:
             kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
             raise InputError(str(path), f"is {kind}", "name a file")
         if facts.st_size > largest:
-            raise InputError(str(path), f"has {facts.st_size} bytes, more than the {largest} allowed", "check the file")
+            why = f"has {facts.st_size} bytes, more than the {largest} allowed"
+            raise InputError(str(path), why, too_large(facts.st_size))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             # Not `largest`: reading takes a buffer of the size that is asked for.
             content = file.read(facts.st_size + 1)

@@ -9,6 +9,7 @@ cache (`HF_HOME`), another hub (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE
 
 import http.client
 import logging
+import os
 import re
 import time
 import urllib.error
@@ -17,12 +18,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import SplitResult, urlsplit
 
 from .errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from .files import read_regular_file
+from .limits import Limits
 
 BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"
 FORM = "hf://NAMESPACE/NAME[/FILE][@REVISION]"
@@ -57,17 +60,17 @@ class Fetched:
     commit: str | None = None
 
 
-def is_remote(reference: Path | str) -> bool:
+def is_remote(reference: str | os.PathLike[str]) -> bool:
     """Whether fetching it means the network."""
     return isinstance(reference, str) and "://" in reference
 
 
-def fetch(reference: Path | str, largest: int) -> Fetched:
+def fetch(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
     """The file that a path, an https address or an `hf://` reference names.
 
     Args:
         reference: a `Path` is never remote; a text is where it has a scheme.
-        largest: bytes; a larger file is refused before it is downloaded or read.
+        limits: a file of more than `file_bytes` is refused before it is downloaded or read.
 
     Raises:
         UsageError: a reference that cannot be meant.
@@ -75,11 +78,9 @@ def fetch(reference: Path | str, largest: int) -> Fetched:
         EnvironmentFault: the network or the hub's server failed, or offline mode forbids it.
     """
     if not is_remote(reference):
-        return Fetched(read_regular_file(Path(reference), largest), str(reference), str(reference))
+        return Fetched(_content(Path(reference), limits), str(reference), str(reference))
     address = str(reference)
-    if address.startswith("hf://"):
-        return _from_hub(address, largest)
-    return _from_web(address, largest)
+    return _from_hub(address, limits) if address.startswith("hf://") else _from_web(address, limits)
 
 
 def publish(repository: str, files: Mapping[str, bytes], message: str, private: bool) -> str:
@@ -119,7 +120,17 @@ def check_repository(repository: str) -> None:
         raise UsageError(repository, "is not a repository's name", "give NAMESPACE/NAME, such as birdlab/birds-policy")
 
 
-def _from_hub(reference: str, largest: int) -> Fetched:
+def _content(path: Path, limits: Limits) -> bytes:
+    return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"))
+
+
+def _too_large(source: str, size: int | None, limits: Limits) -> InputError:
+    """The refusal of a file of `size` bytes; None where it is only known to be too large."""
+    why = f"has {'more' if size is None else f'{size} bytes, more'} than the {limits.file_bytes} allowed"
+    return InputError(source, why, limits.raising("file_bytes", size))
+
+
+def _from_hub(reference: str, limits: Limits) -> Fetched:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(reference, "is not a reference to the hub", f"the form is {FORM}")
@@ -134,17 +145,17 @@ def _from_hub(reference: str, largest: int) -> Fetched:
         else:
             if not offline:
                 facts = hf.get_hf_file_metadata(hf.hf_hub_url(repository, file, revision=revision))
-                if facts.size is None or facts.size > largest:
-                    raise InputError(
-                        reference, f"has {facts.size} bytes, more than the {largest} allowed", "check the file"
-                    )
+                if facts.size is None:
+                    raise _SpeaksOtherwiseError
+                if facts.size > limits.file_bytes:
+                    raise _too_large(reference, facts.size, limits)
             path = hf.hf_hub_download(
                 repository, file, revision=revision, local_files_only=offline, library_name="mapolicy"
             )
         # The cache keeps a file under its commit, so this is the commit of what is read, offline as well.
         commit = _checked_commit(Path(path).parts[-2 - file.count("/")])
     name = "" if file == BUNDLE_FILE else f"/{file}"
-    return Fetched(read_regular_file(Path(path), largest), reference, f"hf://{repository}{name}@{commit}", commit)
+    return Fetched(_content(Path(path), limits), reference, f"hf://{repository}{name}@{commit}", commit)
 
 
 def _checked_commit(commit: str) -> str:
@@ -264,7 +275,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _from_web(address: str, largest: int) -> Fetched:
+def _from_web(address: str, limits: Limits) -> Fetched:
     try:
         parts = urlsplit(address)
         origin = parts._replace(query="", fragment="").geturl()
@@ -279,7 +290,7 @@ def _from_web(address: str, largest: int) -> Fetched:
     request = urllib.request.Request(address, headers={"User-Agent": "mapolicy"})
     try:
         with opener.open(request, timeout=TIMEOUT) as response:
-            content = _read(response, origin, largest)
+            content = _read(response, origin, limits)
     except urllib.error.HTTPError as problem:
         problem.close()
         if problem.code in (401, 403):
@@ -294,17 +305,17 @@ def _from_web(address: str, largest: int) -> Fetched:
     return Fetched(content, origin, origin)
 
 
-def _read(response: http.client.HTTPResponse, origin: str, largest: int) -> bytes:
+def _read(response: http.client.HTTPResponse, origin: str, limits: Limits) -> bytes:
     """The body, if it is whole and not too large; a length that the server names is checked before the first byte."""
     announced = response.headers.get("Content-Length")
     length = None if announced is None else int(announced)
-    if length is not None and length > largest:
-        raise InputError(origin, f"has {length} bytes, more than the {largest} allowed", "check the address")
+    if length is not None and length > limits.file_bytes:
+        raise _too_large(origin, length, limits)
     content, deadline = bytearray(), time.monotonic() + LONGEST_DOWNLOAD
     while chunk := response.read1(2**16):
         content += chunk
-        if len(content) > largest:
-            raise InputError(origin, f"has more than the {largest} bytes allowed", "check the address")
+        if len(content) > limits.file_bytes:
+            raise _too_large(origin, None, limits)
         if time.monotonic() > deadline:
             raise EnvironmentFault(origin, f"took longer than {LONGEST_DOWNLOAD} seconds", "try again later")
     if length is not None and len(content) != length:

@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, FailFast, Field, Strict
+from pydantic import AfterValidator, FailFast, Field, GetJsonSchemaHandler, Strict
 
 from .refusal import shown
 
@@ -29,6 +30,30 @@ MODEL_ARGS: Mapping[str, tuple[type, float, float]] = {
 }
 
 
+# Ends a JSON Schema's pattern: "$" alone also matches before a last line break where Python reads the pattern.
+_END = r"(?![\s\S])"
+# Characters that are no printable text, as far as a JSON Schema's pattern can name them in every dialect: controls,
+# formats, separators but the space. The reader's own check is `str.isprintable`.
+_UNPRINTABLE = r"\u007f-\u00a0\u00ad\u061c\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"
+_PRINTABLE = rf"^[^\u0000-\u001f{_UNPRINTABLE}]*{_END}"
+_PRINTABLE_LINES = rf"^[^\u0000-\u0009\u000b-\u001f{_UNPRINTABLE}]*{_END}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rule(AfterValidator):
+    """A check of a field's value, and what of it a JSON Schema can say.
+
+    Attributes:
+        func: returns the value, or raises ValueError with what was expected.
+        schema: keywords of JSON Schema.
+    """
+
+    schema: Mapping[str, Any]
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | dict(self.schema)
+
+
 def check_model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, if each is one that a bundle may hand to a network's constructor (`MODEL_ARGS`).
 
@@ -45,7 +70,7 @@ def check_model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return dict(arguments)
 
 
-def one_of(choices: tuple[Any, ...]) -> AfterValidator:
+def one_of(choices: tuple[Any, ...]) -> Rule:
     """The value is one of these."""
 
     def check(value: Any) -> Any:
@@ -53,7 +78,7 @@ def one_of(choices: tuple[Any, ...]) -> AfterValidator:
             raise ValueError(" or ".join(str(choice) for choice in choices))
         return value
 
-    return AfterValidator(check)
+    return Rule(check, {"const": choices[0]} if len(choices) == 1 else {"enum": list(choices)})
 
 
 def _printable(text: str) -> str:
@@ -68,7 +93,7 @@ def _printable_lines(text: str) -> str:
     return "\n".join(_printable(line) for line in text.split("\n"))
 
 
-def _matching(pattern: str, meaning: str) -> AfterValidator:
+def _matching(pattern: str, meaning: str) -> Rule:
     compiled = re.compile(pattern)
 
     def check(text: str) -> str:
@@ -76,7 +101,7 @@ def _matching(pattern: str, meaning: str) -> AfterValidator:
             raise ValueError(meaning)
         return text
 
-    return AfterValidator(check)
+    return Rule(check, {"pattern": rf"^(?:{pattern}){_END}"})
 
 
 def check_setting(value: Any) -> Any:
@@ -92,9 +117,41 @@ def check_setting(value: Any) -> Any:
     raise ValueError("true, false, a finite number or a text of at most 200 characters")
 
 
-Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
-OptionalText = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
-Note = Annotated[str, Field(max_length=4000), AfterValidator(_printable_lines)]
+def _count_or_fraction(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("a whole number, or a fraction below 1")
+    return value
+
+
+def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"each name once ({shown(twice)} is there again)")
+    return names
+
+
+_MODEL_ARGS_SCHEMA = {
+    "type": "object",
+    "properties": {
+        name: {"type": "integer" if kind is int else "number", "minimum": least, "maximum": most}
+        for name, (kind, least, most) in MODEL_ARGS.items()
+    },
+    "additionalProperties": False,
+}
+_SETTING_SCHEMA = {
+    "anyOf": [
+        {"type": ["boolean", "number"]},
+        {"type": "string", "maxLength": 200, "pattern": _PRINTABLE},
+        _MODEL_ARGS_SCHEMA,
+    ]
+}
+
+Text = Annotated[str, Field(min_length=1, max_length=200), Rule(_printable, {"pattern": _PRINTABLE})]
+OptionalText = Annotated[str, Field(max_length=200), Rule(_printable, {"pattern": _PRINTABLE})]
+Note = Annotated[str, Field(max_length=4000), Rule(_printable_lines, {"pattern": _PRINTABLE_LINES})]
+ModelArgs = Annotated[dict[str, Any], Rule(check_model_args, _MODEL_ARGS_SCHEMA)]
+Setting = Annotated[Any, Rule(check_setting, _SETTING_SCHEMA)]
 Identifier = Annotated[str, Field(max_length=80), _matching(r"[a-z][a-z0-9_]*", "lower-case letters, digits and _")]
 # A name with a scheme, a path or a dot could make timm download or open files; none in its registry has one.
 Arch = Annotated[
@@ -109,11 +166,21 @@ DatasetName = Annotated[
 Digest = Annotated[str, Field(max_length=64), _matching(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-PerClass = Annotated[float, Field(ge=0, le=MAX_COUNT)]
+PerClass = Annotated[
+    float,
+    Field(ge=0, le=MAX_COUNT),
+    Rule(_count_or_fraction, {"anyOf": [{"type": "integer"}, {"exclusiveMaximum": 1}]}),
+]
 Parameter = Annotated[float, Field(ge=-1e6, le=1e6)]
 # JSON has lists only; the strictness of what stands in them is not touched. One error is enough: collecting a million
 # of them takes seconds.
-ManyClasses = Annotated[tuple[Text, ...], Field(min_length=2, max_length=MAX_CLASSES), Strict(False), FailFast()]
+ManyClasses = Annotated[
+    tuple[Text, ...],
+    Field(min_length=2, max_length=MAX_CLASSES),
+    Strict(False),
+    FailFast(),
+    Rule(_without_repeats, {"uniqueItems": True}),
+]
 Means = Annotated[
     tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1, max_length=3, strict=False), FailFast()
 ]

@@ -7,24 +7,27 @@ is a safetensors container without tensors, whose manifest holds the list; it is
 
 import hashlib
 import hmac
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, FailFast, Field, Strict, ValidationError, model_validator
+from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
 
 from . import canonical_json, files, hub
-from .bundle_format import MAX_BYTES
 from .errors import UsageError
-from .manifest import FORMAT, MAX_DEPTH, MAX_KEYS, ManifestPart, first_problem
-from .manifest_fields import Digest, Identifier, Note, OptionalText, Text, one_of
+from .limits import Limits
+from .manifest import DATASET_LEVEL, FORMAT, MAX_DEPTH, MAX_KEYS, ManifestPart, first_problem, schema_of
+from .manifest_fields import Digest, Identifier, Note, OptionalText, Rule, Text, one_of
 from .refusal import refused, shown
 from .space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
 from .tensor_container import read_container, write_container
 
-KIND = "dataset-level"
-MAX_SUB_POLICIES, MAX_STEPS = 4096, 8
+SCHEMA_FILE = "dataset-level.schema.json"
+MAX_SUB_POLICIES, MAX_STEPS, MAX_LOST = 4096, 8, 64
+# Lists, tables and keys: a step is a table of four.
+MAX_ENTRIES = MAX_SUB_POLICIES * (1 + 5 * MAX_STEPS) + MAX_KEYS
 
 # Least and greatest value of each operation that has a magnitude, in `space.Range`'s units.
 LIMITS: Mapping[str, tuple[float, float]] = {
@@ -36,17 +39,35 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 }
 
 
+def value_range(operation: str) -> tuple[float, float]:
+    """Least and greatest value of a step with this operation; both 0 where it has no magnitude."""
+    return LIMITS.get(operation, (0.0, 0.0))
+
+
+def _values(schema: dict[str, Any]) -> None:
+    """Each operation has its own range."""
+    spans = {name: value_range(name) for name in OPERATION_NAMES}
+    schema["oneOf"] = [
+        {"properties": {"operation": {"const": name}, "value": {"minimum": low, "maximum": high}}}
+        for name, (low, high) in spans.items()
+    ]
+
+
 class Step(ManifestPart):
     """An operation, how likely it is taken, at which value (0 where it has none), and whether in either direction."""
 
-    operation: Annotated[str, one_of(OPERATION_NAMES)]
-    probability: Annotated[float, Field(ge=0, le=1)]
-    value: float
-    mirrored: bool
+    model_config = ConfigDict(json_schema_extra=_values)
+
+    operation: Annotated[str, one_of(OPERATION_NAMES)] = Field(description="which it is")
+    probability: Annotated[float, Field(ge=0, le=1)] = Field(description="that it is taken, else the image stays")
+    value: float = Field(description="the operation's parameter, in the units and ranges below")
+    mirrored: bool = Field(
+        description="whether the value's sign is drawn anew each time; the other one must be in range"
+    )
 
     @model_validator(mode="after")
     def _is_in_range(self) -> Self:
-        low, high = LIMITS.get(self.operation, (0.0, 0.0))
+        low, high = value_range(self.operation)
         if not low <= self.value <= high:
             raise ValueError(f"value of {self.operation} is {self.value:g}, expected {low:g} to {high:g}")
         if self.mirrored and not low <= -self.value <= high:
@@ -64,25 +85,28 @@ def _not_idle(sub_policies: tuple[tuple[Step, ...], ...]) -> tuple[tuple[Step, .
 
 
 class PublishedDraft(ManifestPart):
-    """What a dataset-level policy says of itself, before the digest is known.
+    """What a dataset-level policy says of itself, before the digest is known."""
 
-    `source` names the list, `lost` what of it cannot be said here.
-    """
-
-    format: Annotated[int, one_of((FORMAT,))]
-    kind: Annotated[str, one_of((KIND,))]
-    versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)]
-    source: Text
+    format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
+    kind: Annotated[str, one_of((DATASET_LEVEL,))] = Field(description="what tells it from a searched bundle")
+    versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)] = Field(
+        description="of the programs that wrote the bundle, by name; for the record"
+    )
+    source: Text = Field(description="where the list is from")
     sub_policies: Annotated[
         tuple[SubPolicy, ...],
         Field(min_length=1, max_length=MAX_SUB_POLICIES),
         Strict(False),
         FailFast(),
-        AfterValidator(_not_idle),
-    ]
-    lost: Annotated[tuple[Text, ...], Field(max_length=64), Strict(False)]
-    licence: OptionalText
-    note: Note
+        Rule(_not_idle, {"contains": {"minItems": 1}}),
+    ] = Field(
+        description="one is drawn for each image, evenly, and its steps are gone through in order; one has a step"
+    )
+    lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False)] = Field(
+        description="what of the list cannot be said here"
+    )
+    licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
+    note: Note = Field(description="free text; its only control character is the line break")
 
     def content(self) -> str:
         """Canonical JSON of everything but the digest: what the digest is taken over."""
@@ -92,7 +116,12 @@ class PublishedDraft(ManifestPart):
 class PublishedManifest(PublishedDraft):
     """The manifest with the SHA-256 over itself."""
 
-    digest: Digest
+    digest: Digest = Field(description="SHA-256 over the rest of the manifest")
+
+
+def json_schema() -> dict[str, Any]:
+    """As `manifest.json_schema`, of this kind of manifest; it also lies beside this module, as `SCHEMA_FILE`."""
+    return schema_of(PublishedManifest, f"mapolicy dataset-level policy, format {FORMAT}")
 
 
 @dataclass(frozen=True)
@@ -115,26 +144,29 @@ class DatasetPolicy:
             UsageError: a part is missing, unknown or out of range; one line names it.
         """
         try:
-            draft = PublishedDraft(format=FORMAT, kind=KIND, **parts)
+            draft = PublishedDraft(format=FORMAT, kind=DATASET_LEVEL, **parts)
         except ValidationError as problem:
             raise UsageError("policy to be written", first_problem(problem)) from None
         return cls(PublishedManifest(**dict(draft), digest=_digest(draft)))
 
     @classmethod
-    def load(cls, reference: Path | str, expect_digest: str | None = None) -> Self:
+    def load(
+        cls, reference: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None
+    ) -> Self:
         """The policy in a file, at an https address or on the hub; as `PolicyBundle.load`.
 
         Raises:
             InputError: not a dataset-level policy that can be used; one line names the field.
             UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
         """
-        return cls.from_fetched(hub.fetch(reference, MAX_BYTES), expect_digest)
+        limits = limits or Limits()
+        return cls.from_fetched(hub.fetch(reference, limits), expect_digest, limits)
 
     @classmethod
-    def from_fetched(cls, fetched: hub.Fetched, expect_digest: str | None = None) -> Self:
+    def from_fetched(cls, fetched: hub.Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
         """As `load`, of what `hub.fetch` has returned."""
         source = fetched.source
-        text, tensors = read_container(fetched.content, source)
+        text, tensors = read_container(fetched.content, source, limits or Limits())
         raw = _raw_manifest(text, source)
         if not _is_of_this_kind(raw):
             raise refused(source, "is not a dataset-level policy", "load it with PolicyBundle")
@@ -159,7 +191,7 @@ class DatasetPolicy:
         """The policy's file; equal policies give equal bytes."""
         return write_container(canonical_json.canonical(self.manifest.model_dump()), {})
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file: whole or not at all.
 
         Raises:
@@ -173,13 +205,13 @@ class DatasetPolicy:
         return self.manifest.digest
 
 
-def is_published(fetched: hub.Fetched) -> bool:
+def is_published(fetched: hub.Fetched, limits: Limits | None = None) -> bool:
     """Whether the file is a dataset-level policy and not a searched one; nothing else of it is checked.
 
     Raises:
-        InputError: no safetensors container of ours.
+        InputError: no safetensors container of ours, or over the limits of one.
     """
-    text, _ = read_container(fetched.content, fetched.source)
+    text, _ = read_container(fetched.content, fetched.source, limits or Limits())
     return _is_of_this_kind(_raw_manifest(text, fetched.source))
 
 
@@ -190,13 +222,13 @@ def has_magnitude(operation: str) -> bool:
 
 def _raw_manifest(text: str, source: str) -> Any:
     try:
-        return canonical_json.parse(text.encode("utf-8", "surrogatepass"), MAX_DEPTH, MAX_KEYS)
+        return canonical_json.parse(text.encode("utf-8", "surrogatepass"), MAX_DEPTH, MAX_KEYS, MAX_ENTRIES)
     except ValueError as problem:
         raise refused(source, f"manifest {problem}") from None
 
 
 def _is_of_this_kind(raw: Any) -> bool:
-    return isinstance(raw, dict) and raw.get("kind") == KIND
+    return isinstance(raw, dict) and raw.get("kind") == DATASET_LEVEL
 
 
 def _digest(draft: PublishedDraft) -> str:

@@ -299,6 +299,7 @@ class Run:
         if self.folder is None:
             return
         status = {"state": state, "exit_code": exit_code, "reason": reason, "iteration": self.iteration}
+        status |= {} if self._digest is None else {"digest": self._digest}
         write_atomically(self.folder / STATUS_FILE, (json.dumps(status) + "\n").encode())
 
     def _diverged(self, what: str) -> TrainingError:

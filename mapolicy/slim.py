@@ -87,6 +87,7 @@ def _repacked(bundle: PolicyBundle, dtype: str, drop_classifier: bool, note: str
         means=bundle.means,
         extractor=part(EXTRACTOR_PREFIX),
         meta_validation=bundle.meta_validation,
+        limits=bundle.limits,
     )
 
 

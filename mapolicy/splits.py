@@ -92,25 +92,27 @@ def take(
     return taken.sort().values, [order[count:] for order, count in zip(orders, counts, strict=True)]
 
 
-def check_given(given: Tensor, total: int, test: Tensor) -> Tensor:
+def check_given(given: Tensor, total: int, test: Tensor, name: str) -> Tensor:
     """Meta-validation indices that come from a bundle, ascending.
 
     Args:
         given: int64 [n].
         total: images in the pool.
         test: test images drawn from the same pool.
+        name: of the data set, for an error.
 
     Raises:
         InputError: out of range, repeated, none at all, or among the test images.
     """
-    what, remedy = "the bundle's meta-validation split", "use the data set and the settings of the search"
     ordered = given.to(device="cpu", dtype=torch.int64).flatten().sort().values
     if len(ordered) == 0:
-        raise InputError(what, "is empty", remedy)
-    if ordered[0] < 0 or ordered[-1] >= total:
-        raise InputError(what, f"names images outside the {total} of this data set", remedy)
-    if (ordered[1:] == ordered[:-1]).any():
-        raise InputError(what, "names an image twice", remedy)
-    if torch.isin(ordered, test).any():
-        raise InputError(what, "names images of the test split", remedy)
-    return ordered
+        why = "has none of the bundle's meta-validation images: the bundle names none"
+    elif ordered[0] < 0 or ordered[-1] >= total:
+        why = f"has {total} images, and the bundle's meta-validation split names others"
+    elif (ordered[1:] == ordered[:-1]).any():
+        why = "cannot be split as the bundle says: its meta-validation split names an image twice"
+    elif torch.isin(ordered, test).any():
+        why = "is not split as the bundle's was: images that the policy learned from would be test images"
+    else:
+        return ordered
+    raise InputError(name, why, "name the data set that the policy was searched on")

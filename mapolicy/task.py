@@ -1,6 +1,5 @@
 """What both stages train: data, pipeline, task network, its optimiser and schedule, built from a configuration."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,7 +8,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from .config import RunConfig
-from .data import DataSplits, Split, load_splits
+from .data import Check, DataSplits, Split, load_splits
 from .evaluate import Accuracy, evaluate
 from .features import feature_width
 from .networks import build_network, check_arch
@@ -47,7 +46,7 @@ class Task:
         config: RunConfig,
         device: torch.device,
         meta_validation: Tensor | None = None,
-        check: Callable[[DataSplits], None] | None = None,
+        check: Check | None = None,
     ) -> Self:
         """Everything that a configuration names.
 
@@ -55,15 +54,13 @@ class Task:
             config: of either stage.
             device: where data and network shall live.
             meta_validation: int64, the bundle's meta-validation images; None draws them.
-            check: looks at the data before the network is built.
+            check: looks at the data set, before its images are read and before the network is built.
 
         Raises:
             UsageError, InputError: the data or the network cannot be had or do not fit each other.
         """
         check_arch(config.network)
-        splits = load_splits(config, device, config.stage, meta_validation)
-        if check is not None:
-            check(splits)
+        splits = load_splits(config, device, config.stage, meta_validation, check)
         return cls.over(config, splits, device)
 
     @classmethod

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import canonical_json
-from .refusal import refused, shown
+from .limits import Limits
+from .refusal import NEW_COPY, refused, shown
 
 METADATA_KEY = "mapolicy"
-# ImageNet-21k's class names and the deepest networks in timm take half of it; 4 MiB of hostile JSON take a second.
-MAX_HEADER = 2 * 2**20
-MAX_TENSORS = 10_000
+MAX_DEPTH = 3
 MAX_DIMENSIONS = 8
+# Lists, tables and keys of a tensor's entry with its name, and of the header with its metadata.
+_ENTRY, _FRAME = 7, 4
 MAX_NAME = 200
 
 # BF16 has no numpy type: its bits are the upper half of a float32's.
@@ -72,6 +73,17 @@ class RawTensor:
                 return False
         return True
 
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest number of a tensor that is finite, in chunks like `is_finite`."""
+        flat = self.array().reshape(-1)
+        least, most = math.inf, -math.inf
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            if self.dtype == "BF16":
+                part = (part.astype("<u4") << 16).view("<f4")
+            least, most = min(least, float(part.min())), max(most, float(part.max()))
+        return least, most
+
 
 def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
     """The file's bytes: equal arguments give equal bytes, in whatever order the mapping has its names.
@@ -94,37 +106,42 @@ def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
     return b"".join((struct.pack("<Q", len(header)), header, *(tensors[name].data for name in names)))
 
 
-def read_container(content: bytes, source: str) -> tuple[str, dict[str, RawTensor]]:
+def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, dict[str, RawTensor]]:
     """The metadata and the tensors (views of `content`, not copies).
 
     Args:
         content: a whole file.
         source: its name, for the error.
+        limits: of the header and the number of tensors.
 
     Raises:
         InputError: anything but a container as `write_container` makes it; one line says what and where.
     """
     try:
-        metadata, tensors = _read(content)
+        return _read(content, limits)
     except _ContainerError as problem:
-        raise refused(source, str(problem)) from None
-    return metadata, tensors
+        raise refused(source, problem.why, problem.remedy) from None
 
 
 class _ContainerError(Exception):
-    """What is wrong with the container."""
+    """What is wrong with the container, and what to do."""
+
+    def __init__(self, why: str, remedy: str = NEW_COPY) -> None:
+        self.why, self.remedy = why, remedy
 
 
-def _read(content: bytes) -> tuple[str, dict[str, RawTensor]]:
+def _read(content: bytes, limits: Limits) -> tuple[str, dict[str, RawTensor]]:
     if len(content) < 10:
         raise _ContainerError(f"has {len(content)} bytes, too few for a bundle")
     (length,) = struct.unpack_from("<Q", content)
-    if content[8:9] != b"{" or length > MAX_HEADER:
+    if content[8:9] != b"{" or length > limits.header_bytes:
         kind = looks_like(content)
         if kind:
             raise _ContainerError(f"is no bundle: it looks like {kind}")
-        if length > MAX_HEADER:
-            raise _ContainerError(f"says its header has {length} bytes, more than the {MAX_HEADER} allowed")
+        if length > limits.header_bytes:
+            remedy = limits.raising("header_bytes", length) if length <= len(content) - 8 else NEW_COPY
+            why = f"says its header has {length} bytes, more than the {limits.header_bytes} allowed"
+            raise _ContainerError(why, remedy)
         raise _ContainerError("is no safetensors file: its header does not begin with '{'")
     start = 8 + length
     if start > len(content):
@@ -134,12 +151,15 @@ def _read(content: bytes) -> tuple[str, dict[str, RawTensor]]:
     if _holds_a_zip_archive(content):
         raise _ContainerError("is a zip archive as well, which other programs would unpack or run")
     try:
-        header = canonical_json.parse(content[8:start], deepest=3, widest=MAX_TENSORS + 1)
+        most = _ENTRY * limits.tensors + _FRAME
+        header = canonical_json.parse(content[8:start], MAX_DEPTH, most, most)
+    except canonical_json.TooLargeError as problem:
+        tensors = math.ceil((problem.found - _FRAME) / _ENTRY)
+        raise _ContainerError(f"header {problem}", limits.raising("tensors", tensors)) from None
     except ValueError as problem:
         raise _ContainerError(f"header {problem}") from None
     metadata = _metadata(header.pop("__metadata__", None))
-    tensors = dict(_tensors(header, memoryview(content)[start:].toreadonly()))
-    return metadata, tensors
+    return metadata, dict(_tensors(header, memoryview(content)[start:].toreadonly()))
 
 
 def _metadata(found: object) -> str:

@@ -3,9 +3,10 @@
 `search.py` is its twin: the same pieces in the same order, but the policy comes from a bundle.
 """
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -17,7 +18,6 @@ from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
 from .config import TrainConfig
-from .data import DataSplits
 from .errors import InputError, UsageError
 from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
@@ -32,6 +32,7 @@ from .policies import (
     SampledTransformations,
 )
 from .published import DatasetPolicy
+from .refusal import refused, shown
 from .reporting import Reporter
 from .reuse import FrozenExtractor, FrozenWeights
 from .run import Run
@@ -41,6 +42,8 @@ from .task import Task
 
 # A target may see the data at another size and under another base augmentation than the proxy did.
 FREE_DATA_SETTINGS = frozenset({"dataset", "image_size", "base_augmentation", "cutout"})
+# Another data set is split as the user says.
+SPLIT_SETTINGS = frozenset({"train_per_class", "validation_per_class", "test_per_class", "split_seed"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class TrainResult:
         weight_spread: standard deviation over mean of the last batch's weights.
         cost_ratio: time of an iteration over that of a plain step; None if the run was too short to tell.
         digest: of the bundle that was used; None for a baseline without one.
+        dataset_mismatch: what tells the data set from the bundle's, where that was allowed; empty where nothing does.
         refined: the bundle with theta, alpha and p_jk as fine-tuned; None if they were not.
     """
 
@@ -64,9 +68,10 @@ class TrainResult:
     weight_spread: float
     cost_ratio: float | None
     digest: str | None
+    dataset_mismatch: tuple[str, ...]
     refined: PolicyBundle | None
 
-    def figures(self) -> dict[str, float | str | None]:
+    def figures(self) -> dict[str, Any]:
         """The result without the network and the bundle."""
         return {key: value for key, value in vars(self).items() if key not in ("network", "refined")}
 
@@ -78,6 +83,7 @@ def train_network(
     run_dir: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    allow_dataset_mismatch: bool = False,
 ) -> TrainResult:
     """Train a network; the test split is opened once, at the end.
 
@@ -89,6 +95,8 @@ def train_network(
         run_dir: folder for configuration, log, checkpoints, result and weights; None writes nothing.
         resume: go on from the checkpoint in `run_dir`.
         overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
+        allow_dataset_mismatch: take a bundle that was searched on another data set: its split is not used, images that
+            the policy learned from may be test images here. What differs is told and recorded.
 
     Raises:
         UsageError, InputError: the configuration, the bundle, the network or the data cannot be used, or do not fit.
@@ -101,13 +109,23 @@ def train_network(
         raise UsageError("policy learned", "there is no bundle", "give --bundle FILE, or --policy for a baseline")
     if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
         raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
+    if allow_dataset_mismatch and config.mode == "finetune":
+        why = "the refined bundle would name a data set that its policy was not learned on"
+        raise UsageError(
+            "allow_dataset_mismatch with mode finetune", why, "use mode frozen, or search on this data set"
+        )
     searched = bundle if isinstance(bundle, PolicyBundle) else None
     if searched is not None:
-        _check_settings(config, searched)
+        _check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     with reproducible(config.threads, device):
-        held_out = None if searched is None else searched.meta_validation
-        check = None if searched is None else partial(_check_data, searched)
-        task = Task.build(config, device, held_out, check)
+        held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
+        comparison = None if searched is None else DatasetComparison(searched, allow_dataset_mismatch)
+        task = Task.build(config, device, held_out, comparison)
+        differences = () if comparison is None else comparison.differences
+        if differences:
+            reporter.noted(_what_is_given_up(config, task.splits.name, differences))
+        if searched is not None and config.policy == "learned":
+            _check_channels(searched, task)
         iteration, state = plan(config, bundle, task, device)
         digest = None if bundle is None else bundle.digest
         with Run(config, state, task, reporter, run_dir, resume, overwrite, digest) as run:
@@ -129,6 +147,7 @@ def train_network(
                 weight_spread=run.last_record["weight_spread"],
                 cost_ratio=cost_ratio,
                 digest=digest,
+                dataset_mismatch=differences,
                 refined=_refined(config, searched, state) if config.mode == "finetune" else None,
             )
             origin = None if bundle is None else bundle.origin
@@ -185,35 +204,74 @@ def _baseline(config: TrainConfig, task: Task) -> Augmentation:
     return PublishedPolicy(config.policy)
 
 
-def _check_settings(config: TrainConfig, bundle: PolicyBundle) -> None:
-    """The run splits and augments the data as the search did.
+class DatasetComparison:
+    """Whether a data set is the one that a bundle was searched on, as soon as each thing about it is known.
+
+    Args:
+        bundle: whose data set it should be.
+        allow: note what differs instead of refusing it.
+
+    Attributes:
+        differences: found so far; each has the data set for its subject.
+    """
+
+    def __init__(self, bundle: PolicyBundle, allow: bool) -> None:
+        self._searched, self._allow = bundle.manifest.dataset, allow
+        self.differences: tuple[str, ...] = ()
+
+    def __call__(self, name: str, classes: tuple[str, ...], images: int, fingerprint: str | None) -> None:
+        """Compare; the fingerprint is None where it is not known yet.
+
+        Raises:
+            InputError: the first difference, unless differences are allowed.
+        """
+        self.differences = tuple(self._found(classes, images, fingerprint))
+        if self.differences and not self._allow:
+            remedy = "name the data set that the policy was searched on, or add --allow-dataset-mismatch"
+            raise refused(name, self.differences[0], remedy)
+
+    def _found(self, classes: tuple[str, ...], images: int, fingerprint: str | None) -> Iterator[str]:
+        searched = self._searched
+        if len(classes) != len(searched.classes):
+            yield f"has {len(classes)} classes, the bundle's data set {len(searched.classes)}"
+        pairs = enumerate(zip(classes, searched.classes, strict=False))
+        for position, (here, there) in ((n, pair) for n, pair in pairs if pair[0] != pair[1]):
+            yield f"its class {position} is {shown(here)}, the bundle's is {shown(there)}"
+            break
+        if images != searched.counts.images:
+            yield f"has {images} images to draw from, the bundle's data set {searched.counts.images}"
+        if fingerprint not in (None, searched.fingerprint):
+            yield (
+                f"its images are not those of the bundle's {searched.name} "
+                f"(fingerprint {fingerprint[:12]}, the bundle's {searched.fingerprint[:12]})"
+            )
+
+
+def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ...]) -> str:
+    return (
+        f"warning: {shown(name)[1:-1]} is not the bundle's data set ({'; '.join(differences)}). The bundle's split is "
+        f"not used: this one is drawn with split_seed {config.split_seed}, and images that the policy learned from may "
+        "be test images in it. Nothing says that the policy suits these images."
+    )
+
+
+def _check_channels(bundle: PolicyBundle, task: Task) -> None:
+    channels = bundle.manifest.input.channels
+    if task.splits.channels != channels:
+        why = f"its images have {task.splits.channels} channels, the bundle's extractor takes {channels}"
+        raise InputError(task.splits.name, why, "use a bundle that was searched on such images")
+
+
+def _check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:
+    """The run splits and augments the data as the search did, but for the free settings.
 
     Raises:
         InputError: the setting that differs.
     """
     for name, value in bundle.data_settings().items():
-        if name not in FREE_DATA_SETTINGS and getattr(config, name) != value:
+        if name not in free and getattr(config, name) != value:
             why = f"is {getattr(config, name)!r}, the bundle was searched with {value!r}"
             raise InputError(f"setting {name}", why, "leave it out: it comes from the bundle")
-
-
-def _check_data(bundle: PolicyBundle, splits: DataSplits) -> None:
-    """The data set is the one that the bundle was searched on.
-
-    Raises:
-        InputError: the difference, named.
-    """
-    searched = bundle.manifest.dataset
-    remedy = "name the data set that the policy was searched on"
-    if len(splits.classes) != len(searched.classes):
-        why = f"has {len(splits.classes)} classes, the bundle's data set {len(searched.classes)}"
-        raise InputError(splits.name, why, remedy)
-    for position, (here, there) in enumerate(zip(splits.classes, searched.classes, strict=True)):
-        if here != there:
-            raise InputError(splits.name, f"its class {position} is {here!r}, the bundle's is {there!r}", remedy)
-    if splits.fingerprint != searched.fingerprint:
-        why = f"its images are not those of the bundle's {searched.name} (fingerprint {searched.fingerprint[:12]})"
-        raise InputError(splits.name, why, remedy)
 
 
 def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState) -> PolicyBundle:
@@ -237,4 +295,5 @@ def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState) 
         means=state.sampler.means,
         extractor=extractor,
         meta_validation=bundle.meta_validation,
+        limits=bundle.limits,
     )

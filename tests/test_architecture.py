@@ -22,7 +22,7 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
     "affine blend errors pointwise space reporting models models.wide_resnet",
-    "config features files folding forward_mode operations refusal runtime",
+    "config features files folding forward_mode limits operations refusal runtime",
     "augment canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
     "access bundle_format checkpoint datasets optimisation timm_datasets",
@@ -224,7 +224,10 @@ def test_listed_packages_are_the_folders() -> None:
 
 def test_data_files_are_packaged() -> None:
     data = project()["tool"]["setuptools"]["package-data"]
-    assert data == {"mapolicy": ["py.typed"], "mapolicy.recipes": ["*.toml"]}
+    assert data == {
+        "mapolicy": ["py.typed", "bundle.schema.json", "dataset-level.schema.json"],
+        "mapolicy.recipes": ["*.toml"],
+    }
     assert (ROOT / "mapolicy" / "py.typed").is_file()
     for package, folder in FOLDERS.items():
         others = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
@@ -289,8 +292,9 @@ print([name for name in {HEAVY} if name in sys.modules], "mapolicy" in sys.modul
 
 def test_public_names_resolve() -> None:
     expected = {
-        "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig", "TrainConfig", "TrainResult",
-        "Transformation", "TransformationSampler", "apply_operation", "hypergradient", "search_policy", "train_network",
+        "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig", "TrainConfig",
+        "TrainResult", "Transformation", "TransformationSampler", "apply_operation", "hypergradient", "search_policy",
+        "train_network",
     }  # fmt: skip
     assert set(mapolicy.__all__) == expected
     assert sorted(mapolicy.__all__) == mapolicy.__all__ == dir(mapolicy)

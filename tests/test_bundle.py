@@ -4,6 +4,7 @@ import os
 import stat
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_what_it_builds_is_what_was_stored(bundle: PolicyBundle, valid: bytes) -
     assert torch.equal(torch.get_rng_state(), before), "building draws nothing from the global generator"
     assert not extractor.training
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
-    torch.testing.assert_close(extractor(images), proxy(images), rtol=0, atol=0)
+    # The extractor is channels-last and this proxy is not: sums are rounded in another order.
+    torch.testing.assert_close(extractor(images), proxy(images), rtol=1e-6, atol=1e-7)
     state = policy.state_dict()
     assert all(torch.equal(state[name], bundle.tensors[f"policy.{name}"]) for name in state)
     assert any(parameter.requires_grad for parameter in policy.parameters())
@@ -185,7 +187,15 @@ HOSTILE = {
     "A18 extractor tensor extra": ({}, {"extractor.zzz.weight": raw([1.0])}, "'extractor.zzz.weight' is not one of"),
     "A18 no extractor": ({}, {"extractor.ALL": DELETE}, "of test_resnet is missing"),
     "A19 extractor of another shape": ({}, {"extractor.FIRST": raw(np.zeros((2, 2)))}, "shape (2, 2), expected ("),
-    "A19 classes of another number": ({"dataset.classes": ["a", "b"]}, {}, "expected (2"),
+    "A19 classes of another number": (
+        {
+            "dataset.classes": ["a", "b"],
+            "dataset.split.train_per_class": 0.0,
+            "dataset.split.validation_per_class": 2.0,
+        },
+        {},
+        "expected (2",
+    ),
     "A19 channels of another number": (
         {"input.channels": 3, "input.mean": [0.5] * 3, "input.std": [0.5] * 3},
         {},
@@ -214,13 +224,21 @@ HOSTILE = {
     "A29 a billion parameters": (
         {"extractor.arch": "vit_giant_patch14_224"},
         {},
-        "parameters, more than the 500000000 allowed",
+        "; if you trust its sender, add --limit parameters=1010656132 (in Python: Limits)",
     ),
     "A29 a large arch": ({"extractor.arch": "vit_large_patch16_224"}, {}, "vit_large_patch16_224 has 1024"),
     "A29 pixels without end": (
         {"extractor.arch": "vit_base_patch16_224", "extractor.model_args": {"img_size": 4096, "patch_size": 1}},
         {},
-        "more than the 500000000 allowed",
+        "add --limit parameters=12969964036 ",
+    ),
+    "A29 buffers without end, which need not be in the file": (
+        {
+            "extractor.arch": "swin_tiny_patch4_window7_224",
+            "extractor.model_args": {"img_size": 1024, "window_size": 128},
+        },
+        {},
+        "add --limit parameters=2280262382 ",
     ),
 }
 
@@ -238,10 +256,9 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 sys.addaudithook(_watch)
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_architectures_open_nothing(case: str, bundle: PolicyBundle, tmp_path: Path) -> None:
-    global _watching
-    changes, replaced, says = HOSTILE[case]
+def hostile_file(case: str, bundle: PolicyBundle) -> bytes:
+    """The bundle as the case has it, with a right digest."""
+    changes, replaced, _ = HOSTILE[case]
     tensors = {name: bundle_module._to_raw(tensor) for name, tensor in bundle.tensors.items()}
     extractor = [name for name in tensors if name.startswith("extractor.")]
     for name, tensor in replaced.items():
@@ -260,8 +277,15 @@ def test_hostile_architectures_open_nothing(case: str, bundle: PolicyBundle, tmp
     settings = (
         {} if any(key.startswith(("extractor.", "alpha")) for key in changes) else bundle.manifest.search.settings
     )
+    return forge({**changes, "search.settings": settings}, tensors, base=bundle.manifest.draft())
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_architectures_open_nothing(case: str, bundle: PolicyBundle, tmp_path: Path) -> None:
+    global _watching
+    _, _, says = HOSTILE[case]
     path = tmp_path / "x"
-    path.write_bytes(forge({**changes, "search.settings": settings}, tensors, base=bundle.manifest.draft()))
+    path.write_bytes(hostile_file(case, bundle))
     _opened.clear()
     start = time.process_time()
     _watching = True
@@ -297,3 +321,60 @@ def test_other_digest_is_refused(valid: bytes, tmp_path: Path) -> None:
     path.write_bytes(valid)
     with pytest.raises(InputError, match="it is another bundle than the one asked for"):
         PolicyBundle.load(path, expect_digest="0" * 64)
+
+
+def rebuilt(bundle: PolicyBundle, **changes) -> PolicyBundle:
+    """The bundle with tensors changed by `name=function`; in names, `__` stands for the dot."""
+    tensors = {name: tensor.clone() for name, tensor in bundle.tensors.items()}
+    for name, change in changes.items():
+        change(tensors[name.replace("__", ".")])
+    return PolicyBundle.from_bytes(PolicyBundle(bundle.manifest, tensors).to_bytes())
+
+
+def test_an_extractor_whose_features_are_not_finite_is_refused_when_it_is_built() -> None:
+    """Finite weights whose products are not: only a forward tells."""
+    bundle = make_bundle("wrn10_1")
+    bundle.build_extractor(torch.device("cpu"))
+    for value in (3e38, 1e30):
+        broken = rebuilt(bundle, extractor__bn__weight=lambda tensor, value=value: tensor.fill_(value))
+        with pytest.raises(InputError, match=r"wrn10_1 gives plain images a feature of .*, expected at most 1e\+12"):
+            broken.build_extractor(torch.device("cpu"))
+
+
+def test_an_extractor_that_does_not_take_the_bundles_images_is_refused_when_it_is_built() -> None:
+    proxy = make_proxy("test_vit")
+    settings = {"proxy": "test_vit"}
+    part = {**draft().extractor.model_dump(), "arch": "test_vit", "feature_width": 64}
+    bundle = PolicyBundle.assemble(
+        draft(extractor=part, search={"settings": settings}),
+        policy=PolicyNetwork(64).state_dict(),
+        alpha=torch.tensor(0.01),
+        probabilities=torch.full((14, 14), 1 / 196),
+        means=torch.full((14, 14), 0.5),
+        extractor=proxy.state_dict(),
+        meta_validation=torch.tensor(HELD_OUT),
+    )
+    with pytest.raises(InputError, match=r"test_vit does not take images of input.size \(1, 8, 8\) \("):
+        bundle.build_extractor(torch.device("cpu"))
+
+
+def test_a_bundle_does_not_decide_to_reach_for_the_network(bundle: PolicyBundle) -> None:
+    data = bundle.manifest.dataset.model_copy(update={"name": "hfds/somebody/images"})
+    remote = PolicyBundle(bundle.manifest.model_copy(update={"dataset": data}), bundle.tensors)
+    assert "dataset" not in remote.data_settings()
+    assert remote.data_settings().keys() == bundle.data_settings().keys() - {"dataset"}
+
+
+def test_loading_takes_no_more_memory_than_twice_the_file(tmp_path: Path) -> None:
+    """Peak of Python's own allocations, and the copies that torch is given."""
+    content = make_bundle("wrn16_2").to_bytes()
+    path = tmp_path / "bundle"
+    path.write_bytes(content)
+    PolicyBundle.load(path)
+    tracemalloc.start()
+    try:
+        PolicyBundle.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(content) < peak <= 2 * len(content) + 2**20

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -29,7 +30,12 @@ from bundle_factory import (
 from mapolicy import space
 from mapolicy.bundle_format import read_bundle
 from mapolicy.errors import InputError
-from mapolicy.tensor_container import MAX_HEADER, MAX_TENSORS, RawTensor
+from mapolicy.limits import Limits
+from mapolicy.tensor_container import RawTensor
+
+LIMITS = Limits()
+# What JSON takes as Python objects: the header's text is capped, so this does not grow with the file.
+HEADER_MEMORY = 32 * 2**20
 
 VALID = forge()
 HEADER_END = 8 + struct.unpack_from("<Q", VALID)[0]
@@ -107,7 +113,11 @@ HOSTILE = {
     "A04 empty": (b"", "has 0 bytes"),
     "A04 seven bytes": (VALID[:7], "has 7 bytes"),
     "A05 length 2^64-1": (b"\xff" * 8 + VALID[8:], "18446744073709551615 bytes"),
-    "A05 length over the cap": (struct.pack("<Q", MAX_HEADER + 8) + VALID[8:], "more than the"),
+    "A05 length over the cap": (struct.pack("<Q", LIMITS.header_bytes + 8) + VALID[8:], "more than the"),
+    "A05 header over the cap": (
+        framed(b'{"a":"' + b"x" * LIMITS.header_bytes + b'"}'),
+        "more than the 2097152 allowed; if you trust its sender, add --limit header_bytes=2097160 ",
+    ),
     "A05 length not padded": (struct.pack("<Q", HEADER_END - 9) + VALID[8:], "multiple of 8"),
     "A06 header past the end": (struct.pack("<Q", len(VALID)) + VALID[8:], "inside its header"),
     "A07 a byte short": (VALID[:-1], "truncated"),
@@ -146,7 +156,10 @@ HOSTILE = {
     ),
     "A10 tensor entry a list": (lambda path: table_edit(lambda t: t.update(alpha=[])), "not just dtype"),
     "A10 tensor entry has more": (lambda path: table_edit(lambda t: t["alpha"].update(code="x")), "not just dtype"),
-    "A10 half a million lists": (header(b'{"a":[' + b"[]," * 500_000 + b"[]]}"), "no metadata"),
+    "A10 half a million lists": (
+        header(b'{"a":[' + b"[]," * 500_000 + b"[]]}"),
+        "500004 lists, tables and keys, more than the 70004 allowed",
+    ),
     "A11 tensor twice": (header(b'{"alpha":1,"alpha":2}'), "key 'alpha' twice"),
     "A11 tensor twice, escaped": (header(b'{"alpha":1,"\\u0061lpha":2}'), "key 'alpha' twice"),
     "A12 manifest key twice": (metadata('{"format":1,"format":1}'), "manifest has the key 'format' twice"),
@@ -155,17 +168,17 @@ HOSTILE = {
     "A12 manifest with spaces": (metadata(json.dumps(manifest_with({"digest": "0" * 64}))), "canonical"),
     "A13 200,000 empty tensors": (
         lambda path: table_edit(lambda t: t.update({f"extractor.{n}": EMPTY for n in range(200_000)})),
-        "more than the",
+        "13492112 bytes, more than the 2097152 allowed; if you trust its sender, add --limit header_bytes=13492112 ",
     ),
     "A13 tensors over the cap": (
-        lambda path: table_edit(lambda t: t.update({f"extractor.{n}": EMPTY for n in range(MAX_TENSORS)})),
-        "keys, more than the 10001 allowed",
+        lambda path: table_edit(lambda t: t.update({f"extractor.{n}": EMPTY for n in range(LIMITS.tensors)})),
+        "more than the 70004 allowed; if you trust its sender, add --limit tensors=10012 ",
     ),
     "A13 an empty tensor": (
         lambda path: table_edit(lambda t: t["alpha"].update(shape=[0], data_offsets=[40, 40])),
         "sizes of 1 or more",
     ),
-    "A14 sparse 200 GB": (sparse, "more than the 2147483648 allowed"),
+    "A14 sparse 200 GB": (sparse, "more than the 2147483648 allowed; if you trust its sender, add --limit file_bytes="),
     "A15 pickle": (lambda path: pickle.dumps(Payload(path.with_name("ran"))), "looks like a pickle"),
     "A15 pickle, protocol 0": (lambda path: pickle.dumps(Payload(path.with_name("ran")), 0), "looks like a text"),
     "A15 zip or pt": (lambda path: zip_of(pickle.dumps(Payload(path.with_name("ran")))), "looks like a zip"),
@@ -218,6 +231,26 @@ HOSTILE = {
     "A21 nan in a bfloat16": (
         forge({"extractor.dtype": "bfloat16"}, extractor__conv__weight=raw([1, np.nan], "BF16")),
         "'extractor.conv.weight' has NaN",
+    ),
+    "A21 negative variance": (
+        forge(extractor__bn__running_var=raw([1.0, -1e-3])),
+        "'extractor.bn.running_var' has the value -0.001, expected none below 0",
+    ),
+    "A21 negative variance in a bfloat16": (
+        forge(
+            {"extractor.dtype": "bfloat16"},
+            extractor__conv__weight=DELETE,
+            extractor__bn__running_var=raw([-2.0], "BF16"),
+        ),
+        "'extractor.bn.running_var' has the value -2,",
+    ),
+    "A21 negative count of batches": (
+        forge(extractor__bn__num_batches_tracked=raw(-1, "I64")),
+        "'extractor.bn.num_batches_tracked' has the value -1,",
+    ),
+    "A21 huge policy weight": (
+        with_value("policy.output.weight", -3e38),
+        "'policy.output.weight' has the value -3e+38, expected 1e+06 at most, either sign",
     ),
     "A22 p_jk negative": (p_jk(first_probability(-0.1)), "expected none below 0"),
     "A22 p_jk sums to 0.9": (p_jk(uniform() * 0.9), "sums to 0.9, expected 1"),
@@ -280,22 +313,43 @@ HOSTILE = {
     "A26 500,000 wrong classes": (forge({"dataset.classes": [0] * 500_000}), "dataset.classes"),
     "A26 100,000 wrong settings": (
         forge({"search.settings": {f"{n}A": 1 for n in range(100_000)}}),
-        "table of 100000 keys",
+        "lists, tables and keys, more than the 1000 allowed",
     ),
     "A26 100,000 settings": (
         forge({"search.settings": {f"a{n}": 1 for n in range(100_000)}}),
-        "table of 100000 keys, more than the 200 allowed",
+        "lists, tables and keys, more than the 1000 allowed",
     ),
-    "A26 100,000 wrong results": (forge({"results": {f"a{n}": "x" for n in range(100_000)}}), "table of 100000 keys"),
-    "A26 100,000 ranges": (forge({"operations.ranges": {f"a{n}": [] for n in range(100_000)}}), "table of 100000 keys"),
+    "A26 100,000 wrong results": (
+        forge({"results": {f"a{n}": "x" for n in range(100_000)}}),
+        "lists, tables and keys, more than the 1000 allowed",
+    ),
+    "A26 100,000 ranges": (
+        forge({"operations.ranges": {f"a{n}": [] for n in range(100_000)}}),
+        "lists, tables and keys, more than the 1000 allowed",
+    ),
     "A26 100,000 operations": (forge({"operations.names": ["x"] * 100_000}), "names"),
-    "A26 100,000 fields": (forge({f"a{n}": 1 for n in range(100_000)}), "table of 100015 keys"),
+    "A26 100,000 fields": (
+        forge({f"a{n}": 1 for n in range(100_000)}),
+        "lists, tables and keys, more than the 1000 allowed",
+    ),
     "A26 100,000 arguments": (
         forge({"extractor.model_args": {f"a{n}": 1 for n in range(100_000)}}),
-        "table of 100000 keys",
+        "lists, tables and keys, more than the 1000 allowed",
     ),
     "A26 500,000 means": (forge({"input.mean": [2] * 500_000}), "input.mean"),
     "A26 used more than there is": (forge({"dataset.counts.train": 38}), "42 images used"),
+    "A26 class twice": (forge({"dataset.classes": ["a", "b", "c", "a"]}), "each name once ('a' is there again)"),
+    "A26 one class": (forge({"dataset.classes": ["a"]}), "dataset.classes: found a list of 1"),
+    "A26 more training images than the split": (
+        forge({"dataset.counts.train": 25}),
+        "counts: train is 25, expected 24 (the split of 4 classes)",
+    ),
+    "A26 fewer meta-validation images than classes": (
+        forge({"dataset.counts.meta_validation": 3, "dataset.split.validation_per_class": 0.1}),
+        "counts: meta_validation is 3, expected at least 4",
+    ),
+    "A26 half an image of each class": (forge({"dataset.split.train_per_class": 6.5}), "expected a whole number, or a"),
+    "A26 accuracy of 101 per cent": (forge({"results": {"validation_top1": 101.0}}), "is 101, expected 0 to 100"),
     "A26 mean for 3 of 1 channels": (forge({"input.mean": [0.5] * 3}), "mean has 3 numbers, expected 1"),
     "A26 std 0": (forge({"input.std": [0.0]}), "input.std.0: found 0.0"),
     "A26 embedding of another kind": (forge({"embedding.offset": 0.0}), "embedding.offset: found 0.0, expected 1.0"),
@@ -337,10 +391,18 @@ def test_hostile_files_are_refused_in_one_line(case: str, tmp_path: Path) -> Non
     if content is not None:
         path.write_bytes(content)
     before = sorted(tmp_path.iterdir())
+    size = path.stat().st_size if path.is_file() else 0
     start = time.process_time()
-    with pytest.raises(InputError) as problem:
-        read_bundle(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as problem:
+            read_bundle(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert time.process_time() - start < 20, "each takes a fraction of a second; what grows with the file takes minutes"
+    if size < LIMITS.file_bytes:
+        assert peak <= 2 * size + HEADER_MEMORY
     line = str(problem.value)
     assert says in line
     assert line.isascii()

@@ -90,7 +90,7 @@ class Payload:
         return (print, ("the payload ran",))
 
 
-@pytest.mark.parametrize("kind", ["pickle", "torch", "truncated", "empty", "other safetensors", "garbage"])
+@pytest.mark.parametrize("kind", ["pickle", "torch", "truncated", "empty", "other safetensors", "garbage", "a list"])
 def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, capsys: pytest.CaptureFixture, kind: str) -> None:
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, state(0, steps=1).tensors(), {"iteration": 1})
@@ -107,6 +107,8 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, capsys: pytest.C
             from safetensors.torch import save
 
             path.write_bytes(save({"x": torch.ones(2)}))
+        case "a list":
+            save_checkpoint(path, state(0, steps=1).tensors(), [1])  # type: ignore[arg-type]
         case "garbage":
             path.write_bytes(b"\xff" * 100)
     with pytest.raises(InputError, match="no whole checkpoint") as caught:

@@ -1,6 +1,7 @@
 """What the user types, through the installed entry point: output, exit codes, one-line errors."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundle_factory import forge
 from hub_server import HubServer
 from PIL import Image
 
@@ -407,6 +409,78 @@ def test_a_hostile_bundle_exits_3_and_another_digest_too(mapolicy, bundle_file: 
     mapolicy("train", "--bundle", bundle_file, *TRAIN, "--expect-digest", "0" * 64).is_error(3, "digest")
 
 
+def test_the_digest_is_printed_and_recorded_by_whatever_uses_a_bundle(
+    mapolicy, bundle_file: Path, tmp_path: Path
+) -> None:
+    digest = PolicyBundle.load(bundle_file).digest
+    assert digest in mapolicy("inspect", bundle_file, "--expect-digest", digest).out
+    for kind in (("--mode", "frozen"), ("--policy", "uniform"), ("--mode", "finetune")):
+        run = tmp_path / kind[1]
+        outcome = mapolicy("train", "--bundle", bundle_file, *TRAIN, *kind, "--run-dir", run, "--expect-digest", digest)
+        assert outcome.code == 0, outcome.err
+        assert digest in outcome.out
+        assert json.loads((run / "result.json").read_text())["digest"] == digest
+        assert json.loads((run / "status.json").read_text())["digest"] == digest
+        assert load_checkpoint(run / "checkpoint.safetensors")[1]["identity"]["bundle"] == digest
+    mapolicy("inspect", bundle_file, "--expect-digest", digest.upper()).is_error(3, digest[:12], "expected")
+
+
+def test_limits_are_raised_by_the_option_that_the_refusal_names(mapolicy, bundle_file: Path) -> None:
+    outcome = mapolicy("inspect", bundle_file, "--limit", "tensors=9")
+    outcome.is_error(3, "more than the 67 allowed", "--limit tensors=")
+    option = re.search(r"--limit (\S+)", outcome.err)[1]
+    assert mapolicy("inspect", bundle_file, "--limit", option).code == 0
+    mapolicy("inspect", bundle_file, "--limit", "depth=9").is_error(2, "--limit", "header_bytes")
+    mapolicy("train", "--bundle", bundle_file, *TRAIN, "--limit", "parameters=1000").is_error(3, "--limit parameters=7")
+    mapolicy("train", "--bundle", bundle_file, *TRAIN, "--limit", "file_bytes=1000").is_error(3, "--limit file_bytes=")
+    for command in (
+        ("slim", bundle_file),
+        ("export", bundle_file),
+        ("pull", bundle_file),
+        ("push", bundle_file, "a/b"),
+    ):
+        mapolicy(*command, "--limit", "tensors=9").is_error(3, f"--limit {option}")
+
+
+def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    for label, grey in (("dark", 40), ("light", 200)):
+        for number in range(20):
+            folder = tmp_path / "greys" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), grey + number).save(folder / f"{number:02}.png")
+    command = ("train", "folder:greys", "--bundle", bundle_file, "--arch", "test_resnet", "--epochs", "1")
+    few = ("--set", "batch_size=8", "--set", "train_per_class=8", "--set", "validation_per_class=4", "--set",
+           "test_per_class=4")  # fmt: skip
+    refused = mapolicy(*command, "--set", "batch_size=8", "--json")
+    refused.is_error(3, "folder:greys: has 2 classes, the bundle's data set 10", "--allow-dataset-mismatch")
+    outcome = mapolicy(*command, *few, "--allow-dataset-mismatch", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    (warning,) = outcome.err.splitlines()
+    assert warning.startswith(
+        "mapolicy: warning: folder:greys is not the bundle's data set (has 2 classes, the bundle's"
+    )
+    assert "its class 0 is 'dark', the bundle's is '0'" in warning
+    assert "may be test images" in warning
+    assert len(outcome.json["dataset_mismatch"]) == 4
+    finetune = mapolicy(*command, *few, "--allow-dataset-mismatch", "--mode", "finetune", "--run-dir", "other")
+    finetune.is_error(2, "--allow-dataset-mismatch", "--mode frozen")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_a_bundle_says_is_shown_clean_whatever_the_terminal(tmp_path: Path) -> None:
+    """Markup stays text, and what an encoding does not have is escaped instead of failing."""
+    note = "[/bold] <script>alert(1)</script> é 字"
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(forge({"note": note, "dataset.classes": ["zero", "eins", "deux", "三"]}))
+    for encoding, expected in (("utf-8", note), ("ascii", note.encode("ascii", "backslashreplace").decode())):
+        result = run_process("inspect", str(path), folder=tmp_path, PYTHONIOENCODING=encoding)
+        assert result.returncode == 0, result.stderr
+        assert f"note                   {expected}" in result.stdout
+        assert "\x1b" not in result.stdout
+    document = run_process("inspect", str(path), "--json", folder=tmp_path, PYTHONIOENCODING="ascii")
+    assert json.loads(document.stdout)["note"] == note
+
+
 def test_an_impossible_output_exits_5_before_any_training(mapolicy, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "file/x.safetensors")
@@ -567,9 +641,17 @@ def test_a_signal_ends_the_iteration_saves_and_can_be_resumed(tmp_path: Path, nu
     assert facts["iteration"] == status["iteration"] >= 10
 
 
-def run_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+def run_process(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     script = Path(sys.executable).with_name("mapolicy")
-    return subprocess.run([script, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [script, *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
 
 
 def test_inspect_does_not_import_torch(bundle_file: Path) -> None:

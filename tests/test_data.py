@@ -137,9 +137,32 @@ def test_the_bundles_meta_validation_is_taken_over(zoo):
     assert torch.equal(other.test().indices, searched.test().indices)
 
 
+def test_the_check_sees_the_data_set_before_its_images(zoo, monkeypatch):
+    seen = []
+    found = data.load_splits(
+        replace(BASE, data_dir=str(zoo.parent)), CPU, "train", check=lambda *facts: seen.append(facts)
+    )
+    assert seen == [("folder:zoo", CLASSES, 36, None), ("folder:zoo", CLASSES, 36, found.fingerprint)]
+    for label in CLASSES:
+        for file in (zoo / label).iterdir():
+            file.write_bytes(b"no image")
+
+    def refuse(name, classes, images, fingerprint):
+        raise InputError(name, "is refused")
+
+    with pytest.raises(InputError, match="is refused"):
+        data.load_splits(replace(BASE, data_dir=str(zoo.parent)), CPU, "train", check=refuse)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
-    [([], "empty"), ([-1, 2], "outside"), ([0, 36], "outside"), ([3, 3], "twice"), (None, "test split")],
+    [
+        ([], "names none"),
+        ([-1, 2], "has 36 images"),
+        ([0, 36], "has 36 images"),
+        ([3, 3], "twice"),
+        (None, "would be test images"),
+    ],
 )
 def test_bad_indices_of_a_bundle(zoo, given, says):
     given = load(zoo).test().indices[:1] if given is None else torch.tensor(given, dtype=torch.int64)

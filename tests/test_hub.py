@@ -14,9 +14,10 @@ from hub_server import HubServer
 from mapolicy import hub
 from mapolicy.bundle_format import read_bundle
 from mapolicy.errors import EnvironmentFault, InputError, MapolicyError, UsageError
+from mapolicy.limits import Limits
 
 CONTENT = bytes(range(256)) * 40
-LARGEST = 2**20
+LIMITS = Limits(file_bytes=2**20)
 
 
 @pytest.fixture
@@ -30,12 +31,12 @@ def commit(hub_server: HubServer) -> str:
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_path_is_a_path(kind: type, tmp_path: Path, hub_server: HubServer) -> None:
     (tmp_path / "a").write_bytes(CONTENT)
-    fetched = hub.fetch(kind(tmp_path / "a"), LARGEST)
+    fetched = hub.fetch(kind(tmp_path / "a"), LIMITS)
     assert (fetched.content, fetched.origin, fetched.commit) == (CONTENT, str(tmp_path / "a"), None)
-    with pytest.raises(InputError, match="more than the 9 allowed"):
-        hub.fetch(tmp_path / "a", 9)
+    with pytest.raises(InputError, match=r"more than the 9 allowed; .* --limit file_bytes=10240 "):
+        hub.fetch(tmp_path / "a", Limits(file_bytes=9))
     with pytest.raises(InputError):
-        hub.fetch(Path("hf://birds/policy"), LARGEST)
+        hub.fetch(Path("hf://birds/policy"), LIMITS)
     assert hub_server.log == [], "a path is never looked for in the network"
 
 
@@ -44,38 +45,38 @@ def test_a_path_is_a_path(kind: type, tmp_path: Path, hub_server: HubServer) -> 
 
 def test_a_branch_is_resolved_to_its_commit(hub_server: HubServer, commit: str) -> None:
     for reference in ("hf://birds/policy", "hf://birds/policy@main", "hf://birds/policy/policy.safetensors"):
-        fetched = hub.fetch(reference, LARGEST)
+        fetched = hub.fetch(reference, LIMITS)
         assert fetched.content == CONTENT
         assert fetched.origin == f"hf://birds/policy@{commit}"
         assert fetched.commit == commit
         assert fetched.source == reference
     newer = hub_server.commit("birds/policy", {"policy.safetensors": b"newer"})
-    assert hub.fetch("hf://birds/policy", LARGEST).commit == newer != commit
-    assert hub.fetch(f"hf://birds/policy@{commit}", LARGEST).content == CONTENT
+    assert hub.fetch("hf://birds/policy", LIMITS).commit == newer != commit
+    assert hub.fetch(f"hf://birds/policy@{commit}", LIMITS).content == CONTENT
 
 
 def test_a_file_and_a_tag(hub_server: HubServer, commit: str) -> None:
     hub_server.refs["birds/policy"]["v1.0"] = commit
-    fetched = hub.fetch("hf://birds/policy/old/first.safetensors@v1.0", LARGEST)
+    fetched = hub.fetch("hf://birds/policy/old/first.safetensors@v1.0", LIMITS)
     assert (fetched.content, fetched.origin) == (b"first", f"hf://birds/policy/old/first.safetensors@{commit}")
 
 
 def test_a_commit_that_is_in_the_cache_needs_no_network(hub_server: HubServer, commit: str) -> None:
-    pinned = hub.fetch("hf://birds/policy", LARGEST).origin
+    pinned = hub.fetch("hf://birds/policy", LIMITS).origin
     hub_server.log.clear()
-    assert hub.fetch(pinned, LARGEST).content == CONTENT
+    assert hub.fetch(pinned, LIMITS).content == CONTENT
     assert hub_server.log == []
 
 
 def test_offline_mode_takes_the_cache_or_fails(
     hub_server: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.fetch("hf://birds/policy", LARGEST)
+    hub.fetch("hf://birds/policy", LIMITS)
     hub_server.log.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert hub.fetch("hf://birds/policy", LARGEST).commit == commit
+    assert hub.fetch("hf://birds/policy", LIMITS).commit == commit
     with pytest.raises(EnvironmentFault, match="is not in the cache, and HF_HUB_OFFLINE is set"):
-        hub.fetch("hf://birds/other", LARGEST)
+        hub.fetch("hf://birds/other", LIMITS)
     huggingface_hub.close_session()  # offline mode is looked at when a session is opened
     with pytest.raises(EnvironmentFault, match="HF_HUB_OFFLINE is set; unset it"):
         hub.publish("birds/policy", {"README.md": b"x"}, "m", private=False)
@@ -85,8 +86,8 @@ def test_offline_mode_takes_the_cache_or_fails(
 
 
 def test_a_file_too_large_is_refused_before_it_is_downloaded(hub_server: HubServer, commit: str) -> None:
-    with pytest.raises(InputError, match="has 10240 bytes, more than the 10239 allowed"):
-        hub.fetch("hf://birds/policy", len(CONTENT) - 1)
+    with pytest.raises(InputError, match=r"more than the 10239 allowed; .* --limit file_bytes=10240 "):
+        hub.fetch("hf://birds/policy", Limits(file_bytes=len(CONTENT) - 1))
     assert not [line for line in hub_server.log if line.startswith("GET")]
 
 
@@ -101,7 +102,7 @@ def test_a_file_too_large_is_refused_before_it_is_downloaded(hub_server: HubServ
 )
 def test_what_is_not_there(commit: str, reference: str, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        hub.fetch(reference, LARGEST)
+        hub.fetch(reference, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_what_the_server_refuses(
 ) -> None:
     hub_server.faults += [("HEAD", (status, {"X-Error-Message": "\x1b[31mevil", **headers}))] * 3
     with pytest.raises(kind, match=why) as problem:
-        hub.fetch("hf://birds/policy", LARGEST)
+        hub.fetch("hf://birds/policy", LIMITS)
     assert "evil" not in str(problem.value)
 
 
@@ -128,7 +129,7 @@ def test_nobody_listens(commit: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "huggingface_hub.hf_hub_url", lambda repository, file, revision: f"http://127.0.0.1:9/{repository}/{file}"
     )
     with pytest.raises(EnvironmentFault, match=r"connection to the hub failed \(ConnectError\)"):
-        hub.fetch("hf://birds/policy", LARGEST)
+        hub.fetch("hf://birds/policy", LIMITS)
 
 
 def test_an_interrupted_download_goes_on(
@@ -136,7 +137,7 @@ def test_an_interrupted_download_goes_on(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub_server.faults.append(("GET /birds", "cut"))
-    assert hub.fetch("hf://birds/policy", LARGEST).content == CONTENT
+    assert hub.fetch("hf://birds/policy", LIMITS).content == CONTENT
     assert caplog.text == "", "an error is one line, and this is none"
 
 
@@ -146,9 +147,9 @@ def test_a_download_that_stays_interrupted_leaves_nothing_to_use(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub_server.faults += [("GET /birds", "cut")] * 40
     with pytest.raises(EnvironmentFault, match=r"connection to the hub failed|was interrupted"):
-        hub.fetch("hf://birds/policy", LARGEST)
+        hub.fetch("hf://birds/policy", LIMITS)
     hub_server.faults.clear()
-    assert hub.fetch("hf://birds/policy", LARGEST).content == CONTENT
+    assert hub.fetch("hf://birds/policy", LIMITS).content == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_download_that_stays_interrupted_leaves_nothing_to_use(
 )  # fmt: skip
 def test_references_that_cannot_be_meant(hub_server: HubServer, reference: str) -> None:
     with pytest.raises(UsageError):
-        hub.fetch(reference, LARGEST)
+        hub.fetch(reference, LIMITS)
     assert hub_server.log == []
 
 
@@ -191,8 +192,8 @@ def test_publish_and_fetch(hub_server: HubServer, private: bool, capfd: pytest.C
     assert hub_server.private == {"birds/policy": private}
     assert {name: hub_server.repositories["birds/policy"][first][name] for name in files} == files
     second = hub.publish("birds/policy", {**files, "policy.safetensors": b"2"}, "Policy 2", private=private)
-    assert hub.fetch("hf://birds/policy", LARGEST).commit == second
-    assert hub.fetch(f"hf://birds/policy@{first}", LARGEST).content == CONTENT
+    assert hub.fetch("hf://birds/policy", LIMITS).commit == second
+    assert hub.fetch(f"hf://birds/policy@{first}", LIMITS).content == CONTENT
     assert capfd.readouterr() == ("", "")
 
 
@@ -221,23 +222,23 @@ def address(hub_server: HubServer) -> str:
 
 
 def test_an_address(hub_server: HubServer, address: str) -> None:
-    fetched = hub.fetch(f"{address}?signature=secret#part", LARGEST)
+    fetched = hub.fetch(f"{address}?signature=secret#part", LIMITS)
     assert fetched.content == CONTENT
     assert fetched.origin == fetched.source == address, "a signature is nobody else's business"
     assert hub_server.tokens == {None}, "the hub's token goes to the hub alone"
 
 
 def test_the_hub_gets_its_token(hub_server: HubServer, commit: str) -> None:
-    hub.fetch("hf://birds/policy", LARGEST)
+    hub.fetch("hf://birds/policy", LIMITS)
     assert hub_server.tokens == {"Bearer hf_of_the_tests"}
 
 
 def test_an_address_is_followed_within_limits(hub_server: HubServer, address: str) -> None:
     hub_server.faults.append(("GET /plain/moved", (302, {"Location": address})))
-    assert hub.fetch(f"{hub_server.address}/plain/moved", LARGEST).content == CONTENT
+    assert hub.fetch(f"{hub_server.address}/plain/moved", LIMITS).content == CONTENT
     hub_server.faults += [("GET /plain", (302, {"Location": address}))] * 20
     with pytest.raises(EnvironmentFault):
-        hub.fetch(address, LARGEST)
+        hub.fetch(address, LIMITS)
     assert len(hub_server.faults) > 10
 
 
@@ -245,7 +246,7 @@ def test_an_address_is_followed_within_limits(hub_server: HubServer, address: st
 def test_an_address_does_not_lead_elsewhere(hub_server: HubServer, address: str, target: str) -> None:
     hub_server.faults.append(("GET", (302, {"Location": target})))
     with pytest.raises(EnvironmentFault, match=r"redirects to an address that is not https|HTTP 302"):
-        hub.fetch(address, LARGEST)
+        hub.fetch(address, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -255,25 +256,25 @@ def test_an_address_does_not_lead_elsewhere(hub_server: HubServer, address: str,
 def test_an_addresss_refusal(hub_server: HubServer, address: str, status: int, kind: type, why: str) -> None:
     hub_server.faults.append(("GET", (status, {})))
     with pytest.raises(kind, match=why):
-        hub.fetch(address, LARGEST)
+        hub.fetch(address, LIMITS)
 
 
 def test_an_addresss_broken_promises(hub_server: HubServer, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="has 10240 bytes, more than the 100 allowed"):
-        hub.fetch(address, 100)
+    with pytest.raises(InputError, match=r"more than the 100 allowed; .* --limit file_bytes=10240 "):
+        hub.fetch(address, Limits(file_bytes=100))
     hub_server.faults.append(("GET", "cut"))
     with pytest.raises(EnvironmentFault, match="interrupted after 5120 of 10240 bytes"):
-        hub.fetch(address, LARGEST)
+        hub.fetch(address, LIMITS)
     monkeypatch.setattr(hub, "LONGEST_DOWNLOAD", -1)
     with pytest.raises(EnvironmentFault, match="took longer"):
-        hub.fetch(address, LARGEST)
+        hub.fetch(address, LIMITS)
 
 
 def test_a_length_that_is_not_said_is_counted(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "send_header", lambda *_: None)
     monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "protocol_version", "HTTP/1.0")
-    with pytest.raises(InputError, match="more than the 100 bytes allowed"):
-        hub.fetch(address, 100)
+    with pytest.raises(InputError, match=r"has more than the 100 allowed; .* --limit file_bytes=NUMBER "):
+        hub.fetch(address, Limits(file_bytes=100))
 
 
 @pytest.mark.parametrize(
@@ -282,12 +283,12 @@ def test_a_length_that_is_not_said_is_counted(monkeypatch: pytest.MonkeyPatch, a
 )
 def test_addresses_that_are_not_opened(text: str) -> None:
     with pytest.raises(UsageError, match="not a path, an https address or an hf:// reference"):
-        hub.fetch(text, LARGEST)
+        hub.fetch(text, LIMITS)
 
 
 def test_a_password_is_not_sent_and_not_shown() -> None:
     with pytest.raises(UsageError) as problem:
-        hub.fetch("https://me:secret@example.com/a", LARGEST)
+        hub.fetch("https://me:secret@example.com/a", LIMITS)
     assert "secret" not in str(problem.value)
 
 
@@ -327,4 +328,4 @@ def test_every_error_is_ours(commit: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(MapolicyError, match="cache/blobs/x: No space left on device"):
-        hub.fetch("hf://birds/policy", LARGEST)
+        hub.fetch("hf://birds/policy", LIMITS)

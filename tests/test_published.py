@@ -10,6 +10,7 @@ from bundle_factory import DELETE, container, raw, spelled
 from mapolicy.bundle_format import read_bundle
 from mapolicy.errors import InputError, UsageError
 from mapolicy.hub import Fetched
+from mapolicy.limits import Limits
 from mapolicy.published import LIMITS, MAX_STEPS, MAX_SUB_POLICIES, DatasetPolicy, has_magnitude, is_published
 from mapolicy.space import OPERATION_NAMES
 
@@ -29,14 +30,20 @@ def policy(**changes) -> DatasetPolicy:
     return DatasetPolicy.make(**PARTS | changes)
 
 
-def forged(changes: dict, tensors=None) -> bytes:
-    """A file with a right digest, whatever stands in it."""
+def changed(changes: dict) -> dict:
+    """A manifest without a digest."""
     manifest = {"format": 1, "kind": "dataset-level", **json.loads(json.dumps(PARTS))}
     for name, value in changes.items():
         if value is DELETE:
             del manifest[name]
         else:
             manifest[name] = value
+    return manifest
+
+
+def forged(changes: dict, tensors=None) -> bytes:
+    """A file with a right digest, whatever stands in it."""
+    manifest = changed(changes)
     digest = hashlib.sha256(spelled(manifest).encode() + b"\n").hexdigest()
     return container({"mapolicy": spelled({"digest": digest, **manifest})}, tensors or {})
 
@@ -57,6 +64,9 @@ def test_the_two_kinds_are_told_apart(tmp_path: Path, bundle_file: Path) -> None
         assert is_published(Fetched(path.read_bytes(), "x", "x")) == published
     with pytest.raises(InputError, match="of kind 'dataset-level', without extractor"):
         read_bundle(tmp_path / "a")
+    (tmp_path / "b").write_bytes(forged({"kind": "per-class"}))
+    with pytest.raises(InputError, match="of kind 'per-class', which this mapolicy does not know; upgrade"):
+        read_bundle(tmp_path / "b")
     with pytest.raises(InputError, match="is not a dataset-level policy"):
         DatasetPolicy.load(bundle_file)
 
@@ -74,6 +84,12 @@ HOSTILE = {
     "a probability of 1.5": (step(probability=1.5), "probability"),
     "a negative probability": (step(probability=-0.1), "probability"),
     "a probability as text": (step(probability="1"), "probability"),
+    "a probability that is not there": (
+        {"sub_policies": [[{k: ROTATE[k] for k in ROTATE if k != "probability"}]]},
+        "is missing",
+    ),
+    "a step with another field": (step(code="x"), "code is not a field"),
+    "a step that is a list": ({"sub_policies": [[["Rotate", 0.5, 30.0]]]}, "sub_policies.0.0"),
     "a value too large": (step(value=181.0), "value of Rotate is 181, expected -180 to 180"),
     "a value that an operation has not": ({"sub_policies": [[EQUALIZE | {"value": 1.0}]]}, "expected 0 to 0"),
     "a direction that an operation has not": (
@@ -101,11 +117,32 @@ def test_hostile_files_are_refused(case: str) -> None:
     assert len(line) <= 240 - len("mapolicy: error: ")
 
 
+def not_finite(number: str) -> bytes:
+    text = spelled(changed({"digest": "0" * 64})).replace("30.0", number)
+    return container({"mapolicy": text}, {})
+
+
+def test_a_policy_of_the_largest_size_is_read_and_limits_hold(tmp_path: Path) -> None:
+    largest = policy(sub_policies=[[EQUALIZE] * 4] * MAX_SUB_POLICIES)
+    largest.save(tmp_path / "a")
+    size = (tmp_path / "a").stat().st_size
+    assert DatasetPolicy.load(tmp_path / "a").digest == largest.digest
+    for limits, option in (
+        (Limits(file_bytes=size - 1), f"file_bytes={size}"),
+        (Limits(header_bytes=99), "header_bytes="),
+    ):
+        with pytest.raises(InputError, match=f"--limit {option}"):
+            DatasetPolicy.load(tmp_path / "a", limits=limits)
+
+
 def test_edited_or_padded_files_are_refused() -> None:
     for content, says in (
         (forged({}).replace(b"30.0", b"20.0"), "damaged or edited"),
         (container({"mapolicy": json.dumps(policy().manifest.model_dump())}, {}), "not spelled as"),
         (forged({}, {"alpha": raw([1.0])}), "tensor 'alpha' is not one"),
+        (container({"mapolicy": spelled(changed({"digest": "0" * 64}))}, {}), "its digest says 000000000000"),
+        (not_finite("NaN"), "has the number NaN"),
+        (not_finite("1e999"), "value: found inf"),
         (b"{}", "too few"),
     ):
         with pytest.raises(InputError, match=says):

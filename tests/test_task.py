@@ -33,8 +33,8 @@ def test_the_check_comes_before_the_network(make_train_config, monkeypatch: pyte
     def fail(*_) -> None:
         raise AssertionError("the network was built")
 
-    def refuse(splits) -> None:
-        raise InputError(splits.name, "is refused")
+    def refuse(name, classes, images, fingerprint) -> None:
+        raise InputError(name, "is refused")
 
     monkeypatch.setattr("mapolicy.task.build_network", fail)
     with pytest.raises(InputError, match="digits: is refused"):

@@ -14,6 +14,7 @@ from mapolicy.features import features_and_logits
 from mapolicy.networks import build_network
 from mapolicy.pipeline import Pipeline
 from mapolicy.policies import SampledTransformations
+from mapolicy.reporting import Reporter
 from mapolicy.run import training_plan
 from mapolicy.runtime import seed_for
 from mapolicy.sampler import TransformationSampler
@@ -197,21 +198,116 @@ def test_settings_that_contradict_the_bundle_are_refused(
         train_network(make_train_config(**change), bundle)
 
 
-def test_other_images_than_the_bundles_are_refused(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
-    changed = bundle.manifest.model_copy(
-        update={"dataset": bundle.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})}
-    )
-    with pytest.raises(InputError, match="its images are not those of the bundle's digits"):
-        train_network(make_train_config(), PolicyBundle(changed, bundle.tensors))
+def with_data(bundle: PolicyBundle, **changes) -> PolicyBundle:
+    """The bundle as if it had been searched on other data."""
+    data = bundle.manifest.dataset.model_copy(update=changes)
+    return PolicyBundle(bundle.manifest.model_copy(update={"dataset": data}), bundle.tensors)
 
 
-def test_other_classes_than_the_bundles_are_refused(bundle: PolicyBundle, make_train_config) -> None:
-    classes = ("zero", *bundle.manifest.dataset.classes[1:])
-    changed = bundle.manifest.model_copy(
-        update={"dataset": bundle.manifest.dataset.model_copy(update={"classes": classes})}
-    )
-    with pytest.raises(InputError, match="its class 0 is '0', the bundle's is 'zero'"):
-        train_network(make_train_config(), PolicyBundle(changed, bundle.tensors))
+OTHER_DATA = {
+    "fingerprint": (
+        lambda data: {"fingerprint": "0" * 64},
+        "its images are not those of the bundle's digits (fingerprint ",
+    ),
+    "a class": (
+        lambda data: {"classes": ("zero", *data.classes[1:])},
+        "its class 0 is '0', the bundle's is 'zero'",
+    ),
+    "a class with escapes": (
+        lambda data: {"classes": (*data.classes[:9], "\u00e9")},
+        "its class 9 is '9', the bundle's is '\\xe9'",
+    ),
+    "number of classes": (lambda data: {"classes": data.classes[:4]}, "has 10 classes, the bundle's data set 4"),
+    "number of images": (
+        lambda data: {"counts": data.counts.model_copy(update={"images": 2000})},
+        "has 1797 images to draw from, the bundle's data set 2000",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_DATA)
+def test_another_data_set_is_refused_before_its_images_are_read(
+    bundle: PolicyBundle, make_train_config, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    change, says = OTHER_DATA[kind]
+    if kind != "fingerprint":
+        monkeypatch.setattr("mapolicy.data.Access.splits", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(InputError) as problem:
+        train_network(make_train_config(), with_data(bundle, **change(bundle.manifest.dataset)))
+    assert says in str(problem.value)
+    assert "or add --allow-dataset-mismatch" in str(problem.value)
+
+
+def test_a_wrong_data_set_is_not_explained_by_indices(bundle: PolicyBundle, make_train_config) -> None:
+    """Classes and sizes agree, but images that the policy learned from would be tested on."""
+    settings = make_train_config()
+    test = set(range(bundle.manifest.dataset.counts.images))
+    splits = load_splits(settings, CPU, "train")
+    test -= {*splits.train.indices.tolist(), *splits.meta_validation.indices.tolist()}
+    held_out = torch.tensor(sorted(test)[: len(bundle.meta_validation)])
+    tensors = dict(bundle.tensors) | {"split.meta_validation": held_out}
+    with pytest.raises(InputError, match="images that the policy learned from would be test images"):
+        train_network(settings, PolicyBundle(bundle.manifest, tensors))
+
+
+class Heard(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_another_data_set_may_be_allowed_and_is_split_anew(bundle: PolicyBundle, make_train_config, tmp_path) -> None:
+    """Other classes, another number of them, other images: the bundle's indices play no role, and all of it is told."""
+    counts = bundle.manifest.dataset.counts.model_copy(update={"images": 5000})
+    other = with_data(bundle, classes=("zero", "one"), counts=counts, fingerprint="0" * 64)
+    other = PolicyBundle(other.manifest, {**bundle.tensors, "split.meta_validation": torch.arange(4000, 4100)})
+    # The extractor's head is as it was: only its features are used.
+    object.__setattr__(other, "build_extractor", bundle.build_extractor)
+    heard, config = Heard(), make_train_config(epochs=1, split_seed=3, test_per_class=20)
+    result = train_network(config, other, heard, tmp_path / "run", allow_dataset_mismatch=True)
+    assert [text.split(" ")[0] for text in result.dataset_mismatch] == ["has", "its", "has", "its"]
+    (note,) = heard.notes
+    assert all(text in note for text in result.dataset_mismatch)
+    assert "split_seed 3" in note
+    assert "may be test images" in note
+    recorded = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert recorded["dataset_mismatch"] == list(result.dataset_mismatch)
+    assert recorded["digest"] == bundle.digest
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["digest"] == bundle.digest
+    baseline = train_network(config.with_changes(policy="none"))
+    assert result.test_top1 != baseline.test_top1, "the policy was at work"
+
+
+def test_allowing_another_data_set_changes_nothing_for_the_same(bundle: PolicyBundle, make_train_config) -> None:
+    heard, config = Heard(), make_train_config(epochs=1)
+    plain = train_network(config, bundle)
+    allowed = train_network(config, bundle, heard, allow_dataset_mismatch=True)
+    assert allowed.dataset_mismatch == ()
+    assert heard.notes == []
+    state = plain.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in allowed.network.state_dict().items())
+
+
+def test_other_splits_of_the_same_data_are_a_mismatch(bundle: PolicyBundle, make_train_config) -> None:
+    config = make_train_config(epochs=1, split_seed=5)
+    (difference,) = train_network(config, bundle, allow_dataset_mismatch=True).dataset_mismatch
+    assert "fingerprint" in difference
+    with pytest.raises(InputError, match="setting operation_space"):
+        train_network(config.with_changes(operation_space="wide"), bundle, allow_dataset_mismatch=True)
+
+
+def test_a_policy_is_not_finetuned_on_another_data_set(bundle: PolicyBundle, make_train_config) -> None:
+    with pytest.raises(UsageError, match="would name a data set that its policy was not learned on"):
+        train_network(make_train_config(mode="finetune"), bundle, allow_dataset_mismatch=True)
+
+
+def test_images_of_other_channels_are_refused(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
+    contract = bundle.manifest.input.model_copy(update={"channels": 3})
+    coloured = PolicyBundle(bundle.manifest.model_copy(update={"input": contract}), bundle.tensors)
+    with pytest.raises(InputError, match="its images have 1 channels, the bundle's extractor takes 3"):
+        train_network(make_train_config(), coloured, allow_dataset_mismatch=True)
 
 
 def test_target_may_be_larger_than_the_proxys_input(bundle: PolicyBundle, make_train_config) -> None:
