@@ -198,6 +198,9 @@ class BilevelStep:
 
     Source: Zhou et al., AAAI 2021, Eq. 2 to 4.
 
+    Attributes:
+        how: it is executed, in words, for the run's record.
+
     Args:
         network: the task network, a timm model.
         policy: the policy network, theta.
@@ -223,6 +226,7 @@ class BilevelStep:
         self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
         self.options = options or StepOptions()
         self.extractor = extractor
+        self.how = "eager"
         self._replays: bool | None = None
 
     def __call__(

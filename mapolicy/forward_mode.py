@@ -94,7 +94,7 @@ def directional_derivative(
     Raises:
         ReplayError: the function does not do what was recorded.
     """
-    _load_rules()
+    load_rules()
     replay = nullcontext() if recording is None else _Replayer(recording)
     with forward_ad.dual_level():
         at = {name: forward_ad.make_dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
@@ -119,7 +119,8 @@ class ReplayError(RuntimeError):
 
 
 @cache
-def _load_rules() -> None:
+def load_rules() -> None:
+    """Let torch load its forward-mode rules, without its warning."""
     # torch loads its forward-mode rules at the first use, and in doing so warns of its own use of torch.jit.script.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")

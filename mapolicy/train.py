@@ -3,6 +3,7 @@
 `search.py` is its twin: the same pieces in the same order, but the policy comes from a bundle.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .bilevel import BilevelStep, InnerRate, StepOptions
+from .bilevel import InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
+from .compiled import choose, make_step
 from .config import TrainConfig
 from .data import DataSplits
 from .errors import InputError, UsageError
@@ -96,9 +98,9 @@ def train_network(
         held_out = None if bundle is None else bundle.meta_validation
         check = None if bundle is None else partial(_check_data, bundle)
         task = Task.build(config, device, held_out, check)
-        iteration, state = plan(config, bundle, task, device)
+        iteration, state = plan(config, bundle, task, device, reporter.noted)
         digest = None if bundle is None else bundle.digest
-        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest) as run:
+        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, _facts(iteration)) as run:
             cost_ratio = run.loop(iteration)
             if run_dir is not None:
                 weights = {name: tensor.cpu().contiguous() for name, tensor in task.network.state_dict().items()}
@@ -119,12 +121,17 @@ def train_network(
                 digest=digest,
                 refined=_refined(config, bundle, state) if config.mode == "finetune" else None,
             )
-            run.finish({"arch": config.arch, "policy": config.policy, "mode": config.mode, **result.figures()})
+            names = {"arch": config.arch, "policy": config.policy, "mode": config.mode}
+            run.finish({**names, **result.figures(), **_facts(iteration)})
     return result
 
 
 def plan(
-    config: TrainConfig, bundle: PolicyBundle | None, task: Task, device: torch.device
+    config: TrainConfig,
+    bundle: PolicyBundle | None,
+    task: Task,
+    device: torch.device,
+    noted: Callable[[str], None] = lambda text: None,
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""
     modules: dict[str, nn.Module] = {"network": task.network}
@@ -143,13 +150,26 @@ def plan(
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
     rate = InnerRate(float(bundle.alpha.log().mean().exp())).to(device)
     policy_optimizer = make_policy_optimizer(config, policy.parameters(), rate, task.iterations)
-    options = StepOptions.of(config)
-    bilevel = BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, options)
+    bilevel = make_step(
+        choose(config, task.network, task.splits.channels, task.iterations, device),
+        noted,
+        strict=config.compile == "always",
+        network=task.network,
+        policy=policy,
+        rate=rate,
+        optimizer=task.optimizer,
+        policy_optimizer=policy_optimizer,
+        options=StepOptions.of(config),
+    )
     augmentation = SampledTransformations(sampler, config.operation_space)
     state = RunState(
         modules | {"policy": policy, "rate": rate}, optimizers | {"policy": policy_optimizer}, sampler=sampler
     )
     return BilevelIteration(task, augmentation, bilevel, lambda batch: extractor(batch.images)), state
+
+
+def _facts(iteration: Iteration) -> dict[str, str]:
+    return {"step": iteration.bilevel.how} if isinstance(iteration, BilevelIteration) else {}
 
 
 def _baseline(config: TrainConfig, task: Task) -> Augmentation:

@@ -25,7 +25,7 @@ LAYERS = (
     "config features files folding forward_mode operations refusal runtime",
     "augment canonical_json images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
-    "access bundle_format checkpoint datasets optimisation policies timm_datasets",
+    "access bundle_format checkpoint compiled datasets optimisation policies timm_datasets",
     "bundle data pipeline",
     "evaluate reuse",
     "adapters task",
