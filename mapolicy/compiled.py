@@ -19,7 +19,7 @@ from torch.func import functional_call, grad_and_value, jvp, vjp
 from torch.optim import Adam
 from torch.overrides import TorchFunctionMode
 
-from .bilevel import BilevelStep, Hypergradient, StepOptions, StepRecord, _Batch, update
+from .bilevel import Batch, BilevelStep, Hypergradient, StepOptions, StepRecord, update
 from .config import RunConfig, SearchConfig
 from .errors import EnvironmentFault, UsageError
 from .forward_mode import load_rules
@@ -185,7 +185,7 @@ class CompiledStep(BilevelStep):
         options = {"joint_custom_pre_pass": _merging_pass()} if backend == "inductor" else None
         self._function = torch.compile(function, fullgraph=True, dynamic=False, backend=backend, options=options)
 
-    def _step(self, batch: _Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
+    def _step(self, batch: Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
         if validation is None or self._fell_back:
             return super()._step(batch, validation)
         theta = {name: tensor.detach() for name, tensor in self.policy.named_parameters()}
@@ -292,6 +292,17 @@ def one_iteration(
     """
     both = _FeaturesAndLogits(network)
 
+    # Outside of what is compiled, which could not evaluate their annotations.
+    def forward(at: Tensors, buffers: Tensors, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+        moved = {name: buffer.clone() for name, buffer in buffers.items()}
+        state = {f"network.{name}": tensor for name, tensor in (at | moved).items()}
+        own, logits = functional_call(both, state, (images,))
+        return F.cross_entropy(logits, labels, reduction="none"), (own.detach(), moved)
+
+    def weigh(at: Tensors, seen: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        raw: Tensor = functional_call(policy, at, (seen, embedding))
+        return normalise_weights(raw), raw
+
     def iteration(
         w: Tensors,
         buffers: Tensors,
@@ -304,26 +315,16 @@ def one_iteration(
     ) -> Outcome:
         images, labels, embedding, features = batch
 
-        def forward(at: Tensors, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensors]]:
-            moved = {name: buffer.clone() for name, buffer in buffers.items()}
-            state = {f"network.{name}": tensor for name, tensor in (at | moved).items()}
-            own, logits = functional_call(both, state, (images,))
-            return F.cross_entropy(logits, labels, reduction="none"), (own.detach(), moved)
-
-        def weigh(at: Tensors) -> tuple[Tensor, Tensor]:
-            raw: Tensor = functional_call(policy, at, (seen, embedding))
-            return normalise_weights(raw), raw
-
-        losses, pull_back, (own, moved) = vjp(lambda at: forward(at, images, labels), w, has_aux=True)
+        losses, pull_back, (own, moved) = vjp(lambda at: forward(at, buffers, images, labels), w, has_aux=True)
         seen = own if features is None else features
-        weights, pull_back_theta, _ = vjp(weigh, theta, has_aux=True)
+        weights, pull_back_theta, _ = vjp(lambda at: weigh(at, seen, embedding), theta, has_aux=True)
         alpha = log_alpha.exp()
         rates = dict(zip(w, alpha.expand(len(w)).unbind(), strict=True))
         (gradient,) = pull_back(weights)
         w_hat = {name: tensor - rates[name] * gradient[name] for name, tensor in w.items()}
-        descent, validation_loss = grad_and_value(lambda at: forward(at, *validation)[0].mean())(w_hat)
+        descent, validation_loss = grad_and_value(lambda at: forward(at, buffers, *validation)[0].mean())(w_hat)
         direction = {name: rates[name] * descent[name] for name in w}
-        _, slopes = jvp(lambda at: forward(at, images, labels)[0], (w,), (direction,))
+        _, slopes = jvp(lambda at: forward(at, buffers, images, labels)[0], (w,), (direction,))
         by_tensor = torch.stack([-(descent[name] * gradient[name]).sum() for name in w])
         by_alpha = by_tensor if alpha.ndim else by_tensor.sum()
 
@@ -341,7 +342,7 @@ def one_iteration(
             learned.append(value - length * (first / (second.sqrt() / correction + epsilon)))
             moved_moments.append((first, second))
 
-        weights, raw = weigh(dict(zip(theta, learned, strict=False)))
+        weights, raw = weigh(dict(zip(theta, learned, strict=False)), seen, embedding)
         (weighted,) = pull_back(weights)
         return Outcome(
             gradient=weighted,
