@@ -74,7 +74,7 @@ def step(
         int, typer.Option(help="Meta-validation images in a batch.", min=2, max=1_000_000)
     ] = 128,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the plain step too; takes minutes on a CPU.")
+        bool, typer.Option("--compile", help="Compile the step and the plain step too; takes minutes on a CPU.")
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure each peak, in a process of its own.")] = True,
     rounds: Rounds = 3,

@@ -175,7 +175,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Images float [n, C, H, W], labels int64 [n], embedding float [n, 2K], features float [n, F] or None."""
 
     images: Tensor
@@ -184,11 +184,11 @@ class _Batch:
     features: Tensor | None
     noise_seed: int
 
-    def part(self, share: float) -> "_Batch":
+    def part(self, share: float) -> "Batch":
         """The first of them; a batch is in random order."""
         count = _share(len(self.labels), share)
         features = None if self.features is None else self.features[:count]
-        return _Batch(
+        return Batch(
             self.images[:count], self.labels[:count], self.embedding[:count], features, noise_seed=self.noise_seed
         )
 
@@ -210,6 +210,9 @@ class BilevelStep:
     """One iteration of Algorithm 1 of MetaAugment after the batch has been augmented.
 
     Source: Zhou et al., AAAI 2021, Eq. 2 to 4.
+
+    Attributes:
+        how: it is executed, in words, for the run's record.
 
     Args:
         network: the task network, a timm model.
@@ -237,6 +240,7 @@ class BilevelStep:
         self.options = options or StepOptions()
         self.extractor = extractor
         self._own_rules: bool | None = None  # whether they are right for this network: found out by the first batch
+        self.how = "eager"
 
     def __call__(
         self,
@@ -262,12 +266,12 @@ class BilevelStep:
         for module in (self.network, self.extractor):
             if module is not None:
                 module.train()
-        batch = _Batch(images, labels, embedding, features, noise_seed)
+        batch = Batch(images, labels, embedding, features, noise_seed)
         # Only the mathematical form of attention has a forward-mode derivative; all passes must draw the same noise.
         with nullcontext() if validation is None else sdpa_kernel(SDPBackend.MATH):
             return self._step(batch, validation)
 
-    def _step(self, batch: _Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
+    def _step(self, batch: Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
         options, network = self.options, self.network
         learned, old_raw = None, None
         if validation is not None and options.low_memory:
@@ -298,21 +302,21 @@ class BilevelStep:
             loss = weighted_step(forward.losses, weights, network, self.optimizer, options.clip_norm)
         return StepRecord(loss, raw, weights, self.rate().detach(), learned)
 
-    def _forward(self, batch: _Batch, records: bool = False) -> _Forward:
+    def _forward(self, batch: Batch, records: bool = False) -> _Forward:
         torch.manual_seed(batch.noise_seed)
         with recorded() if records else nullcontext() as recording:
             own, logits = features_and_logits(self.network, batch.images)
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
         return _Forward(losses, own if batch.features is None else batch.features, recording)
 
-    def _raw(self, batch: _Batch, forward: _Forward) -> Tensor:
+    def _raw(self, batch: Batch, forward: _Forward) -> Tensor:
         """The policy's outputs before normalisation, float [n]."""
         own = forward.features if self.extractor is None else deep_features(self.extractor, batch.images)
         raw: Tensor = self.policy(own, batch.embedding)
         return raw
 
     def _learn(
-        self, batch: _Batch, forward: _Forward, validation: tuple[Tensor, Tensor]
+        self, batch: Batch, forward: _Forward, validation: tuple[Tensor, Tensor]
     ) -> tuple[Hypergradient, Tensor]:
         """Update theta and alpha (Eq. 2 and 3); also the old theta's raw outputs, float [n]."""
         network, parameters = self.network, self._parameters()
@@ -342,7 +346,7 @@ class BilevelStep:
         self.policy_optimizer.step()
         return outcome, raw.detach()
 
-    def _training_losses(self, batch: _Batch) -> Losses:
+    def _training_losses(self, batch: Batch) -> Losses:
         """The losses of `_forward` as a function of the parameters, with the same noise."""
         network = self.network
 
@@ -352,7 +356,7 @@ class BilevelStep:
 
         return losses
 
-    def _check_rules(self, batch: _Batch, recording: Recording | None) -> None:
+    def _check_rules(self, batch: Batch, recording: Recording | None) -> None:
         """Find out, once, whether the forward-mode rules of our own are right for this network."""
         if self._own_rules is None:
             with running_statistics_kept(self.network):

@@ -26,6 +26,7 @@ MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
 EXTRACTORS = ("shared", "own")
+COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
 
 LARGEST_RECIPE = 2**20  # bytes
@@ -114,6 +115,9 @@ class RunConfig:
         "leave out samples of weight below the batch's mean and weigh the others equally (ablation)", False
     )
     low_memory: bool = setting("compute a forward again instead of keeping its graph", False)
+    compile: str = setting(
+        "compile the bilevel step: where a long run repays it, never or always", "auto", choices=COMPILE
+    )
 
     seed: int = setting("seed of everything but the splits", 0, low=0, high=2**31)
     device: str = setting("auto, cpu or cuda", "auto", choices=("auto", "cpu", "cuda"))

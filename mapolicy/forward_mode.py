@@ -118,7 +118,7 @@ def torchs_derivative(function: Losses, parameters: Parameters, direction: Param
 def _derivative(
     function: Losses, parameters: Parameters, direction: Parameters, rules: AbstractContextManager[Any]
 ) -> Tensor:
-    _load_torchs_rules()
+    load_rules()
     with forward_ad.dual_level():
         at = {name: forward_ad.make_dual(tensor.detach(), direction[name]) for name, tensor in parameters.items()}
         with rules:
@@ -131,7 +131,8 @@ class ReplayError(RuntimeError):
 
 
 @cache
-def _load_torchs_rules() -> None:
+def load_rules() -> None:
+    """Let torch load its forward-mode rules, without its warning."""
     # torch loads its forward-mode rules at the first use, and in doing so warns of its own use of torch.jit.script.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")

@@ -73,6 +73,7 @@ class Run:
         resume: go on from the folder's checkpoint.
         overwrite: remove the files of an earlier run from the folder.
         digest: of the bundle that the run uses, or None.
+        facts: told at the start, beside the task's.
 
     Raises:
         UsageError: the folder holds a run and `resume` was not asked for.
@@ -90,6 +91,7 @@ class Run:
         resume: bool = False,
         overwrite: bool = False,
         digest: str | None = None,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.state, self.task, self.reporter, self.folder = config, state, task, reporter, folder
         self.per_epoch = task.iterations_per_epoch
@@ -98,7 +100,7 @@ class Run:
         self.last_record: Mapping[str, float] = {}
         self._log_every = max(1, self.per_epoch // LOGGED_PER_EPOCH)
         self._last_good: Path | None = None
-        self._digest = digest
+        self._digest, self._facts = digest, facts or {}
         self._seconds_before = 0.0
         self._cost_ratio: float | None = None
         self._signal: int | None = None
@@ -109,7 +111,9 @@ class Run:
         self._next_checkpoint = self._started + 60 * config.checkpoint_minutes
 
     def __enter__(self) -> Self:
-        self.reporter.started(f"{self.config.stage} {self.config.network}", self.iterations, self.task.facts())
+        self.reporter.started(
+            f"{self.config.stage} {self.config.network}", self.iterations, {**self.task.facts(), **self._facts}
+        )
         if self.task.splits.corrupt:
             self.note_corrupt(self.task.splits.corrupt)
         self._write_status("running", None)

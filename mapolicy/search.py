@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from . import manifest
-from .bilevel import BilevelStep, InnerRate, StepOptions
+from .bilevel import InnerRate, StepOptions
 from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
+from .compiled import choose, make_step
 from .config import SearchConfig
 from .evaluate import Accuracy
 from .iteration import BilevelIteration
@@ -76,14 +77,21 @@ def search_policy(
             optimizers={"network": task.optimizer, "policy": policy_optimizer},
             sampler=sampler,
         )
-        iteration = BilevelIteration(
-            task,
-            SampledTransformations(sampler, config.operation_space),
-            BilevelStep(
-                task.network, policy, rate, task.optimizer, policy_optimizer, StepOptions.of(config), extractor
-            ),
+        choice = choose(config, task.network, task.splits.channels, task.iterations, device)
+        step = make_step(
+            choice,
+            reporter.noted,
+            strict=config.compile == "always",
+            network=task.network,
+            policy=policy,
+            rate=rate,
+            optimizer=task.optimizer,
+            policy_optimizer=policy_optimizer,
+            options=StepOptions.of(config),
+            extractor=extractor,
         )
-        with Run(config, state, task, reporter, run_dir, resume, overwrite) as run:
+        iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), step)
+        with Run(config, state, task, reporter, run_dir, resume, overwrite, facts={"step": step.how}) as run:
             cost_ratio = run.loop(iteration)
             accuracy = task.validation_accuracy()
             bundle = PolicyBundle.assemble(
@@ -108,6 +116,7 @@ def search_policy(
                     "entropy": relative_entropy(sampler.probabilities),
                     "weight_spread": run.last_record["weight_spread"],
                     "cost_ratio": cost_ratio,
+                    "step": step.how,
                 }
             )
     return bundle

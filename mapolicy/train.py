@@ -3,7 +3,7 @@
 `search.py` is its twin: the same pieces in the same order, but the policy comes from a bundle.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .bilevel import BilevelStep, InnerRate, StepOptions
+from .bilevel import InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
+from .compiled import choose, make_step
 from .config import TrainConfig
 from .errors import InputError, UsageError
 from .evaluate import evaluate
@@ -126,9 +127,9 @@ def train_network(
             reporter.noted(_what_is_given_up(config, task.splits.name, differences))
         if searched is not None and config.policy == "learned":
             _check_channels(searched, task)
-        iteration, state = plan(config, bundle, task, device)
+        iteration, state = plan(config, bundle, task, device, reporter.noted)
         digest = None if bundle is None else bundle.digest
-        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest) as run:
+        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, _facts(iteration)) as run:
             cost_ratio = run.loop(iteration)
             if run_dir is not None:
                 weights = {name: tensor.cpu().contiguous() for name, tensor in task.network.state_dict().items()}
@@ -158,13 +159,18 @@ def train_network(
                     "mode": config.mode,
                     "bundle": origin,
                     **result.figures(),
+                    **_facts(iteration),
                 }
             )
     return result
 
 
 def plan(
-    config: TrainConfig, bundle: PolicyBundle | DatasetPolicy | None, task: Task, device: torch.device
+    config: TrainConfig,
+    bundle: PolicyBundle | DatasetPolicy | None,
+    task: Task,
+    device: torch.device,
+    noted: Callable[[str], None] = lambda text: None,
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""
     modules: dict[str, nn.Module] = {"network": task.network}
@@ -185,13 +191,26 @@ def plan(
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
     rate = InnerRate(float(bundle.alpha.log().mean().exp())).to(device)
     policy_optimizer = make_policy_optimizer(config, policy.parameters(), rate, task.iterations)
-    options = StepOptions.of(config)
-    bilevel = BilevelStep(task.network, policy, rate, task.optimizer, policy_optimizer, options)
+    bilevel = make_step(
+        choose(config, task.network, task.splits.channels, task.iterations, device),
+        noted,
+        strict=config.compile == "always",
+        network=task.network,
+        policy=policy,
+        rate=rate,
+        optimizer=task.optimizer,
+        policy_optimizer=policy_optimizer,
+        options=StepOptions.of(config),
+    )
     augmentation = SampledTransformations(sampler, config.operation_space)
     state = RunState(
         modules | {"policy": policy, "rate": rate}, optimizers | {"policy": policy_optimizer}, sampler=sampler
     )
     return BilevelIteration(task, augmentation, bilevel, lambda batch: extractor(batch.images)), state
+
+
+def _facts(iteration: Iteration) -> dict[str, str]:
+    return {"step": iteration.bilevel.how} if isinstance(iteration, BilevelIteration) else {}
 
 
 def _baseline(config: TrainConfig, task: Task) -> Augmentation:

@@ -25,7 +25,7 @@ LAYERS = (
     "config features files folding forward_mode limits operations refusal runtime",
     "augment canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
-    "access bundle_format checkpoint datasets optimisation timm_datasets",
+    "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
     "published",
     "bundle card data export importing policies",
     "pipeline",

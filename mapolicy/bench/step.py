@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bilevel import BilevelStep, InnerRate, StepOptions, StepRecord, weighted_step
+from ..compiled import CompiledStep
 from ..config import FAST, SearchConfig
 from ..errors import EnvironmentFault
 from ..features import feature_width
@@ -26,7 +27,8 @@ from .interleaved import Clock, Contender, Progress, measure, silent
 from .memory import peak_bytes, peak_of_process
 from .report import Report
 
-PLAIN, DOUBLE_BACKWARD, PLAIN_COMPILED = "plain", "double_backward", "plain_compiled"
+PLAIN, DOUBLE_BACKWARD = "plain", "double_backward"
+COMPILED, PLAIN_COMPILED = "compiled", "plain_compiled"
 # Rows of the search's own step: what each changes in the configuration.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"exact": {}, "fast": FAST, "low_memory": {"low_memory": True}}
 CLASSES, CHANNELS = 100, 3
@@ -47,7 +49,7 @@ def measure_step(
             set is not.
         rounds: measurements of each contender.
         variants: rows of our own step by name, and what each changes in `config`.
-        compiled: also compile the plain step.
+        compiled: also compile the search's step and the plain step.
         memory: also measure each contender's peak, in a process of its own.
         progress: told of each round.
 
@@ -57,7 +59,7 @@ def measure_step(
     """
     device = resolve_device(config.device)
     clock = Clock.of(device)
-    names = [PLAIN, *variants, DOUBLE_BACKWARD, *([PLAIN_COMPILED] if compiled else [])]
+    names = [PLAIN, *variants, DOUBLE_BACKWARD, *([COMPILED, PLAIN_COMPILED] if compiled else [])]
     with reproducible(config.threads, device) as threads:
         case = StepCase.build(config, device)
         contenders = [contender(case, name, variants) for name in names]
@@ -170,6 +172,9 @@ def contender(case: StepCase, name: str, variants: Mapping[str, Mapping[str, Any
     """One row's work, by the row's name."""
     if name in variants:
         return _search_step(case, name, case.config.with_changes(**variants[name]))
+    if name == COMPILED:
+        compiled = CompiledStep(**case.learner(case.config), strict=True)
+        return Contender(name, lambda call: compiled(*case.arguments(call)))
     if name == DOUBLE_BACKWARD:
         step = DoubleBackwardStep(**case.learner(case.config))
         return Contender(name, lambda call: step(*case.arguments(call)))
