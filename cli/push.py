@@ -53,6 +53,8 @@ def push(
             hub.PICTURE_FILE: heat_map(tensors, manifest.operations.names),
         }
     if card_only is not None:
+        for name in pages:
+            options.claim(card_only / name, force=False, resume=False, flag="--card-only")
         for name, page in pages.items():
             write_atomically(card_only / name, page)
         facts = {"card": str(card_only / hub.CARD_FILE), "digest": manifest.digest}

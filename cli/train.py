@@ -81,8 +81,10 @@ def train(
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
             raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
     config, recipe_source = options.resolve(
-        TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments
+        TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments, fast
     )
+    if fast and config.mode != "finetune":
+        raise UsageError("--fast", "only fine-tuning learns a policy", "add --mode finetune or leave --fast out")
     if config.policy == "learned" and content is None and listed is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
     if allow_dataset_mismatch and config.mode == "finetune":

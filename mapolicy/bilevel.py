@@ -295,7 +295,7 @@ class BilevelStep:
                 weights = reject_below_mean(weights)
         if options.simultaneous and learned is not None:
             for parameter, gradient in zip(self._parameters().values(), learned.gradient, strict=True):
-                parameter.grad = gradient
+                parameter.grad = gradient.clone()  # which clipping changes
             update(network, self.optimizer, options.clip_norm)
             loss = (forward.losses.detach() * weights).sum()
         else:

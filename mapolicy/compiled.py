@@ -58,7 +58,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
     """
     if config.compile == "never":
         return Choice(False, "as asked for")
-    always, lessons = config.compile == "always", iterations // config.meta_every
+    always, lessons = config.compile == "always", -(-iterations // config.meta_every)
     if not always and lessons < WORTH_COMPILING:
         return Choice(False, f"{lessons} hypergradients do not repay compiling, {WORTH_COMPILING} would")
     if not always and device.type != "cpu":

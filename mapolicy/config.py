@@ -226,6 +226,8 @@ class SearchConfig(RunConfig):
         if self.schedule == "theorem1" and (self.warmup_epochs or self.alpha_learning_rate):
             why = "its rates are constant, alpha's among them"
             raise UsageError("schedule theorem1", why, "set warmup_epochs=0 and alpha_learning_rate=0")
+        if self.extractor == "own" and self.policy_input == "embedding":
+            raise UsageError("extractor own", "the policy sees no features", "use another policy_input, or shared")
 
     @property
     def constant_rates(self) -> bool:

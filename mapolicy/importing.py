@@ -150,7 +150,7 @@ def _from_list(path: Path) -> DatasetPolicy:
             raise InputError(str(path), f"sub-policy {position} is not a list of at most {MAX_STEPS} steps", remedy)
         try:
             converted = [_fast_autoaugment_step(*step) for step in steps]
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise InputError(str(path), f"sub-policy {position} has a step that cannot be read", remedy) from None
         lost.update(step for step in converted if isinstance(step, str))
         sub_policies.append([step for step in converted if isinstance(step, Step)])

@@ -15,6 +15,7 @@ from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
 from .compiled import choose, make_step
 from .config import SearchConfig
+from .errors import UsageError
 from .evaluate import Accuracy
 from .iteration import BilevelIteration
 from .networks import build_network
@@ -65,6 +66,10 @@ def search_policy(
         policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
         tensors = len(list(task.network.parameters())) if config.alpha == "per-layer" else None
         constant = config.constant_rates
+        if constant and task.iterations < 3:
+            raise UsageError(
+                "schedule theorem1", f"log log T is not positive for T = {task.iterations}", "train longer"
+            )
         alpha = theorem1_rate(config.alpha_initial, task.iterations) if constant else config.alpha_initial
         rate = InnerRate(alpha, tensors).to(device)
         extractor = _own_extractor(config, task, device)

@@ -200,8 +200,8 @@ def test_a_failure_to_compile_is_an_error_where_it_was_asked_for() -> None:
     [
         ({}, WORTH_COMPILING, True, "repay"),
         ({}, WORTH_COMPILING - 1, False, "do not repay"),
-        ({"meta_every": 2}, 2 * WORTH_COMPILING - 1, False, "do not repay"),
-        ({"meta_every": 2}, 2 * WORTH_COMPILING, True, "repay"),
+        ({"meta_every": 2}, 2 * WORTH_COMPILING - 2, False, "do not repay"),
+        ({"meta_every": 2}, 2 * WORTH_COMPILING - 1, True, "repay"),
         ({"compile": "never"}, WORTH_COMPILING, False, "asked"),
         ({"compile": "always"}, 1, True, "asked"),
         ({"low_memory": True}, WORTH_COMPILING, False, "not the paper's"),

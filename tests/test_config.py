@@ -295,6 +295,7 @@ def test_a_number_too_long_to_be_shown(tmp_path: Path) -> None:
         ({"simultaneous": True, "reject_below_mean": True}, "leave reject_below_mean out"),
         ({"schedule": "theorem1"}, "alpha_learning_rate=0"),
         ({"schedule": "theorem1", "alpha_learning_rate": 0.0, "warmup_epochs": 1}, "warmup_epochs=0"),
+        ({"extractor": "own", "policy_input": "embedding"}, "sees no features"),
         ({"meta_every": 0}, "meta_every"),
         ({"meta_fraction": 0.0}, "meta_fraction"),
         ({"extractor": "none"}, "extractor"),

@@ -82,18 +82,20 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
     """A data set in memory, of synthetic images with labels that mean nothing."""
     count = BATCHES * config.batch_size
     images = synthetic_images(count, config.image_size).to(device)
-    labels = torch.arange(count) % CLASSES
+    classes = min(CLASSES, config.batch_size)
+    labels = torch.arange(count) % classes
     rows = torch.arange(count)
-    # At least one image is held out, as a bundle has to name one.
-    train, held_out = (ResidentSplit(images, part, labels[part], part) for part in (rows[:-1], rows[-1:]))
+    # One image of each class is held out, as `random_bundle` says of its split.
+    parts = (rows[:-classes], rows[-classes:])
+    train, held_out = (ResidentSplit(images, part, labels[part], part) for part in parts)
     shares = images.float() / 255
     return DataSplits(
         name="synthetic",
-        classes=tuple(str(number) for number in range(CLASSES)),
+        classes=tuple(str(number) for number in range(classes)),
         channels=CHANNELS,
         image_size=config.image_size,
         pool_size=count,
-        counts=tuple(torch.bincount(labels, minlength=CLASSES).tolist()),
+        counts=tuple(torch.bincount(labels, minlength=classes).tolist()),
         train=train,
         meta_validation=held_out,
         mean=tuple(shares.mean((0, 2, 3)).tolist()),
@@ -107,6 +109,7 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
 
 def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> PolicyBundle:
     """The bundle that a search with this configuration would write before its first iteration."""
+    config = config.with_changes(train_per_class=0.0, validation_per_class=1.0)
     task = Task.over(config, random_splits(config, device), device)
     sampler = TransformationSampler()
     return PolicyBundle.assemble(
