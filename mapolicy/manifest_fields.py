@@ -23,6 +23,7 @@ MODEL_ARGS: Mapping[str, tuple[type, float, float]] = {
     "num_heads": (int, 1, 256),
     "output_stride": (int, 1, 64),
     "stem_width": (int, 1, 1024),
+    "stem_stride": (int, 1, 8),
     "drop_rate": (float, 0.0, 1.0),
     "drop_path_rate": (float, 0.0, 1.0),
     "attn_drop_rate": (float, 0.0, 1.0),

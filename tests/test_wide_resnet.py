@@ -131,8 +131,10 @@ def test_created_without_a_classifier() -> None:
     assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 64)
 
 
-def test_feature_info_is_true() -> None:
-    network = small()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_feature_info_is_true(stride: int) -> None:
+    network = small(stem_stride=stride)
+    assert network.feature_info[0]["reduction"] == stride
     assert [entry["module"] for entry in network.feature_info] == ["stage1", "stage2", "stage3"]
     for entry in network.feature_info:
         seen = []
