@@ -17,17 +17,28 @@ def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Ten
     taken from the same maps by a second pass of the head, which is small, draws its noise after the logits' and leaves
     the running statistics alone.
     """
-    maps = network.forward_features(images)  # type: ignore[operator]
-    logits: Tensor = network.forward_head(maps)  # type: ignore[operator]
+    maps = feature_maps(network, images)
+    logits = head(network, maps)
     with torch.no_grad(), running_statistics_kept(network):
-        features: Tensor = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        features = head(network, maps, pre_logits=True)
     return features, logits
 
 
 def deep_features(network: nn.Module, images: Tensor) -> Tensor:
     """The deep feature [B, F] alone."""
-    features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
-    return features
+    return head(network, feature_maps(network, images), pre_logits=True)
+
+
+def feature_maps(network: nn.Module, images: Tensor) -> Tensor:
+    """What the body of a timm model makes of normalised images [B, C, H, W]."""
+    maps: Tensor = network.forward_features(images)  # type: ignore[operator] # timm's models are typed as modules
+    return maps
+
+
+def head(network: nn.Module, maps: Tensor, pre_logits: bool = False) -> Tensor:
+    """The logits [B, classes] of a timm model from its feature maps, or the deep feature [B, F] before them."""
+    result: Tensor = network.forward_head(maps, pre_logits=pre_logits)  # type: ignore[operator]
+    return result
 
 
 @contextmanager

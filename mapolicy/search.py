@@ -13,7 +13,6 @@ from . import manifest
 from .bilevel import InnerRate, StepOptions
 from .bundle import PolicyBundle, check_extractor
 from .checkpoint import RunState
-from .compiled import choose, make_step
 from .config import SearchConfig
 from .errors import UsageError
 from .evaluate import Accuracy
@@ -27,6 +26,7 @@ from .run import Run
 from .runtime import reproducible, resolve_device, seed_for, versions
 from .sampler import TransformationSampler, relative_entropy
 from .slim import slim
+from .step_choice import choose, make_step
 from .task import Task
 
 

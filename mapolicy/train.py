@@ -17,7 +17,6 @@ from .bilevel import InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
-from .compiled import choose, make_step
 from .config import TrainConfig
 from .errors import InputError, UsageError
 from .evaluate import evaluate
@@ -39,6 +38,7 @@ from .reuse import FrozenExtractor, FrozenWeights
 from .run import Run
 from .runtime import reproducible, resolve_device
 from .sampler import TransformationSampler
+from .step_choice import choose, make_step
 from .task import Task
 
 # A target may see the data at another size and under another base augmentation than the proxy did.

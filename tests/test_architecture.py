@@ -22,11 +22,11 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
     "affine blend errors pointwise space reporting models models.wide_resnet",
-    "config features files folding forward_mode limits operations refusal runtime",
+    "config features files folding forward_mode graph_merging limits operations refusal runtime",
     "augment canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
-    "published",
+    "published step_choice",
     "bundle card data export importing policies",
     "pipeline",
     "evaluate reuse",

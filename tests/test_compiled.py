@@ -6,18 +6,17 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
-from mapolicy import PolicyBundle, compiled, search_policy, train_network
+from mapolicy import PolicyBundle, search_policy, step_choice, train_network
 from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions, StepRecord
-from mapolicy.compiled import WORTH_COMPILING, Choice, CompiledStep, choose, find_obstacle, make_step, merge_equal
-from mapolicy.errors import EnvironmentFault, UsageError
+from mapolicy.compiled import CompiledStep
+from mapolicy.errors import EnvironmentFault
 from mapolicy.policy import PolicyNetwork
 from mapolicy.reporting import Reporter
 from mapolicy.space import EMBEDDING_WIDTH
+from mapolicy.step_choice import Choice, make_step
 
-CPU = torch.device("cpu")
 CLASSES = 5
 
 
@@ -144,33 +143,6 @@ def test_inductor_gives_the_same() -> None:
     assert_equal(other.state(), case.state(), rtol=1e-3, atol=1e-4)
 
 
-def test_equal_values_are_computed_once() -> None:
-    def function(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        first = torch.var_mean(torch.conv2d(images, weight))
-        second = torch.var_mean(torch.conv2d(images, torch.ops.aten.alias(weight)))
-        other = torch.conv2d(images, weight * 2)
-        return first[0] + second[0] + second[1] + other.sum() + torch.rand_like(weight).sum()
-
-    arguments = torch.randn(2, 1, 4, 4), torch.randn(3, 1, 2, 2)
-    module = make_fx(function)(*arguments)
-    count = lambda name: sum(name in str(node.target) for node in module.graph.nodes)  # noqa: E731
-    assert (count("convolution"), count("var_mean"), count("alias")) == (3, 2, 1)
-    torch.manual_seed(0)
-    expected = module(*arguments)
-    merge_equal(module.graph)
-    module.recompile()
-    assert (count("convolution"), count("var_mean"), count("alias"), count("rand")) == (2, 1, 0, 1)
-    torch.manual_seed(0)
-    assert torch.equal(module(*arguments), expected)
-
-
-def test_draws_are_not_merged() -> None:
-    module = make_fx(lambda x: torch.rand_like(x) - torch.rand_like(x))(torch.zeros(3))
-    merge_equal(module.graph)
-    module.recompile()
-    assert module(torch.zeros(3)).abs().sum() > 0
-
-
 def broken(graph: object, inputs: object) -> None:
     raise RuntimeError("no way\nat all")
 
@@ -195,84 +167,6 @@ def test_a_failure_to_compile_is_an_error_where_it_was_asked_for() -> None:
         case.run(CompiledStep(**case.parts(), strict=True, backend=broken), 0)
 
 
-@pytest.mark.parametrize(
-    ("change", "iterations", "chosen", "reason"),
-    [
-        ({}, WORTH_COMPILING, True, "repay"),
-        ({}, WORTH_COMPILING - 1, False, "do not repay"),
-        ({"meta_every": 2}, 2 * WORTH_COMPILING - 2, False, "do not repay"),
-        ({"meta_every": 2}, 2 * WORTH_COMPILING - 1, True, "repay"),
-        ({"compile": "never"}, WORTH_COMPILING, False, "asked"),
-        ({"compile": "always"}, 1, True, "asked"),
-        ({"low_memory": True}, WORTH_COMPILING, False, "not the paper's"),
-        ({"extractor": "own"}, WORTH_COMPILING, False, "extractor"),
-        ({"schedule": "theorem1", "alpha_learning_rate": 0.0}, WORTH_COMPILING, False, "Adam"),
-    ],
-)
-def test_choice(make_search_config, monkeypatch, change: dict, iterations: int, chosen: bool, reason: str) -> None:
-    monkeypatch.setattr(compiled, "_has_compiler", lambda: True)
-    choice = choose(make_search_config(**change), Case(dtype=torch.float32).network, 1, iterations, CPU)
-    assert choice.compiled is chosen
-    assert reason in choice.reason
-
-
-def test_without_a_compiler(make_search_config, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    network = Case(dtype=torch.float32).network
-    assert choose(make_search_config(), network, 1, WORTH_COMPILING, CPU) == Choice(False, "there is no C++ compiler")
-    with pytest.raises(EnvironmentFault, match=r"^compile: there is no C\+\+ compiler"):
-        choose(make_search_config(compile="always"), network, 1, 1, CPU)
-
-
-def test_always_is_refused_where_it_would_not_be_exact(make_search_config) -> None:
-    network = timm.create_model("wrn10_1", in_chans=1, drop_rate=0.3)
-    with pytest.raises(UsageError, match=r"^compile: 'always' is not possible: the network draws noise"):
-        choose(make_search_config(compile="always"), network, 1, 1, CPU)
-
-
-@pytest.mark.parametrize(
-    ("arch", "arguments", "obstacle"),
-    [
-        ("wrn10_1", {}, None),
-        ("wrn10_1", {"drop_rate": 0.3}, "noise"),
-        ("resnet10t", {}, None),
-        ("resnet10t", {"drop_path_rate": 0.4}, "noise"),
-        ("repvit_m0_9", {}, None),
-        ("test_vit", {"img_size": 32}, "attention"),
-    ],
-)
-def test_obstacles(arch: str, arguments: dict, obstacle: str | None) -> None:
-    network = timm.create_model(arch, in_chans=1, **arguments).eval()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    drawn = torch.get_rng_state()
-    found = find_obstacle(network, 32, 1)
-    assert found is None if obstacle is None else obstacle in (found or "")
-    assert not network.training
-    assert torch.equal(torch.get_rng_state(), drawn)
-    assert_equal(network.state_dict(), before, rtol=0, atol=0)
-
-
-class NormalisingHead(nn.Module):
-    """Normalises before the feature: two passes of the head would count the batch twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm1d(1)
-
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean((2, 3))
-
-    def forward_head(self, maps: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        return self.bn(maps)
-
-
-def test_a_head_that_normalises_is_an_obstacle() -> None:
-    network = NormalisingHead()
-    assert "running statistics" in (find_obstacle(network, 4, 1) or "")
-    assert network.bn.num_batches_tracked == 0
-
-
 def test_what_cannot_be_compiled_is_no_compiled_step() -> None:
     parts = Case().parts()
     with pytest.raises(ValueError, match="paper"):
@@ -294,7 +188,7 @@ class Listener(Reporter):
 def test_a_run_says_and_records_its_choice(
     make_search_config, make_train_config, monkeypatch, interrupted_after, tmp_path
 ) -> None:
-    monkeypatch.setattr(compiled, "_has_compiler", lambda: True)
+    monkeypatch.setattr(step_choice, "_has_compiler", lambda: True)
     config, listener = make_search_config(epochs=1, compile="always"), Listener()
     bundle = search_policy(config, listener)
     assert listener.facts["step"] == listener.result["step"] == "compiled (as asked for)"
