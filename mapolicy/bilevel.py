@@ -165,6 +165,8 @@ class StepRecord:
         weights: float [n], as used in the weighted step; sum 1.
         alpha: float [] or [tensors], after its update.
         hypergradient: of the old weights; None if this iteration took none.
+        theta_gradient: float [policy's parameters], of the validation loss with respect to theta (Eq. 3); None without
+            a hypergradient.
     """
 
     loss: Tensor
@@ -172,6 +174,7 @@ class StepRecord:
     weights: Tensor
     alpha: Tensor
     hypergradient: Hypergradient | None
+    theta_gradient: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,11 @@ class BilevelStep:
             loss = (forward.losses.detach() * weights).sum()
         else:
             loss = weighted_step(forward.losses, weights, network, self.optimizer, options.clip_norm)
-        return StepRecord(loss, raw, weights, self.rate().detach(), learned)
+        by_theta = None
+        if learned is not None:
+            gradients = (parameter.grad for parameter in self.policy.parameters())
+            by_theta = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        return StepRecord(loss, raw, weights, self.rate().detach(), learned, by_theta)
 
     def _forward(self, batch: Batch, records: bool = False) -> _Forward:
         torch.manual_seed(batch.noise_seed)

@@ -99,7 +99,12 @@ class CompiledStep(BilevelStep):
             parameter.grad = outcome.gradient[name]
         update(self.network, self.optimizer, self.options.clip_norm)
         return StepRecord(
-            outcome.loss, outcome.raw, outcome.weights, self.rate().detach(), Hypergradient(*outcome.hypergradient)
+            loss=outcome.loss,
+            raw=outcome.raw,
+            weights=outcome.weights,
+            alpha=self.rate().detach(),
+            hypergradient=Hypergradient(*outcome.hypergradient),
+            theta_gradient=outcome.theta_gradient,
         )
 
     def _adam(self, learned: list[nn.Parameter]) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, Tensor]]]:
@@ -130,6 +135,7 @@ class Outcome(NamedTuple):
         loss: float [], the weighted training loss.
         raw, weights: float [n], the new theta's.
         hypergradient: weights, alpha, validation loss and gradient, as in `Hypergradient`.
+        theta_gradient: float [policy's parameters].
     """
 
     gradient: Tensors
@@ -140,6 +146,7 @@ class Outcome(NamedTuple):
     raw: Tensor
     weights: Tensor
     hypergradient: tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]
+    theta_gradient: Tensor
 
 
 class _FeaturesAndLogits(nn.Module):
@@ -228,6 +235,7 @@ def one_iteration(
             raw=raw,
             weights=weights,
             hypergradient=(-slopes, by_alpha, validation_loss, tuple(gradient[name] for name in w)),
+            theta_gradient=torch.cat([by_theta[name].flatten() for name in theta]),
         )
 
     return iteration

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bilevel import BilevelStep, StepRecord, weighted_step
+from .monitor import PolicyMonitor, weight_spread
 from .pipeline import AugmentedBatch
 from .policies import Augmentation, SampledTransformations
 from .runtime import seed_for
@@ -58,6 +59,7 @@ class BilevelIteration:
         task: of the run.
         augmentation: with the sampler that is learned.
         bilevel: the step.
+        monitor: watches it.
         features: of a frozen extractor, float [n, F]; None takes the task network's own.
     """
 
@@ -66,9 +68,10 @@ class BilevelIteration:
         task: Task,
         augmentation: SampledTransformations,
         bilevel: BilevelStep,
+        monitor: PolicyMonitor,
         features: Features | None = None,
     ) -> None:
-        self.task, self.augmentation, self.bilevel = task, augmentation, bilevel
+        self.task, self.augmentation, self.bilevel, self.monitor = task, augmentation, bilevel, monitor
         self.features = features
         self.period = task.config.meta_every
         self._validation_loss: Tensor | None = None
@@ -93,6 +96,7 @@ class BilevelIteration:
             features=None if self.features is None else self.features(augmented),
         )
         sampler.record(transformation, record.raw)
+        self.monitor.observe(record.theta_gradient, record.weights)
         if record.hypergradient is not None:
             self._validation_loss = record.hypergradient.validation_loss
         return record.loss, lambda: self._measures(record)
@@ -103,7 +107,8 @@ class BilevelIteration:
         return known | {
             "alpha": float(record.alpha.mean()),
             "entropy": relative_entropy(self.augmentation.sampler.probabilities),
-            "weight_spread": weight_spread(record.weights),
+            "weight_spread": float(weight_spread(record.weights)),
+            **self.monitor.recent(),
             "learning_rate": self.task.optimizer.param_groups[0]["lr"],
         }
 
@@ -141,11 +146,6 @@ class WeightedIteration:
         losses = F.cross_entropy(task.network(augmented.inputs), augmented.labels, reduction="none")
         loss = weighted_step(losses, weights, task.network, task.optimizer, config.clip_norm)
         return loss, lambda: {
-            "weight_spread": weight_spread(weights),
+            "weight_spread": float(weight_spread(weights)),
             "learning_rate": task.optimizer.param_groups[0]["lr"],
         }
-
-
-def weight_spread(weights: Tensor) -> float:
-    """Standard deviation of a batch's weights over their mean: 0 where all samples count the same."""
-    return float(weights.std(correction=0) / weights.mean())

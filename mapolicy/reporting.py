@@ -10,7 +10,8 @@ class Reporter:
     """Hears of a run's progress. This one is silent; a display overrides what it shows.
 
     Records hold plain numbers by name: `iteration`, `epoch`, `loss`, `learning_rate`, `images_per_second`,
-    `seconds_left`, and where a policy is being learned `validation_loss`, `alpha`, `entropy`, `weight_spread`.
+    `seconds_left`, and where a policy is being learned `validation_loss`, `alpha`, `entropy`, `weight_spread`,
+    `signal_to_noise`.
     """
 
     def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 Algorithm 1 of MetaAugment (Zhou et al., AAAI 2021). Its twin, `train.py`, uses the bundle.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .config import SearchConfig
 from .errors import UsageError
 from .evaluate import Accuracy
 from .iteration import BilevelIteration
+from .monitor import PolicyMonitor
 from .networks import build_network
 from .optimisation import make_policy_optimizer, theorem1_rate
 from .policies import SampledTransformations
@@ -75,9 +77,10 @@ def search_policy(
         extractor = _own_extractor(config, task, device)
         theta = [*policy.parameters(), *([] if extractor is None else extractor.parameters())]
         sampler = TransformationSampler.from_config(config, task.iterations_per_epoch)
+        monitor = PolicyMonitor.of(policy, task.iterations_per_epoch)
         policy_optimizer = make_policy_optimizer(config, theta, rate, task.iterations)
         state = RunState(
-            modules={"network": task.network, "policy": policy, "rate": rate}
+            modules={"network": task.network, "policy": policy, "rate": rate, "monitor": monitor}
             | ({} if extractor is None else {"extractor": extractor}),
             optimizers={"network": task.optimizer, "policy": policy_optimizer},
             sampler=sampler,
@@ -95,12 +98,14 @@ def search_policy(
             options=StepOptions.of(config),
             extractor=extractor,
         )
-        iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), step)
+        iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), step, monitor)
         with Run(config, state, task, reporter, run_dir, resume, overwrite, facts={"step": step.how}) as run:
             cost_ratio = run.loop(iteration)
-            accuracy = task.validation_accuracy()
+            accuracy, figures = task.validation_accuracy(), monitor.figures(sampler)
+            for warning in monitor.warnings(sampler):
+                reporter.noted(warning)
             bundle = PolicyBundle.assemble(
-                draft(accuracy),
+                draft(accuracy, figures),
                 policy=policy.state_dict(),
                 alpha=rate().detach(),
                 probabilities=sampler.probabilities,
@@ -119,7 +124,7 @@ def search_policy(
                     "validation_top1": accuracy.top1,
                     "alpha": float(rate().detach().mean()),
                     "entropy": relative_entropy(sampler.probabilities),
-                    "weight_spread": run.last_record["weight_spread"],
+                    **figures,
                     "cost_ratio": cost_ratio,
                     "step": step.how,
                 }
@@ -137,9 +142,14 @@ def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn
 
 
 def describe(
-    config: SearchConfig, task: Task, threads: int, device: torch.device, accuracy: Accuracy | None
+    config: SearchConfig,
+    task: Task,
+    threads: int,
+    device: torch.device,
+    accuracy: Accuracy | None,
+    figures: Mapping[str, float] | None = None,
 ) -> manifest.ManifestDraft:
-    """What the bundle says about itself; before the search, None stands for the accuracy."""
+    """What the bundle says about itself; before the search, None stands for what it comes to."""
     splits = task.splits
     return manifest.draft_manifest(
         versions=versions(),
@@ -184,7 +194,8 @@ def describe(
             "threads": threads,
             "device": device.type,
         },
-        results={f"validation_{name}": value for name, value in vars(accuracy or Accuracy(0.0, 0.0)).items()},
+        results={f"validation_{name}": value for name, value in vars(accuracy or Accuracy(0.0, 0.0)).items()}
+        | dict(figures or {}),
         licence="",
         note="",
     )

@@ -22,6 +22,7 @@ from .errors import InputError, UsageError
 from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .iteration import BilevelIteration, Iteration, WeightedIteration
+from .monitor import PolicyMonitor
 from .optimisation import make_policy_optimizer
 from .policies import (
     Augmentation,
@@ -131,6 +132,8 @@ def train_network(
         digest = None if bundle is None else bundle.digest
         with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, _facts(iteration)) as run:
             cost_ratio = run.loop(iteration)
+            for warning in _warnings(iteration):
+                reporter.noted(warning)
             if run_dir is not None:
                 weights = {name: tensor.cpu().contiguous() for name, tensor in task.network.state_dict().items()}
                 write_atomically(run_dir / NETWORK_FILE, save(weights))
@@ -149,7 +152,7 @@ def train_network(
                 cost_ratio=cost_ratio,
                 digest=digest,
                 dataset_mismatch=differences,
-                refined=_refined(config, searched, state) if config.mode == "finetune" else None,
+                refined=_refined(config, searched, state, iteration) if config.mode == "finetune" else None,
             )
             origin = None if bundle is None else bundle.origin
             run.finish(
@@ -203,14 +206,23 @@ def plan(
         options=StepOptions.of(config),
     )
     augmentation = SampledTransformations(sampler, config.operation_space)
+    monitor = PolicyMonitor.of(policy, task.iterations_per_epoch)
     state = RunState(
-        modules | {"policy": policy, "rate": rate}, optimizers | {"policy": policy_optimizer}, sampler=sampler
+        modules | {"policy": policy, "rate": rate, "monitor": monitor},
+        optimizers | {"policy": policy_optimizer},
+        sampler=sampler,
     )
-    return BilevelIteration(task, augmentation, bilevel, lambda batch: extractor(batch.images)), state
+    return BilevelIteration(task, augmentation, bilevel, monitor, lambda batch: extractor(batch.images)), state
 
 
 def _facts(iteration: Iteration) -> dict[str, str]:
     return {"step": iteration.bilevel.how} if isinstance(iteration, BilevelIteration) else {}
+
+
+def _warnings(iteration: Iteration) -> list[str]:
+    if not isinstance(iteration, BilevelIteration):
+        return []
+    return iteration.monitor.warnings(iteration.augmentation.sampler)
 
 
 def _baseline(config: TrainConfig, task: Task) -> Augmentation:
@@ -293,10 +305,11 @@ def _check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -
             raise InputError(f"setting {name}", why, "leave it out: it comes from the bundle")
 
 
-def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState) -> PolicyBundle:
+def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState, iteration: Iteration) -> PolicyBundle:
     """The bundle with what fine-tuning has made of theta, alpha and p_jk."""
     assert bundle is not None
     assert state.sampler is not None
+    assert isinstance(iteration, BilevelIteration)
     rate = state.modules["rate"]
     assert isinstance(rate, InnerRate)
     extractor = {
@@ -306,7 +319,8 @@ def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState) 
     }
     return PolicyBundle.assemble(
         bundle.manifest.draft(
-            note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs."
+            results=bundle.manifest.results | iteration.monitor.figures(state.sampler),
+            note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs.",
         ),
         policy=state.modules["policy"].state_dict(),
         alpha=torch.full_like(bundle.alpha, float(rate().detach())),

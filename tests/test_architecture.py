@@ -26,7 +26,7 @@ LAYERS = (
     "augment canonical_json hub images manifest_fields networks policy transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
-    "published step_choice",
+    "monitor published step_choice",
     "bundle card data export importing policies",
     "pipeline",
     "evaluate reuse",

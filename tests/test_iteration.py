@@ -6,19 +6,14 @@ import torch
 from mapolicy.bilevel import StepRecord
 from mapolicy.checkpoint import RunState
 from mapolicy.cost import CostMeter
-from mapolicy.iteration import BilevelIteration, WeightedIteration, weight_spread
+from mapolicy.iteration import BilevelIteration, WeightedIteration
+from mapolicy.monitor import PolicyMonitor
 from mapolicy.policies import NoAugmentation, SampledTransformations
 from mapolicy.reporting import Reporter
 from mapolicy.run import Run, validation_plan
 from mapolicy.runtime import seed_for
 from mapolicy.sampler import TransformationSampler
 from mapolicy.task import Task
-
-
-def test_weight_spread_is_deviation_over_mean() -> None:
-    assert weight_spread(torch.full((8,), 1 / 8)) == pytest.approx(0, abs=1e-7)
-    assert weight_spread(torch.tensor([0.25, 0.75])) == pytest.approx(0.5)
-    assert weight_spread(torch.tensor([0.5, 1.5])) == pytest.approx(0.5), "the scale does not matter"
 
 
 def test_equal_weights_are_the_mean_loss(make_train_config) -> None:
@@ -40,13 +35,16 @@ def test_what_the_bilevel_step_is_given(make_search_config) -> None:
     def bilevel(inputs, labels, embedding, validation, noise_seed, features):
         given.update(locals())
         raw = torch.linspace(0.1, 0.9, len(labels))
-        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None)
+        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None, None)
 
     sampler = TransformationSampler()
     augmentation = SampledTransformations(sampler, config.operation_space)
     batch = next(task.training.batches([(3, torch.arange(256))]))
     held_out = next(task.splits.meta_validation.batches([(3, torch.arange(64))]))
-    BilevelIteration(task, augmentation, bilevel, lambda augmented: augmented.inputs.flatten(1))(3, batch, held_out)
+    monitor = PolicyMonitor(1, 1)
+    features = lambda augmented: augmented.inputs.flatten(1)  # noqa: E731
+    BilevelIteration(task, augmentation, bilevel, monitor, features)(3, batch, held_out)
+    assert monitor.spread().value > 0
 
     expected = task.pipeline.augment(*batch, SampledTransformations(TransformationSampler(), "metaaugment-v1"), 3)
     assert expected.transformation is not None
@@ -72,11 +70,12 @@ def test_the_policy_is_learned_every_so_many_iterations(make_search_config, monk
     def bilevel(inputs, labels, embedding, validation, noise_seed, features):
         lessons.append(validation)
         raw = torch.full((len(labels),), 0.5)
-        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None)
+        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None, None)
 
     monkeypatch.setattr(CostMeter, "__call__", lambda self, batch, iteration: iteration())
     sampler = TransformationSampler()
-    iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), bilevel)
+    augmentation = SampledTransformations(sampler, config.operation_space)
+    iteration = BilevelIteration(task, augmentation, bilevel, PolicyMonitor(1, 1))
     with Run(config, RunState({}, {}), task, Reporter(), None) as run:
         run.loop(iteration)
     assert len(lessons) == 10

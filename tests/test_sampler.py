@@ -118,3 +118,23 @@ def test_entropy_is_relative_to_uniform() -> None:
 def test_impossible_settings_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="epsilon"):
         TransformationSampler(**arguments)
+
+
+def test_entropy_by_chance_holds_for_outputs_that_know_no_operation() -> None:
+    """In about 95 of 100 samplers whose outputs depend on nothing but chance, and in none with a preference."""
+    within = []
+    for seed in range(60):
+        draws, sampler = torch.Generator().manual_seed(seed), TransformationSampler(history=4, every=4)
+        for _ in range(4):
+            raw = 0.3 + 0.4 * torch.rand(800, generator=draws)
+            sampler.record(sampler.sample(800, draws), raw)
+        low, high = sampler.entropy_by_chance()
+        assert 0.98 < low < high < 1
+        within.append(low <= relative_entropy(sampler.probabilities) <= high)
+    assert 0.85 <= sum(within) / len(within) <= 1
+    assert TransformationSampler().entropy_by_chance() == (0, 1), "nothing is known before the first outputs"
+
+    told = TransformationSampler()
+    drawn = told.sample(4000, draws)
+    told.record(drawn, 0.3 + 0.2 * (drawn.first == 2) + 0.1 * torch.rand(4000, generator=draws))
+    assert relative_entropy(told.probabilities) < told.entropy_by_chance()[0]
