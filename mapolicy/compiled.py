@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jvp, vjp
-from torch.optim import Adam
+from torch.optim import AdamW
 
 from .bilevel import Batch, BilevelStep, Hypergradient, StepOptions, StepRecord, update
 from .errors import EnvironmentFault
@@ -28,10 +28,10 @@ Tensors = dict[str, Tensor]
 class CompiledStep(BilevelStep):
     """A `BilevelStep` whose iterations with a hypergradient are one compiled function; the others are eager.
 
-    Compiling takes place in the first of them. Adam's state is read from `policy_optimizer` and written back.
+    Compiling takes place in the first of them. AdamW's state is read from `policy_optimizer` and written back.
 
     Args:
-        parts: of a `BilevelStep`: `options` are the defaults but for `clip_norm`, `policy_optimizer` is a plain Adam
+        parts: of a `BilevelStep`: `options` are the defaults but for `clip_norm`, `policy_optimizer` is a plain AdamW
             of theta and log alpha, there is no `extractor`.
         noted: told if compiling fails, after which iterations are eager.
         strict: a failure to compile is an error.
@@ -49,8 +49,8 @@ class CompiledStep(BilevelStep):
         super().__init__(**parts)
         if self.options != StepOptions(clip_norm=self.options.clip_norm) or self.extractor is not None:
             raise ValueError("only the paper's iteration is compiled")
-        if not isinstance(self.policy_optimizer, Adam):
-            raise ValueError("only Adam is compiled")
+        if not isinstance(self.policy_optimizer, AdamW):
+            raise ValueError("only AdamW is compiled")
         self._fell_back = False
         self._noted, self._strict = noted, strict
         load_rules()
@@ -107,8 +107,8 @@ class CompiledStep(BilevelStep):
             theta_gradient=outcome.theta_gradient,
         )
 
-    def _adam(self, learned: list[nn.Parameter]) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, Tensor]]]:
-        """For each parameter Adam's state, and its next step's length and correction of the second moment."""
+    def _adam(self, learned: list[nn.Parameter]) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, ...]]]:
+        """For each parameter AdamW's state; what decay leaves of it, its step's length, the moment's correction."""
         groups = {id(parameter): group for group in self.policy_optimizer.param_groups for parameter in group["params"]}
         states, scales = [], []
         for parameter in learned:
@@ -118,8 +118,9 @@ class CompiledStep(BilevelStep):
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             taken, (first, second) = float(state["step"]) + 1, group["betas"]
             length, correction = group["lr"] / (1 - first**taken), math.sqrt(1 - second**taken)
+            kept = 1 - group["lr"] * group["weight_decay"]
             # Tensors, since a number would be compiled in.
-            scales.append((torch.tensor(length, dtype=torch.float64), torch.tensor(correction, dtype=torch.float64)))
+            scales.append(torch.tensor([kept, length, correction], dtype=torch.float64).unbind())
             states.append({name: state[name].detach() for name in ("step", "exp_avg", "exp_avg_sq")})
         return states, scales
 
@@ -131,7 +132,7 @@ class Outcome(NamedTuple):
         gradient: of the weighted loss by the parameters' names.
         buffers: after the batch's forward.
         learned: theta and log alpha after their update.
-        moments: Adam's, of each of them.
+        moments: AdamW's, of each of them.
         loss: float [], the weighted training loss.
         raw, weights: float [n], the new theta's.
         hypergradient: weights, alpha, validation loss and gradient, as in `Hypergradient`.
@@ -169,7 +170,7 @@ def one_iteration(
     Args:
         network: in training mode; its parameters and buffers are arguments of the function.
         policy: the same.
-        betas, epsilon: of Adam (Kingma and Ba, ICLR 2015), as in `torch.optim.Adam`.
+        betas, epsilon: of AdamW (Loshchilov and Hutter, ICLR 2019), as in `torch.optim.AdamW`.
     """
     both = _FeaturesAndLogits(network)
 
@@ -190,7 +191,7 @@ def one_iteration(
         theta: Tensors,
         log_alpha: Tensor,
         moments: list[tuple[Tensor, Tensor]],
-        scales: list[tuple[Tensor, Tensor]],
+        scales: list[tuple[Tensor, ...]],
         batch: tuple[Tensor, Tensor, Tensor, Tensor | None],
         validation: tuple[Tensor, Tensor],
     ) -> Outcome:
@@ -212,7 +213,7 @@ def one_iteration(
 
         (by_theta,) = pull_back_theta(-slopes)
         learned, moved_moments = [], []
-        for value, derivative, (first, second), (length, correction) in zip(
+        for value, derivative, (first, second), (kept, length, correction) in zip(
             [*theta.values(), log_alpha],
             [*(by_theta[name] for name in theta), by_alpha * alpha],
             moments,
@@ -221,7 +222,7 @@ def one_iteration(
         ):
             first = first.lerp(derivative, 1 - betas[0])
             second = (second * betas[1]).addcmul(derivative, derivative, value=1 - betas[1])
-            learned.append(value - length * (first / (second.sqrt() / correction + epsilon)))
+            learned.append(kept * value - length * (first / (second.sqrt() / correction + epsilon)))
             moved_moments.append((first, second))
 
         weights, raw = weigh(dict(zip(theta, learned, strict=False)), seen, embedding)

@@ -95,8 +95,13 @@ class RunConfig:
     warmup_epochs: int = setting("epochs of linear warm-up before the cosine schedule", 0, low=0)
 
     validation_batch_size: int = setting("meta-validation images of one hypergradient", low=1, high=1_000_000)
-    policy_learning_rate: float = setting("Adam's learning rate for theta (beta of Eq. 3)", low=0)
-    alpha_learning_rate: float = setting("Adam's learning rate for log alpha; 0 keeps alpha fixed", low=0)
+    policy_learning_rate: float = setting("AdamW's learning rate for theta (beta of Eq. 3)", low=0)
+    policy_memory: float = setting(
+        "share of the run over which what theta has learned fades to 1/e, towards equal weights; 0 forgets nothing",
+        0.0,
+        low=0,
+    )
+    alpha_learning_rate: float = setting("AdamW's learning rate for log alpha; 0 keeps alpha fixed", low=0)
     epsilon: float = setting("the sampler's share of uniform exploration (Eq. 5)", 0.1, low=0, high=1)
     sampler_every: float = setting("epochs between refreshes of p_jk (s of Eq. 5)", low=0)
     sampler_history: float = setting("epochs whose policy outputs p_jk averages (r of Eq. 5)", low=0)

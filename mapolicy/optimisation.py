@@ -10,7 +10,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from .bilevel import InnerRate
 from .config import RunConfig
@@ -66,7 +66,10 @@ def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch:
 def make_policy_optimizer(
     config: RunConfig, theta: Iterable[nn.Parameter], rate: InnerRate, iterations: int
 ) -> Optimizer:
-    """Adam for theta and log alpha, each with its own fixed rate (beta of Eq. 3); under Theorem 1 plain steps.
+    """AdamW for theta and log alpha, each with its own fixed rate (beta of Eq. 3); under Theorem 1 plain steps.
+
+    Theta's weight decay is what `policy_memory` comes to at its rate; theta = 0 weighs all samples equally. alpha does
+    not decay.
 
     Args:
         config: of the run.
@@ -78,11 +81,13 @@ def make_policy_optimizer(
     if config.constant_rates:
         beta = theorem1_policy_rate(config.policy_learning_rate, iterations)
         return SGD([{"params": parameters, "lr": beta}, {"params": log_alpha, "lr": 0.0}])
+    beta = config.policy_learning_rate
+    fading = beta * config.policy_memory * iterations
     groups = [
-        {"params": parameters, "lr": config.policy_learning_rate},
-        {"params": log_alpha, "lr": config.alpha_learning_rate},
+        {"params": parameters, "lr": beta, "weight_decay": 1 / fading if fading else 0.0},
+        {"params": log_alpha, "lr": config.alpha_learning_rate, "weight_decay": 0.0},
     ]
-    return Adam(groups)
+    return AdamW(groups)
 
 
 def theorem1_rate(constant: float, iterations: int) -> float:

@@ -70,7 +70,7 @@ def _other_algorithm(config: RunConfig) -> str | None:
     if StepOptions.of(config) != StepOptions(clip_norm=config.clip_norm):
         return "the iteration is not the paper's"
     if config.constant_rates:
-        return "the policy's optimiser is not Adam"
+        return "the policy's optimiser is not AdamW"
     if isinstance(config, SearchConfig) and config.extractor != "shared":
         return "the policy has an extractor of its own"
     return None

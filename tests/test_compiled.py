@@ -40,10 +40,10 @@ class Case:
             self.rate.log_alpha.data += torch.randn_like(self.rate.log_alpha)
         self.features, self.dtype = features, dtype
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
-        self.policy_optimizer = torch.optim.Adam(
+        self.policy_optimizer = torch.optim.AdamW(
             [
-                {"params": list(self.policy.parameters()), "lr": 0.01},
-                {"params": [self.rate.log_alpha], "lr": 0.02},
+                {"params": list(self.policy.parameters()), "lr": 0.01, "weight_decay": 3.0},
+                {"params": [self.rate.log_alpha], "lr": 0.02, "weight_decay": 0.0},
             ]
         )
 

@@ -148,7 +148,7 @@ def test_unknown_optimiser(changes: dict[str, object], why: str) -> None:
 def test_theta_and_alpha_have_rates_of_their_own() -> None:
     policy, rate = PolicyNetwork(4), InnerRate(0.1)
     optimizer = make_policy_optimizer(BASE, policy.parameters(), rate, 100)
-    assert type(optimizer) is torch.optim.Adam
+    assert type(optimizer) is torch.optim.AdamW
     theta, alpha = optimizer.param_groups
     assert (theta["lr"], alpha["lr"]) == (0.02, 0.03)
     assert [*map(id, theta["params"])] == [*map(id, policy.parameters())]
@@ -160,6 +160,20 @@ def test_theta_and_alpha_have_rates_of_their_own() -> None:
     # Adam's first step is the rate itself, against the gradient's sign.
     assert policy.output.bias.item() == pytest.approx(before[0] - 0.02, rel=1e-5)
     assert rate.log_alpha.item() == pytest.approx(before[1] + 0.03, rel=1e-5)
+
+
+def test_theta_forgets_over_a_share_of_the_run() -> None:
+    """Without a gradient it fades to 1/e over `policy_memory` of the run, whatever its rate; alpha stays."""
+    policy, rate = PolicyNetwork(4), InnerRate(0.1)
+    config = BASE.with_changes(policy_memory=0.25)
+    optimizer = make_policy_optimizer(config, policy.parameters(), rate, 4000)
+    before = policy.feature_layer.weight.detach().clone()
+    for parameter in [*policy.parameters(), rate.log_alpha]:
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(1000):
+        optimizer.step()
+    torch.testing.assert_close(policy.feature_layer.weight.detach(), before / math.e, rtol=1e-3, atol=0)
+    assert rate().item() == pytest.approx(0.1, rel=1e-6)
 
 
 def test_no_rate_keeps_alpha_fixed() -> None:
