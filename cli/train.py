@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import hub
-from ..config import TrainConfig
+from ..config import POLICIES, SEARCHED_POLICIES, TrainConfig
 from ..errors import UsageError
 from ..limits import Limits
 from . import display, options
@@ -16,9 +16,7 @@ def train(
     dataset: Annotated[str | None, typer.Argument(help="Data set; a bundle brings its own.")] = None,
     bundle: Annotated[str | None, typer.Option(help=f"The policy: {options.SOURCES}", metavar="FILE")] = None,
     arch: Annotated[str | None, typer.Option(help="timm name of the network to train.")] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="learned, none, uniform, trivialaugment, randaugment or autoaugment.")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES[:-1])} or {POLICIES[-1]}.")] = None,
     mode: Annotated[str | None, typer.Option(help="frozen or finetune.")] = None,
     include_validation: Annotated[
         bool, typer.Option("--include-validation", help="Train on the meta-validation images too.")
@@ -85,7 +83,7 @@ def train(
     )
     if fast and config.mode != "finetune":
         raise UsageError("--fast", "only fine-tuning learns a policy", "add --mode finetune or leave --fast out")
-    if config.policy == "learned" and content is None and listed is None:
+    if config.policy in SEARCHED_POLICIES and content is None and listed is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
     if allow_dataset_mismatch and config.mode == "finetune":
         why = "a fine-tuned bundle would name a data set that its policy was not learned on"

@@ -21,7 +21,10 @@ from .space import DEFAULT_SPACE, SPACES
 
 BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
 FILLS = ("mean", "black")
-POLICIES = ("learned", "none", "uniform", "trivialaugment", "randaugment", "autoaugment")
+# What a search brings, and its halves: p_jk with equal weights, and the weights of uniformly drawn transformations.
+SEARCHED_POLICIES = ("learned", "sampler-only", "weights-only")
+ZERO_COST_POLICIES = ("none", "uniform", "trivialaugment", "randaugment", "autoaugment")
+POLICIES = (*SEARCHED_POLICIES, *ZERO_COST_POLICIES)
 MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
@@ -248,7 +251,7 @@ class TrainConfig(RunConfig):
     network_field: ClassVar[str] = "arch"
 
     arch: str = setting("timm name of the network to train")
-    policy: str = setting("learned (from a bundle) or one of the baselines", "learned", choices=POLICIES)
+    policy: str = setting("learned (from a bundle), a half of it, or one of the baselines", "learned", choices=POLICIES)
     mode: str = setting("keep the bundle's policy frozen, or go on learning it", "frozen", choices=MODES)
     include_validation: bool = setting("train on the meta-validation images too", False)
 

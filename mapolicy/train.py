@@ -17,7 +17,7 @@ from .bilevel import InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
-from .config import TrainConfig
+from .config import SEARCHED_POLICIES, TrainConfig
 from .errors import InputError, UsageError
 from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
@@ -107,8 +107,12 @@ def train_network(
     """
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
-    if config.policy == "learned" and bundle is None:
-        raise UsageError("policy learned", "there is no bundle", "give --bundle FILE, or --policy for a baseline")
+    if config.policy in SEARCHED_POLICIES and bundle is None:
+        why = "there is no bundle"
+        raise UsageError(f"policy {config.policy}", why, "give --bundle FILE, or --policy for a baseline")
+    if config.policy in ("sampler-only", "weights-only") and isinstance(bundle, DatasetPolicy):
+        why = "a dataset-level policy has no weights to tell from its transformations"
+        raise UsageError(f"policy {config.policy}", why, "use --policy learned, or a searched bundle")
     if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
         raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
     if allow_dataset_mismatch and config.mode == "finetune":
@@ -126,7 +130,7 @@ def train_network(
         differences = () if comparison is None else comparison.differences
         if differences:
             reporter.noted(_what_is_given_up(config, task.splits.name, differences))
-        if searched is not None and config.policy == "learned":
+        if searched is not None and config.policy in SEARCHED_POLICIES:
             _check_channels(searched, task)
         iteration, state = plan(config, bundle, task, device, reporter.noted)
         digest = None if bundle is None else bundle.digest
@@ -161,6 +165,7 @@ def train_network(
                     "policy": config.policy,
                     "mode": config.mode,
                     "bundle": origin,
+                    "test_images": len(test),
                     **result.figures(),
                     **_facts(iteration),
                 }
@@ -178,18 +183,20 @@ def plan(
     """What an iteration does under this policy, and what of it moves."""
     modules: dict[str, nn.Module] = {"network": task.network}
     optimizers: dict[str, Optimizer] = {"network": task.optimizer}
-    if config.policy != "learned":
+    if config.policy not in SEARCHED_POLICIES:
         return WeightedIteration(task, _baseline(config, task)), RunState(modules, optimizers)
     assert bundle is not None
     if isinstance(bundle, DatasetPolicy):
         return WeightedIteration(task, SampledSubPolicies(bundle.manifest.sub_policies)), RunState(modules, optimizers)
-    extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
     if config.mode == "frozen":
-        sampler = TransformationSampler(probabilities=bundle.probabilities)
-        augmentation = SampledTransformations(sampler, config.operation_space)
-        weights = FrozenWeights(extractor, policy)
+        drawn = None if config.policy == "weights-only" else bundle.probabilities
+        augmentation = SampledTransformations(TransformationSampler(probabilities=drawn), config.operation_space)
+        weights = None
+        if config.policy != "sampler-only":
+            weights = FrozenWeights(FrozenExtractor(bundle, device), bundle.build_policy().to(device))
         return WeightedIteration(task, augmentation, weights), RunState(modules, optimizers)
 
+    extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
     sampler = TransformationSampler.from_config(config, task.iterations_per_epoch, bundle.probabilities, bundle.means)
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
     rate = InnerRate(float(bundle.alpha.log().mean().exp())).to(device)

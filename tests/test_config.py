@@ -35,6 +35,9 @@ REQUIRED: dict[type[RunConfig], dict[str, Any]] = {
     SearchConfig: COMMON | {"proxy": "wrn10_1", "alpha_initial": 0.1},
     TrainConfig: COMMON | {"arch": "resnet10t"},
 }
+POLICIES = (
+    "learned", "sampler-only", "weights-only", "none", "uniform", "trivialaugment", "randaugment", "autoaugment",
+)  # fmt: skip
 STAGES = pytest.mark.parametrize("kind", REQUIRED, ids=lambda kind: kind.stage)
 NUMBERS = [
     pytest.param(kind, spec, id=f"{kind.stage}-{spec.name}")
@@ -150,7 +153,7 @@ def test_a_huge_whole_number_is_refused(name: str) -> None:
         (TrainConfig, "base_augmentation", ("none", "flip_crop", "random_resized_crop")),
         (TrainConfig, "fill", ("mean", "black")),
         (TrainConfig, "device", ("auto", "cpu", "cuda")),
-        (TrainConfig, "policy", ("learned", "none", "uniform", "trivialaugment", "randaugment", "autoaugment")),
+        (TrainConfig, "policy", POLICIES),
         (TrainConfig, "mode", ("frozen", "finetune")),
         (SearchConfig, "alpha", ("scalar", "per-layer")),
         (SearchConfig, "policy_input", ("both", "features", "embedding")),
@@ -169,7 +172,7 @@ def test_settings_that_contradict_each_other() -> None:
     assert make(mode="finetune").mode == "finetune"
     with pytest.raises(InputError, match=r"include_validation: .* cannot be trained on"):
         make(mode="finetune", include_validation=True)
-    for policy in ("none", "uniform", "trivialaugment", "randaugment", "autoaugment"):
+    for policy in POLICIES[1:]:
         assert make(policy=policy).policy == policy
         with pytest.raises(InputError, match=f"mode finetune: policy '{policy}' has nothing to learn"):
             make(policy=policy, mode="finetune")

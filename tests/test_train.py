@@ -11,6 +11,7 @@ from mapolicy import PolicyBundle, search_policy, train_network
 from mapolicy.data import load_splits
 from mapolicy.errors import InputError, UsageError
 from mapolicy.features import features_and_logits
+from mapolicy.importing import import_policy
 from mapolicy.networks import build_network
 from mapolicy.pipeline import Pipeline
 from mapolicy.policies import SampledTransformations
@@ -22,10 +23,13 @@ from mapolicy.sampler import TransformationSampler
 CPU = torch.device("cpu")
 
 
-def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, make_train_config) -> None:
-    """A plain loop with the bundle's parts: sample from p_jk, weigh by the extractor and theta, SGD."""
+@pytest.mark.parametrize("name", ["learned", "sampler-only", "weights-only"])
+def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, make_train_config, name: str) -> None:
+    """A plain loop with the bundle's parts: sample from p_jk, weigh by the extractor and theta, SGD; or with half."""
     # A small rate: float32 rounding must not grow to where the two could not be told from different mathematics.
-    config = make_train_config(epochs=1, learning_rate=0.01, clip_norm=0.0, weight_decay=0.0, optimizer="momentum")
+    config = make_train_config(
+        policy=name, epochs=1, learning_rate=0.01, clip_norm=0.0, weight_decay=0.0, optimizer="momentum"
+    )
     got = train_network(config, bundle).network
 
     splits = load_splits(config, CPU, "train", bundle.meta_validation)
@@ -34,7 +38,9 @@ def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, 
     ).train()
     policy, extractor = bundle.build_policy(), bundle.build_extractor(CPU)
     pipeline = Pipeline(config, splits.mean, splits.std, CPU)
-    sampler = SampledTransformations(TransformationSampler(probabilities=bundle.probabilities), "metaaugment-v1")
+    uniform = torch.full((14, 14), 1 / 196)
+    drawn = TransformationSampler(probabilities=uniform if name == "weights-only" else bundle.probabilities)
+    sampler = SampledTransformations(drawn, "metaaugment-v1")
     velocity = [torch.zeros_like(parameter) for parameter in network.parameters()]
     plan = training_plan(config, len(splits.train), 0)
     contract = bundle.manifest.input
@@ -45,6 +51,7 @@ def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, 
             std = torch.tensor(contract.std)[:, None, None]
             features, _ = features_and_logits(extractor, (batch.images.float() / 255 - mean) / std)
             raw = policy(features, batch.transformation.embed())
+            raw = torch.ones_like(raw) if name == "sampler-only" else raw
         losses = F.cross_entropy(network(batch.inputs), batch.labels, reduction="none")
         gradients = torch.autograd.grad((losses * raw / raw.sum()).sum(), list(network.parameters()))
         rate = 0.01 * (1 + torch.cos(torch.tensor(torch.pi * step / len(plan)))).item() / 2
@@ -52,8 +59,8 @@ def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, 
             for parameter, gradient, momentum in zip(network.parameters(), gradients, velocity, strict=True):
                 momentum.mul_(0.9).add_(gradient)
                 parameter -= rate * momentum
-    for (name, expected), actual in zip(network.named_parameters(), got.parameters(), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=name)
+    for (key, expected), actual in zip(network.named_parameters(), got.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_frozen_training_leaves_the_bundle_alone(bundle: PolicyBundle, make_train_config) -> None:
@@ -178,9 +185,17 @@ def test_resume_with_another_bundle_is_refused(bundle: PolicyBundle, make_search
         train_network(make_train_config(epochs=1), other, run_dir=tmp_path / "run", resume=True)
 
 
-def test_a_learned_policy_needs_a_bundle(make_train_config) -> None:
-    with pytest.raises(UsageError, match="no bundle"):
-        train_network(make_train_config())
+@pytest.mark.parametrize("policy", ["learned", "sampler-only", "weights-only"])
+def test_a_searched_policy_needs_a_bundle(make_train_config, policy: str) -> None:
+    with pytest.raises(UsageError, match=f"policy {policy}: there is no bundle"):
+        train_network(make_train_config(policy=policy))
+
+
+@pytest.mark.parametrize("policy", ["sampler-only", "weights-only"])
+def test_a_dataset_level_policy_has_no_halves(make_train_config, policy: str) -> None:
+    listed = import_policy("randaugment:2,9")
+    with pytest.raises(UsageError, match=f"policy {policy}: a dataset-level policy has no weights"):
+        train_network(make_train_config(policy=policy), listed)
 
 
 @pytest.mark.parametrize(
