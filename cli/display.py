@@ -58,6 +58,10 @@ class QuietReporter(Reporter):
 class PlainReporter(QuietReporter):
     """A line now and then, for logs."""
 
+    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+        """A run's line."""
+        self.noted(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
+
     def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
         """What runs, and on what."""
         self._latest: dict[str, float] = {}

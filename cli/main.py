@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import MapolicyError
-from . import bench, demo, export, import_policy, inspect, pull, push, search, slim, train
+from . import bench, compare, demo, export, import_policy, inspect, pull, push, search, slim, train
 
 # typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("slim")(slim.slim)
 app.command("import")(import_policy.import_policy)

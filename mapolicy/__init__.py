@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .adapters import PolicyAugment as PolicyAugment
     from .bilevel import hypergradient as hypergradient
     from .bundle import PolicyBundle as PolicyBundle
+    from .compare import Comparison as Comparison
+    from .compare import compare_policies as compare_policies
     from .config import SearchConfig as SearchConfig
     from .config import TrainConfig as TrainConfig
     from .limits import Limits as Limits
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .transformation import Transformation as Transformation
 
 _HOMES = {
+    "Comparison": "compare",
     "Limits": "limits",
     "OPERATIONS": "operations",
     "PolicyAugment": "adapters",
@@ -34,6 +37,7 @@ _HOMES = {
     "Transformation": "transformation",
     "TransformationSampler": "sampler",
     "apply_operation": "operations",
+    "compare_policies": "compare",
     "hypergradient": "bilevel",
     "search_policy": "search",
     "train_network": "train",

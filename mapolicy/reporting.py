@@ -31,3 +31,6 @@ class Reporter:
 
     def finished(self) -> None:
         """The run is over, well or not."""
+
+    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+        """So many runs of a comparison are done, well or not; what the last one came to."""

@@ -1,4 +1,4 @@
-"""What a run stands on: counter-based randomness, device, threads, versions.
+"""What a run stands on: counter-based randomness, device, threads, machine, versions.
 
 Every random draw of the project comes from a generator seeded by (seed, stage, stream, step). There is no hidden state
 to save: a run goes on from its step number alone, and a new stream never moves the others.
@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils import deterministic
@@ -87,3 +89,28 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
 def versions() -> dict[str, str]:
     """Python's and the packages' versions, as they stand in bundles and result files."""
     return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED_PACKAGES}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, in the words that it has for itself; memory in GiB."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    facts: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "system": platform.system(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

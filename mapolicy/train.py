@@ -122,7 +122,7 @@ def train_network(
         )
     searched = bundle if isinstance(bundle, PolicyBundle) else None
     if searched is not None:
-        _check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
+        check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     with reproducible(config.threads, device):
         held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
         comparison = None if searched is None else DatasetComparison(searched, allow_dataset_mismatch)
@@ -300,7 +300,7 @@ def _check_channels(bundle: PolicyBundle, task: Task) -> None:
         raise InputError(task.splits.name, why, "use a bundle that was searched on such images")
 
 
-def _check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:
+def check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:
     """The run splits and augments the data as the search did, but for the free settings.
 
     Raises:

@@ -22,8 +22,8 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
     "affine blend errors pointwise space reporting models models.wide_resnet",
-    "config features files folding forward_mode graph_merging limits operations refusal runtime",
-    "augment canonical_json hub images manifest_fields networks policy transformation",
+    "config features files folding forward_mode graph_merging limits operations refusal runtime side_by_side",
+    "augment canonical_json hub images manifest_fields networks policy summary transformation",
     "bilevel image_sets manifest sampler splits tensor_container",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
     "monitor published step_choice",
@@ -35,13 +35,15 @@ LAYERS = (
     "cost",
     "run",
     "search train",
+    "compare",
     "bench bench.interleaved bench.memory bench.pillow bench.synthetic",
     "bench.double_backward bench.report",
     "bench.operations bench.step bench.transfer",
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.bench cli.demo cli.export cli.import_policy cli.inspect cli.pull cli.push cli.search cli.slim cli.train",
+    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.pull cli.push cli.search cli.slim "
+    "cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -264,7 +266,19 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
         "import mapolicy.cli",
         *(
             f"help({line!r})"
-            for line in ("", "search", "train", "inspect", "bench step", "push", "pull", "slim", "export", "import")
+            for line in (
+                "",
+                "search",
+                "train",
+                "compare",
+                "inspect",
+                "bench step",
+                "push",
+                "pull",
+                "slim",
+                "export",
+                "import",
+            )
         ),
     ],
 )
@@ -292,9 +306,9 @@ print([name for name in {HEAVY} if name in sys.modules], "mapolicy" in sys.modul
 
 def test_public_names_resolve() -> None:
     expected = {
-        "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig", "TrainConfig",
-        "TrainResult", "Transformation", "TransformationSampler", "apply_operation", "hypergradient", "search_policy",
-        "train_network",
+        "Comparison", "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig",
+        "TrainConfig", "TrainResult", "Transformation", "TransformationSampler", "apply_operation", "compare_policies",
+        "hypergradient", "search_policy", "train_network",
     }  # fmt: skip
     assert set(mapolicy.__all__) == expected
     assert sorted(mapolicy.__all__) == mapolicy.__all__ == dir(mapolicy)

@@ -1,0 +1,510 @@
+"""Does it help? A bundle's policy against others under one budget, for several networks and seeds, run by run.
+
+    comparison = compare_policies([bundle], [config], Path("runs/compare"), against=("none", "uniform"), seeds=5)
+
+Every run is one `train_network` in a folder of its own below the comparison's. Runs of one seed differ in the policy
+alone: the order of batches and the initial weights follow from the seed, the split from the bundle.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import bundle_format
+from .bundle import PolicyBundle
+from .config import MACHINE_FIELDS, POLICIES, TrainConfig, read_toml
+from .data import load_splits
+from .errors import InputError, MapolicyError, UsageError
+from .evaluate import evaluate
+from .files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE, RUN_FILES, read_regular_file, write_atomically
+from .limits import Limits
+from .networks import check_arch
+from .pipeline import Pipeline
+from .reporting import Reporter
+from .runtime import hardware, reproducible, resolve_device, versions
+from .side_by_side import Failure, side_by_side
+from .summary import PROXY, Row, Summary, summarise
+from .task import Task
+from .train import FREE_DATA_SETTINGS, DatasetComparison, check_settings, train_network
+
+COMPARISON_FILE = "comparison.json"
+SUMMARY_FILE = "summary.json"
+RIVALS = tuple(name for name in POLICIES if name != "learned")
+USUAL_RIVALS = ("none", "uniform", "trivialaugment", "randaugment")
+BUDGETS = ("equal-epochs",)
+LARGEST_RECORD = 2**24  # bytes
+SHOWN_DIGITS = 12  # of a digest
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """One run of a comparison.
+
+    Attributes:
+        config: of the run, its seed included.
+        digest: of the bundle that it has policy and split of.
+        folder: of the run.
+        proxy: the bundle's own network is tested as the search left it, and nothing is trained.
+    """
+
+    config: TrainConfig
+    digest: str
+    folder: Path
+    proxy: bool = False
+
+    @property
+    def policy(self) -> str:
+        """As in `Row`."""
+        return PROXY if self.proxy else self.config.policy
+
+    @property
+    def mode(self) -> str | None:
+        """As in `Row`."""
+        return self.config.mode if self.policy == "learned" else None
+
+    def __str__(self) -> str:
+        mode = f" ({self.mode})" if self.mode == "finetune" else ""
+        return f"{self.config.arch}, {self.policy}{mode}, {self.folder.name}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison came to.
+
+    Attributes:
+        rows: the finished runs.
+        summary: of the rows.
+        failed: the other runs, and why.
+        bundles: digest, origin, proxy and epochs of the search, of each bundle.
+        settings: of the runs, by network, but for policy, mode and seed.
+        budget: `equal-epochs` or `equal-time`, and what followed from it.
+        notes: what a reader of the table must know.
+        hardware, versions: of this machine.
+    """
+
+    rows: Sequence[Row]
+    summary: Sequence[Summary]
+    failed: Mapping[Combination, Failure]
+    bundles: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Mapping[str, Any]]
+    budget: Mapping[str, Any]
+    notes: Sequence[str]
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "summary": [summary.document() for summary in self.summary],
+            "failed": [{"run": str(run), **asdict(failure)} for run, failure in self.failed.items()],
+            **{name: getattr(self, name) for name in ("bundles", "settings", "budget", "hardware", "versions")},
+            "notes": list(self.notes),
+        }
+
+
+def compare_policies(
+    bundles: Sequence[PolicyBundle],
+    configs: Sequence[TrainConfig],
+    run_dir: Path,
+    against: Sequence[str] = USUAL_RIVALS,
+    modes: Sequence[str] = ("frozen",),
+    seeds: int = 1,
+    budget: str = "equal-epochs",
+    jobs: int = 1,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Comparison:
+    """Train every combination of bundle, network, policy and seed, and summarise.
+
+    Args:
+        bundles: searched on one data set. Of several, each has its own split and counts as one unit.
+        configs: a training for each network, complete, with what the first bundle says of the data; policy and mode
+            are set here, split_seed is each bundle's, and seed is the first one.
+        run_dir: the runs' folders are made below it.
+        against: policies besides the learned one, of `RIVALS`.
+        modes: of the learned policy.
+        seeds: so many, counted from the configuration's.
+        budget: every run has the configuration's epochs, or the cheaper ones more of them, so that all take the
+            time of the dearest.
+        jobs: runs side by side, each in a process of its own: one thread each unless the configuration says
+            otherwise, on CUDA the GPUs in turn. 1 runs them here, one after another.
+        reporter: hears of the progress; None for silence.
+        resume: keep the runs in `run_dir` that are finished, go on with the others; more networks, policies, seeds and
+            bundles may be asked for than at first.
+        overwrite: start anew in a folder that holds a comparison.
+
+    Returns:
+        The comparison, also where single runs failed: the others have been finished.
+
+    Raises:
+        UsageError, InputError: something cannot be meant or used; found out before any training.
+        EnvironmentFault: the folder cannot be written.
+        KeyboardInterrupt, SystemExit: it was stopped; `resume` goes on.
+    """
+    reporter = reporter or Reporter()
+    _check(bundles, configs, against, modes, seeds, budget, jobs)
+    device = resolve_device(configs[0].device)
+    if jobs > 1 and device.type == "cpu":
+        configs = [config.with_changes(threads=config.threads or 1) for config in configs]
+    by_digest = {bundle.digest: bundle for bundle in bundles}
+    notes = _what_to_know(bundles, configs)
+    record = _record(run_dir, by_digest, budget, resume, overwrite)
+    combinations = _plan(bundles, configs, run_dir, against, modes, seeds)
+    rows = {run: row for run in combinations if (row := _finished(run)) is not None} if resume else {}
+    left = [combination for combination in combinations if combination not in rows]
+    if left:
+        _check_data(bundles, configs)
+    if not resume:
+        for combination in combinations:
+            for name in RUN_FILES:
+                (combination.folder / name).unlink(missing_ok=True)
+    write_atomically(run_dir / COMPARISON_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    for text in notes:
+        reporter.noted(text)
+    if rows:
+        reporter.noted(f"{len(rows)} of {len(combinations)} runs were finished before")
+    failed: dict[Combination, Failure] = {}
+    start = time.monotonic()
+
+    def finished(position: int, failure: Failure | None) -> None:
+        combination = left[position]
+        if failure is None:
+            row = rows[combination] = _row(combination)
+            came_to = f"{row.test_top1:.2f} % test top-1"
+        else:
+            failed[combination] = failure
+            came_to = f"failed: {failure.what}: {failure.why}"
+        done, so_far = len(rows) + len(failed), time.monotonic() - start
+        seconds_left = so_far * (len(combinations) - done) / (done - len(combinations) + len(left))
+        reporter.compared(done, len(combinations), f"{combination}: {came_to}", seconds_left)
+
+    trainer = Trainer(by_digest)
+    if jobs == 1:
+        _one_by_one(trainer, left, finished, reporter.noted)
+    else:
+        side_by_side(trainer, left, jobs, finished, reporter.noted, _environments(device))
+    in_order = [rows[combination] for combination in combinations if combination in rows]
+    comparison = Comparison(
+        rows=in_order,
+        summary=summarise(in_order),
+        failed=failed,
+        bundles=[_about(bundle) for bundle in bundles],
+        settings={config.arch: _settings(config) for config in configs},
+        budget={"kind": budget},
+        notes=notes,
+        hardware=hardware(device) | {"threads": configs[0].threads or torch.get_num_threads(), "jobs": jobs},
+        versions=versions(),
+    )
+    write_atomically(run_dir / SUMMARY_FILE, (json.dumps(comparison.document(), indent=2) + "\n").encode())
+    return comparison
+
+
+def _check(
+    bundles: Sequence[PolicyBundle],
+    configs: Sequence[TrainConfig],
+    against: Sequence[str],
+    modes: Sequence[str],
+    seeds: int,
+    budget: str,
+    jobs: int,
+) -> None:
+    """What can be known before anything is opened."""
+    archs = [config.arch for config in configs]
+    for what, names, known in (
+        ("against", against, RIVALS),
+        ("mode", modes, ("frozen", "finetune")),
+        ("budget", [budget], BUDGETS),
+        ("arch", archs, archs),
+        ("bundle", [bundle.digest for bundle in bundles], [bundle.digest for bundle in bundles]),
+    ):
+        if not names and what != "against":
+            raise UsageError(what, "nothing was named", "name at least one")
+        for position, name in enumerate(names):
+            if name not in known:
+                raise UsageError(what, f"{name!r} is not one of {', '.join(known)}")
+            if name in names[:position]:
+                raise UsageError(what, f"{name[:40]} was named twice", "name it once")
+    for what, number in (("seeds", seeds), ("jobs", jobs)):
+        if number < 1:
+            raise UsageError(what, f"{number} is not at least 1")
+    for arch in archs:
+        check_arch(arch)
+    first = bundles[0]
+    for bundle in bundles:
+        here, there = bundle.manifest.dataset, first.manifest.dataset
+        if (here.name, here.classes, here.counts.images) != (there.name, there.classes, there.counts.images):
+            why = f"was searched on another data set than {_short(first)}"
+            raise InputError(f"bundle {_short(bundle)}", why, "compare bundles of one data set")
+    for config in configs:
+        check_settings(config, first, FREE_DATA_SETTINGS)
+        for bundle in bundles:
+            check_settings(_of_split(config, bundle), bundle, FREE_DATA_SETTINGS)
+
+
+def _of_split(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
+    return config.with_changes(split_seed=bundle.data_settings()["split_seed"])
+
+
+def _short(bundle: PolicyBundle) -> str:
+    return bundle.digest[:SHOWN_DIGITS]
+
+
+def _what_to_know(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> list[str]:
+    """What else the table must say."""
+    notes = []
+    for position, bundle in enumerate(bundles):
+        twin = next((b for b in bundles[:position] if torch.equal(b.meta_validation, bundle.meta_validation)), None)
+        if twin is not None:
+            notes.append(
+                f"bundles {_short(twin)} and {_short(bundle)} have the same split: their baselines are the same runs, "
+                "and the intervals are too narrow"
+            )
+        for config in configs:
+            epochs = bundle.manifest.run.epochs
+            if _is_proxy(config, bundle) and epochs != config.epochs:
+                text = f"{PROXY}: {config.arch} was searched for {epochs} epochs, the others train for {config.epochs}"
+                notes += [text] if text not in notes else []
+    return notes
+
+
+def _is_proxy(config: TrainConfig, bundle: PolicyBundle) -> bool:
+    """Whether the bundle holds this network, classifier included, as the search trained it."""
+    manifest = bundle.manifest
+    return (
+        (manifest.extractor.arch, manifest.extractor.model_args) == (config.arch, config.model_args)
+        and manifest.input.size == config.image_size
+        # An extractor of its own is trained with theta and is not the task network.
+        and manifest.search.settings.get("extractor", "shared") == "shared"
+        and bundle.has_classifier
+    )
+
+
+def _plan(
+    bundles: Sequence[PolicyBundle],
+    configs: Sequence[TrainConfig],
+    run_dir: Path,
+    against: Sequence[str],
+    modes: Sequence[str],
+    seeds: int,
+) -> list[Combination]:
+    """All runs, seed by seed, so that what is there after an interruption can be compared."""
+    policies = [("learned", mode) for mode in modes] + [(name, "frozen") for name in against]
+    found = []
+    for number, bundle, config in product(range(seeds), bundles, configs):
+        own = _of_split(config, bundle).with_changes(seed=config.seed + number)
+        for policy, mode in policies:
+            label = f"{policy}-{mode}" if mode == "finetune" else policy
+            folder = run_dir / config.arch / label / f"{_short(bundle)}-seed{own.seed}"
+            found.append(Combination(own.with_changes(policy=policy, mode=mode), bundle.digest, folder))
+        if number == 0 and _is_proxy(config, bundle):
+            searched = bundle.manifest.search.settings["seed"]
+            folder = run_dir / config.arch / PROXY / f"{_short(bundle)}-seed{searched}"
+            changes = {"seed": searched, "epochs": bundle.manifest.run.epochs, "warmup_epochs": 0}
+            tested = own.with_changes(policy="none", mode="frozen", **changes)
+            found.append(Combination(tested, bundle.digest, folder, proxy=True))
+    return found
+
+
+def _record(
+    run_dir: Path, bundles: Mapping[str, PolicyBundle], budget: str, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """What the folder's record shall say, unless it is for something else.
+
+    Raises:
+        UsageError: it holds something, and neither `resume` nor `overwrite` was asked for.
+        InputError: it holds another comparison.
+    """
+    path = run_dir / COMPARISON_FILE
+    record = {"budget": budget, "bundles": list(bundles)}
+    if run_dir.exists() and any(run_dir.iterdir()) and not (resume or overwrite):
+        raise UsageError(str(run_dir), "holds a run", "use --resume, --force or another --run-dir")
+    if resume:
+        if not path.exists():
+            raise InputError(str(run_dir), "holds no comparison to go on with", "leave --resume out")
+        old = _read_json(path)
+        known = old.get("bundles", [])
+        if old.get("budget") != budget:
+            raise _of_another(run_dir, [f"budget {old.get('budget')} -> {budget}"])
+        if not set(known) & set(bundles):
+            raise _of_another(run_dir, [f"bundle {known[0][:SHOWN_DIGITS]} -> {next(iter(bundles))[:SHOWN_DIGITS]}"])
+        record["bundles"] = list(dict.fromkeys([*known, *bundles]))
+    return record
+
+
+def _of_another(folder: Path, differences: Sequence[str]) -> InputError:
+    remedy = "undo the changes, or use another --run-dir"
+    return InputError(str(folder), f"is of another comparison: {', '.join(differences)}", remedy)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_regular_file(path, LARGEST_RECORD))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(str(path), "is no record of ours", "start again with --force")
+    return found
+
+
+def _finished(combination: Combination) -> Row | None:
+    """The run's row if it was finished before; None if it is still to do, or to go on with.
+
+    Raises:
+        InputError: the folder's run is another one.
+    """
+    path = combination.folder / CONFIG_FILE
+    if not path.exists():
+        return None
+    old, new = read_toml(path), combination.config.to_mapping()
+    differences = [
+        f"{name} {old.get(name)!r} -> {new[name]!r}"
+        for name in new
+        # The data set's name may be typed in several ways; the bundle's fingerprint says which it is.
+        if name not in MACHINE_FIELDS | {"dataset"} and old.get(name) != new[name]
+    ]
+    if differences:
+        raise _of_another(combination.folder, differences)
+    return _row(combination) if (combination.folder / RESULT_FILE).exists() else None
+
+
+def _row(combination: Combination) -> Row:
+    """What the finished run says."""
+    path = combination.folder / RESULT_FILE
+    result = _read_json(path)
+    try:
+        if result["digest"] != combination.digest:
+            raise _of_another(combination.folder, [f"bundle {str(result['digest'])[:SHOWN_DIGITS]}"])
+        return Row(
+            arch=combination.config.arch,
+            policy=combination.policy,
+            mode=combination.mode,
+            seed=combination.config.seed,
+            bundle=combination.digest[:SHOWN_DIGITS],
+            epochs=combination.config.epochs,
+            **{name: result[name] for name in ("test_top1", "test_top5", "test_images", "seconds", "cost_ratio")},
+        )
+    except KeyError as problem:
+        raise InputError(str(path), f"has no {problem}", "start again with --force") from None
+
+
+def _check_data(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> None:
+    """Open the data set under each bundle's split and build each network once: nothing is found out halfway."""
+    cpu = torch.device("cpu")
+    with reproducible(configs[0].threads, cpu):
+        for bundle in bundles:
+            own = _of_split(configs[0], bundle)
+            splits = load_splits(own, cpu, own.stage, bundle.meta_validation, DatasetComparison(bundle, False))
+            for config in configs if bundle is bundles[0] else ():
+                Task.over(config, splits, cpu)
+
+
+class Trainer:
+    """Does one run of a comparison; can be sent to another process.
+
+    Args:
+        bundles: by digest.
+    """
+
+    def __init__(self, bundles: Mapping[str, PolicyBundle]) -> None:
+        self._bundles = dict(bundles)
+
+    def __getstate__(self) -> dict[str, tuple[bytes, str, Limits]]:
+        return {digest: (b.to_bytes(), b.origin, b.limits) for digest, b in self._bundles.items()}
+
+    def __setstate__(self, state: Mapping[str, tuple[bytes, str, Limits]]) -> None:
+        self._bundles = {}
+        for digest, (content, origin, limits) in state.items():
+            raw = bundle_format.parse_bundle(content, origin, digest, limits)
+            self._bundles[digest] = PolicyBundle.from_raw(*raw, origin, limits, origin)
+
+    def __call__(self, combination: Combination, noted: Callable[[str], None]) -> None:
+        """Train, or go on from the run's checkpoint, and leave the result in its folder."""
+        bundle = self._bundles[combination.digest]
+        if combination.proxy:
+            _test_proxy(combination, bundle)
+            return
+        resume = (combination.folder / CHECKPOINT_FILE).exists()
+        reporter = _Notes(f"{combination}: ", noted)
+        train_network(combination.config, bundle, reporter, combination.folder, resume, overwrite=not resume)
+
+
+class _Notes(Reporter):
+    """Passes on what the user must know, and whose run it is about."""
+
+    def __init__(self, prefix: str, noted: Callable[[str], None]) -> None:
+        self._prefix, self._noted = prefix, noted
+
+    def noted(self, text: str) -> None:
+        self._noted(self._prefix + text)
+
+
+def _test_proxy(combination: Combination, bundle: PolicyBundle) -> None:
+    """The bundle's network on the test split, as the search left it."""
+    config, device = combination.config, resolve_device(combination.config.device)
+    with reproducible(config.threads, device):
+        check = DatasetComparison(bundle, False)
+        splits = load_splits(config, device, config.stage, bundle.meta_validation, check)
+        pipeline = Pipeline(config, bundle.manifest.input.mean, bundle.manifest.input.std, device)
+        test = splits.test()
+        accuracy = evaluate(bundle.build_extractor(device), test, pipeline, config.batch_size)
+    result = {
+        "arch": config.arch,
+        "policy": PROXY,
+        "bundle": bundle.origin,
+        "digest": bundle.digest,
+        "test_images": len(test),
+        **{f"test_{name}": value for name, value in vars(accuracy).items()},
+        "seconds": None,
+        "cost_ratio": None,
+    }
+    write_atomically(combination.folder / CONFIG_FILE, config.to_toml().encode())
+    write_atomically(combination.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _one_by_one(
+    trainer: Trainer,
+    combinations: Sequence[Combination],
+    finished: Callable[[int, Failure | None], None],
+    noted: Callable[[str], None],
+) -> None:
+    for position, combination in enumerate(combinations):
+        try:
+            trainer(combination, noted)
+        except MapolicyError as problem:
+            finished(position, Failure.of(problem))
+        else:
+            finished(position, None)
+
+
+def _environments(device: torch.device) -> list[dict[str, str]]:
+    """A visible GPU for each process in turn."""
+    if device.type != "cuda":
+        return [{}]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in visible.split(",")]
+
+
+def _about(bundle: PolicyBundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": _short(bundle),
+        "digest": bundle.digest,
+        "origin": bundle.origin,
+        "proxy": manifest.extractor.arch,
+        "epochs": manifest.run.epochs,
+    }
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What all runs of a network have in common."""
+    varied = MACHINE_FIELDS | {"policy", "mode", "seed", "split_seed"}
+    return {name: value for name, value in config.to_mapping().items() if name not in varied}
