@@ -38,7 +38,9 @@ def compare(
     ] = USUAL_RIVALS,
     mode: Annotated[str, typer.Option(help="Of the learned policy: frozen, finetune or both.")] = "frozen",
     seeds: Annotated[int, typer.Option(help="So many, from --seed on.", min=1, max=10_000)] = 3,
-    budget: Annotated[str, typer.Option(help="equal-epochs.")] = "equal-epochs",
+    budget: Annotated[
+        str, typer.Option(help="equal-epochs, or equal-time: the cheaper runs get more epochs.")
+    ] = "equal-epochs",
     jobs: Annotated[int, typer.Option(help="Runs side by side, each in a process.", min=1, max=1024)] = 1,
     include_validation: Annotated[
         bool, typer.Option("--include-validation", help="Train on the meta-validation images too.")
@@ -155,7 +157,7 @@ def _print(comparison: "Comparison", run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    heads = ("n", "test top-1 %", "to best rival", "to uniform", "seconds", "x plain step")
+    heads = ("epochs", "n", "test top-1 %", "to best rival", "to uniform", "seconds", "x plain step")
     table = Table(Column("network", no_wrap=True), Column("policy", no_wrap=True))
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
@@ -163,6 +165,7 @@ def _print(comparison: "Comparison", run_dir: Path) -> None:
         table.add_row(
             entry.arch,
             entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}",
+            str(entry.epochs),
             str(entry.n),
             f"{entry.test_top1:.2f}" if entry.deviation is None else f"{entry.test_top1:.2f} ± {entry.deviation:.2f}",
             _difference(entry.versus_rival),
@@ -206,9 +209,9 @@ def _facts(comparison: "Comparison") -> dict[str, str]:
         facts["test split"] = (
             f"{images} images: one accuracy's standard error is up to {worst.sampling_error:.2f} points"
         )
-    facts["budget"] = f"{comparison.budget['kind']}: " + ", ".join(
-        f"{settings['epochs']} epochs ({arch})" for arch, settings in comparison.settings.items()
-    )
+    facts["budget"] = str(comparison.budget["kind"])
+    if "pace" in comparison.budget:
+        facts["budget"] += ": epochs by what an iteration took at the start; the dearest policy has those asked for"
     facts["bundles"] = ", ".join(f"{about['bundle']} ({about['proxy']})" for about in comparison.bundles)
     for name in ("hardware", "versions"):
         facts[name] = ", ".join(f"{key} {value}" for key, value in getattr(comparison, name).items())

@@ -26,6 +26,7 @@ from .evaluate import evaluate
 from .files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE, RUN_FILES, read_regular_file, write_atomically
 from .limits import Limits
 from .networks import check_arch
+from .pacing import seconds_per_iteration
 from .pipeline import Pipeline
 from .reporting import Reporter
 from .runtime import hardware, reproducible, resolve_device, versions
@@ -38,9 +39,12 @@ COMPARISON_FILE = "comparison.json"
 SUMMARY_FILE = "summary.json"
 RIVALS = tuple(name for name in POLICIES if name != "learned")
 USUAL_RIVALS = ("none", "uniform", "trivialaugment", "randaugment")
-BUDGETS = ("equal-epochs",)
+BUDGETS = ("equal-epochs", "equal-time")
 LARGEST_RECORD = 2**24  # bytes
 SHOWN_DIGITS = 12  # of a digest
+
+# By network and policy: seconds_per_iteration, epochs.
+Pace = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,8 @@ class Comparison:
         failed: the other runs, and why.
         bundles: digest, origin, proxy and epochs of the search, of each bundle.
         settings: of the runs, by network, but for policy, mode and seed.
-        budget: `equal-epochs` or `equal-time`, and what followed from it.
+        budget: its `kind`; of `equal-time` also the `pace`: by network and policy, the seconds that an iteration took
+            and the epochs that followed.
         notes: what a reader of the table must know.
         hardware, versions: of this machine.
     """
@@ -158,7 +163,10 @@ def compare_policies(
     by_digest = {bundle.digest: bundle for bundle in bundles}
     notes = _what_to_know(bundles, configs)
     record = _record(run_dir, by_digest, budget, resume, overwrite)
-    combinations = _plan(bundles, configs, run_dir, against, modes, seeds)
+    policies = [("learned", mode) for mode in modes] + [(name, "frozen") for name in against]
+    if budget == "equal-time":
+        record["pace"] = _pace(bundles[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
+    combinations = _plan(bundles, configs, run_dir, policies, seeds, record.get("pace", {}))
     rows = {run: row for run in combinations if (row := _finished(run)) is not None} if resume else {}
     left = [combination for combination in combinations if combination not in rows]
     if left:
@@ -199,7 +207,7 @@ def compare_policies(
         failed=failed,
         bundles=[_about(bundle) for bundle in bundles],
         settings={config.arch: _settings(config) for config in configs},
-        budget={"kind": budget},
+        budget={"kind": budget} | ({"pace": record["pace"]} if "pace" in record else {}),
         notes=notes,
         hardware=hardware(device) | {"threads": configs[0].threads or torch.get_num_threads(), "jobs": jobs},
         versions=versions(),
@@ -292,25 +300,68 @@ def _plan(
     bundles: Sequence[PolicyBundle],
     configs: Sequence[TrainConfig],
     run_dir: Path,
-    against: Sequence[str],
-    modes: Sequence[str],
+    policies: Sequence[tuple[str, str]],
     seeds: int,
+    pace: Pace,
 ) -> list[Combination]:
     """All runs, seed by seed, so that what is there after an interruption can be compared."""
-    policies = [("learned", mode) for mode in modes] + [(name, "frozen") for name in against]
     found = []
     for number, bundle, config in product(range(seeds), bundles, configs):
         own = _of_split(config, bundle).with_changes(seed=config.seed + number)
         for policy, mode in policies:
-            label = f"{policy}-{mode}" if mode == "finetune" else policy
+            label = _label(policy, mode)
+            epochs = pace[config.arch][label]["epochs"] if pace else config.epochs
             folder = run_dir / config.arch / label / f"{_short(bundle)}-seed{own.seed}"
-            found.append(Combination(own.with_changes(policy=policy, mode=mode), bundle.digest, folder))
+            changed = own.with_changes(policy=policy, mode=mode, epochs=epochs)
+            found.append(Combination(changed, bundle.digest, folder))
         if number == 0 and _is_proxy(config, bundle):
             searched = bundle.manifest.search.settings["seed"]
             folder = run_dir / config.arch / PROXY / f"{_short(bundle)}-seed{searched}"
             changes = {"seed": searched, "epochs": bundle.manifest.run.epochs, "warmup_epochs": 0}
             tested = own.with_changes(policy="none", mode="frozen", **changes)
             found.append(Combination(tested, bundle.digest, folder, proxy=True))
+    return found
+
+
+def _label(policy: str, mode: str) -> str:
+    return f"{policy}-{mode}" if mode == "finetune" else policy
+
+
+def _pace(
+    bundle: PolicyBundle,
+    configs: Sequence[TrainConfig],
+    policies: Sequence[tuple[str, str]],
+    known: Pace | None,
+    run_dir: Path,
+    noted: Callable[[str], None],
+) -> Pace:
+    """Epochs under which every policy takes the time that the dearest takes for the configuration's.
+
+    Args:
+        bundle, configs, policies: of the comparison.
+        known: what was measured when the comparison began; it stays.
+        run_dir: for the error.
+        noted: hears what came out.
+
+    Raises:
+        InputError: the comparison began without one of the networks or policies.
+    """
+    labels = [_label(policy, mode) for policy, mode in policies]
+    if known is not None:
+        for config, label in product(configs, labels):
+            if label not in known.get(config.arch, {}):
+                raise _of_another(run_dir, [f"{config.arch} with {label} was not measured when it began"])
+        return known
+    found: Pace = {}
+    for config in configs:
+        trainings = [config.with_changes(policy=policy, mode=mode) for policy, mode in policies]
+        seconds = seconds_per_iteration(trainings, bundle)
+        found[config.arch] = {
+            label: {"seconds_per_iteration": own, "epochs": round(config.epochs * max(seconds) / own)}
+            for label, own in zip(labels, seconds, strict=True)
+        }
+        epochs = ", ".join(f"{label} {facts['epochs']}" for label, facts in found[config.arch].items())
+        noted(f"{config.arch}: epochs that take the same time: {epochs}")
     return found
 
 
@@ -324,7 +375,7 @@ def _record(
         InputError: it holds another comparison.
     """
     path = run_dir / COMPARISON_FILE
-    record = {"budget": budget, "bundles": list(bundles)}
+    record: dict[str, Any] = {"budget": budget, "bundles": list(bundles)}
     if run_dir.exists() and any(run_dir.iterdir()) and not (resume or overwrite):
         raise UsageError(str(run_dir), "holds a run", "use --resume, --force or another --run-dir")
     if resume:
@@ -336,7 +387,7 @@ def _record(
             raise _of_another(run_dir, [f"budget {old.get('budget')} -> {budget}"])
         if not set(known) & set(bundles):
             raise _of_another(run_dir, [f"bundle {known[0][:SHOWN_DIGITS]} -> {next(iter(bundles))[:SHOWN_DIGITS]}"])
-        record["bundles"] = list(dict.fromkeys([*known, *bundles]))
+        record = old | {"bundles": list(dict.fromkeys([*known, *bundles]))}
     return record
 
 

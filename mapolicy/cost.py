@@ -65,8 +65,8 @@ class CostMeter:
                 return iteration()
         plain = self._plain
         device = batch[0].device
-        _, plain_seconds = _timed(lambda: plain(0, batch, None), device)
-        outcome, seconds = _timed(iteration, device)
+        _, plain_seconds = timed(lambda: plain(0, batch, None), device)
+        outcome, seconds = timed(iteration, device)
         self._seconds.append((seconds, plain_seconds))
         return outcome
 
@@ -84,7 +84,8 @@ class CostMeter:
         return WeightedIteration(twin, NoAugmentation())
 
 
-def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What the work returns, and its wall-clock seconds, the device synchronised before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -35,6 +35,7 @@ LAYERS = (
     "cost",
     "run",
     "search train",
+    "pacing",
     "compare",
     "bench bench.interleaved bench.memory bench.pillow bench.synthetic",
     "bench.double_backward bench.report",

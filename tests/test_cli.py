@@ -1,11 +1,13 @@
 """What the user types, through the installed entry point: output, exit codes, one-line errors."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -159,6 +161,83 @@ def test_resume_goes_on(mapolicy, tmp_path: Path) -> None:
     assert again.code == 0, again.err
     assert again.json["digest"] == first.json["digest"]
     assert "goes on after iteration 5" in again.err
+
+
+# Comparisons.
+
+COMPARE = ("compare", "--arch", "test_resnet", "--against", "none,uniform", *SHORT)
+
+
+def test_compare_prints_a_table_and_goes_on(mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path) -> None:
+    command = (*COMPARE, "--bundle", bundle_file, "--run-dir", "run")
+    first = mapolicy(*command, "--seeds", "1", "--mode", "frozen, finetune")
+    assert first.code == 0, first.err
+    for text in ("learned, finetune", "uniform", "to best rival", "no interval", "269 images", bundle.digest[:12]):
+        assert text in first.out
+    assert "test_resnet: settings from recipe train-digits" in first.err
+    assert re.search(r"4 of 4: test_resnet, uniform, \w+-seed0: \d+\.\d\d % test top-1; 0:00 left", first.err)
+    mapolicy(*command, "--seeds", "2").is_error(2, "holds a run", "--resume")
+    again = mapolicy(*command, "--seeds", "2", "--resume", "--json", "--quiet")
+    assert again.code == 0, again.err
+    assert "3 of 6 runs were finished before" in again.err
+    document = again.json
+    assert document["run"] == "run"
+    assert len(document["rows"]) == 6
+    row = {"arch", "policy", "mode", "seed", "bundle", "test_top1", "test_top5", "seconds", "cost_ratio"}
+    assert all(row <= set(found) for found in document["rows"])
+    learned = document["summary"][0]
+    assert (learned["policy"], learned["mode"], learned["n"]) == ("learned", "frozen", 2)
+    accuracy = {(found["policy"], found["seed"]): found["test_top1"] for found in document["rows"]}
+    gains = [accuracy["learned", seed] - accuracy["uniform", seed] for seed in (0, 1)]
+    assert learned["versus_uniform"]["mean"] == pytest.approx(sum(gains) / 2)
+    assert {"hardware", "versions", "settings", "budget", "bundles", "notes"} <= set(document)
+    table = mapolicy(*command, "--seeds", "2", "--resume", "--quiet").out
+    assert f"{learned['versus_uniform']['mean']:+.2f} ± {learned['versus_uniform']['half_width']:.2f}" in table
+
+
+def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_file: Path) -> None:
+    outcome = mapolicy(
+        *COMPARE, "--bundle", bundle_file, "--seeds", "1", "--set", "learning_rate=1e30", "--set", "clip_norm=0",
+        "--set", "warmup_epochs=0", "--json", "--quiet",
+    )  # fmt: skip
+    assert outcome.code == 4
+    assert outcome.json["rows"] == []
+    assert len(outcome.json["failed"]) == 3
+    assert re.search(r"error: test_resnet, learned, \w+-seed0 and 2 more: iteration \d+: ", outcome.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--arch", "test_resnet"), ("--bundle",)),
+        (("--bundle", "BUNDLE"), ("--arch",)),
+        (("--bundle", "BUNDLE", "--arch", "wrn10_2"), ("wrn10_1", "closest")),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--against", "none,best"), ("'best'", "uniform")),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "thawed"), ("'thawed'",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--seeds", "0"), ("--seeds",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--set", "policy=none"), ("--against",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--expect-digest", "0", "--expect-digest", "1"), ("one for",)),
+        (
+            ("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "finetune", "--include-validation"),
+            ("trained on",),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_compare_refuses_what_cannot_be_meant(mapolicy, bundle_file: Path, tmp_path: Path, arguments, parts) -> None:
+    mapolicy("compare", *(bundle_file if part == "BUNDLE" else part for part in arguments), "--quiet").is_error(
+        2, *parts
+    )
+    assert snapshot(tmp_path) == []
+
+
+def test_compare_takes_searched_bundles_with_the_expected_digests(
+    mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path
+) -> None:
+    assert mapolicy("import", "randaugment:2,9", "--out", "listed.safetensors").code == 0
+    mapolicy(*COMPARE, "--bundle", "listed.safetensors").is_error(3, "dataset-level", "searched")
+    mapolicy(*COMPARE, "--bundle", bundle_file, "--expect-digest", "0" * 64).is_error(3, bundle.digest[:12])
+    mapolicy(*COMPARE, "--bundle", "missing.safetensors").is_error(3, "missing.safetensors")
 
 
 def test_existing_outputs_are_refused_without_force(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
@@ -639,6 +718,41 @@ def test_a_signal_ends_the_iteration_saves_and_can_be_resumed(tmp_path: Path, nu
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
     _, facts = load_checkpoint(run / "checkpoint.safetensors")
     assert facts["iteration"] == status["iteration"] >= 10
+
+
+def alive_in_group(group: int) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, its_group, *_ = path.read_text().rpartition(")")[2].split()
+            found += [str(path)] if int(its_group) == group and state != "Z" else []
+    return found
+
+
+def test_ctrl_c_stops_a_comparison_side_by_side(bundle_file: Path, tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("mapolicy")
+    command = [script, "compare", "--bundle", bundle_file, "--arch", "wrn10_1", "--against", "none", "--jobs", "2"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "400", "--run-dir", "run"],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 240
+    while len([path for path in (tmp_path / "run").rglob("metrics.jsonl") if path.stat().st_size]) < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    out, errors = process.communicate(timeout=240)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in errors
+    assert "--resume goes on from its last checkpoint" in errors.splitlines()[-1]
+    for policy in ("learned", "none"):
+        (run,) = (tmp_path / "run" / "wrn10_1" / policy).iterdir()
+        assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+        assert load_checkpoint(run / "checkpoint.safetensors")[1]["iteration"] > 0
+    while alive_in_group(process.pid):  # multiprocessing's own tracker hears a moment later
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def run_process(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:

@@ -266,6 +266,38 @@ def test_side_by_side_is_the_same(bundle: PolicyBundle, config: TrainConfig, tmp
     assert len(heard.runs) == 3
 
 
+def test_under_equal_time_the_cheaper_runs_get_more_epochs(
+    bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def seconds(configs, of):
+        asked.append([(config.policy, config.mode, of.digest) for config in configs])
+        return [2.0, 5.0, 1.0]
+
+    monkeypatch.setattr("mapolicy.compare.seconds_per_iteration", seconds)
+    arguments = ([bundle], [config.with_changes(epochs=2)], tmp_path / "run", ("none",), ("frozen", "finetune"))
+    compared = compare_policies(*arguments, budget="equal-time")
+    learned, digest = "learned", bundle.digest
+    assert asked == [[(learned, "frozen", digest), (learned, "finetune", digest), ("none", "frozen", digest)]]
+    assert [(run.policy, run.mode, run.epochs) for run in trained] == [
+        (learned, "frozen", 5), (learned, "finetune", 2), ("none", "frozen", 10)
+    ]  # fmt: skip
+    assert [row.epochs for row in compared.rows] == [5, 2, 10]
+    assert compared.budget["pace"]["test_resnet"]["none"] == {"seconds_per_iteration": 1.0, "epochs": 10}
+
+    trained.clear()
+    again = compare_policies(*arguments, budget="equal-time", resume=True)
+    assert figures(again) == figures(compared)
+    assert (trained, len(asked)) == ([], 1)
+    for changed, message in (
+        ({"budget": "equal-epochs"}, "budget equal-time -> equal-epochs"),
+        ({"budget": "equal-time", "against": ("uniform",)}, "test_resnet with uniform was not measured when it began"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare_policies(*arguments[:3], **{"against": ("none",), **changed}, resume=True)
+
+
 BAD = {
     "no policy": ({"against": ("none", "best")}, "against: 'best' is not one of sampler-only"),
     "learned against itself": ({"against": ("learned",)}, "'learned' is not one of"),

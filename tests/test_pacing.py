@@ -1,0 +1,39 @@
+"""How long an iteration takes: in turn, the first left out, over whole periods."""
+
+from collections.abc import Callable
+
+import torch
+
+from mapolicy import PolicyBundle
+from mapolicy.iteration import BilevelIteration
+from mapolicy.pacing import SAMPLES, WARM_UP, seconds_per_iteration
+
+
+def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
+    """Seconds are the test's own: how long it really takes decides nothing."""
+    rounds: list[list[float]] = [
+        [100.0 * (number < WARM_UP) + number, 9.0, 50.0] for number in range(WARM_UP + SAMPLES)
+    ]
+    answers = [seconds for turn in rounds for seconds in turn]
+    lessons: list[int] = []
+    original = BilevelIteration.__call__
+
+    def noting(self, step, batch, held_out):
+        lessons.append(held_out is not None)
+        return original(self, step, batch, held_out)
+
+    def timed(work: Callable[[], None], device: torch.device) -> tuple[None, float]:
+        return work(), answers.pop(0)
+
+    monkeypatch.setattr(BilevelIteration, "__call__", noting)
+    monkeypatch.setattr("mapolicy.pacing.timed", timed)
+    config = make_train_config(arch="wrn10_1", batch_size=64)
+    trainings = [
+        config,
+        config.with_changes(policy="uniform"),
+        config.with_changes(mode="finetune", meta_every=2),
+    ]
+    kept = sorted(turn[0] for turn in rounds[WARM_UP:])
+    assert seconds_per_iteration(trainings, bundle) == [kept[SAMPLES // 2], 9.0, 25.0]
+    assert answers == []
+    assert lessons == [True, False] * (WARM_UP + SAMPLES)
