@@ -8,6 +8,7 @@ import typer
 from .. import hub
 from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
+from ..files import write_atomically
 from ..limits import Limits
 from . import display, options
 
@@ -49,6 +50,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Refuse a bundle with another digest; one for each --bundle.", metavar="SHA256"),
     ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help="Picture of the differences with their intervals.", metavar="FILE.png|FILE.svg")
+    ] = None,
     limits: options.BundleLimits = None,
     recipe: options.Recipe = None,
     settings: options.Settings = None,
@@ -76,6 +80,10 @@ def compare(
     if expect_digest and len(expect_digest) != len(bundle):
         why = f"{len(expect_digest)} digests for {len(bundle)} bundles"
         raise UsageError("--expect-digest", why, "give one for each --bundle, in their order")
+    if chart is not None and chart.suffix not in (".png", ".svg"):
+        raise UsageError("--chart", f"{chart} is neither a .png nor a .svg", "give it such a name")
+    if chart is not None and not set(_names(against)) & set(ZERO_COST_POLICIES):
+        raise UsageError("--chart", "shows differences to a policy without a search", "add one to --against")
     flags = {
         "include_validation": include_validation or None,
         "epochs": epochs,
@@ -113,8 +121,11 @@ def compare(
     default_run = f"compare-{options.slug(first.dataset)}-{'-'.join(options.slug(name) for name in arch)}"
     run_dir = run_dir or Path("runs") / default_run
     options.claim_run(run_dir, force, resume)
+    if chart is not None:
+        options.claim(chart, force, resume, "--chart")
 
     from ..bundle import PolicyBundle
+    from ..chart import chart as draw
     from ..compare import compare_policies
 
     reporter = display.reporter(quiet)
@@ -134,6 +145,8 @@ def compare(
         resume,
         force,
     )
+    if chart is not None:
+        write_atomically(chart, draw(comparison.summary, chart.suffix.removeprefix(".")))
     if as_json:
         display.print_json({"run": str(run_dir), **comparison.document()})
     else:

@@ -24,7 +24,7 @@ LAYERS = (
     "affine blend errors pointwise space reporting models models.wide_resnet",
     "config features files folding forward_mode graph_merging limits operations refusal runtime side_by_side",
     "augment canonical_json hub images manifest_fields networks policy summary transformation",
-    "bilevel image_sets manifest sampler splits tensor_container",
+    "bilevel chart image_sets manifest sampler splits tensor_container",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
     "monitor published step_choice",
     "bundle card data export importing policies",

@@ -191,8 +191,9 @@ def test_compare_prints_a_table_and_goes_on(mapolicy, bundle_file: Path, bundle:
     gains = [accuracy["learned", seed] - accuracy["uniform", seed] for seed in (0, 1)]
     assert learned["versus_uniform"]["mean"] == pytest.approx(sum(gains) / 2)
     assert {"hardware", "versions", "settings", "budget", "bundles", "notes"} <= set(document)
-    table = mapolicy(*command, "--seeds", "2", "--resume", "--quiet").out
+    table = mapolicy(*command, "--seeds", "2", "--resume", "--quiet", "--chart", "gain.svg").out
     assert f"{learned['versus_uniform']['mean']:+.2f} ± {learned['versus_uniform']['half_width']:.2f}" in table
+    assert f">{learned['versus_rival']['mean']:+.2f} ±" in (tmp_path / "gain.svg").read_text()
 
 
 def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_file: Path) -> None:
@@ -216,6 +217,11 @@ def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_fil
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "thawed"), ("'thawed'",)),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--seeds", "0"), ("--seeds",)),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--set", "policy=none"), ("--against",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--chart", "gain.pdf"), ("gain.pdf", ".svg")),
+        (
+            ("--bundle", "BUNDLE", "--arch", "test_resnet", "--chart", "a.svg", "--against", "sampler-only"),
+            ("--against",),
+        ),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--expect-digest", "0", "--expect-digest", "1"), ("one for",)),
         (
             ("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "finetune", "--include-validation"),
