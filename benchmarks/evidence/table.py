@@ -1,0 +1,131 @@
+"""One table of docs/evidence.md: searches on several splits, then `mapolicy compare` over all of their bundles.
+
+python benchmarks/evidence/table.py omniglot --data-dir DIR --work-dir runs/evidence
+python benchmarks/evidence/table.py cifar100 --data-dir DIR --work-dir runs/evidence
+
+DIR holds the folders of images. Bundle number i is searched with seed i on split i. What stands in the work folder is kept,
+so that a command that was stopped goes on where it was; the figures go to benchmarks/evidence/TABLE.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+EVERY_RIVAL = "none,uniform,trivialaugment,randaugment,sampler-only,weights-only"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table is made of.
+
+    Attributes:
+        dataset: folder below the data folder.
+        settings: of searches and trainings alike.
+        epochs: of both.
+        model_args: of the networks.
+        archs: networks trained with the bundles; the first one is also the proxy.
+        bundles: searches, each with its own split.
+    """
+
+    dataset: str
+    settings: dict[str, object]
+    epochs: int
+    model_args: dict[str, object]
+    archs: tuple[str, ...]
+    bundles: int
+
+
+TABLES = {
+    # 136 characters of Omniglot's "small 1", 15 / 2 / 3 drawings each; the stem's stride makes a CPU search bearable.
+    "omniglot": Table(
+        "omniglot-small1",
+        {
+            "image_size": 32,
+            "base_augmentation": "none",
+            "cutout": 0,
+            "train_per_class": 15,
+            "validation_per_class": 2,
+            "test_per_class": 3,
+        },
+        epochs=40,
+        model_args={"stem_stride": 2},
+        archs=("wrn10_1",),
+        bundles=5,
+    ),
+    # 50 training and 10 meta-validation images of each class; the whole test split.
+    "cifar100": Table(
+        "cifar100",
+        {"image_size": 16, "cutout": 4, "train_per_class": 50, "validation_per_class": 10},
+        epochs=15,
+        model_args={},
+        archs=("wrn10_1",),
+        bundles=5,
+    ),
+}
+
+
+def mapolicy(*arguments: str) -> str:
+    """Run a command; its standard output."""
+    print("mapolicy", *arguments, file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "mapolicy", *arguments, "--quiet", "--json"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def options(table: Table, data_dir: Path, extra: list[str]) -> list[str]:
+    """What searches and trainings share."""
+    settings = table.settings | {"threads": 1}
+    found = ["--data-dir", str(data_dir), "--epochs", str(table.epochs)]
+    for name, value in settings.items():
+        found += ["--set", f"{name}={value}"]
+    for change in extra:
+        found += ["--set", change]
+    for name, value in table.model_args.items():
+        found += ["--model-arg", f"{name}={value}"]
+    return found
+
+
+def main() -> None:
+    """Search what is not there yet, compare, keep the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--bundles", type=int, help="so many instead of the table's")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--against", default=EVERY_RIVAL)
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: another setting, of the searches alone")
+    parser.add_argument("--name", help="of the results, where settings differ; the table's name otherwise")
+    arguments = parser.parse_args()
+    table, name = TABLES[arguments.table], arguments.name or arguments.table
+    work = arguments.work_dir / name
+    work.mkdir(parents=True, exist_ok=True)
+    bundles = []
+    for number in range(arguments.bundles or table.bundles):
+        bundle = work / f"bundle{number}.safetensors"
+        bundles += ["--bundle", str(bundle)]
+        if not bundle.exists():
+            seeds = ["--seed", str(number), "--set", f"split_seed={number}"]
+            mapolicy(
+                *("search", f"folder:{table.dataset}", "--proxy", table.archs[0], "--recipe", "search-any"),
+                *options(table, arguments.data_dir, arguments.set),
+                *seeds,
+                *("--out", str(bundle), "--run-dir", str(work / f"search{number}"), "--force"),
+            )
+    run = work / "compare"
+    own = {key: value for key, value in table.settings.items() if key in ("image_size", "base_augmentation", "cutout")}
+    free = Table(table.dataset, own, table.epochs, table.model_args, table.archs, table.bundles)
+    document = mapolicy(
+        *("compare", *bundles, "--against", arguments.against, "--seeds", "1", "--recipe", "train-any"),
+        *(part for arch in table.archs for part in ("--arch", arch)),
+        *options(free, arguments.data_dir, []),
+        *("--jobs", str(arguments.jobs), "--run-dir", str(run), *(["--resume"] if run.exists() else [])),
+    )
+    (HERE / f"{name}.json").write_text(json.dumps(json.loads(document), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
