@@ -12,6 +12,7 @@ from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
 from ..files import CONFIG_FILE, check_writable
 from ..hub import BUNDLE_FILE
+from ..web import shown_place
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -126,7 +127,7 @@ def slug(text: str) -> str:
 
 def file_name(reference: str) -> str:
     """`hf://ns/name@v1` and `https://host/name.safetensors?a=b` both become name.safetensors."""
-    plain = reference.partition("?")[0]
+    plain = shown_place(reference)
     if plain.startswith("hf://"):
         parts = plain.removeprefix("hf://").partition("@")[0].split("/")
         plain = parts[-1] if len(parts) > 2 else f"{parts[-1]}.safetensors"

@@ -79,7 +79,7 @@ def train(
             bundle_settings = content[0].data_settings()
         if dataset is None and listed is None and "/" in bundle_settings["dataset"]:
             why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
-            raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
+            raise UsageError(fetched.source, why, "name DATASET yourself if that is what you want")
     config, recipe_source = options.resolve(
         TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments, fast
     )

@@ -23,8 +23,8 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 LAYERS = (
     "affine blend errors pointwise space reporting models models.wide_resnet",
     "config features files folding forward_mode graph_merging limits operations refusal runtime",
-    "augment canonical_json hub images manifest_fields networks policy transformation",
-    "bilevel image_sets manifest sampler splits tensor_container",
+    "augment canonical_json images manifest_fields networks policy transformation web",
+    "bilevel hub image_sets manifest sampler splits tensor_container",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
     "monitor published step_choice",
     "bundle card data export importing policies",
