@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,7 +12,13 @@ from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
 from ..files import CONFIG_FILE, check_writable
 from ..hub import BUNDLE_FILE
+from ..limits import Limits
+from ..opening import Opened, open_bundle
+from ..published import DatasetPolicy
 from ..web import shown_place
+
+if TYPE_CHECKING:
+    from ..bundle import PolicyBundle
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -92,6 +98,25 @@ def resolve(
         InputError,
     )
     return kind.from_mapping({**values, **given}, "command line", UsageError), source
+
+
+def opened(reference: str | Path, expect_digest: str | None, limits: list[str] | None) -> Opened:
+    """A bundle of either kind and its file, under the limits that `--limit` raises (`opening.open_bundle`)."""
+    return open_bundle(reference, expect_digest, Limits.of(limits or ()))
+
+
+def built(opened: Opened) -> "PolicyBundle | DatasetPolicy":
+    """What a run takes, once the architecture is checked too; imports torch.
+
+    Raises:
+        InputError: the extractor's tensors are not those of its architecture.
+    """
+    if isinstance(opened.policy, DatasetPolicy):
+        return opened.policy
+    from ..bundle import PolicyBundle
+
+    file, fetched = opened.policy, opened.fetched
+    return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
 
 
 def claim(path: Path, force: bool, resume: bool, flag: str) -> None:

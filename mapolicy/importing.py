@@ -15,8 +15,9 @@ from typing import Any
 
 from .errors import InputError, UsageError
 from .files import read_regular_file
-from .published import MAX_STEPS, MAX_SUB_POLICIES, DatasetPolicy, Step, has_magnitude
+from .published import DatasetPolicy, Step, has_magnitude
 from .runtime import versions
+from .sealed import MAX_STEPS, MAX_SUB_POLICIES
 from .space import OPERATION_NAMES
 
 LARGEST_LIST = 2**20  # bytes

@@ -12,8 +12,8 @@ import torch
 
 from mapolicy import PolicyBundle, SearchConfig, recipes, search_policy
 from mapolicy.features import deep_features
-from mapolicy.manifest import FORMAT
 from mapolicy.pipeline import Normalisation
+from mapolicy.sealed import FORMAT
 from mapolicy.transformation import Transformation
 
 DATA = Path(__file__).resolve().parent / "data"

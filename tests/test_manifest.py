@@ -14,7 +14,7 @@ from plain_reader import read
 from test_bundle_hostile import HOSTILE
 from test_published import changed
 
-from mapolicy import manifest, published, space
+from mapolicy import manifest, published, sealed, space
 from mapolicy.bundle_format import parse_bundle, serialise
 from mapolicy.errors import InputError
 from mapolicy.importing import import_policy
@@ -60,7 +60,7 @@ def test_the_documents_tables_are_the_models() -> None:
         paths = {path for path, _, _ in generated.fields(schema, schema)}
         assert len(paths) > least
         assert paths <= named
-    assert f"{published.MAX_ENTRIES:,} lists, tables and keys" in text
+    assert f"{sealed.MAX_DATASET_LEVEL_ENTRIES:,} lists, tables and keys" in text
 
 
 def leaves(value, above="") -> set[str]:
@@ -134,7 +134,7 @@ def test_the_schema_accepts_what_the_reader_accepts(valid) -> None:
 def refusal(text: str) -> str:
     """What the reader says of a manifest; empty where it accepts it."""
     try:
-        manifest.parse_manifest(text, "x")
+        manifest.check_manifest(sealed.read_json(text, "x"), "x")
     except InputError as problem:
         return problem.why
     return ""
@@ -173,7 +173,7 @@ def test_every_field_is_required_and_no_other_allowed() -> None:
             else:
                 part[f"{last}_too"] = part[last]
             with pytest.raises(InputError, match=rf"{last}(_too)? .*{edit}|no format version"):
-                manifest.parse_manifest(spelled(edited), "x")
+                manifest.check_manifest(sealed.read_json(spelled(edited), "x"), "x")
 
 
 def test_a_forged_bundle_of_the_factory_is_valid(valid) -> None:

@@ -11,7 +11,9 @@ from mapolicy.bundle_format import read_bundle
 from mapolicy.errors import InputError, UsageError
 from mapolicy.hub import Fetched
 from mapolicy.limits import Limits
-from mapolicy.published import LIMITS, MAX_STEPS, MAX_SUB_POLICIES, DatasetPolicy, has_magnitude, is_published
+from mapolicy.opening import parse_any
+from mapolicy.published import LIMITS, DatasetPolicy, has_magnitude
+from mapolicy.sealed import MAX_STEPS, MAX_SUB_POLICIES
 from mapolicy.space import OPERATION_NAMES
 
 ROTATE = {"operation": "Rotate", "probability": 0.5, "value": 30.0, "mirrored": True}
@@ -61,7 +63,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_the_two_kinds_are_told_apart(tmp_path: Path, bundle_file: Path) -> None:
     policy().save(tmp_path / "a")
     for path, published in ((tmp_path / "a", True), (bundle_file, False)):
-        assert is_published(Fetched(path.read_bytes(), "x", "x")) == published
+        assert isinstance(parse_any(Fetched(path.read_bytes(), "x", "x")), DatasetPolicy) == published
     with pytest.raises(InputError, match="of kind 'dataset-level', without extractor"):
         read_bundle(tmp_path / "a")
     (tmp_path / "b").write_bytes(forged({"kind": "per-class"}))
@@ -76,8 +78,8 @@ def step(**changes) -> dict:
 
 
 HOSTILE = {
-    "no format": ({"format": DELETE}, "format is missing"),
-    "a newer format": ({"format": 2}, "format"),
+    "no format": ({"format": DELETE}, "no format version; this mapolicy reads format 1"),
+    "a newer format": ({"format": 2}, "is a bundle of format 2; this mapolicy reads format 1"),
     "another kind": ({"kind": "other"}, "not a dataset-level policy"),
     "a field too many": ({"extractor": {}}, "extractor is not a field"),
     "an operation unknown": (step(operation="Invert"), "operation"),
