@@ -111,7 +111,8 @@ def effect_on_weights(before: PolicyBundle, after: PolicyBundle, images: Tensor 
         augmented = transformation.apply(images, operations.space, fill)
         old, new = (weights(augmented, transformation).double() for weights in weigh)
         correlations.append(rank_correlation(old, new))
-        differences.append(float(((new - old).abs() / old).max()))
+        # A weight may be 0 where its policy is saturated.
+        differences.append(float(((new - old).abs() / old.clamp(min=torch.finfo(torch.float32).tiny)).max()))
     return WeightEffect(min(correlations), max(differences), DRAWS * len(images))
 
 

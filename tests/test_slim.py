@@ -1,5 +1,6 @@
 """Smaller bundles: what is left out, what stays the same, and how a difference is measured."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_the_largest_difference_is_a_weights(whole: PolicyBundle) -> None:
     assert effect_on_weights(whole, whole, images).largest_difference == 0
     other = with_weights_that_differ(make_bundle("wrn10_1", dtype="bfloat16"))
     assert effect_on_weights(whole, other, images).largest_difference > 0
+
+
+def test_the_effect_on_a_saturated_policy_is_a_number(whole: PolicyBundle) -> None:
+    tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items()}
+    tensors["policy.output.weight"] = _to_raw(whole.tensors["policy.output.weight"] * -1e5)
+    saturated = PolicyBundle.from_bytes(serialise(whole.manifest.draft(), tensors))
+    effect = slim(saturated, "bfloat16")[1]
+    assert math.isfinite(effect.rank_correlation)
+    assert math.isfinite(effect.largest_difference)
 
 
 def test_what_float16_cannot_hold_is_named(whole: PolicyBundle) -> None:
