@@ -86,6 +86,8 @@ def resolve(
     named = dataset or given.get("dataset") or bundle_settings.get("dataset")
     if recipe is None and named is None:
         raise UsageError("DATASET", "no data set was named", "name one, or give --bundle or --recipe")
+    if dataset or "dataset" in given:  # what the user names may be fetched
+        bundle_settings = {key: value for key, value in bundle_settings.items() if key != "download"}
     source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
     values = {**values, **bundle_settings}
     if named is not None:

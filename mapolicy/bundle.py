@@ -168,13 +168,11 @@ class PolicyBundle(PolicyFile):
         return self.tensors[META_VALIDATION].clone()
 
     def data_settings(self) -> dict[str, Any]:
-        """The `RunConfig` fields that a training run with this bundle must share with the search.
+        """The `RunConfig` fields that a training run takes from this bundle (`Manifest.data_settings`).
 
-        Less the data set's name where it is one that is read through timm, maybe from the network: what a bundle says
-        must not decide that; the user names it.
+        Nothing is downloaded with them; add `{"download": True}` where the bundle's data set may be fetched.
         """
-        settings = self.manifest.data_settings()
-        return {name: value for name, value in settings.items() if name != "dataset" or "/" not in value}
+        return self.manifest.data_settings()
 
     @property
     def has_classifier(self) -> bool:

@@ -302,10 +302,14 @@ class ManifestDraft(Draft):
         return self
 
     def data_settings(self) -> dict[str, Any]:
-        """The `RunConfig` fields that a training run with this bundle must share with the search."""
+        """The `RunConfig` fields that a training run with this bundle takes from it.
+
+        `download` is false: a bundle's word does not reach for the network, the user's does.
+        """
         split = self.dataset.split
         return {
             "dataset": self.dataset.name,
+            "download": False,
             "image_size": self.input.size,
             "train_per_class": split.train_per_class,
             "validation_per_class": split.validation_per_class,

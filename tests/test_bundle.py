@@ -320,8 +320,8 @@ def test_other_digest_is_refused(valid: bytes, tmp_path: Path) -> None:
 def test_a_bundle_does_not_decide_to_reach_for_the_network(bundle: PolicyBundle) -> None:
     data = bundle.manifest.dataset.model_copy(update={"name": "hfds/somebody/images"})
     remote = PolicyBundle(bundle.manifest.model_copy(update={"dataset": data}), bundle.tensors)
-    assert "dataset" not in remote.data_settings()
-    assert remote.data_settings().keys() == bundle.data_settings().keys() - {"dataset"}
+    assert remote.data_settings()["dataset"] == "hfds/somebody/images"
+    assert [each.data_settings()["download"] for each in (bundle, remote)] == [False, False]
 
 
 def test_loading_takes_no_more_memory_than_twice_the_file(tmp_path: Path) -> None:
