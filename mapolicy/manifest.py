@@ -5,7 +5,7 @@ Nothing says when, where or by whom it was made: equal searches give equal bytes
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, Strict, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, WithJsonSchema, model_validator
 
 from .config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
 from .errors import UsageError
@@ -67,7 +67,11 @@ class Operations(ManifestPart):
 
     space: Text = Field(description="name of the space, which fixes names and ranges")
     names: Annotated[
-        tuple[Text, ...], Field(max_length=64), Strict(False), WithJsonSchema({"const": list(OPERATION_NAMES)})
+        tuple[Text, ...],
+        Field(max_length=64),
+        Strict(False),
+        FailFast(),
+        WithJsonSchema({"const": list(OPERATION_NAMES)}),
     ] = Field(description="the operations in the order in which the tensors count them")
     ranges: Annotated[dict[Text, OperationRange | None], Field(max_length=64)] = Field(
         description="of each operation its parameter's range; null: it has no magnitude"

@@ -112,7 +112,7 @@ class PublishedDraft(Draft):
     ] = Field(
         description="one is drawn for each image, evenly, and its steps are gone through in order; one has a step"
     )
-    lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False)] = Field(
+    lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False), FailFast()] = Field(
         description="what of the list cannot be said here"
     )
     licence: OptionalText = Field(description="of the bundle; empty where nothing was said")

@@ -399,7 +399,7 @@ def test_no_word_of_the_workshop() -> None:
         "../home",
         "net/work",
         "a / b",
-        "/usr/bin/env",
+        "/usr/bin",
         "https://host/home",
         "</b>",
     ):
