@@ -168,6 +168,7 @@ def _parsed(content: bytes, source: str) -> Any:
     if odd := _NOT_PLAIN.search(content):
         raise refused(source, f"has the character {odd[0].decode('latin-1')!a}, which no list of this kind has", remedy)
     text = _LAST_COMMA.sub(b"", content.translate(_AS_JSON))
+    text = re.sub(rb"\b(True|False)\b", lambda found: found[0].lower(), text)  # so that they are named as wrong
     try:
         return canonical_json.parse(text, 3, 0, 1 + MAX_SUB_POLICIES * (1 + MAX_STEPS))
     except ValueError as problem:

@@ -152,7 +152,14 @@ def first_problem(problem: ValidationError) -> str:
             return f"{field}: {error['ctx']['error']}"
         case "value_error":
             return f"{field}: found {shown(error['input'])}, expected {error['ctx']['error']}"
+        case "too_long" | "string_too_long":
+            return f"{field}: found {_with_length(error['input'])}, expected at most {error['ctx']['max_length']}"
+        case "too_short" | "string_too_short":
+            return f"{field}: found {_with_length(error['input'])}, expected at least {error['ctx']['min_length']}"
         case _:
-            # Pydantic's words: "Input should be a valid string", "Tuple should have at most 9 items after validation".
-            expected = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+            expected = error["msg"].removeprefix("Input should be ")  # pydantic's words: "a valid string"
             return f"{field}: found {shown(error['input'])}, expected {expected}"
+
+
+def _with_length(value: Any) -> str:
+    return f"{shown(value)} of {len(value)} characters" if isinstance(value, str) else shown(value)

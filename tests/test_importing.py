@@ -138,7 +138,7 @@ def assert_one_line(line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[('Rotate', True, 1)]]", "is not JSON"),
+        ("[[('Rotate', True, 1)]]", "sub-policy 0 step 0: probability is True, expected a number from 0 to 1"),
         ('[[["Rotate", true, 1]]]', "sub-policy 0 step 0: probability is True, expected a number from 0 to 1"),
         ('[[], [["Rotate", 1, 1], ["Rotate", 1, false]]]', "sub-policy 1 step 1: level is False, expected a number"),
         ("[[('Rotate', '0.5', 1)]]", "sub-policy 0 step 0: probability is '0.5', expected a number from 0 to 1"),

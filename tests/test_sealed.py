@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, Strict, ValidationError
 
 from mapolicy.errors import InputError
 from mapolicy.sealed import (
@@ -21,6 +21,8 @@ from mapolicy.sealed import (
 
 class Inner(ManifestPart):
     size: Annotated[int, Field(ge=1)]
+    names: Annotated[tuple[str, ...], Field(max_length=2), Strict(False)] = ()
+    text: Annotated[str, Field(min_length=1, max_length=3)] = "x"
 
 
 class Sealed(Draft):
@@ -39,6 +41,12 @@ def test_the_first_problem_names_field_found_and_expected() -> None:
         "manifest inner.size: found 0, expected greater than or equal to 1"
     )
     assert problem_of(inner={"size": True}, digest="") == "manifest inner.size: found True, expected a valid integer"
+    for field, value, says in (
+        ("names", ["a"] * 3, "found a list of 3, expected at most 2"),
+        ("text", "abcd", "found 'abcd' of 4 characters, expected at most 3"),
+        ("text", "", "found '' of 0 characters, expected at least 1"),
+    ):
+        assert problem_of(inner={"size": 1, field: value}, digest="") == f"manifest inner.{field}: {says}"
     assert problem_of(inner={}, digest="") == "manifest inner.size is missing"
     assert problem_of(inner={"size": 1, "x": 1}, digest="") == "manifest inner.x is not a field of format 1"
     assert problem_of(inner={"size": 1, "\x1b": 1}, digest="") == "manifest inner.\\x1b is not a field of format 1"
@@ -46,11 +54,11 @@ def test_the_first_problem_names_field_found_and_expected() -> None:
 
 def test_the_digest_is_not_part_of_what_it_is_taken_over() -> None:
     sealed = Sealed(inner=Inner(size=1), digest="d")
-    assert sealed.content() == '{"inner":{"size":1}}'
-    assert sealed.to_json() == '{"digest":"d","inner":{"size":1}}'
+    assert sealed.content() == '{"inner":{"names":[],"size":1,"text":"x"}}'
+    assert sealed.to_json() == '{"digest":"d","inner":{"names":[],"size":1,"text":"x"}}'
     check_spelling(sealed.to_json(), sealed, "x")
     with pytest.raises(InputError, match="not spelled as mapolicy writes it"):
-        check_spelling('{"digest": "d","inner":{"size":1}}', sealed, "x")
+        check_spelling(sealed.to_json().replace(":", ": ", 1), sealed, "x")
 
 
 @pytest.mark.parametrize(
