@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import hub
 from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from ..files import write_atomically
-from ..limits import Limits
+from ..opening import SearchedFile
 from . import display, options
 
 if TYPE_CHECKING:
@@ -93,22 +92,14 @@ def compare(
         "skip_corrupt": skip_corrupt or None,
     }
 
-    from ..bundle_format import parse_bundle
-    from ..published import is_published
-
-    allowed = Limits.of(limits or ())
-    contents = []
+    files = []
     for position, reference in enumerate(bundle):
-        fetched = hub.fetch(reference, allowed)
-        if is_published(fetched, allowed):
+        opened = options.opened(reference, expect_digest[position] if expect_digest else None, limits)
+        if not isinstance(opened.policy, SearchedFile):
             why = "a dataset-level policy has no split and no networks to compare by"
             raise InputError(reference, why, "give a bundle that was searched")
-        expected = expect_digest[position] if expect_digest else None
-        contents.append((parse_bundle(fetched.content, fetched.source, expected, allowed), reference, fetched.origin))
-    data_settings = contents[0][0][0].data_settings()
-    if dataset is None and "/" in data_settings["dataset"]:
-        why = f"its data set {data_settings['dataset']} is read through timm, maybe from the network"
-        raise UsageError(bundle[0], why, "name DATASET yourself if that is what you want")
+        files.append((opened, opened.policy.manifest.data_settings()))
+    data_settings = files[0][1]
     resolved = [
         options.resolve(TrainConfig, recipe, name, dataset, data_settings, flags, settings, model_arguments)
         for name in arch
@@ -133,7 +124,7 @@ def compare(
         if not quiet:
             reporter.noted(f"{name}: settings from {source}")
     comparison = compare_policies(
-        [PolicyBundle.from_raw(*parts, reference, allowed, origin) for parts, reference, origin in contents],
+        [policy for policy in map(options.built, (opened for opened, _ in files)) if isinstance(policy, PolicyBundle)],
         configs,
         run_dir,
         _names(against),

@@ -12,11 +12,14 @@ def import_policy(
     policy: Annotated[
         str,
         typer.Argument(
-            help="autoaugment-cifar10, autoaugment-imagenet, autoaugment-svhn, randaugment:N,M, or a file with a list "
-            "of sub-policies as Fast AutoAugment publishes them.",
+            help="autoaugment-cifar10, autoaugment-imagenet, autoaugment-svhn, randaugment:N,M, or a file: a list of "
+            "sub-policies as Fast AutoAugment publishes them, or AutoAlbument's JSON.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Leave out AutoAlbument's operations that have no counterpart.")
+    ] = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -31,7 +34,7 @@ def import_policy(
 
     from ..importing import import_policy as make_policy
 
-    made = make_policy(policy)
+    made = make_policy(policy, drop_unknown)
     made.save(out)
     facts = {"bundle": str(out), "digest": made.digest, "source": made.manifest.source}
     if as_json:

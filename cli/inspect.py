@@ -1,15 +1,14 @@
 """`mapolicy inspect`: what a bundle says, without building its networks (and without importing torch)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .. import hub
-from ..bundle_format import ALPHA, MEANS, PROBABILITIES, parse_bundle
-from ..limits import Limits
+from ..bundle_format import ALPHA, MEANS, PROBABILITIES
 from ..manifest import Manifest
-from ..published import DatasetPolicy, Step, has_magnitude, is_published
+from ..published import DatasetPolicy, Step, has_magnitude
 from ..tensor_container import RawTensor
 from . import display, options
 
@@ -29,14 +28,13 @@ def inspect(
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
-    allowed = Limits.of(limits or ())
-    fetched = hub.fetch(bundle, allowed)
-    if is_published(fetched, allowed):
-        policy = DatasetPolicy.from_fetched(fetched, expect_digest, allowed)
+    opened = options.opened(bundle, expect_digest, limits)
+    policy, fetched = opened.policy, opened.fetched
+    if isinstance(policy, DatasetPolicy):
         _inspect_list(policy, len(fetched.content), as_json)
         return
-    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
-    facts = {"bundle": fetched.origin, **describe(manifest, tensors, len(fetched.content))}
+    manifest = policy.manifest
+    facts = {"bundle": fetched.origin, **describe(manifest, policy.tensors, len(fetched.content))}
     if as_json:
         display.print_json(facts)
         return
@@ -100,7 +98,7 @@ def _spelled(step: Step) -> str:
     return f"{step.operation} ({step.probability:g}{value})"
 
 
-def describe(manifest: Manifest, tensors: dict[str, RawTensor], size: int) -> dict[str, Any]:
+def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) -> dict[str, Any]:
     """A bundle's facts as plain values.
 
     Args:

@@ -66,7 +66,7 @@ def main() -> NoReturn:
     except OSError as problem:
         text = f"{problem.filename or 'output'}: {problem.strerror or problem}; check the disk and the path"
         code = _fail(text, 5, debug)
-    except Exception as problem:
+    except Exception as problem:  # all that is left is a mistake of ours, of any kind: a line and an exit code too
         text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
         code = _fail(text, BUG_EXIT, debug)
     sys.exit(code if isinstance(code, int) else 0)

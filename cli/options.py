@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +12,13 @@ from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
 from ..files import CONFIG_FILE, check_writable
 from ..hub import BUNDLE_FILE
+from ..limits import Limits
+from ..opening import Opened, open_bundle
+from ..published import DatasetPolicy
+from ..web import shown_place
+
+if TYPE_CHECKING:
+    from ..bundle import PolicyBundle
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -79,6 +86,8 @@ def resolve(
     named = dataset or given.get("dataset") or bundle_settings.get("dataset")
     if recipe is None and named is None:
         raise UsageError("DATASET", "no data set was named", "name one, or give --bundle or --recipe")
+    if dataset or "dataset" in given:  # what the user names may be fetched
+        bundle_settings = {key: value for key, value in bundle_settings.items() if key != "download"}
     source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
     values = {**values, **bundle_settings}
     if named is not None:
@@ -91,6 +100,25 @@ def resolve(
         InputError,
     )
     return kind.from_mapping({**values, **given}, "command line", UsageError), source
+
+
+def opened(reference: str | Path, expect_digest: str | None, limits: list[str] | None) -> Opened:
+    """A bundle of either kind and its file, under the limits that `--limit` raises (`opening.open_bundle`)."""
+    return open_bundle(reference, expect_digest, Limits.of(limits or ()))
+
+
+def built(opened: Opened) -> "PolicyBundle | DatasetPolicy":
+    """What a run takes, once the architecture is checked too; imports torch.
+
+    Raises:
+        InputError: the extractor's tensors are not those of its architecture.
+    """
+    if isinstance(opened.policy, DatasetPolicy):
+        return opened.policy
+    from ..bundle import PolicyBundle
+
+    file, fetched = opened.policy, opened.fetched
+    return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
 
 
 def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
@@ -126,7 +154,7 @@ def slug(text: str) -> str:
 
 def file_name(reference: str) -> str:
     """`hf://ns/name@v1` and `https://host/name.safetensors?a=b` both become name.safetensors."""
-    plain = reference.partition("?")[0]
+    plain = shown_place(reference)
     if plain.startswith("hf://"):
         parts = plain.removeprefix("hf://").partition("@")[0].split("/")
         plain = parts[-1] if len(parts) > 2 else f"{parts[-1]}.safetensors"

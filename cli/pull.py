@@ -5,11 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .. import hub
-from ..bundle_format import parse_bundle
 from ..files import write_atomically
-from ..limits import Limits
-from ..published import DatasetPolicy, is_published
 from . import display, options
 
 
@@ -28,14 +24,10 @@ def pull(
     """
     out = out or Path("artifacts") / options.file_name(bundle)
     options.claim(out, force, resume=False, flag="--out")
-    allowed = Limits.of(limits or ())
-    fetched = hub.fetch(bundle, allowed)
-    if is_published(fetched, allowed):
-        digest = DatasetPolicy.from_fetched(fetched, expect_digest, allowed).digest
-    else:
-        digest = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)[0].digest
+    opened = options.opened(bundle, expect_digest, limits)
+    fetched = opened.fetched
     write_atomically(out, fetched.content)
-    facts = {"bundle": str(out), "digest": digest, "from": fetched.origin}
+    facts = {"bundle": str(out), "digest": opened.policy.digest, "from": fetched.origin}
     if fetched.commit is not None:
         facts["commit"] = fetched.commit
     if as_json:

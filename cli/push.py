@@ -6,11 +6,8 @@ from typing import Annotated
 import typer
 
 from .. import hub
-from ..bundle_format import parse_bundle
 from ..files import write_atomically
-from ..limits import Limits
-from ..manifest import Manifest
-from ..published import DatasetPolicy, PublishedManifest, is_published
+from ..published import DatasetPolicy
 from . import display, options
 
 
@@ -26,6 +23,7 @@ def push(
     card_only: Annotated[
         Path | None, typer.Option(help="Write card and picture here instead of pushing.", metavar="DIR")
     ] = None,
+    expect_digest: options.ExpectDigest = None,
     limits: options.BundleLimits = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -35,22 +33,18 @@ def push(
     Example: mapolicy push artifacts/c100.safetensors birdlab/cifar100-policy
     """
     hub.check_repository(repository)
-    allowed = Limits.of(limits or ())
-    fetched = hub.fetch(bundle, allowed)
+    opened = options.opened(bundle, expect_digest, limits)
+    policy, manifest = opened.policy, opened.policy.manifest
 
     from ..card import dataset_policy_card, heat_map, measured, model_card
 
-    manifest: Manifest | PublishedManifest
-    if is_published(fetched, allowed):
-        manifest = DatasetPolicy.from_fetched(fetched, limits=allowed).manifest
-        rows = [measured(folder, manifest.digest) for folder in runs or []]
-        pages = {hub.CARD_FILE: dataset_policy_card(manifest, repository, licence, rows).encode()}
+    rows = [measured(folder, manifest.digest) for folder in runs or []]
+    if isinstance(policy, DatasetPolicy):
+        pages = {hub.CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, rows).encode()}
     else:
-        manifest, tensors = parse_bundle(fetched.content, fetched.source, limits=allowed)
-        rows = [measured(folder, manifest.digest) for folder in runs or []]
         pages = {
-            hub.CARD_FILE: model_card(manifest, tensors, repository, licence, rows).encode(),
-            hub.PICTURE_FILE: heat_map(tensors, manifest.operations.names),
+            hub.CARD_FILE: model_card(policy.manifest, policy.tensors, repository, licence, rows).encode(),
+            hub.PICTURE_FILE: heat_map(policy.tensors, policy.manifest.operations.names),
         }
     if card_only is not None:
         for name in pages:
@@ -59,7 +53,7 @@ def push(
             write_atomically(card_only / name, page)
         facts = {"card": str(card_only / hub.CARD_FILE), "digest": manifest.digest}
     else:
-        files = {hub.BUNDLE_FILE: fetched.content, **pages}
+        files = {hub.BUNDLE_FILE: opened.fetched.content, **pages}
         commit = hub.publish(repository, files, f"Policy {manifest.digest[:12]}", private)
         facts = {"bundle": f"hf://{repository}@{commit}", "commit": commit, "digest": manifest.digest}
     if as_json:

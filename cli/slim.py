@@ -37,11 +37,13 @@ def slim(
     content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
 
     from ..bundle import PolicyBundle
+    from ..slim import CUT
     from ..slim import slim as make_slim
 
     whole = PolicyBundle.from_raw(*content, fetched.source, allowed, fetched.origin)
     smaller, effect = make_slim(whole, dtype)
     smaller.save(out)
+    note_cut = smaller.manifest.note.endswith(CUT)
     size = out.stat().st_size
     if as_json:
         display.print_json(
@@ -51,6 +53,7 @@ def slim(
                 "made_of": whole.digest,
                 "bytes": size,
                 "bytes_before": len(fetched.content),
+                "note_cut": note_cut,
                 **vars(effect),
             }
         )
@@ -63,5 +66,6 @@ def slim(
             "size": f"{size:,} bytes, {size / len(fetched.content):.1%} of {len(fetched.content):,}",
             "extractor": f"{dtype}{'' if smaller.has_classifier else ', without classifier'}",
             **display.effect_on_weights(vars(effect)),
+            **({"note": "its end did not fit beside what the bundle was made of"} if note_cut else {}),
         }
     )

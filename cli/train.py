@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from .. import hub
 from ..config import POLICIES, SEARCHED_POLICIES, TrainConfig
 from ..errors import UsageError
-from ..limits import Limits
+from ..opening import SearchedFile
 from . import display, options
 
 
@@ -61,29 +60,18 @@ def train(
         "device": device,
         "skip_corrupt": skip_corrupt or None,
     }
-    content, listed, origin, bundle_settings = None, None, "", {}
-    allowed = Limits.of(limits or ())
+    opened, bundle_settings = None, {}
     if bundle is not None:
-        from ..bundle_format import parse_bundle
-        from ..published import DatasetPolicy, is_published
-
         # The format is checked before torch is imported, which takes seconds; the architecture after.
-        fetched = hub.fetch(bundle, allowed)
-        origin = fetched.origin
-        if is_published(fetched, allowed):
-            listed = DatasetPolicy.from_fetched(fetched, expect_digest, allowed)
-        else:
-            content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
-            bundle_settings = content[0].data_settings()
-        if dataset is None and listed is None and "/" in bundle_settings["dataset"]:
-            why = f"its data set {bundle_settings['dataset']} is read through timm, maybe from the network"
-            raise UsageError(str(bundle), why, "name DATASET yourself if that is what you want")
+        opened = options.opened(bundle, expect_digest, limits)
+        if isinstance(opened.policy, SearchedFile):
+            bundle_settings = opened.policy.manifest.data_settings()
     config, recipe_source = options.resolve(
         TrainConfig, recipe, arch, dataset, bundle_settings, flags, settings, model_arguments, fast
     )
     if fast and config.mode != "finetune":
         raise UsageError("--fast", "only fine-tuning learns a policy", "add --mode finetune or leave --fast out")
-    if config.policy in SEARCHED_POLICIES and content is None and listed is None:
+    if config.policy in SEARCHED_POLICIES and opened is None:
         raise UsageError("--bundle", "a learned policy needs one", "give --bundle FILE, or --policy for a baseline")
     if allow_dataset_mismatch and config.mode == "finetune":
         why = "a fine-tuned bundle would name a data set that its policy was not learned on"
@@ -97,14 +85,13 @@ def train(
         options.claim(out, force, resume, "--out")
     options.claim_run(run_dir, force, resume)
 
-    from ..bundle import PolicyBundle
     from ..train import train_network
 
     reporter = display.reporter(quiet, recipe_source)
-    if origin != str(bundle):
-        reporter.facts = {**reporter.facts, "bundle": origin}  # what a branch's name stood for
-    searched = None if content is None else PolicyBundle.from_raw(*content, str(bundle), allowed, origin)
-    result = train_network(config, searched or listed, reporter, run_dir, resume, force, allow_dataset_mismatch)
+    if opened is not None and opened.fetched.origin != bundle:
+        reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # what a branch's name stood for
+    built = None if opened is None else options.built(opened)
+    result = train_network(config, built, reporter, run_dir, resume, force, allow_dataset_mismatch)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)
@@ -117,7 +104,7 @@ def train(
     validation = "trained on" if result.validation_top1 is None else f"{result.validation_top1:.2f} %"
     lines = {
         "network": config.arch,
-        "policy": config.policy if config.policy != "learned" else f"{origin}, {config.mode}",
+        "policy": config.policy if config.policy != "learned" else f"{built.origin if built else ''}, {config.mode}",
         "test top-1": f"{result.test_top1:.2f} %",
         "test top-5": f"{result.test_top5:.2f} %",
         "meta-validation top-1": validation,

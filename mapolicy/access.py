@@ -77,7 +77,8 @@ class ResidentSplit(Split):
     def __init__(self, images: Tensor, rows: Tensor, labels: Tensor, indices: Tensor) -> None:
         self.images, self.rows, self.labels, self.indices = images, rows, labels, indices
 
-    def batches(self, schedule: Schedule, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: D102
+    def batches(self, schedule: Schedule, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Split.batches`, by looking rows up; nothing is decoded, so `augment` is without effect."""
         device = self.images.device
         for _, positions in schedule:
             rows, labels = self.rows[positions], self.labels[positions]
@@ -85,7 +86,8 @@ class ResidentSplit(Split):
             rows, labels = rows.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             yield self.images.index_select(0, rows), labels
 
-    def joined(self, other: Self) -> Self:  # noqa: D102
+    def joined(self, other: Self) -> Self:
+        """As `Split.joined`; both share their images."""
         rows, labels, indices = _merged(
             (self.rows, self.labels, self.indices), (other.rows, other.labels, other.indices)
         )
@@ -110,7 +112,8 @@ class StreamedSplit(Split):
         # More processes than cores decode no faster, and torch warns.
         self.workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
 
-    def batches(self, schedule: Schedule, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: D102
+    def batches(self, schedule: Schedule, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Split.batches`; the workers start with the first batch and end with the iterator."""
         pinned = self.device.type == "cuda"
         largest = max((len(positions) for _, positions in schedule), default=0)
         loader: DataLoader[Any] = DataLoader(
@@ -135,7 +138,8 @@ class StreamedSplit(Split):
             # Torch ends workers when the iterator is collected, and a traceback that is kept would put that off.
             getattr(batches, "_shutdown_workers", lambda: None)()
 
-    def joined(self, other: Self) -> Self:  # noqa: D102
+    def joined(self, other: Self) -> Self:
+        """As `Split.joined`; read as this split is."""
         (indices,) = _merged((self.indices,), (other.indices,))
         return type(self)(self.images, self.framing, indices, self.device, self.workers)
 

@@ -11,66 +11,27 @@ name a file or an address to open.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from . import bundle_format, files, hub
+from . import bundle_format, hub
 from .bundle_format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
-from .errors import UsageError
-from .features import deep_features
+from .extractor import check_architecture, classifier_tensors, fresh_extractor, probe_extractor
 from .limits import Limits
-from .manifest import Extractor, Manifest, ManifestDraft
-from .networks import build_network
+from .manifest import Manifest, ManifestDraft
 from .policy import PolicyNetwork
-from .refusal import refused, shown
+from .sealed import PolicyFile
 from .tensor_container import RawTensor
-
-# Beyond it the policy network's products could overflow (`bundle_format.MAX_POLICY`).
-MAX_FEATURE = 1e12
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def check_extractor(
-    extractor: Extractor, classes: int, channels: int, source: str, limits: Limits | None = None
-) -> nn.Module:
-    """The extractor without weights (on the meta device), if its arch and arguments may stand in a bundle.
-
-    A search calls it before it starts, so that no search ends in a bundle that cannot be loaded.
-
-    Args:
-        extractor: arch, arguments and feature width.
-        classes: logits of the proxy.
-        channels: of the images.
-        source: whose extractor it is, for the error.
-        limits: of its parameters; None takes the default ones, and the error does not speak of raising them.
-
-    Raises:
-        InputError: the arch is not in timm's registry, does not take the arguments, has too many parameters, no
-            features, or features of another width.
-    """
-    network = _fresh(extractor, classes, channels, torch.device("meta"), source)
-    # Buffers too: tables of relative positions grow with the fourth power of a window, and need not be in the file.
-    size = sum(tensor.numel() for part in (network.parameters(), network.buffers()) for tensor in part)
-    allowed = (limits or Limits()).parameters
-    if size > allowed:
-        why = f"extractor.arch {extractor.arch} has {size} parameters, more than the {allowed} allowed"
-        raise refused(source, why, limits.raising("parameters", size) if limits else "search with a smaller proxy")
-    width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
-    if width is None or not hasattr(network, "forward_head"):
-        raise refused(source, f"extractor.arch {extractor.arch} has no features", "search with another proxy")
-    if width != extractor.feature_width:
-        raise refused(source, f"extractor.feature_width is {extractor.feature_width}, {extractor.arch} has {width}")
-    return network
-
-
 @dataclass(frozen=True, eq=False)
-class PolicyBundle:
+class PolicyBundle(PolicyFile):
     """A searched policy. Made by `load`, `from_bytes`, `from_raw` or `assemble`, which check it.
 
     Attributes:
@@ -134,7 +95,7 @@ class PolicyBundle:
             InputError: the extractor's tensors are not those of its arch.
         """
         limits = limits or Limits()
-        _check_architecture(manifest, raw, source, limits)
+        check_architecture(manifest, raw, source, limits)
         tensors = MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()})
         return cls(manifest, tensors, origin, limits)
 
@@ -181,14 +142,6 @@ class PolicyBundle:
         raw = {name: _to_raw(tensor) for name, tensor in self.tensors.items()}
         return bundle_format.serialise(self.manifest, raw, self.limits)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file: whole or not at all, its mode by the umask.
-
-        Raises:
-            EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link.
-        """
-        files.write_atomically(Path(path), self.to_bytes())
-
     @property
     def digest(self) -> str:
         """SHA-256 over manifest and tensors, 64 hexadecimal digits: the policy's name."""
@@ -215,13 +168,11 @@ class PolicyBundle:
         return self.tensors[META_VALIDATION].clone()
 
     def data_settings(self) -> dict[str, Any]:
-        """The `RunConfig` fields that a training run with this bundle must share with the search.
+        """The `RunConfig` fields that a training run takes from this bundle (`Manifest.data_settings`).
 
-        Less the data set's name where it is one that is read through timm, maybe from the network: what a bundle says
-        must not decide that; the user names it.
+        Nothing is downloaded with them; add `{"download": True}` where the bundle's data set may be fetched.
         """
-        settings = self.manifest.data_settings()
-        return {name: value for name, value in settings.items() if name != "dataset" or "/" not in value}
+        return self.manifest.data_settings()
 
     @property
     def has_classifier(self) -> bool:
@@ -230,10 +181,7 @@ class PolicyBundle:
 
     def classifier_tensors(self) -> frozenset[str]:
         """Names of the tensors of the proxy's classifier, whether the file holds them or not."""
-        manifest = self.manifest
-        meta = torch.device("meta")
-        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, meta, "bundle")
-        return _classifier_tensors(network)
+        return classifier_tensors(self._fresh_extractor(torch.device("meta")))
 
     def build_policy(self) -> PolicyNetwork:
         """The policy network, float32 on the CPU, a new one each time."""
@@ -257,93 +205,24 @@ class PolicyBundle:
         Raises:
             InputError: it does not take images of the bundle's size, or its features of two plain ones are not finite.
         """
-        manifest = self.manifest
-        cpu = torch.device("cpu")
-        source = self.origin or "bundle"
-        network = _fresh(manifest.extractor, len(manifest.dataset.classes), manifest.input.channels, cpu, source)
-        # Not strict: the classifier may be missing, and nothing else can (`_check_architecture`).
+        network = self._fresh_extractor(torch.device("cpu"))
+        # Not strict: the classifier may be missing, and nothing else can (`check_architecture`).
         network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
         network.eval().requires_grad_(False)
         # On the CPU: an index out of range there is an exception, on CUDA the end of the process's context.
-        _probe(manifest, network, source)
+        probe_extractor(self.manifest, network, self.origin or "bundle")
         return network.to(device, dtype)
+
+    def _fresh_extractor(self, device: torch.device) -> nn.Module:
+        part, classes, channels = (
+            self.manifest.extractor,
+            len(self.manifest.dataset.classes),
+            self.manifest.input.channels,
+        )
+        return fresh_extractor(part, classes, channels, device, self.origin or "bundle")
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-
-
-def _fresh(extractor: Extractor, classes: int, channels: int, device: torch.device, source: str) -> nn.Module:
-    """The extractor's network with weights that mean nothing; the global generator is left as it was."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            return build_network(extractor.arch, extractor.model_args, classes, channels, seed=0, device=device)
-    except UsageError as problem:
-        why = f"extractor.arch {shown(extractor.arch)}: {shown(problem.why, 80)[1:-1]}"
-        raise refused(source, why, "install the mapolicy and timm that wrote it") from None
-    except Exception as problem:
-        # Constructors of timm fail in any way on arguments they were not written for (ZeroDivisionError, KeyError).
-        raise refused(
-            source, f"extractor.arch {extractor.arch} cannot be built: {shown(str(problem), 60)[1:-1]}"
-        ) from None
-
-
-def _classifier_tensors(network: nn.Module) -> frozenset[str]:
-    """Names, in a bundle, of the layers that timm calls the classifier (two of them in distilled networks)."""
-    found = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
-    layers = found if isinstance(found, tuple | list) else (found,)
-    prefixes = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in layers))
-    return frozenset(f"{EXTRACTOR_PREFIX}{name}" for name in network.state_dict() if name.startswith(prefixes))
-
-
-def _probe(manifest: Manifest, network: nn.Module, source: str) -> None:
-    """The extractor sees a black and a white image: what is finite in the file need not be finite in use."""
-    arch, shape = manifest.extractor.arch, (manifest.input.channels, manifest.input.size, manifest.input.size)
-    pixels = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, *shape)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (manifest.input.mean, manifest.input.std))
-    try:
-        with torch.no_grad():
-            features = deep_features(network, (pixels - mean) / std)
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
-        reason = shown(str(problem).strip().split("\n")[0], 60)[1:-1]
-        raise refused(source, f"extractor.arch {arch} does not take images of input.size {shape} ({reason})") from None
-    if features.shape != (2, manifest.extractor.feature_width):
-        why = f"extractor.feature_width is {manifest.extractor.feature_width}, {arch} gives {tuple(features.shape[1:])}"
-        raise refused(source, why)
-    largest = float(features.abs().max())  # NaN where there is one
-    if not largest <= MAX_FEATURE:
-        why = f"extractor.arch {arch} gives plain images a feature of {largest:g}, expected at most {MAX_FEATURE:g}"
-        raise refused(source, why)
-
-
-def _check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str, limits: Limits) -> None:
-    """The extractor's tensors are those of its arch, and alpha per layer has one number for each parameter tensor."""
-    classes, channels = len(manifest.dataset.classes), manifest.input.channels
-    network = check_extractor(manifest.extractor, classes, channels, source, limits)
-    expected = {f"{EXTRACTOR_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()}
-    found = {name: tensor for name, tensor in raw.items() if name.startswith(EXTRACTOR_PREFIX)}
-    classifier = _classifier_tensors(network)
-    if not classifier & found.keys():
-        expected = {name: tensor for name, tensor in expected.items() if name not in classifier}
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise refused(source, f"tensor {shown(name)} of {manifest.extractor.arch} is missing")
-        if name not in expected:
-            raise refused(source, f"tensor {shown(name)} is not one of {manifest.extractor.arch}")
-        shape = tuple(expected[name].shape)
-        if found[name].shape != shape:
-            raise refused(
-                source, f"tensor {shown(name)} has shape {shown(str(found[name].shape), 32)[1:-1]}, expected {shape}"
-            )
-        if (found[name].dtype != "I64") != expected[name].is_floating_point():
-            raise refused(
-                source,
-                f"tensor {shown(name)} has dtype {found[name].dtype}, {manifest.extractor.arch} has another kind",
-            )
-    layers = sum(1 for _ in network.parameters())
-    if manifest.alpha == "per-layer" and raw[ALPHA].shape != (layers,):
-        raise refused(
-            source, f"alpha has {raw[ALPHA].shape[0]} numbers, expected {layers} (parameter tensors of the extractor)"
-        )
 
 
 def _to_torch(tensor: RawTensor) -> Tensor:

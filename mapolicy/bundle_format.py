@@ -5,16 +5,17 @@ Neither torch nor timm is imported, so a bundle is answered for long before they
 """
 
 import hashlib
-import hmac
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from . import canonical_json, hub
 from .limits import Limits
-from .manifest import Manifest, ManifestDraft, parse_manifest
+from .manifest import Manifest, ManifestDraft, check_manifest
 from .refusal import refused, shown
+from .sealed import check_digest, check_spelling, read_json
 from .space import OPERATION_NAMES
 from .tensor_container import RawTensor, read_container, write_container
 
@@ -66,22 +67,31 @@ def parse_bundle(
         InputError: not a bundle of format 1.
     """
     text, tensors = read_container(content, source, limits or Limits())
-    manifest = parse_manifest(text, source)
-    if text != manifest.to_json():
-        # One content has one file: comparing files and comparing digests is then the same.
-        raise refused(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
+    return check_parts(text, read_json(text, source), tensors, source, expect_digest), tensors
+
+
+def check_parts(
+    text: str, raw: dict[str, Any], tensors: Mapping[str, RawTensor], source: str, expect_digest: str | None
+) -> Manifest:
+    """The manifest, once it and the tensors are checked; as `parse_bundle`, of a container that was taken apart.
+
+    Args:
+        text: of the manifest.
+        raw: what `sealed.read_json` has read in it.
+        tensors: by name.
+        source: the bundle's name, for the error.
+        expect_digest: what `Manifest.digest` must be; None accepts any.
+
+    Raises:
+        InputError: not a searched bundle of format 1.
+    """
+    manifest = check_manifest(raw, source)
+    check_spelling(text, manifest, source)
     # Before the digest: a bundle that was made wrong has a right digest; after the container: sizes are known.
     _check_layout(manifest, tensors, source)
-    computed = digest_of(manifest, tensors)
-    if not hmac.compare_digest(computed, manifest.digest):
-        raise refused(
-            source, f"its digest says {manifest.digest[:12]}, its content has {computed[:12]}: it was damaged or edited"
-        )
-    if expect_digest is not None and expect_digest != computed:
-        why = f"has the digest {computed[:12]}..., expected {shown(expect_digest, 20)}"
-        raise refused(source, why, "it is another bundle than the one asked for")
+    check_digest(digest_of(manifest, tensors), manifest.digest, expect_digest, source)
     _check_values(manifest, tensors, source)
-    return manifest, tensors
+    return manifest
 
 
 def serialise(draft: ManifestDraft, tensors: Mapping[str, RawTensor], limits: Limits | None = None) -> bytes:

@@ -1,6 +1,7 @@
 """JSON with one spelling: written so that equal values give equal bytes, read so that nothing is ambiguous."""
 
 import json
+from collections import Counter
 from functools import partial
 from typing import Any, NoReturn
 
@@ -82,8 +83,7 @@ def _table(widest: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise _NotStrictError(f"has a table of {len(pairs)} keys, more than the {widest} allowed")
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise _NotStrictError(f"has the key {shown(twice)} twice")
     return found
 

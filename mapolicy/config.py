@@ -39,7 +39,9 @@ LARGEST = 1e300  # a whole number beyond it is no float
 FAST: Mapping[str, Any] = {"meta_every": 6}
 
 # Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
-MACHINE_FIELDS = frozenset({"data_dir", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"})
+MACHINE_FIELDS = frozenset(
+    {"data_dir", "download", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"}
+)
 
 
 def setting(
@@ -67,6 +69,7 @@ class RunConfig:
     model_args: dict[str, Any] = setting("extra arguments of the network's constructor", {})
     dataset: str = setting("digits, cifar10, cifar100, omniglot, imagenet, folder:PATH or a timm data set name")
     data_dir: str = setting("folder that data sets are read from and downloaded to", "data")
+    download: bool = setting("fetch a data set that is not in data_dir, where it can be fetched", True)
     image_size: int = setting("side of the square network input, pixels", low=1, high=4096)
     train_per_class: float = setting(
         "training images of each class: a count, a fraction below 1, or 0 for all that are left", low=0

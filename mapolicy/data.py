@@ -110,7 +110,7 @@ def load_splits(
     )
     if meta_validation is None and config.validation_per_class == 0:
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
-    source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib)
+    source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download)
     pool, classes = source.pool, source.classes
     if check is not None:
         check(source.name, classes, len(pool), None)

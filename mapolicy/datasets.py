@@ -21,10 +21,11 @@ NAMES = ("digits", "cifar10", "cifar100", "omniglot", "imagenet")
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 TEST_FOLDERS = ("test", "val")
+ALLOW = "name DATASET yourself if that is what you want, or set download=true"
 LAYOUT = "put the images of each class into a folder of its own"
 
 
-def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0) -> Source:
+def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, download: bool = True) -> Source:
     """A data set's classes and training pool, and the way to its test split.
 
     Args:
@@ -32,10 +33,12 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0) -> Sou
             `timm.data.create_dataset` with one of the prefixes `torch/`, `hfds/`, `hfids/`, `tfds/`, `wds/`.
         data_dir: folder that data sets are read from and downloaded to.
         memory_limit_gib: GiB that a data set may take which can only be read from beginning to end.
+        download: whether a data set that is not there may be fetched. Without, nothing reaches for the network: timm's
+            names are refused, because only its readers know whether they would.
 
     Raises:
-        UsageError: no such name.
-        InputError: the data set is missing, cannot be downloaded, or is not laid out as it must be.
+        UsageError: no such name, or one of timm's without `download`.
+        InputError: the data set is missing, cannot or may not be downloaded, or is not laid out as it must be.
         EnvironmentFault: the download cannot be written.
     """
     kind, _, rest = name.partition(":")
@@ -43,11 +46,14 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0) -> Sou
     if kind == "folder":
         source = _open_folder(rest, data_dir)
     elif slash and prefix.lower() in TIMM_PREFIXES:
+        if not download:
+            why = f"{shown(name)!r} is read through timm, maybe from the network, and download is false"
+            raise UsageError("data set", why, ALLOW)
         from .timm_datasets import open_timm
 
         source = open_timm(name, data_dir, memory_limit_gib)
     elif name in NAMES:
-        source = _OPENERS[name](name, data_dir)
+        source = _OPENERS[name](name, data_dir, download)
     else:
         close = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=2)
         remedy = f"did you mean {' or '.join(close)}?" if close else f"use {', '.join(NAMES)}, folder:PATH or timm's"
@@ -85,7 +91,7 @@ def _checked(source: Source) -> Source:
 # ---- digits
 
 
-def _open_digits(name: str, data_dir: Path) -> Source:
+def _open_digits(name: str, data_dir: Path, download: bool) -> Source:
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -108,7 +114,7 @@ def _open_folder(text: str, data_dir: Path) -> Source:
     return _folder_source(name, path / "train", tests[0]) if tests else _folder_source(name, path, None)
 
 
-def _open_imagenet(name: str, data_dir: Path) -> Source:
+def _open_imagenet(name: str, data_dir: Path, download: bool) -> Source:
     folder = data_dir / "imagenet"
     for part in ("train", "val"):
         if not (folder / part).is_dir():
@@ -171,27 +177,32 @@ def _image_files(folder: Path, below: str) -> list[str]:
 # ---- downloads
 
 
-def _open_cifar(name: str, data_dir: Path) -> Source:
+def _open_cifar(name: str, data_dir: Path, download: bool) -> Source:
     from torchvision import datasets
 
     kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
     def part(train: bool) -> tuple[tuple[str, ...], ImageSet]:
-        with _fetching(name, data_dir, {kind.filename: kind.tgz_md5}):
-            found = kind(str(data_dir), train=train, download=True)
+        archives = {kind.filename: kind.tgz_md5}
+        with _fetching(name, data_dir, archives, download):
+            # Where the archive is whole, torchvision unpacks it and fetches nothing.
+            found = kind(str(data_dir), train=train, download=download or _are_whole(data_dir, archives))
             return tuple(found.classes), ArrayImages(found.data, found.targets)
 
     classes, pool = part(train=True)
     return Source(name, name, classes, pool, lambda: part(train=False)[1])
 
 
-def _open_omniglot(name: str, data_dir: Path) -> Source:
+def _open_omniglot(name: str, data_dir: Path, download: bool) -> Source:
     from torchvision.datasets import Omniglot
     from torchvision.datasets.utils import download_url
 
     folder = data_dir / Omniglot.folder
     files: list[str] = []
-    with _fetching(name, folder, {f"{part}.zip": md5 for part, md5 in Omniglot.zips_md5.items()}):
+    archives = {f"{part}.zip": md5 for part, md5 in Omniglot.zips_md5.items()}
+    with _fetching(name, folder, archives, download):
+        if not download and not _are_whole(folder, archives):
+            raise FileNotFoundError(folder)
         # Not the class itself: it lists folders in the file system's order, and it takes an archive whose unpacking
         # was interrupted for a whole one.
         for part, md5 in Omniglot.zips_md5.items():
@@ -209,7 +220,7 @@ def _open_omniglot(name: str, data_dir: Path) -> Source:
 
 
 @contextmanager
-def _fetching(name: str, folder: Path, archives: dict[str, str]) -> Iterator[None]:
+def _fetching(name: str, folder: Path, archives: dict[str, str], download: bool) -> Iterator[None]:
     """Around a download of torchvision's, which checks an archive's MD5 before it opens it."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -223,11 +234,18 @@ def _fetching(name: str, folder: Path, archives: dict[str, str]) -> Iterator[Non
             why = os.strerror(problem.errno)
             raise EnvironmentFault(shown(folder), why, "name a data_dir that can be written") from problem
         why = f"can be neither found there nor downloaded ({problem})"
-        if bad := [each for each, md5 in archives.items() if _wrong_checksum(folder / each, md5)]:
-            why = f"{bad[0]} is not the published file (wrong MD5) and was not opened ({problem})"
         wanted = " and ".join(archives)
         remedy = f"connect to the network, or put {wanted} there yourself"
+        if not download:
+            why = "is not there, and download is false"
+            remedy = f"{ALLOW}, or put {wanted} there"
+        if bad := [each for each, md5 in archives.items() if _wrong_checksum(folder / each, md5)]:
+            why = f"{bad[0]} is not the published file (wrong MD5) and was not opened ({problem})"
         raise InputError(f"{name} in {shown(folder)}", shown(why)[:150], remedy) from problem
+
+
+def _are_whole(folder: Path, archives: dict[str, str]) -> bool:
+    return all((folder / each).exists() and not _wrong_checksum(folder / each, md5) for each, md5 in archives.items())
 
 
 def _wrong_checksum(path: Path, md5: str) -> bool:
@@ -236,7 +254,7 @@ def _wrong_checksum(path: Path, md5: str) -> bool:
     return path.exists() and not check_integrity(str(path), md5)
 
 
-_OPENERS: dict[str, Callable[[str, Path], Source]] = {
+_OPENERS: dict[str, Callable[[str, Path, bool], Source]] = {
     "digits": _open_digits,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,

@@ -7,31 +7,23 @@ those of any file. On the hub a policy is a model repository of plain files, `po
 cache (`HF_HOME`), another hub (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are huggingface_hub's own.
 """
 
-import http.client
 import logging
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
-from urllib.parse import SplitResult, urlsplit
 
 from .errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from .files import read_regular_file
 from .limits import Limits
+from .web import download, shown_place, too_large
 
 BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"
 FORM = "hf://NAMESPACE/NAME[/FILE][@REVISION]"
-
-TIMEOUT = 30  # seconds without a byte
-LONGEST_DOWNLOAD = 3600  # seconds; a server that sends a byte now and then does not hold us for ever
 
 _SEGMENT = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*"
 _REPOSITORY = re.compile(rf"{_SEGMENT}/{_SEGMENT}")
@@ -39,7 +31,6 @@ _REFERENCE = re.compile(
     rf"hf://({_SEGMENT}/{_SEGMENT})(?:/({_SEGMENT}(?:/{_SEGMENT})*))?(?:@({_SEGMENT}(?:/{_SEGMENT})*))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -48,9 +39,8 @@ class Fetched:
 
     Attributes:
         content: the bytes, unchecked.
-        source: as it was named, for errors.
-        origin: what finds the same file again: the path, the address without its query (which may hold a signature),
-            or `hf://...@COMMIT`.
+        source: as it was named, for errors; an address as `web.shown_place` has it.
+        origin: what finds the same file again: the path, the address as in `source`, or `hf://...@COMMIT`.
         commit: of the hub's repository; None elsewhere.
     """
 
@@ -80,7 +70,10 @@ def fetch(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
     if not is_remote(reference):
         return Fetched(_content(Path(reference), limits), str(reference), str(reference))
     address = str(reference)
-    return _from_hub(address, limits) if address.startswith("hf://") else _from_web(address, limits)
+    if address.startswith("hf://"):
+        return _from_hub(address, limits)
+    place = shown_place(address)
+    return Fetched(download(address, limits), place, place)
 
 
 def publish(repository: str, files: Mapping[str, bytes], message: str, private: bool) -> str:
@@ -117,23 +110,19 @@ def check_repository(repository: str) -> None:
         UsageError: it is not of that form.
     """
     if not _REPOSITORY.fullmatch(repository):
-        raise UsageError(repository, "is not a repository's name", "give NAMESPACE/NAME, such as birdlab/birds-policy")
+        raise UsageError(
+            shown_place(repository), "is not a repository's name", "give NAMESPACE/NAME, such as birdlab/birds-policy"
+        )
 
 
 def _content(path: Path, limits: Limits) -> bytes:
     return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"))
 
 
-def _too_large(source: str, size: int | None, limits: Limits) -> InputError:
-    """The refusal of a file of `size` bytes; None where it is only known to be too large."""
-    why = f"has {'more' if size is None else f'{size} bytes, more'} than the {limits.file_bytes} allowed"
-    return InputError(source, why, limits.raising("file_bytes", size))
-
-
 def _from_hub(reference: str, limits: Limits) -> Fetched:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise UsageError(reference, "is not a reference to the hub", f"the form is {FORM}")
+        raise UsageError(shown_place(reference), "is not a reference to the hub", f"the form is {FORM}")
     repository, file, revision = match[1], match[2] or BUNDLE_FILE, match[3] or "main"
     with _one_line(reference):
         import huggingface_hub as hf
@@ -148,7 +137,7 @@ def _from_hub(reference: str, limits: Limits) -> Fetched:
                 if facts.size is None:
                     raise _SpeaksOtherwiseError
                 if facts.size > limits.file_bytes:
-                    raise _too_large(reference, facts.size, limits)
+                    raise too_large(reference, facts.size, limits)
             path = hf.hf_hub_download(
                 repository, file, revision=revision, local_files_only=offline, library_name="mapolicy"
             )
@@ -246,79 +235,3 @@ def _fault(reference: str, problem: Exception, unreachable: bool, offline: bool)
         why = problem.strerror or "the download was interrupted"
         return EnvironmentFault(str(problem.filename or reference), why, "try again; check the disk and HF_HOME")
     return None
-
-
-def _may_be_opened(parts: SplitResult, start: SplitResult) -> bool:
-    """Https; http within this machine, where a tunnel or a test may end, if that is where the user began."""
-    if parts.scheme == "https":
-        return True
-    return {parts.scheme, start.scheme} == {"http"} and parts.hostname in _LOOPBACK and start.hostname in _LOOPBACK
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = 5
-
-    def __init__(self, start: SplitResult) -> None:
-        self._start = start
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if not _may_be_opened(urlsplit(newurl), self._start):
-            raise urllib.error.URLError("it redirects to an address that is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _from_web(address: str, limits: Limits) -> Fetched:
-    try:
-        parts = urlsplit(address)
-        origin = parts._replace(query="", fragment="").geturl()
-        allowed = _may_be_opened(parts, parts) and bool(parts.hostname)
-    except ValueError:
-        origin, allowed = address, False
-    if not allowed:
-        raise UsageError(origin, "is not a path, an https address or an hf:// reference", "give one of these")
-    if parts.username is not None or parts.password is not None:
-        raise UsageError(f"https://{parts.hostname}", "holds a password, which is never sent", "give a plain address")
-    opener = urllib.request.build_opener(_Redirects(parts))
-    request = urllib.request.Request(address, headers={"User-Agent": "mapolicy"})
-    try:
-        with opener.open(request, timeout=TIMEOUT) as response:
-            content = _read(response, origin, limits)
-    except urllib.error.HTTPError as problem:
-        problem.close()
-        if problem.code in (401, 403):
-            why = f"asks for an account (HTTP {problem.code})"
-            raise InputError(origin, why, "download it yourself and give the path") from None
-        if 400 <= problem.code < 500:
-            raise InputError(origin, f"there is no such file (HTTP {problem.code})", "check the address") from None
-        raise EnvironmentFault(origin, f"the server answered HTTP {problem.code}", "try again later") from None
-    except (OSError, http.client.HTTPException, ValueError) as problem:
-        reason = getattr(problem, "reason", problem)
-        raise EnvironmentFault(origin, f"cannot be downloaded ({reason})", "check the connection") from None
-    return Fetched(content, origin, origin)
-
-
-def _read(response: http.client.HTTPResponse, origin: str, limits: Limits) -> bytes:
-    """The body, if it is whole and not too large; a length that the server names is checked before the first byte."""
-    announced = response.headers.get("Content-Length")
-    length = None if announced is None else int(announced)
-    if length is not None and length > limits.file_bytes:
-        raise _too_large(origin, length, limits)
-    content, deadline = bytearray(), time.monotonic() + LONGEST_DOWNLOAD
-    while chunk := response.read1(2**16):
-        content += chunk
-        if len(content) > limits.file_bytes:
-            raise _too_large(origin, None, limits)
-        if time.monotonic() > deadline:
-            raise EnvironmentFault(origin, f"took longer than {LONGEST_DOWNLOAD} seconds", "try again later")
-    if length is not None and len(content) != length:
-        why = f"the download was interrupted after {len(content)} of {length} bytes"
-        raise EnvironmentFault(origin, why, "try again")
-    return bytes(content)

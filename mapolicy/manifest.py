@@ -1,14 +1,12 @@
-"""The manifest: everything that a policy bundle says about itself besides its tensors, format 1.
+"""The manifest: everything that a searched bundle says about itself besides its tensors, format 1.
 
-A bundle comes from another team, so every text is bounded and printable, every number bounded and finite, every field
-required and no other allowed. Nothing says when, where or by whom it was made: equal searches give equal bytes.
+Nothing says when, where or by whom it was made: equal searches give equal bytes.
 """
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, WithJsonSchema, model_validator
 
-from . import canonical_json
 from .config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
 from .errors import UsageError
 from .manifest_fields import (
@@ -31,26 +29,16 @@ from .manifest_fields import (
     one_of,
 )
 from .refusal import refused, shown
+from .sealed import DATASET_LEVEL, FORMAT, MAX_KEYS, Draft, ManifestPart, check_format, first_problem, schema_of
 from .space import EMBEDDING_OFFSET, EMBEDDING_WIDTH, EMBEDDING_WITHOUT_MAGNITUDE, OPERATION_NAMES, SPACES
 
-FORMAT = 1
-DATASET_LEVEL = "dataset-level"  # the kind of bundle that has no network; a searched one names no kind
 INTERPOLATION = "nearest"
 EMBEDDING_ABSENT = 0.0
 EXTRACTOR_CALL = "forward_head(forward_features(images), pre_logits=True)"
 CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "bfloat16")
 
-MAX_DEPTH = 5
-MAX_KEYS = 200
-MAX_ENTRIES = 1_000
 SCHEMA_FILE = "bundle.schema.json"
-
-
-class ManifestPart(BaseModel):
-    """Strict, frozen, every field required, no other allowed."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OperationRange(ManifestPart):
@@ -79,7 +67,11 @@ class Operations(ManifestPart):
 
     space: Text = Field(description="name of the space, which fixes names and ranges")
     names: Annotated[
-        tuple[Text, ...], Field(max_length=64), Strict(False), WithJsonSchema({"const": list(OPERATION_NAMES)})
+        tuple[Text, ...],
+        Field(max_length=64),
+        Strict(False),
+        FailFast(),
+        WithJsonSchema({"const": list(OPERATION_NAMES)}),
     ] = Field(description="the operations in the order in which the tensors count them")
     ranges: Annotated[dict[Text, OperationRange | None], Field(max_length=64)] = Field(
         description="of each operation its parameter's range; null: it has no magnitude"
@@ -266,7 +258,7 @@ class Run(ManifestPart):
     device: Annotated[str, one_of(("cpu", "cuda"))] = Field(description="kind of device")
 
 
-class ManifestDraft(ManifestPart):
+class ManifestDraft(Draft):
     """A manifest before the digest is known."""
 
     format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
@@ -314,10 +306,14 @@ class ManifestDraft(ManifestPart):
         return self
 
     def data_settings(self) -> dict[str, Any]:
-        """The `RunConfig` fields that a training run with this bundle must share with the search."""
+        """The `RunConfig` fields that a training run with this bundle takes from it.
+
+        `download` is false: a bundle's word does not reach for the network, the user's does.
+        """
         split = self.dataset.split
         return {
             "dataset": self.dataset.name,
+            "download": False,
             "image_size": self.input.size,
             "train_per_class": split.train_per_class,
             "validation_per_class": split.validation_per_class,
@@ -328,10 +324,6 @@ class ManifestDraft(ManifestPart):
             "operation_space": self.operations.space,
             "fill": self.operations.fill,
         }
-
-    def content(self) -> str:
-        """Canonical JSON of everything but the digest: what the digest is taken over."""
-        return canonical_json.canonical(self.model_dump(exclude={"digest"}))
 
 
 class Manifest(ManifestDraft):
@@ -347,10 +339,6 @@ class Manifest(ManifestDraft):
         """
         return draft_manifest(**self.model_dump(exclude={"digest", "format", "embedding"}) | changes)
 
-    def to_json(self) -> str:
-        """Canonical JSON: equal manifests give equal text."""
-        return canonical_json.canonical(self.model_dump())
-
 
 def draft_manifest(**parts: Any) -> ManifestDraft:
     """A manifest that this version writes; `format` and `embedding` are filled in.
@@ -364,33 +352,23 @@ def draft_manifest(**parts: Any) -> ManifestDraft:
         raise UsageError("bundle manifest", first_problem(problem)) from None
 
 
-def parse_manifest(text: str, source: str) -> Manifest:
-    """The manifest that stands in a bundle.
+def check_manifest(raw: dict[str, Any], source: str) -> Manifest:
+    """The manifest of a searched bundle.
 
     Args:
-        text: the value of the bundle's one metadata key.
+        raw: its fields (`sealed.read_json`).
         source: the bundle's name, for the error.
 
     Raises:
-        InputError: another format, or a field that is missing, unknown or out of range; one line names it.
+        InputError: another kind or format, or a field that is missing, unknown or out of range; one line names it.
     """
-    try:
-        raw = canonical_json.parse(text.encode("utf-8", "surrogatepass"), MAX_DEPTH, MAX_KEYS, MAX_ENTRIES)
-    except ValueError as problem:
-        raise refused(source, f"manifest {problem}") from None
-    if not isinstance(raw, dict):
-        raise refused(source, f"manifest is {shown(raw)}, expected a JSON object")
     if raw.get("kind") == DATASET_LEVEL:
         why = f"is a bundle of kind {DATASET_LEVEL!r}, without extractor and policy network"
         raise refused(source, why, "train with it or inspect it; a searched bundle is needed here")
     if "kind" in raw:
         why = f"is a bundle of kind {shown(raw['kind'])}, which this mapolicy does not know"
         raise refused(source, why, "upgrade mapolicy or ask for another bundle")
-    if "format" not in raw:
-        raise refused(source, f"manifest has no format version; this mapolicy reads format {FORMAT}")
-    if type(raw["format"]) is not int or raw["format"] != FORMAT:
-        why = f"is a bundle of format {shown(raw['format'])}; this mapolicy reads format {FORMAT}"
-        raise refused(source, why, "upgrade mapolicy or ask for another bundle")
+    check_format(raw, source)
     try:
         return Manifest.model_validate(raw)
     except ValidationError as problem:
@@ -398,43 +376,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
 
 
 def json_schema() -> dict[str, Any]:
-    """A JSON Schema (2020-12) of the manifest; it also lies beside this module, as `SCHEMA_FILE`.
-
-    It refuses what a single field says wrong. What fields say of each other, and of the tensors, it does not know.
-    """
+    """The manifest's JSON Schema, as `sealed.schema_of`; it also lies beside this module, as `SCHEMA_FILE`."""
     return schema_of(Manifest, f"mapolicy bundle, format {FORMAT}")
-
-
-def schema_of(manifest: type[ManifestPart], title: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a kind of manifest."""
-    schema = manifest.model_json_schema()
-    for part in (schema, *schema["$defs"].values()):
-        part.pop("title")
-        for each in part["properties"].values():
-            each.pop("title", None)
-            if "patternProperties" in each:  # a key that the pattern does not match is not just one without a rule
-                each["additionalProperties"] = False
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title} | schema
-
-
-def first_problem(problem: ValidationError) -> str:
-    """The first error as `manifest <field>: ...`, printable ASCII; pydantic's own text is many lines."""
-    error = problem.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    field = f"manifest {shown(place, 60)[1:-1]}" if place else "manifest"
-    match error["type"]:
-        case "missing":
-            return f"{field} is missing"
-        case "extra_forbidden":
-            return f"{field} is not a field of format {FORMAT}"
-        case "value_error" if isinstance(error["input"], dict):
-            return f"{field}: {error['ctx']['error']}"
-        case "value_error":
-            return f"{field}: found {shown(error['input'])}, expected {error['ctx']['error']}"
-        case _:
-            # Pydantic's words: "Input should be a valid string", "Tuple should have at most 9 items after validation".
-            expected = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
-            return f"{field}: found {shown(error['input'])}, expected {expected}"
 
 
 def _triple(values: tuple[float, float, bool] | None) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -126,8 +127,7 @@ def _count_or_fraction(value: float) -> float:
 
 def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        ((twice, _),) = Counter(names).most_common(1)
         raise ValueError(f"each name once ({shown(twice)} is there again)")
     return names
 

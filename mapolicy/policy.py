@@ -8,6 +8,7 @@ from .config import POLICY_INPUTS
 from .space import EMBEDDING_WIDTH
 
 HIDDEN_UNITS = 100
+SATURATED = 1e-30  # float32's normal numbers end at 1.2e-38
 ROUNDING = 1e-6  # relative; equal weights may lie below their own mean by rounding
 
 
@@ -48,17 +49,34 @@ class PolicyNetwork(nn.Module):
             features: float [B, feature_width].
             embedding: float [B, embedding_width].
         """
+        return torch.sigmoid(self.logits(features, embedding))
+
+    def logits(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """What the sigmoid is taken of, float [B]; arguments as of `forward`."""
         branches = []
         if self.feature_layer is not None:
             branches.append(F.relu(self.feature_layer(features)))
         if self.embedding_layer is not None:
             branches.append(F.relu(self.embedding_layer(embedding)))
-        return torch.sigmoid(self.output(torch.cat(branches, dim=1))).squeeze(1)
+        logits: Tensor = self.output(torch.cat(branches, dim=1)).squeeze(1)
+        return logits
 
 
 def normalise_weights(raw: Tensor) -> Tensor:
     """Raw policy outputs [B] divided by their sum over the batch: the weights P_i of Eq. 2 and 4, which sum to 1."""
     return raw / raw.sum()
+
+
+def weights_of_logits(logits: Tensor) -> Tensor:
+    """The weights P_i of Eq. 4, float [B] with sum 1, where a policy is not learned: finite for all finite logits [B].
+
+    They are `normalise_weights(sigmoid(logits))` to the bit, unless all of these sigmoids are below `SATURATED`. In
+    float32 they become 0 at -104, and their quotients 0 / 0. There sigmoid(x) = exp(x) to more digits than float32 has,
+    so that the same quotients are the softmax of the logits, which does not underflow.
+    """
+    raw = torch.sigmoid(logits)
+    # Not asked but selected: on a GPU a question waits for the answer.
+    return torch.where(raw.amax() < SATURATED, torch.softmax(logits, 0), normalise_weights(raw))
 
 
 def reject_below_mean(weights: Tensor) -> Tensor:

@@ -6,28 +6,38 @@ is a safetensors container without tensors, whose manifest holds the list; it is
 """
 
 import hashlib
-import hmac
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
 
-from . import canonical_json, files, hub
+from . import hub
 from .errors import UsageError
 from .limits import Limits
-from .manifest import DATASET_LEVEL, FORMAT, MAX_DEPTH, MAX_KEYS, ManifestPart, first_problem, schema_of
 from .manifest_fields import Digest, Identifier, Note, OptionalText, Rule, Text, one_of
 from .refusal import refused, shown
+from .sealed import (
+    DATASET_LEVEL,
+    FORMAT,
+    MAX_STEPS,
+    MAX_SUB_POLICIES,
+    Draft,
+    ManifestPart,
+    PolicyFile,
+    check_digest,
+    check_format,
+    check_spelling,
+    first_problem,
+    read_json,
+    schema_of,
+)
 from .space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
-from .tensor_container import read_container, write_container
+from .tensor_container import RawTensor, read_container, write_container
 
 SCHEMA_FILE = "dataset-level.schema.json"
-MAX_SUB_POLICIES, MAX_STEPS, MAX_LOST = 4096, 8, 64
-# Lists, tables and keys: a step is a table of four.
-MAX_ENTRIES = MAX_SUB_POLICIES * (1 + 5 * MAX_STEPS) + MAX_KEYS
+MAX_LOST = 64
 
 # Least and greatest value of each operation that has a magnitude, in `space.Range`'s units.
 LIMITS: Mapping[str, tuple[float, float]] = {
@@ -84,7 +94,7 @@ def _not_idle(sub_policies: tuple[tuple[Step, ...], ...]) -> tuple[tuple[Step, .
     return sub_policies
 
 
-class PublishedDraft(ManifestPart):
+class PublishedDraft(Draft):
     """What a dataset-level policy says of itself, before the digest is known."""
 
     format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
@@ -102,15 +112,11 @@ class PublishedDraft(ManifestPart):
     ] = Field(
         description="one is drawn for each image, evenly, and its steps are gone through in order; one has a step"
     )
-    lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False)] = Field(
+    lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False), FailFast()] = Field(
         description="what of the list cannot be said here"
     )
     licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
     note: Note = Field(description="free text; its only control character is the line break")
-
-    def content(self) -> str:
-        """Canonical JSON of everything but the digest: what the digest is taken over."""
-        return canonical_json.canonical(self.model_dump(exclude={"digest"}))
 
 
 class PublishedManifest(PublishedDraft):
@@ -125,7 +131,7 @@ def json_schema() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class DatasetPolicy:
+class DatasetPolicy(PolicyFile):
     """A dataset-level policy that was checked.
 
     Attributes:
@@ -165,39 +171,36 @@ class DatasetPolicy:
     @classmethod
     def from_fetched(cls, fetched: hub.Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
         """As `load`, of what `hub.fetch` has returned."""
+        text, tensors = read_container(fetched.content, fetched.source, limits or Limits())
+        return cls.from_parts(text, read_json(text, fetched.source), tensors, fetched, expect_digest)
+
+    @classmethod
+    def from_parts(
+        cls,
+        text: str,
+        raw: dict[str, Any],
+        tensors: Mapping[str, RawTensor],
+        fetched: hub.Fetched,
+        expect_digest: str | None,
+    ) -> Self:
+        """As `from_fetched`, of a container that was taken apart; arguments as of `bundle_format.check_parts`."""
         source = fetched.source
-        text, tensors = read_container(fetched.content, source, limits or Limits())
-        raw = _raw_manifest(text, source)
-        if not _is_of_this_kind(raw):
+        if not is_listed(raw):
             raise refused(source, "is not a dataset-level policy", "load it with PolicyBundle")
+        check_format(raw, source)
         try:
             manifest = PublishedManifest.model_validate(raw)
         except ValidationError as problem:
             raise refused(source, first_problem(problem)) from None
         if tensors:
             raise refused(source, f"tensor {shown(min(tensors))} is not one that a dataset-level policy has")
-        if text != canonical_json.canonical(manifest.model_dump()):
-            raise refused(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
-        computed = _digest(manifest)
-        if not hmac.compare_digest(computed, manifest.digest):
-            why = f"its digest says {manifest.digest[:12]}, its content has {computed[:12]}: it was damaged or edited"
-            raise refused(source, why)
-        if expect_digest is not None and expect_digest != computed:
-            why = f"has the digest {computed[:12]}..., expected {shown(expect_digest, 20)}"
-            raise refused(source, why, "it is another bundle than the one asked for")
+        check_spelling(text, manifest, source)
+        check_digest(_digest(manifest), manifest.digest, expect_digest, source)
         return cls(manifest, fetched.origin)
 
     def to_bytes(self) -> bytes:
         """The policy's file; equal policies give equal bytes."""
-        return write_container(canonical_json.canonical(self.manifest.model_dump()), {})
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file: whole or not at all.
-
-        Raises:
-            EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link.
-        """
-        files.write_atomically(Path(path), self.to_bytes())
+        return write_container(self.manifest.to_json(), {})
 
     @property
     def digest(self) -> str:
@@ -205,30 +208,14 @@ class DatasetPolicy:
         return self.manifest.digest
 
 
-def is_published(fetched: hub.Fetched, limits: Limits | None = None) -> bool:
-    """Whether the file is a dataset-level policy and not a searched one; nothing else of it is checked.
-
-    Raises:
-        InputError: no safetensors container of ours, or over the limits of one.
-    """
-    text, _ = read_container(fetched.content, fetched.source, limits or Limits())
-    return _is_of_this_kind(_raw_manifest(text, fetched.source))
+def is_listed(raw: dict[str, Any]) -> bool:
+    """Whether these are the fields of a dataset-level policy; nothing else of them is checked."""
+    return raw.get("kind") == DATASET_LEVEL
 
 
 def has_magnitude(operation: str) -> bool:
     """Whether a step of this operation has a value."""
     return SPACES[DEFAULT_SPACE].ranges[operation] is not None
-
-
-def _raw_manifest(text: str, source: str) -> Any:
-    try:
-        return canonical_json.parse(text.encode("utf-8", "surrogatepass"), MAX_DEPTH, MAX_KEYS, MAX_ENTRIES)
-    except ValueError as problem:
-        raise refused(source, f"manifest {problem}") from None
-
-
-def _is_of_this_kind(raw: Any) -> bool:
-    return isinstance(raw, dict) and raw.get("kind") == DATASET_LEVEL
 
 
 def _digest(draft: PublishedDraft) -> str:

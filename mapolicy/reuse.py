@@ -10,7 +10,7 @@ from .bundle import PolicyBundle
 from .features import deep_features
 from .folding import agree, folded
 from .pipeline import AugmentedBatch, Normalisation
-from .policy import PolicyNetwork, normalise_weights
+from .policy import PolicyNetwork, weights_of_logits
 from .transformation import Transformation
 
 PROBE_IMAGES = 8
@@ -99,4 +99,4 @@ class FrozenWeights:
     def of(self, images: Tensor, transformation: Transformation) -> Tensor:
         """The same for augmented uint8 images [n, C, H, W] and what they were augmented by."""
         with torch.no_grad():
-            return normalise_weights(self._policy(self._extractor(images), transformation.embed()))
+            return weights_of_logits(self._policy.logits(self._extractor(images), transformation.embed()))

@@ -12,11 +12,12 @@ from torch import nn
 
 from . import manifest
 from .bilevel import InnerRate, StepOptions
-from .bundle import PolicyBundle, check_extractor
+from .bundle import PolicyBundle
 from .checkpoint import RunState
 from .config import SearchConfig
 from .errors import UsageError
 from .evaluate import Accuracy
+from .extractor import check_extractor
 from .iteration import BilevelIteration
 from .monitor import PolicyMonitor
 from .networks import build_network

@@ -20,7 +20,7 @@ from .sampler import TransformationSampler
 from .transformation import Transformation
 
 IMAGES, DRAWS = 64, 4
-LONGEST_NOTE = 4000
+LONGEST_NOTE, CUT = 4000, "\n[The rest of this note did not fit.]"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def slim(
         images: to measure on; None takes `synthetic_images`.
 
     Returns:
-        The bundle, whose note says what it was made of, and the effect.
+        The bundle, whose note says what it was made of, and the effect. Where the note becomes too long, its end is
+        left out and `CUT` stands in its place.
 
     Raises:
         InputError: the extractor has numbers that `dtype` cannot hold.
@@ -67,8 +68,10 @@ def slim(
         f"Made of {bundle.digest}: extractor in {dtype}{lacks}; weights' rank correlation "
         f"{effect.rank_correlation:.6f}, largest relative difference {effect.largest_difference:.2g}, "
         f"on {effect.samples} {'synthetic' if images is None else 'real'} samples.\n{bundle.manifest.note}"
-    )
-    return _repacked(bundle, dtype, drop_classifier, note[:LONGEST_NOTE].strip()), effect
+    ).strip()
+    if len(note) > LONGEST_NOTE:
+        note = f"{note[: LONGEST_NOTE - len(CUT)]}{CUT}"
+    return _repacked(bundle, dtype, drop_classifier, note), effect
 
 
 def _repacked(bundle: PolicyBundle, dtype: str, drop_classifier: bool, note: str) -> PolicyBundle:
@@ -111,7 +114,8 @@ def effect_on_weights(before: PolicyBundle, after: PolicyBundle, images: Tensor 
         augmented = transformation.apply(images, operations.space, fill)
         old, new = (weights(augmented, transformation).double() for weights in weigh)
         correlations.append(rank_correlation(old, new))
-        differences.append(float(((new - old).abs() / old).max()))
+        # A weight may be 0 where its policy is saturated.
+        differences.append(float(((new - old).abs() / old.clamp(min=torch.finfo(torch.float32).tiny)).max()))
     return WeightEffect(min(correlations), max(differences), DRAWS * len(images))
 
 

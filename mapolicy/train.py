@@ -43,7 +43,7 @@ from .step_choice import choose, make_step
 from .task import Task
 
 # A target may see the data at another size and under another base augmentation than the proxy did.
-FREE_DATA_SETTINGS = frozenset({"dataset", "image_size", "base_augmentation", "cutout"})
+FREE_DATA_SETTINGS = frozenset({"dataset", "download", "image_size", "base_augmentation", "cutout"})
 # Another data set is split as the user says.
 SPLIT_SETTINGS = frozenset({"train_per_class", "validation_per_class", "test_per_class", "split_seed"})
 

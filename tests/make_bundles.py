@@ -1,4 +1,4 @@
-"""How the bundles in tests/data/ were made: short searches on digits.
+"""How the bundles in tests/data/ were made: short searches on digits, what slim makes of one, and an imported list.
 
     python tests/make_bundles.py        # adds those of this format that are missing
 
@@ -6,14 +6,17 @@ A file that is there is never written again: it stands for what users of its ver
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 
 from mapolicy import PolicyBundle, SearchConfig, recipes, search_policy
 from mapolicy.features import deep_features
-from mapolicy.manifest import FORMAT
+from mapolicy.importing import import_policy
 from mapolicy.pipeline import Normalisation
+from mapolicy.sealed import FORMAT
+from mapolicy.slim import slim
 from mapolicy.transformation import Transformation
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -22,11 +25,15 @@ CPU = torch.device("cpu")
 
 TINY = {"proxy": "vit_tiny_patch16_224", "model_args": {
     "img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1}}  # fmt: skip
+LIST = "[[('Rotate', 0.5, 0.75), ('Invert', 0.25, 0.0)], [('Color', 1.0, 0.5), ('Cutout', 0.5, 0.5)], []]"
 # name: settings that differ from the recipe for digits, and how the extractor is stored
 BUNDLES = {
     f"format-{FORMAT}-scalar": (TINY, "float32"),
     f"format-{FORMAT}-per-layer": ({"proxy": "wrn10_1", "alpha": "per-layer"}, "float16"),
 }
+# name: what the first of them is slimmed to
+SLIM = {f"format-{FORMAT}-slim-{dtype}": dtype for dtype in ("float16", "bfloat16")}
+DATASET_LEVEL = f"format-{FORMAT}-dataset-level"
 
 
 def make(settings: dict, dtype: str) -> PolicyBundle:
@@ -72,4 +79,16 @@ if __name__ == "__main__":
             bundle = make(settings, dtype)
             bundle.save(DATA / f"{name}.safetensors")
             expected[name] = {"digest": bundle.digest, "raw_outputs": raw_outputs(bundle).tolist()}
+    for name, dtype in SLIM.items():
+        if name not in expected:
+            bundle, _ = slim(PolicyBundle.load(DATA / f"{next(iter(BUNDLES))}.safetensors"), dtype)
+            bundle.save(DATA / f"{name}.safetensors")
+            expected[name] = {"digest": bundle.digest, "raw_outputs": raw_outputs(bundle).tolist()}
+    if DATASET_LEVEL not in expected:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "list").write_text(LIST, encoding="utf-8")
+            policy = import_policy(f"{folder}/list")
+        policy.save(DATA / f"{DATASET_LEVEL}.safetensors")
+        steps = [[step.model_dump() for step in sub_policy] for sub_policy in policy.manifest.sub_policies]
+        expected[DATASET_LEVEL] = {"digest": policy.digest, "sub_policies": steps, "lost": list(policy.manifest.lost)}
     EXPECTED.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")

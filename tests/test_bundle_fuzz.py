@@ -17,11 +17,13 @@ from bundle_factory import container, forge, framed, manifest_with, raw, small_t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_bundles import DATA
+from test_published import changed, forged
 
 from mapolicy import canonical_json
 from mapolicy.bundle import PolicyBundle
-from mapolicy.bundle_format import parse_bundle
 from mapolicy.errors import InputError
+from mapolicy.hub import Fetched
+from mapolicy.opening import parse_any
 from mapolicy.space import OPERATION_NAMES
 from mapolicy.tensor_container import RawTensor
 
@@ -31,6 +33,7 @@ HEADER_MEMORY = 8 * 2**20  # of small files; what a header of the largest size t
 REAL = (DATA / "format-1-scalar.safetensors").read_bytes()
 REAL_HEADER = 8 + struct.unpack_from("<Q", REAL)[0]
 FORGED = forge()
+LISTED = forged({})
 
 # What foreign JSON may hold anywhere.
 scalars = st.one_of(
@@ -53,7 +56,7 @@ def check(content: bytes) -> str:
     """Loads or is refused as it should be; the refusal, or nothing."""
     tracemalloc.start()
     try:
-        parse_bundle(content, "fuzzed")
+        parse_any(Fetched(content, "fuzzed", ""))
         line = ""
     except InputError as problem:
         line = str(problem)
@@ -68,11 +71,11 @@ def check(content: bytes) -> str:
 
 
 @st.composite
-def changed_bytes(draw: st.DrawFn) -> bytes:
+def changed_bytes(draw: st.DrawFn, real: bytes = REAL, header: int = REAL_HEADER) -> bytes:
     """A real bundle with bytes replaced, removed, inserted or cut off; half of the changes hit the header."""
-    content = bytearray(REAL)
+    content = bytearray(real)
     for _ in range(draw(st.integers(1, 4))):
-        end = REAL_HEADER if draw(st.booleans()) else len(content)
+        end = header if draw(st.booleans()) else len(content)
         place = draw(st.integers(0, max(0, min(end, len(content)) - 1)))
         piece = draw(
             st.one_of(st.binary(max_size=8), st.sampled_from([b'"', b"{", b"[", b"]", b"}", b",", b"\\", b"0"]))
@@ -125,10 +128,10 @@ def edited(draw: st.DrawFn, value: Any) -> Any:
 
 
 @st.composite
-def changed_header(draw: st.DrawFn) -> bytes:
+def changed_header(draw: st.DrawFn, real: bytes = FORGED) -> bytes:
     """The container's table edited as JSON; the data as it was, or one tensor's entry gone with its bytes."""
-    table = json.loads(FORGED[8 : 8 + struct.unpack_from("<Q", FORGED)[0]])
-    data = FORGED[8 + struct.unpack_from("<Q", FORGED)[0] :]
+    table = json.loads(real[8 : 8 + struct.unpack_from("<Q", real)[0]])
+    data = real[8 + struct.unpack_from("<Q", real)[0] :]
     text = json.dumps(edited(draw, table)).encode()
     if draw(st.booleans()):
         text = text.replace(b": ", draw(st.sampled_from([b":", b" : ", b":\n"])))
@@ -151,6 +154,22 @@ def changed_manifest(draw: st.DrawFn) -> bytes:
     for name, tensor in sorted(tensors.items()):
         digest.update(spelled([name, tensor.dtype, list(tensor.shape)]).encode() + b"\n" + tensor.data)
     return container({"mapolicy": spelled({**found, "digest": digest.hexdigest()})}, tensors)
+
+
+@st.composite
+def changed_list(draw: st.DrawFn) -> bytes:
+    """A dataset-level policy's manifest edited as JSON, then sealed with a right digest; now and then with a tensor."""
+    found = edited(draw, changed({}))
+    tensors = {"alpha": raw([1.0])} if draw(st.integers(0, 19)) == 0 else {}
+    if not isinstance(found, dict):
+        return container({"mapolicy": json.dumps(found)}, tensors)
+    found.pop("digest", None)
+    try:
+        text = canonical_json.canonical(found)
+    except ValueError:  # NaN: as other writers spell it
+        return container({"mapolicy": json.dumps(found)}, tensors)
+    digest = hashlib.sha256(text.encode() + b"\n").hexdigest()
+    return container({"mapolicy": spelled({**found, "digest": digest})}, tensors)
 
 
 @st.composite
@@ -197,6 +216,9 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[bytes]]] = {
     "header": changed_header,
     "manifest": changed_manifest,
     "tensors": changed_tensors,
+    "dataset-level bytes": lambda: changed_bytes(LISTED, len(LISTED)),
+    "dataset-level header": lambda: changed_header(LISTED),
+    "dataset-level manifest": changed_list,
 }
 
 

@@ -328,6 +328,7 @@ HOSTILE = {
         "lists, tables and keys, more than the 1000 allowed",
     ),
     "A26 100,000 operations": (forge({"operations.names": ["x"] * 100_000}), "names"),
+    "A26 500,000 wrong operations": (forge({"operations.names": [0] * 500_000}), "operations.names.0: found 0"),
     "A26 100,000 fields": (
         forge({f"a{n}": 1 for n in range(100_000)}),
         "lists, tables and keys, more than the 1000 allowed",

@@ -552,6 +552,37 @@ def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("name", ["cifar10", "omniglot", "torch/mnist"])
+def test_a_bundles_word_does_not_reach_for_the_network(
+    mapolicy, bundle: PolicyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked = []
+
+    def ask(url: str, **_) -> None:
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", ask)
+    draft = bundle.manifest.model_copy(
+        update={
+            "dataset": bundle.manifest.dataset.model_copy(update={"name": name}),
+            "search": bundle.manifest.search.model_copy(
+                update={"settings": bundle.manifest.search.settings | {"dataset": name}}
+            ),
+        }
+    )
+    PolicyBundle(draft, bundle.tensors).save(tmp_path / "a.safetensors")
+    command = ("train", "--bundle", "a.safetensors", *TRAIN)
+    outcome = mapolicy(*command)
+    outcome.is_error(2 if "/" in name else 3, "download is false", "name DATASET yourself")
+    assert asked == []
+    assert snapshot(tmp_path) == ["a.safetensors"]
+    for allowed in ((name,), ("--set", f"dataset={name}"), ("--set", "download=true")):
+        mapolicy(*command[:1], *allowed, *command[1:]).is_error(3)
+        assert asked
+        asked.clear()
+
+
 def test_what_a_bundle_says_is_shown_clean_whatever_the_terminal(tmp_path: Path) -> None:
     """Markup stays text, and what an encoding does not have is escaped instead of failing."""
     note = "[/bold] <script>alert(1)</script> é 字"

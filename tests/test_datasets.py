@@ -394,6 +394,56 @@ def test_no_network(tmp_path, monkeypatch):
         open_source("cifar10", tmp_path / "data")
 
 
+@pytest.fixture
+def no_request(monkeypatch):
+    """Whatever reaches for the network fails the test."""
+
+    def reach(*args, **kwargs):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", reach)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", reach)
+    monkeypatch.setattr("timm.data.dataset_factory.create_dataset", reach)
+
+
+@pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
+def test_cifar_without_download_takes_what_is_there(tmp_path, address, monkeypatch, no_request, kind):
+    archive = cifar_archive(tmp_path, address, monkeypatch, kind)
+    name, data = kind.__name__.lower(), tmp_path / "data"
+    says = rf"{name} in .*: is not there, and download is false; name DATASET yourself .*put {kind.filename} there"
+    with pytest.raises(InputError, match=says):
+        open_source(name, data, download=False)
+    assert not data.exists()
+    data.mkdir()
+    archive.rename(data / kind.filename)
+    assert len(open_source(name, data, download=False).pool) > 0, "unpacked"
+    (data / kind.filename).unlink()
+    assert len(open_source(name, data, download=False).open_test()) == 6, "read where it was unpacked"
+    (data / kind.base_folder / kind.train_list[0][0]).write_bytes(b"torn")
+    with pytest.raises(InputError, match="is not there, and download is false"):
+        open_source(name, data, download=False)
+    (data / kind.filename).write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"wrong MD5.*; name DATASET yourself"):
+        open_source(name, data, download=False)
+
+
+def test_omniglot_without_download_takes_what_is_there(tmp_path, address, monkeypatch, no_request):
+    omniglot_archives(tmp_path, address, monkeypatch)
+    with pytest.raises(InputError, match=r"omniglot in .*: is not there, and download is false"):
+        open_source("omniglot", tmp_path / "data", download=False)
+    folder = tmp_path / "data" / Omniglot.folder
+    folder.mkdir(parents=True)
+    for part in Omniglot.zips_md5:
+        (tmp_path / f"{part}.zip").rename(folder / f"{part}.zip")
+    assert len(open_source("omniglot", tmp_path / "data", download=False).pool) == 12
+
+
+@pytest.mark.parametrize("name", ["torch/cifar10", "hfds/me/zoo", "wds/x", "TFDS/mnist", "hfids/me/zoo"])
+def test_timms_names_are_refused_without_download(tmp_path, no_request, name):
+    with pytest.raises(UsageError, match=r"is read through timm, maybe from the network, and download is false"):
+        open_source(name, tmp_path, download=False)
+
+
 def test_folder_that_cannot_be_written(tmp_path, address, monkeypatch):
     cifar_archive(tmp_path, address, monkeypatch, CIFAR10)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import test_bundle
 import test_bundle_hostile
+import test_published
 import torch
 from bundle_factory import Payload
 
@@ -25,6 +26,7 @@ from mapolicy.bundle_format import read_bundle
 from mapolicy.checkpoint import load_checkpoint
 from mapolicy.errors import InputError, MapolicyError, UsageError
 from mapolicy.networks import check_arch
+from mapolicy.opening import open_bundle
 
 KINDS = {f"A{number:02}" for number in (*range(1, 30), 36, 37)}
 
@@ -62,10 +64,10 @@ OTHERS: dict[str, tuple[Callable[[Path], None], type[MapolicyError], str]] = {
 
 
 def test_every_kind_is_in_a_table() -> None:
-    tables = (test_bundle_hostile.HOSTILE, test_bundle.HOSTILE, OTHERS)
+    tables = (test_bundle_hostile.HOSTILE, test_bundle.HOSTILE, test_published.HOSTILE, OTHERS)
     found = [case[:3] for table in tables for case in table]
     assert set(found) >= KINDS
-    assert len(found) > 195
+    assert len(found) > 250
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -110,6 +112,8 @@ def listing() -> None:
         run(case, read_bundle, make_file(content))
     for case in test_bundle.HOSTILE:
         run(case, PolicyBundle.load, make_file(test_bundle.hostile_file(case, bundle)))
+    for case, (changes, _) in test_published.HOSTILE.items():
+        run(f"{case} (dataset-level)", open_bundle, make_file(test_published.forged(changes)))
     for case, (act, _, _) in OTHERS.items():
         run(case, act)
     for case, seconds, message in sorted(rows):

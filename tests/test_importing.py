@@ -1,9 +1,13 @@
 """Published policies: their steps against torchvision's own pixels and Fast AutoAugment's own arithmetic."""
 
+import json
+import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from test_autoalbument import FLIP, NOTHING, ROTATE, document, stage
 from torchvision.transforms import v2
 
 from mapolicy.errors import InputError, UsageError
@@ -112,11 +116,99 @@ def test_invert_is_solarize_at_zero() -> None:
         "[[('Rotate', 'a', 0.5)]]", "[[('\\x1b', 0.5, 0.5)]]", "[[('Cutout', 0.5, 0.5)]]", "__import__('os').getcwd()",
         "[[('Rotate', float('nan'), 1)]]", '[[["Rotate", NaN, 1]]]', "[" * 5000, "[[('Rotate', 1, 1)] * 99]", "\x00",
         "[[('Rotate', 1, 1), ('Rotate', 1, 1)] for _ in 'x']", repr([[("Rotate", 1, 1)] * 9]), repr([[]] * 5000),
+        "[[('Rotate', 1, 1)]", "[[('Rotate' 1, 1)]]", "[[('Rotate', 1, 1e999)]]", "[[('Rotate', -0.1, 1)]]", "[[{}]]",
+        "[[('R' * 9, 1, 1)]]", "[[('\\x52otate', 1, 1)]]", "[[('ä', 1, 1)]]",
+        "1", "'x'", "[[[[[]]]]]",
     ],
     ids=lambda text: repr(text[:24]),
 )  # fmt: skip
 def test_what_is_no_list(text: str, tmp_path: Path) -> None:
-    (tmp_path / "list").write_text(text)
+    (tmp_path / "list").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as problem:
         import_policy(str(tmp_path / "list"))
-    assert "\n" not in str(problem.value)
+    assert_one_line(str(problem.value))
+
+
+def assert_one_line(line: str) -> None:
+    assert line.isascii()
+    assert line.isprintable()
+    assert len(f"mapolicy: error: {line}") <= 240
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[('Rotate', True, 1)]]", "sub-policy 0 step 0: probability is True, expected a number from 0 to 1"),
+        ('[[["Rotate", true, 1]]]', "sub-policy 0 step 0: probability is True, expected a number from 0 to 1"),
+        ('[[], [["Rotate", 1, 1], ["Rotate", 1, false]]]', "sub-policy 1 step 1: level is False, expected a number"),
+        ("[[('Rotate', '0.5', 1)]]", "sub-policy 0 step 0: probability is '0.5', expected a number from 0 to 1"),
+        ('[[["Rotate", 1, null]]]', "sub-policy 0 step 0: level is None, expected a number from 0 to 1"),
+        ("[[(1, 1, 1)]]", "sub-policy 0 step 0: operation is 1, expected a name"),
+        ("[[('Rotate', 1)]]", "sub-policy 0 step 0 is a list of 2, expected operation, probability and level"),
+        ("[[('Rotate', 1, 1)], 7]", "sub-policy 1 is 7, expected at most 8 steps"),
+        ("[[('Rotate', 1, 1)]] # mine", "has the character '#', which no list of this kind has"),
+        ("[[('Cutout', 1, 1)]]", "no operation of it has a counterpart"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_named(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)) as problem:
+        import_policy(str(tmp_path / "list"))
+    assert_one_line(str(problem.value))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"-" * 200_000 + b"1", b"1" + b"+1" * 100_000, b"[" * 200_000, b"(" * 100_000 + b")" * 100_000,
+        b"[" + b"[]," * 66_000 + b"]", b"[[" + b"['a',1,1]," * 20_000 + b"]]", b"'" * 200_001, b"9" * 200_000,
+        b"," * 200_000, b"[" + b"," * 200_000 + b"]", b"{" * 200_000, b'{"a":' * 40_000,
+        b'{"transform":' + b"[]" * 99_999,
+    ],
+    ids=lambda content: repr(content[:12]),
+)  # fmt: skip
+def test_a_large_expression_is_refused_at_once(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(content)
+    start = time.process_time()
+    with pytest.raises(InputError) as problem:
+        import_policy(str(tmp_path / "list"))
+    assert time.process_time() - start < 5, "a fraction of a second; what evaluates it takes several"
+    assert_one_line(str(problem.value))
+
+
+def test_more_unknown_operations_than_can_be_listed(tmp_path: Path) -> None:
+    steps = [[("Rotate", 1.0, 1.0)], *([(f"Mine{number:03}", 1.0, 1.0)] for number in range(70))]
+    (tmp_path / "list").write_text(repr(steps))
+    lost = import_policy(str(tmp_path / "list")).manifest.lost
+    assert len(lost) == 64
+    assert lost[0] == "Mine000 in 1 steps: no counterpart"
+    assert lost[-1] == "7 more operations: no counterpart"
+
+
+def test_pythons_spelling_of_a_list(tmp_path: Path) -> None:
+    texts = (
+        "[[['Rotate', 1, 1]]]",
+        '(((\n"Rotate", 1.0, 1e0,),),)\n',
+        "[ [ ( 'Rotate' , +1 , 1 ) , ] , ]".replace("+", ""),
+    )
+    for text in texts:
+        (tmp_path / "list").write_text(text)
+        ((step,),) = import_policy(str(tmp_path / "list")).manifest.sub_policies
+        assert (step.operation, step.value) == ("Rotate", 30)
+
+
+# AutoAlbument.
+
+
+def test_autoalbuments_policy_is_imported_if_the_user_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(document([stage(ROTATE, (FLIP, 0.25), (NOTHING, 0.25))])))
+    with pytest.raises(InputError, match=r"without counterpart here, 25.0% of all draws: HorizontalFlip; add --drop"):
+        import_policy(str(path))
+    manifest = import_policy(str(path), drop_unknown=True).manifest
+    assert manifest.source == "AutoAlbument's policy"
+    assert "HorizontalFlip: no counterpart, 25.00% of all draws" in manifest.lost
+    assert manifest.note == "Without HorizontalFlip: 25.0% of all draws."
+    assert sum(map(len, manifest.sub_policies)) == 500
+    path.write_text(json.dumps(document([stage(ROTATE)])))
+    assert import_policy(str(path)).manifest.note == ""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mapolicy.policy import PolicyNetwork, normalise_weights, reject_below_mean
+from mapolicy.policy import SATURATED, PolicyNetwork, normalise_weights, reject_below_mean, weights_of_logits
 
 
 @pytest.mark.parametrize(("width", "count"), [(640, 67_201), (128, 16_001)])
@@ -45,6 +45,32 @@ def test_weights_sum_to_one_and_keep_their_proportions() -> None:
     weights = normalise_weights(raw)
     assert weights.tolist() == pytest.approx([0.1, 0.2, 0.7])
     assert normalise_weights(raw / 2).tolist() == pytest.approx(weights.tolist())
+
+
+def test_weights_of_logits_are_the_hot_paths_to_the_bit() -> None:
+    draws = torch.Generator().manual_seed(0)
+    for scale in (0.1, 3.0, 30.0, 300.0):
+        logits = torch.randn(64, generator=draws) * scale
+        assert torch.equal(weights_of_logits(logits), normalise_weights(torch.sigmoid(logits))), scale
+    barely = torch.full((5,), float(torch.logit(torch.tensor(SATURATED * 2, dtype=torch.float64))))
+    barely[0] -= 20
+    assert torch.equal(weights_of_logits(barely), normalise_weights(torch.sigmoid(barely)))
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [-70.0, -71.0, -75.5], [-104.0, -104.5, -106.0], [-1e6, -1e6 - 1, -1e6 - 2], [-1e6] * 4, [-1e30, -2e30],
+        [-3e38] * 2, [-69.5, -1e6],
+    ],
+)  # fmt: skip
+def test_a_saturated_policys_weights_are_their_limit(logits: list[float]) -> None:
+    """In float32 all sigmoids are 0, or have lost most of their digits; float64 with the largest taken out is exact."""
+    exact = torch.tensor(logits).double()
+    expected = torch.exp(torch.nn.functional.logsigmoid(exact) - torch.nn.functional.logsigmoid(exact).max())
+    found = weights_of_logits(torch.tensor(logits))
+    torch.testing.assert_close(found, (expected / expected.sum()).float(), rtol=1e-5, atol=0)
+    assert float(found.sum()) == pytest.approx(1)
 
 
 def test_rejection_leaves_out_what_lies_below_the_mean() -> None:

@@ -63,6 +63,19 @@ def test_weights_are_the_policys_outputs_normalised(bundle: PolicyBundle) -> Non
     assert weights.std() > 0
 
 
+@pytest.mark.parametrize("bias", [-1e6, -150.0, 1e6])
+def test_a_saturated_policy_weighs_still(bundle: PolicyBundle, bias: float) -> None:
+    """All raw outputs are 0 in float32, or 1; such a file is in order."""
+    tensors = dict(bundle.tensors) | {"policy.output.bias": torch.tensor([bias])}
+    saturated = PolicyBundle.from_bytes(PolicyBundle(bundle.manifest, tensors).to_bytes())
+    weigh = FrozenWeights(FrozenExtractor(saturated, CPU), saturated.build_policy())
+    weights = weigh(batch_of_images())
+    assert weights.isfinite().all()
+    assert float(weights.sum()) == pytest.approx(1)
+    if bias == 1e6:
+        assert torch.equal(weights, torch.full_like(weights, 1 / len(weights)))
+
+
 def test_the_extractor_is_folded_and_the_weights_stay(bundle: PolicyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the network as it is: float32 rounding, and the same order of the samples."""
     batch, given = batch_of_images(), []

@@ -1,5 +1,6 @@
 """Smaller bundles: what is left out, what stays the same, and how a difference is measured."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mapolicy.bundle_format import serialise
 from mapolicy.config import SearchConfig
 from mapolicy.errors import InputError
 from mapolicy.manifest import DTYPES
-from mapolicy.slim import IMAGES, effect_on_weights, rank_correlation, slim, synthetic_images
+from mapolicy.slim import CUT, IMAGES, LONGEST_NOTE, effect_on_weights, rank_correlation, slim, synthetic_images
 
 CPU = torch.device("cpu")
 
@@ -74,6 +75,32 @@ def test_the_largest_difference_is_a_weights(whole: PolicyBundle) -> None:
     assert effect_on_weights(whole, whole, images).largest_difference == 0
     other = with_weights_that_differ(make_bundle("wrn10_1", dtype="bfloat16"))
     assert effect_on_weights(whole, other, images).largest_difference > 0
+
+
+def test_the_effect_on_a_saturated_policy_is_a_number(whole: PolicyBundle) -> None:
+    tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items()}
+    tensors["policy.output.weight"] = _to_raw(whole.tensors["policy.output.weight"] * -1e5)
+    saturated = PolicyBundle.from_bytes(serialise(whole.manifest.draft(), tensors))
+    effect = slim(saturated, "bfloat16")[1]
+    assert math.isfinite(effect.rank_correlation)
+    assert math.isfinite(effect.largest_difference)
+
+
+def test_a_note_that_becomes_too_long_says_so(whole: PolicyBundle) -> None:
+    def noted(note: str) -> PolicyBundle:
+        tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items()}
+        return PolicyBundle.from_bytes(serialise(whole.manifest.draft(note=note), tensors))
+
+    head = slim(noted(""), "float32")[0].manifest.note
+    assert head.endswith("samples.")
+    fits = "x" * (LONGEST_NOTE - len(head) - 1)
+    assert slim(noted(fits), "float32")[0].manifest.note.endswith(f"\n{fits}")
+    for note in (f"{fits}x", "x" * LONGEST_NOTE):
+        long = noted(note)
+        found = slim(long, "float32")[0].manifest.note
+        assert len(found) == LONGEST_NOTE
+        assert found.startswith(f"Made of {long.digest}: ")
+        assert found.endswith(f"x{CUT}")
 
 
 def test_what_float16_cannot_hold_is_named(whole: PolicyBundle) -> None:

@@ -3,8 +3,8 @@
 python benchmarks/evidence/table.py omniglot --data-dir DIR --work-dir runs/evidence
 python benchmarks/evidence/table.py cifar100 --data-dir DIR --work-dir runs/evidence
 
-DIR holds the folders of images. Bundle number i is searched with seed i on split i. What stands in the work folder is kept,
-so that a command that was stopped goes on where it was; the figures go to benchmarks/evidence/TABLE.json.
+DIR holds the folders of images. Bundle number i is searched with seed i on split i. What stands in the work folder is
+kept, so that a command that was stopped goes on where it was; the figures go to benchmarks/evidence/TABLE.json.
 """
 
 import argparse
