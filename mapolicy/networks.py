@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from . import models  # noqa: F401 - registers the paper's networks in timm
+from . import models
 from .errors import UsageError
 
 LONGEST_NAME = 80
@@ -34,9 +34,12 @@ RESERVED_ARGUMENTS = frozenset(
 def check_arch(name: str) -> None:
     """Accept names in timm's registry and nothing else: a name with a scheme would read files or the network.
 
+    A wide residual network of any depth and width is registered when its name is first asked for.
+
     Raises:
         UsageError: with the closest known names.
     """
+    models.wide_resnet.register(name)
     if timm.is_model(name) and name.isascii() and name.replace("_", "").isalnum():
         return
     close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], timm.list_models(), n=3, cutoff=0.0)

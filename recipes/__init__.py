@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..config import read_toml
+from ..config import SHORT_NAMES, read_toml
 from ..errors import InputError
 
 ANY = "any"
@@ -28,7 +28,7 @@ def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, 
     Returns:
         What it is called, and its settings.
     """
-    known = names()
+    known, network = names(), SHORT_NAMES.get(network or "", network)
     of_dataset = [name for name in known if name.startswith(f"{stage}-{dataset}-")]
     candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *of_dataset, f"{stage}-{ANY}"]
     return load(next(candidate for candidate in candidates if candidate in known))

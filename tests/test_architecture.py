@@ -21,7 +21,8 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
-    "affine blend errors pointwise space reporting models models.wide_resnet",
+    "affine blend errors pointwise space reporting "
+    "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
     "config features files folding forward_mode graph_merging limits operations refusal runtime side_by_side",
     "augment canonical_json hub images manifest_fields networks policy summary transformation",
     "bilevel chart image_sets manifest sampler splits tensor_container",
