@@ -18,6 +18,7 @@ from .config import SearchConfig
 from .errors import UsageError
 from .evaluate import Accuracy
 from .iteration import BilevelIteration
+from .models.noise import has_unequal_noise
 from .monitor import PolicyMonitor
 from .networks import build_network
 from .optimisation import make_policy_optimizer, theorem1_rate
@@ -141,6 +142,11 @@ def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn
     return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
 
 
+def _relative(network: nn.Module) -> dict[str, str]:
+    """What the bundle records of a network that has no true gradient."""
+    return {"hypergradient_noise": "mean"} if has_unequal_noise(network) else {}
+
+
 def describe(
     config: SearchConfig,
     task: Task,
@@ -187,7 +193,7 @@ def describe(
                 "test_per_class": config.test_per_class,
             },
         },
-        search={"settings": config.portable() | {"dataset": splits.name}},
+        search={"settings": config.portable() | {"dataset": splits.name} | _relative(task.network)},
         run={
             "epochs": config.epochs,
             "iterations": config.epochs * task.iterations_per_epoch,

@@ -22,6 +22,7 @@ from .errors import InputError, UsageError
 from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .iteration import BilevelIteration, Iteration, WeightedIteration
+from .models.noise import has_unequal_noise
 from .monitor import PolicyMonitor
 from .optimisation import make_policy_optimizer
 from .policies import (
@@ -324,10 +325,12 @@ def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState, 
         for name, tensor in bundle.tensors.items()
         if name.startswith(EXTRACTOR_PREFIX)
     }
+    noise = " Hypergradient with the noise at its mean." if has_unequal_noise(state.modules["network"]) else ""
     return PolicyBundle.assemble(
         bundle.manifest.draft(
             results=bundle.manifest.results | iteration.monitor.figures(state.sampler),
-            note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs.",
+            note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs."
+            + noise,
         ),
         policy=state.modules["policy"].state_dict(),
         alpha=torch.full_like(bundle.alpha, float(rate().detach())),

@@ -101,9 +101,10 @@ def has_unequal_noise(network: nn.Module) -> bool:
 
 
 @contextmanager
-def noise_at_its_mean(network: nn.Module) -> Iterator[None]:
-    """Within it unequal noise stands at its forward's mean: a network that is a function and has a gradient."""
-    layers = [module for module in network.modules() if isinstance(module, UnequalNoise)]
+def noise_at_its_mean(*networks: nn.Module) -> Iterator[None]:
+    """Within it unequal noise stands at its forward's mean: the networks are functions and have a gradient."""
+    modules = (module for network in networks for module in network.modules())
+    layers = [module for module in modules if isinstance(module, UnequalNoise)]
     for layer in layers:
         layer.at_mean = True
     try:
