@@ -290,6 +290,23 @@ def test_a_transformer_can_search(make_search_config) -> None:
     assert search_policy(config).manifest.extractor.model_args == {"img_size": 8, "patch_size": 4}
 
 
+@pytest.mark.parametrize("extractor", ["shared", "own"])
+def test_a_network_without_a_true_gradient_can_search(make_search_config, tmp_path: Path, extractor: str) -> None:
+    log = Log()
+    small = {"proxy": "pyramidnet110_a48", "model_args": {"depth": 8}}
+    config = make_search_config(epochs=1, batch_size=512, extractor=extractor, **small)
+    searched = search_policy(config, log, tmp_path / "run")
+    assert ["noise at its mean" in note for note in log.notes] == [True]
+    assert log.result["step"].endswith("hypergradient with the noise at its mean")
+    loaded = PolicyBundle.from_bytes(searched.to_bytes())
+    assert loaded.manifest.search.settings["hypergradient_noise"] == "mean"
+    assert extractor == "own" or loaded.to_bytes() == search_policy(config).to_bytes(), "the noise is the seed's"
+
+
+def test_other_networks_say_nothing_of_noise(bundle: PolicyBundle) -> None:
+    assert "hypergradient_noise" not in bundle.manifest.search.settings
+
+
 @pytest.mark.parametrize("base_augmentation", ["flip_crop", "random_resized_crop"])
 def test_the_number_of_loader_workers_does_not_matter(make_search_config, squares: Path, base_augmentation) -> None:
     """Streamed from files: the same bytes with 0, 1 and 2 worker processes."""

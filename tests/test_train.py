@@ -85,6 +85,21 @@ def test_finetuning_goes_on_learning_and_keeps_the_extractor(bundle: PolicyBundl
     assert PolicyBundle.from_bytes(refined.to_bytes()).digest == refined.digest
 
 
+def test_a_network_without_a_true_gradient_is_trained_frozen_and_finetuned(
+    bundle: PolicyBundle, make_train_config
+) -> None:
+    changes = {"arch": "pyramidnet110_a48", "model_args": {"depth": 8}, "epochs": 1, "batch_size": 512}
+    notes: dict[str, list[str]] = {"frozen": [], "finetune": []}
+    refined = {}
+    for mode, heard in notes.items():
+        reporter = Reporter()
+        reporter.noted = heard.append  # type: ignore[method-assign]
+        refined[mode] = train_network(make_train_config(mode=mode, **changes), bundle, reporter).refined
+    assert notes["frozen"] == [], "as a frozen target nothing is special about it"
+    assert ["noise at its mean" in note for note in notes["finetune"]] == [True]
+    assert refined["finetune"].manifest.note.endswith(" Hypergradient with the noise at its mean.")
+
+
 def test_a_per_layer_alpha_can_be_finetuned_on_another_network(make_search_config, make_train_config) -> None:
     searched = search_policy(make_search_config(epochs=1, alpha="per-layer"))
     refined = train_network(make_train_config(epochs=1, mode="finetune"), searched).refined

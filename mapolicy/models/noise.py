@@ -21,7 +21,7 @@ class _ForwardAndBackward(torch.autograd.Function):
         return x * forward
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (backward,) = ctx.saved_tensors
         return gradient * backward, None, None
 

@@ -112,10 +112,8 @@ class PyramidNet(PooledNetwork):
         return F.relu(self.bn(self.run_stages(self.bn1(self.conv1(x)))))
 
 
-def _pyramidnet(name: str, pretrained: bool, depth: int, alpha: int, bottlenecks: bool, **arguments: Any) -> nn.Module:
-    network: nn.Module = build_model_with_cfg(
-        PyramidNet, name, pretrained, depth=depth, alpha=alpha, bottlenecks=bottlenecks, **arguments
-    )
+def _pyramidnet(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    network: nn.Module = build_model_with_cfg(PyramidNet, name, pretrained, **arguments)
     return network
 
 
@@ -125,10 +123,12 @@ default_cfgs = untrained("pyramidnet110_a48", "pyramidnet272_a200")
 @register_model
 def pyramidnet110_a48(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """PyramidNet-110, alpha 48, with ShakeDrop, for small machines: 1.7 million parameters."""
-    return _pyramidnet("pyramidnet110_a48", pretrained, depth=110, alpha=48, bottlenecks=False, **arguments)
+    settings = {"depth": 110, "alpha": 48, "bottlenecks": False}
+    return _pyramidnet("pyramidnet110_a48", pretrained, settings | arguments)
 
 
 @register_model
 def pyramidnet272_a200(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """PyramidNet-272, alpha 200, bottlenecks, with ShakeDrop: 26.0 million parameters with 10 classes."""
-    return _pyramidnet("pyramidnet272_a200", pretrained, depth=272, alpha=200, bottlenecks=True, **arguments)
+    settings = {"depth": 272, "alpha": 200, "bottlenecks": True}
+    return _pyramidnet("pyramidnet272_a200", pretrained, settings | arguments)

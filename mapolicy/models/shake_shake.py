@@ -64,8 +64,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H / stride, W / stride]."""
-        mixed: Tensor = self.shake(self.branch1(x), self.branch2(x))
-        return mixed + self.shortcut(x)
+        mixed: Tensor = self.shake(self.branch1(x), self.branch2(x)) + self.shortcut(x)
+        return mixed
 
 
 class ShakeShakeNetwork(PooledNetwork):
