@@ -35,6 +35,7 @@ LAYERS = (
     "iteration",
     "cost",
     "run",
+    "forecast",
     "search train",
     "pacing",
     "compare",

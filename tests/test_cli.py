@@ -814,3 +814,31 @@ def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> Non
 def test_a_usage_error_as_a_process(tmp_path: Path) -> None:
     result = run_process("inspect", folder=tmp_path)
     Outcome(result.returncode, result.stdout, result.stderr).is_error(2, "FILE")
+
+
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    mapolicy, bundle_file: Path, tmp_path: Path, stage: str
+) -> None:
+    arguments = {
+        "search": ("search", "digits", "--proxy", "wrn10_1", *SHORT),
+        "train": ("train", "--bundle", bundle_file, "--mode", "finetune", "--out", "refined.safetensors", *TRAIN),
+    }[stage]
+    outcome = mapolicy(*arguments, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    lines = dict(line.split("  ", 1) for line in outcome.out.splitlines())
+    assert set(lines) == {"settings", "network", "iterations", "memory", "time"}
+    assert "GiB" in lines["memory"]
+    document = mapolicy(*arguments, "--dry-run", "--json").json
+    assert document["iterations"] == int(lines["iterations"]) == 5
+    assert document["seconds"] == pytest.approx(5 * document["seconds_per_iteration"])
+    assert set(document) > {"network", "parameters", "memory_bytes"}
+    assert snapshot(tmp_path) == []
+
+
+def test_a_dry_run_is_not_refused_for_what_is_there(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").write_text("mine")
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "there.safetensors", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert snapshot(tmp_path) == ["there.safetensors"]
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
