@@ -1,10 +1,12 @@
 """Recipes: flat TOML files, one for each stage, data set and network.
 
 `search-cifar100-wrn28_10.toml` is for that data set and network, `search-cifar100.toml` would be for any network,
-`search-any.toml` is for any data set that has none of its own.
+`search-any.toml` is for any data set that has none of its own. A fourth part, as in
+`search-cifar100-wrn28_10-mt4.toml`, makes a variant, which is only taken by its name.
 """
 
 import difflib
+import itertools
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from ..config import SHORT_NAMES, read_toml
 from ..errors import InputError
 
 ANY = "any"
+USUAL_NETWORKS = ("wrn28_10", "resnet50")  # whose recipe serves another network that the data set has no recipe for
 
 
 def names() -> list[str]:
@@ -29,9 +32,17 @@ def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, 
         What it is called, and its settings.
     """
     known, network = names(), SHORT_NAMES.get(network or "", network)
-    of_dataset = [name for name in known if name.startswith(f"{stage}-{dataset}-")]
-    candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *of_dataset, f"{stage}-{ANY}"]
+    usual = [f"{stage}-{dataset}-{name}" for name in USUAL_NETWORKS]
+    others = [name for name in known if name.startswith(f"{stage}-{dataset}-") and name.count("-") == 2]
+    candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *usual, *others, f"{stage}-{ANY}"]
     return load(next(candidate for candidate in candidates if candidate in known))
+
+
+def head(name: str) -> str:
+    """The comment that a recipe in the package opens with: what it is, its command, cost, expectation and target."""
+    text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines)
 
 
 def load(name: str) -> tuple[str, dict[str, Any]]:
