@@ -51,7 +51,7 @@ class QuietReporter(Reporter):
 
     def noted(self, text: str) -> None:
         """One line on stderr."""
-        print(f"mapolicy: {text}", file=sys.stderr, flush=True)
+        note(text)
 
     def completed(self, result: Mapping[str, Any]) -> None:
         """Kept for the command to print."""
@@ -153,6 +153,11 @@ def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
     if settings_from is not None:
         display.facts = {"settings": f"from {settings_from}"}
     return display
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(f"mapolicy: {text}", file=sys.stderr, flush=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

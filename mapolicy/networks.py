@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from . import models
+from .config import SHORT_NAMES
 from .errors import UsageError
 
 LONGEST_NAME = 80
@@ -29,6 +31,41 @@ RESERVED_ARGUMENTS = frozenset(
         "scriptable",
     }
 )
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A network that there is.
+
+    Attributes:
+        name: in timm's registry, or short for one.
+        description: in words.
+        image_size: side of the images that it was made for, pixels.
+        fixed_size: whether it takes others only by the argument `img_size`.
+    """
+
+    name: str
+    description: str
+    image_size: int
+    fixed_size: bool
+
+
+def known_archs(word: str | None = None) -> list[Arch]:
+    """Every network that can be asked for by name.
+
+    Args:
+        word: a wide residual network that it names is among them, of whatever depth and width.
+    """
+    models.wide_resnet.register(word or "")
+    found = []
+    for name in sorted([*timm.list_models(), *SHORT_NAMES]):
+        full = SHORT_NAMES.get(name, name)
+        settings = timm.get_pretrained_cfg(full)
+        text = " ".join((timm.model_entrypoint(full).__doc__ or "").split("\n")[0].split()).rstrip(".")
+        size, fixed = settings.input_size[-1], bool(settings.fixed_input_size)
+        parts = [f"is {full}" if full != name else "", text, f"for {size} pixels{', others by img_size' * fixed}"]
+        found.append(Arch(name, "; ".join(filter(None, parts)), size, fixed))
+    return found
 
 
 def check_arch(name: str) -> None:

@@ -7,6 +7,8 @@
 
 import difflib
 import itertools
+import re
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,23 @@ from ..errors import InputError
 
 ANY = "any"
 USUAL_NETWORKS = ("wrn28_10", "resnet50")  # whose recipe serves another network that the data set has no recipe for
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a recipe's head says.
+
+    Attributes:
+        name: of the recipe.
+        description: what it is for, and its target if it has one.
+        command: that runs it.
+        target: the figure that it aims at, in the paper's words; None where there is none.
+    """
+
+    name: str
+    description: str
+    command: str
+    target: str | None
 
 
 def names() -> list[str]:
@@ -43,6 +62,18 @@ def head(name: str) -> str:
     text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line.removeprefix("#").strip() for line in lines)
+
+
+def described() -> list[Description]:
+    """Every recipe in the package, by name."""
+    found = []
+    for name in names():
+        text = head(name)
+        title, (command,) = text.splitlines()[0].rstrip("."), re.findall(r"^mapolicy .+$", text, re.MULTILINE)
+        (target,) = re.findall(r"^Target, [^:]*: (.+)\.$", text, re.MULTILINE) or [None]
+        aim = "" if target is None else f" (target: {target})"
+        found.append(Description(name, title + aim, command, target))
+    return found
 
 
 def load(name: str) -> tuple[str, dict[str, Any]]:

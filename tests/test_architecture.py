@@ -45,8 +45,8 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.pull cli.push cli.search cli.slim "
-    "cli.train",
+    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.listing "
+    "cli.pull cli.push cli.search cli.slim cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -270,17 +270,8 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
         *(
             f"help({line!r})"
             for line in (
-                "",
-                "search",
-                "train",
-                "compare",
-                "inspect",
-                "bench step",
-                "push",
-                "pull",
-                "slim",
-                "export",
-                "import",
+                *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
+                *("bench step", "push", "pull", "slim", "export", "import"),
             )
         ),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mapolicy.errors import UsageError
-from mapolicy.networks import build_network, check_arch
+from mapolicy.networks import build_network, check_arch, known_archs
 
 CPU = torch.device("cpu")
 
@@ -157,3 +157,14 @@ def test_weights_lie_channels_last(name: str) -> None:
     kernels = [parameter for parameter in build(name, channels=3).parameters() if parameter.ndim == 4]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_every_network_is_known_by_name() -> None:
+    archs = {arch.name: arch for arch in known_archs()}
+    assert set(archs) == {*timm.list_models(), "pyramidnet"}
+    assert list(archs) == sorted(archs)
+    assert archs["pyramidnet"].description.startswith("is pyramidnet272_a200; ")
+    assert not archs["resnet18"].fixed_size
+    assert "others by img_size" in archs["vit_tiny_patch16_224"].description
+    assert "wrn46_3" not in archs
+    assert "wrn46_3" in {arch.name for arch in known_archs("wrn46_3")}

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from PIL import Image
 
 import mapolicy.models  # noqa: F401 - registers the paper's networks in timm
 from mapolicy import PolicyBundle, recipes, search_policy, train_network
-from mapolicy.bench.synthetic import synthetic_images
 from mapolicy.config import MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig
 from mapolicy.datasets import NAMES as DATASETS
 from mapolicy.errors import InputError
@@ -230,6 +228,16 @@ def test_unknown_recipe(name: str) -> None:
         recipes.load("/nowhere/nope.toml")
 
 
+def test_what_is_listed() -> None:
+    described = recipes.described()
+    assert [recipe.name for recipe in described] == NAMES
+    for recipe in described:
+        assert shlex.split(recipe.command) == command(recipe.name)
+        assert (recipe.target is None) == (parts(recipe.name)[1] in ("any", "digits"))
+        assert recipe.description.startswith(head(recipe.name).splitlines()[0].rstrip("."))
+        assert recipe.target is None or recipe.target in recipe.description
+
+
 # ---- one tiny iteration of each
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "omniglot": 1623, "any": 7}
@@ -247,17 +255,6 @@ def resolved(name: str) -> RunConfig:
     kind = KINDS[parts(name)[0]]
     told = {key: FIRST[key] for key in ("dataset", kind.network_field)}
     return kind.from_mapping(told | settings(name))
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of six colour images."""
-    folder = tmp_path_factory.mktemp("data")
-    images = synthetic_images(12, 32)
-    for number, image in enumerate(images):
-        (folder / "tiny" / str(number % 2)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "tiny" / str(number % 2) / f"{number}.png")
-    return folder
 
 
 def shortened(config: RunConfig, folder: Path, side: int) -> RunConfig:
