@@ -61,6 +61,7 @@ def known_archs(word: str | None = None) -> list[Arch]:
     for name in sorted([*timm.list_models(), *SHORT_NAMES]):
         full = SHORT_NAMES.get(name, name)
         settings = timm.get_pretrained_cfg(full)
+        assert settings is not None, full  # every name that timm lists has one
         text = " ".join((timm.model_entrypoint(full).__doc__ or "").split("\n")[0].split()).rstrip(".")
         size, fixed = settings.input_size[-1], bool(settings.fixed_input_size)
         parts = [f"is {full}" if full != name else "", text, f"for {size} pixels{', others by img_size' * fixed}"]

@@ -116,7 +116,8 @@ class _Search:
     def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "_Search":
         task = Task.build(config, device)
         # A search whose bundle could not be written or loaded would only be found out at its end.
-        check_extractor(describe(config, task, threads, device, None).extractor, len(task.splits.classes), task.splits.channels, "the proxy")
+        extractor_shape = describe(config, task, threads, device, None).extractor
+        check_extractor(extractor_shape, len(task.splits.classes), task.splits.channels, "the proxy")
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)

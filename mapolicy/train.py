@@ -363,7 +363,7 @@ def _refined(
         bundle.manifest.draft(
             results=bundle.manifest.results | iteration.monitor.figures(state.sampler),
             note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs."
-            + noise
+            + noise,
         ),
         policy=state.modules["policy"].state_dict(),
         alpha=torch.full_like(bundle.alpha, float(rate().detach())),
