@@ -133,11 +133,11 @@ def main() -> None:
     """Train each network, compare at each checkpoint, print one document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--draws", type=int, default=60)
-    parser.add_argument("--tries", type=int, default=10)
-    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=40)
+    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--checkpoints", type=int, nargs="+", default=[40, 400])
+    parser.add_argument("--checkpoints", type=int, nargs="+", default=[40, 300])
     arguments = parser.parse_args()
     _, settings = recipes.load("search-any")
     settings |= {
