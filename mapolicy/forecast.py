@@ -2,13 +2,13 @@
 
 import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from .checkpoint import RunState
+from .cost import timed
 from .data import worker_faults
 from .iteration import Iteration
 from .run import out_of_memory, training_plan, validation_plan
@@ -77,10 +77,12 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     try:
         with worker_faults():
             for step in steps:
-                start = _now(device)
-                batch = next(batches)
-                iteration(step, batch, next(held_out) if iteration.learns_policy(step) else None)
-                seconds.setdefault(step, []).append(_now(device) - start)
+                guided = iteration.learns_policy(step)
+                _, elapsed = timed(
+                    lambda step=step, guided=guided: iteration(step, next(batches), next(held_out) if guided else None),
+                    device,
+                )
+                seconds.setdefault(step, []).append(elapsed)
     except (RuntimeError, MemoryError) as problem:
         translated = out_of_memory(problem, config, 0)
         raise problem if translated is None else translated from problem
@@ -106,12 +108,6 @@ def facts_before(iteration: Iteration, state: RunState, resume: bool) -> dict[st
     if resume or iteration.task.iterations < WORTH_MEASURING:
         return {}
     return forecast(iteration, state).facts()
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _memory(device: torch.device) -> int:
