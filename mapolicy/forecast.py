@@ -2,7 +2,9 @@
 
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from .checkpoint import RunState
 from .cost import timed
 from .data import worker_faults
-from .iteration import Iteration
+from .iteration import Iteration, LabelledImages, Outcome
 from .run import out_of_memory, training_plan, validation_plan
 
 WARM_UP = 1
@@ -77,11 +79,7 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     try:
         with worker_faults():
             for step in steps:
-                guided = iteration.learns_policy(step)
-                _, elapsed = timed(
-                    lambda step=step, guided=guided: iteration(step, next(batches), next(held_out) if guided else None),
-                    device,
-                )
+                _, elapsed = timed(partial(_one, iteration, step, batches, held_out), device)
                 seconds.setdefault(step, []).append(elapsed)
     except (RuntimeError, MemoryError) as problem:
         translated = out_of_memory(problem, config, 0)
@@ -101,6 +99,12 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
         memory_bytes=_memory(device),
         device=device.type,
     )
+
+
+def _one(
+    iteration: Iteration, step: int, batches: Iterator[LabelledImages], held_out: Iterator[LabelledImages]
+) -> Outcome:
+    return iteration(step, next(batches), next(held_out) if iteration.learns_policy(step) else None)
 
 
 def facts_before(iteration: Iteration, state: RunState, resume: bool) -> dict[str, str]:
