@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..reporting import Record, Reporter
+
+if TYPE_CHECKING:
+    from ..forecast import Forecast
 
 # Records' names in the order in which they are shown, with how they are written.
 SHOWN = {
@@ -48,7 +51,7 @@ class QuietReporter(Reporter):
 
     def noted(self, text: str) -> None:
         """One line on stderr."""
-        print(f"mapolicy: {text}", file=sys.stderr, flush=True)
+        note(text)
 
     def completed(self, result: Mapping[str, Any]) -> None:
         """Kept for the command to print."""
@@ -152,6 +155,11 @@ def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
     return display
 
 
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(f"mapolicy: {text}", file=sys.stderr, flush=True)
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     print(json.dumps(document, indent=2, allow_nan=False))
@@ -162,6 +170,21 @@ def print_figures(figures: Mapping[str, str]) -> None:
     width = max(len(name) for name in figures)
     for name, value in figures.items():
         print(f"{name:<{width}}  {value}")
+
+
+def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: bool) -> None:
+    """What a run would take, on stdout."""
+    if as_json:
+        print_json({"network": network, "settings": settings, **forecast.figures()})
+        return
+    print_figures(
+        {
+            "settings": f"from {settings}",
+            "network": f"{network}, {forecast.parameters / 1e6:.2f} million parameters",
+            "iterations": str(forecast.iterations),
+            **forecast.facts(),
+        }
+    )
 
 
 def effect_on_weights(effect: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import MapolicyError
-from . import bench, compare, demo, export, import_policy, inspect, pull, push, search, slim, train
+from . import bench, compare, demo, export, import_policy, inspect, listing, pull, push, search, slim, train
 
 # typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -34,6 +34,10 @@ app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("pull")(pull.pull)
 app.command("demo")(demo.demo)
+app.command("archs")(listing.archs)
+app.command("recipes")(listing.recipes)
+app.command("datasets")(listing.datasets)
+app.command("operations")(listing.operations)
 app.add_typer(bench.app, name="bench")
 
 

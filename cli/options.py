@@ -48,6 +48,9 @@ BundleLimits = Annotated[
         "--limit", help="Allow a large bundle: file_bytes, header_bytes, tensors, parameters.", metavar="NAME=NUMBER"
     ),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run will take, after a few iterations; write nothing.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]

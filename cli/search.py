@@ -24,6 +24,7 @@ def search(
     seed: options.Seed = None,
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
+    dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -46,12 +47,16 @@ def search(
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"
-    options.claim(out, force, resume, "--out")
-    options.claim_run(run_dir, force, resume)
+    if not dry_run:
+        options.claim(out, force, resume, "--out")
+        options.claim_run(run_dir, force, resume)
 
-    from ..search import search_policy
+    from ..search import forecast_search, search_policy
 
     reporter = display.reporter(quiet, source)
+    if dry_run:
+        display.print_forecast(forecast_search(config, reporter), config.proxy, source, as_json)
+        return
     bundle = search_policy(config, reporter, run_dir, resume, overwrite=force)
     bundle.save(out)
 

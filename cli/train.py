@@ -40,6 +40,7 @@ def train(
     seed: options.Seed = None,
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
+    dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -81,16 +82,21 @@ def train(
     label = config.policy if config.policy != "learned" else config.mode
     default_run = f"train-{options.slug(config.dataset)}-{options.slug(config.arch)}-{label}-seed{config.seed}"
     run_dir = run_dir or Path("runs") / default_run
-    if out is not None:
+    if out is not None and not dry_run:
         options.claim(out, force, resume, "--out")
-    options.claim_run(run_dir, force, resume)
+    if not dry_run:
+        options.claim_run(run_dir, force, resume)
 
-    from ..train import train_network
+    from ..train import forecast_training, train_network
 
     reporter = display.reporter(quiet, recipe_source)
     if opened is not None and opened.fetched.origin != bundle:
         reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # what a branch's name stood for
     built = None if opened is None else options.built(opened)
+    if dry_run:
+        expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
+        display.print_forecast(expected, config.arch, recipe_source, as_json)
+        return
     result = train_network(config, built, reporter, run_dir, resume, force, allow_dataset_mismatch)
     refined = {}
     if out is not None and result.refined is not None:

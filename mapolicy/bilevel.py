@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import RunConfig
+from .errors import UsageError
 from .features import deep_features, features_and_logits, running_statistics_kept
 from .forward_mode import (
     Losses,
@@ -32,6 +33,7 @@ from .forward_mode import (
     recorded,
     torchs_derivative,
 )
+from .models.noise import has_unequal_noise, noise_at_its_mean
 from .policy import PolicyNetwork, normalise_weights, reject_below_mean
 
 
@@ -212,10 +214,12 @@ class _Forward:
 class BilevelStep:
     """One iteration of Algorithm 1 of MetaAugment after the batch has been augmented.
 
-    Source: Zhou et al., AAAI 2021, Eq. 2 to 4.
+    Source: Zhou et al., AAAI 2021, Eq. 2 to 4. A network whose noise differs between forward and backward has no true
+    gradient: its hypergradient is that of the network with this noise at its mean, its weighted step is its own.
 
     Attributes:
         how: it is executed, in words, for the run's record.
+        noise_at_mean: whether the hypergradient is that of the network with its noise at the mean.
 
     Args:
         network: the task network, a timm model.
@@ -226,6 +230,9 @@ class BilevelStep:
         options: how it is done.
         extractor: a timm model with parameters of its own that the policy sees the images through, a part of theta
             (the paper's ablation); None takes the task network's features.
+
+    Raises:
+        UsageError: a simultaneous step, which would be that of the network with its noise at the mean.
     """
 
     def __init__(
@@ -244,6 +251,10 @@ class BilevelStep:
         self.extractor = extractor
         self._own_rules: bool | None = None  # whether they are right for this network: found out by the first batch
         self.how = "eager"
+        self.noise_at_mean = has_unequal_noise(network)
+        if self.noise_at_mean and self.options.simultaneous:
+            why = "the virtual step has the noise of Shake-Shake or ShakeDrop at its mean, the weighted step has not"
+            raise UsageError("simultaneous", why, "leave it out for this network")
 
     def __call__(
         self,
@@ -277,12 +288,16 @@ class BilevelStep:
     def _step(self, batch: Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
         options, network = self.options, self.network
         learned, old_raw = None, None
+        learners = [module for module in (network, self.extractor) if module is not None]
         if validation is not None and options.low_memory:
-            self._check_rules(batch, None)  # while there is no graph beside it
-        if validation is not None and options.fraction < 1:
+            with noise_at_its_mean(*learners):
+                self._check_rules(batch, None)  # while there is no graph beside it
+        if validation is not None and self._learns_apart:
             part, count = batch.part(options.fraction), _share(len(validation[1]), options.fraction)
-            with running_statistics_kept(network):
-                learned, _ = self._learn(part, self._forward(part), (validation[0][:count], validation[1][:count]))
+            records = options.fraction == 1 and not options.low_memory
+            with running_statistics_kept(network), noise_at_its_mean(*learners):
+                forward = self._forward(part, records)
+                learned, _ = self._learn(part, forward, (validation[0][:count], validation[1][:count]))
         lesson = validation if learned is None else None
         forward = self._forward(batch, records=lesson is not None and not options.low_memory)
         if lesson is not None:
@@ -308,6 +323,11 @@ class BilevelStep:
             gradients = (parameter.grad for parameter in self.policy.parameters())
             by_theta = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
         return StepRecord(loss, raw, weights, self.rate().detach(), learned, by_theta)
+
+    @property
+    def _learns_apart(self) -> bool:
+        """Whether the hypergradient has a forward of its own, which the weighted step cannot use."""
+        return self.noise_at_mean or self.options.fraction < 1
 
     def _forward(self, batch: Batch, records: bool = False) -> _Forward:
         torch.manual_seed(batch.noise_seed)
@@ -345,7 +365,7 @@ class BilevelStep:
                 training_losses,
                 validation_loss,
                 recording=forward.recording,
-                keep_graph=not (self.options.low_memory or self.options.simultaneous or self.options.fraction < 1),
+                keep_graph=not (self.options.low_memory or self.options.simultaneous or self._learns_apart),
                 own_rules=bool(self._own_rules),
             )
         self.policy_optimizer.zero_grad()

@@ -32,6 +32,8 @@ EXTRACTORS = ("shared", "own")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
 
+SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # that networks may be asked for by
+
 LARGEST_RECIPE = 2**20  # bytes
 LARGEST = 1e300  # a whole number beyond it is no float
 
@@ -138,6 +140,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+        object.__setattr__(self, self.network_field, SHORT_NAMES.get(self.network, self.network))
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 "warmup_epochs",

@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,19 @@ from .errors import EnvironmentFault, InputError, UsageError
 from .image_sets import ArrayImages, FileImages, ImageSet, Source
 from .images import shown
 
-NAMES = ("digits", "cifar10", "cifar100", "omniglot", "imagenet")
+DESCRIPTIONS: Mapping[str, str] = {
+    "digits": "1,797 grey 8x8 digits of 10 classes; come with scikit-learn",
+    "cifar10": "60,000 colour 32x32 images of 10 classes; downloaded",
+    "cifar100": "60,000 colour 32x32 images of 100 classes; downloaded",
+    "omniglot": "32,460 105x105 drawings of 1,623 characters; downloaded",
+    "imagenet": "ImageNet's class folders in DATA_DIR/imagenet/train and val; never downloaded",
+    "folder:PATH": "a folder with a folder of images for each class, or with train and test (or val) of such",
+    "torch/NAME": "a data set of torchvision, through timm.data.create_dataset",
+    "hfds/NAME": "a data set of the Hugging Face Hub, through timm; hfids/NAME streams it",
+    "tfds/NAME": "a data set of TensorFlow Datasets, through timm",
+    "wds/NAME": "a web data set, through timm",
+}
+NAMES = tuple(name for name in DESCRIPTIONS if not set(name) & set(":/"))
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 TEST_FOLDERS = ("test", "val")

@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from . import models  # noqa: F401 - registers the paper's networks in timm
+from . import models
+from .config import SHORT_NAMES
 from .errors import UsageError
 
 LONGEST_NAME = 80
@@ -31,12 +33,51 @@ RESERVED_ARGUMENTS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Arch:
+    """A network that there is.
+
+    Attributes:
+        name: in timm's registry, or short for one.
+        description: in words.
+        image_size: side of the images that it was made for, pixels.
+        fixed_size: whether it takes others only by the argument `img_size`.
+    """
+
+    name: str
+    description: str
+    image_size: int
+    fixed_size: bool
+
+
+def known_archs(word: str | None = None) -> list[Arch]:
+    """Every network that can be asked for by name.
+
+    Args:
+        word: a wide residual network that it names is among them, of whatever depth and width.
+    """
+    models.wide_resnet.register(word or "")
+    found = []
+    for name in sorted([*timm.list_models(), *SHORT_NAMES]):
+        full = SHORT_NAMES.get(name, name)
+        settings = timm.get_pretrained_cfg(full)
+        assert settings is not None, full  # every name that timm lists has one
+        text = " ".join((timm.model_entrypoint(full).__doc__ or "").split("\n")[0].split()).rstrip(".")
+        size, fixed = settings.input_size[-1], bool(settings.fixed_input_size)
+        parts = [f"is {full}" if full != name else "", text, f"for {size} pixels{', others by img_size' * fixed}"]
+        found.append(Arch(name, "; ".join(filter(None, parts)), size, fixed))
+    return found
+
+
 def check_arch(name: str) -> None:
     """Accept names in timm's registry and nothing else: a name with a scheme would read files or the network.
+
+    A wide residual network of any depth and width is registered when its name is first asked for.
 
     Raises:
         UsageError: with the closest known names.
     """
+    models.wide_resnet.register(name)
     if timm.is_model(name) and name.isascii() and name.replace("_", "").isalnum():
         return
     close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], timm.list_models(), n=3, cutoff=0.0)

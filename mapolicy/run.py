@@ -126,7 +126,7 @@ class Run:
         if problem is None:
             self._write_status("done", 0)
             return
-        translated = _out_of_memory(problem, self.config, self.iteration)
+        translated = out_of_memory(problem, self.config, self.iteration)
         failure = translated or problem
         interrupted = isinstance(failure, KeyboardInterrupt | SystemExit)
         if isinstance(failure, MapolicyError):
@@ -327,8 +327,8 @@ def _lines_up_to(path: Path, iteration: int) -> str:
     return "".join(line + "\n" for line in whole)
 
 
-def _out_of_memory(problem: BaseException, config: RunConfig, iteration: int) -> TrainingError | None:
-    """Torch's two ways of saying that memory has run out, as one of ours."""
+def out_of_memory(problem: BaseException, config: RunConfig, iteration: int) -> TrainingError | None:
+    """Torch's two ways of saying that memory has run out, as one of ours; None for another problem."""
     cuda = isinstance(problem, torch.OutOfMemoryError)
     if not cuda and not (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)):
         return None

@@ -4,21 +4,23 @@ Algorithm 1 of MetaAugment (Zhou et al., AAAI 2021). Its twin, `train.py`, uses 
 """
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from . import manifest
-from .bilevel import InnerRate, StepOptions
+from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .checkpoint import RunState
 from .config import SearchConfig
 from .errors import UsageError
 from .evaluate import Accuracy
 from .extractor import check_extractor
+from .forecast import Forecast, facts_before, forecast
 from .iteration import BilevelIteration
+from .models.noise import has_unequal_noise
 from .monitor import PolicyMonitor
 from .networks import build_network
 from .optimisation import make_policy_optimizer, theorem1_rate
@@ -60,10 +62,63 @@ def search_policy(
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
+        search = _Search.prepared(config, reporter, threads, device)
+        facts = {"step": search.step.how, **facts_before(search.iteration, search.state, resume)}
+        with Run(config, search.state, search.task, reporter, run_dir, resume, overwrite, facts=facts) as run:
+            cost_ratio = run.loop(search.iteration)
+            accuracy, figures = search.task.validation_accuracy(), search.monitor.figures(search.sampler)
+            for warning in search.monitor.warnings(search.sampler):
+                reporter.noted(warning)
+            bundle = search.bundle(config, accuracy, figures)
+            effect = {}
+            if config.extractor_dtype != "float32":
+                bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
+                effect = {"effect_on_weights": vars(difference)}
+            run.finish(
+                {
+                    **effect,
+                    "digest": bundle.digest,
+                    "validation_top1": accuracy.top1,
+                    "alpha": float(search.step.rate().detach().mean()),
+                    "entropy": relative_entropy(search.sampler.probabilities),
+                    **figures,
+                    "cost_ratio": cost_ratio,
+                    "step": search.step.how,
+                }
+            )
+    return bundle
+
+
+def forecast_search(config: SearchConfig, reporter: Reporter | None = None) -> Forecast:
+    """What `search_policy` would take: it does a few iterations and writes nothing.
+
+    Raises:
+        UsageError, InputError, TrainingError: as `search_policy`.
+    """
+    device = resolve_device(config.device)
+    with reproducible(config.threads, device) as threads:
+        search = _Search.prepared(config, reporter or Reporter(), threads, device)
+        return forecast(search.iteration, search.state)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search about to begin."""
+
+    task: Task
+    step: BilevelStep
+    sampler: TransformationSampler
+    monitor: PolicyMonitor
+    state: RunState
+    iteration: BilevelIteration
+    threads: int
+
+    @classmethod
+    def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "_Search":
         task = Task.build(config, device)
-        draft = partial(describe, config, task, threads, device)
         # A search whose bundle could not be written or loaded would only be found out at its end.
-        check_extractor(draft(None).extractor, len(task.splits.classes), task.splits.channels, "the proxy")
+        extractor_shape = describe(config, task, threads, device, None).extractor
+        check_extractor(extractor_shape, len(task.splits.classes), task.splits.channels, "the proxy")
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
@@ -100,37 +155,19 @@ def search_policy(
             extractor=extractor,
         )
         iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), step, monitor)
-        with Run(config, state, task, reporter, run_dir, resume, overwrite, facts={"step": step.how}) as run:
-            cost_ratio = run.loop(iteration)
-            accuracy, figures = task.validation_accuracy(), monitor.figures(sampler)
-            for warning in monitor.warnings(sampler):
-                reporter.noted(warning)
-            bundle = PolicyBundle.assemble(
-                draft(accuracy, figures),
-                policy=policy.state_dict(),
-                alpha=rate().detach(),
-                probabilities=sampler.probabilities,
-                means=sampler.means,
-                extractor=(extractor or task.network).state_dict(),
-                meta_validation=task.splits.meta_validation.indices,
-            )
-            effect = {}
-            if config.extractor_dtype != "float32":
-                bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
-                effect = {"effect_on_weights": vars(difference)}
-            run.finish(
-                {
-                    **effect,
-                    "digest": bundle.digest,
-                    "validation_top1": accuracy.top1,
-                    "alpha": float(rate().detach().mean()),
-                    "entropy": relative_entropy(sampler.probabilities),
-                    **figures,
-                    "cost_ratio": cost_ratio,
-                    "step": step.how,
-                }
-            )
-    return bundle
+        return cls(task, step, sampler, monitor, state, iteration, threads)
+
+    def bundle(self, config: SearchConfig, accuracy: Accuracy, figures: Mapping[str, float]) -> PolicyBundle:
+        """What has been found."""
+        return PolicyBundle.assemble(
+            describe(config, self.task, self.threads, self.task.pipeline.device, accuracy, figures),
+            policy=self.step.policy.state_dict(),
+            alpha=self.step.rate().detach(),
+            probabilities=self.sampler.probabilities,
+            means=self.sampler.means,
+            extractor=(self.step.extractor or self.task.network).state_dict(),
+            meta_validation=self.task.splits.meta_validation.indices,
+        )
 
 
 def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn.Module | None:
@@ -140,6 +177,11 @@ def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn
     seed = seed_for(config.seed, config.stage, "extractor", 0)
     splits = task.splits
     return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
+
+
+def _relative(network: nn.Module) -> dict[str, str]:
+    """What the bundle records of a network that has no true gradient."""
+    return {"hypergradient_noise": "mean"} if has_unequal_noise(network) else {}
 
 
 def describe(
@@ -188,7 +230,7 @@ def describe(
                 "test_per_class": config.test_per_class,
             },
         },
-        search={"settings": config.portable() | {"dataset": splits.name}},
+        search={"settings": config.portable() | {"dataset": splits.name} | _relative(task.network)},
         run={
             "epochs": config.epochs,
             "iterations": config.epochs * task.iterations_per_epoch,

@@ -83,6 +83,14 @@ SPACES: dict[str, OperationSpace] = {
 
 DEFAULT_SPACE = "metaaugment-v1"
 OPERATION_NAMES = SPACES[DEFAULT_SPACE].names
+UNITS: Mapping[str, str] = {
+    "Rotate": "degrees",
+    "Posterize": "bits dropped",
+    "Solarize": "as threshold",
+    **dict.fromkeys(_ENHANCERS, "as factor less 1"),
+    **dict.fromkeys(_SHEARS, "pixels per pixel"),
+    **dict.fromkeys(_TRANSLATIONS, "of the side"),
+}
 HAS_MAGNITUDE = tuple(spread is not None for spread in SPACES[DEFAULT_SPACE].ranges.values())
 
 # A transformation's embedding: level + 1 where the operation has a magnitude, else 11 (MetaAugment, "Policy network").

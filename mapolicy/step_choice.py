@@ -138,10 +138,16 @@ def make_step(choice: Choice, noted: Notes, strict: bool, **parts: Any) -> Bilev
 
     Args:
         choice: see `choose`.
-        noted: told if compiling fails, after which iterations are eager.
+        noted: told if compiling fails, after which iterations are eager, and of a network that has no true gradient.
         strict: a failure to compile is an error.
         parts: of a `BilevelStep`.
     """
     step = CompiledStep(**parts, noted=noted, strict=strict) if choice.compiled else BilevelStep(**parts)
     step.how = str(choice)
+    if step.noise_at_mean:
+        step.how += ", hypergradient with the noise at its mean"
+        noted(
+            "the network's noise differs between forward and backward, so it has no true gradient: the hypergradient "
+            "is that of the network with this noise at its mean, the weighted step is the network's own"
+        )
     return step

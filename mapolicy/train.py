@@ -21,7 +21,9 @@ from .config import SEARCHED_POLICIES, TrainConfig
 from .errors import InputError, UsageError
 from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
+from .forecast import Forecast, facts_before, forecast
 from .iteration import BilevelIteration, Iteration, WeightedIteration
+from .models.noise import has_unequal_noise
 from .monitor import PolicyMonitor
 from .optimisation import make_policy_optimizer
 from .policies import (
@@ -107,34 +109,11 @@ def train_network(
     """
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
-    if config.policy in SEARCHED_POLICIES and bundle is None:
-        why = "there is no bundle"
-        raise UsageError(f"policy {config.policy}", why, "give --bundle FILE, or --policy for a baseline")
-    if config.policy in ("sampler-only", "weights-only") and isinstance(bundle, DatasetPolicy):
-        why = "a dataset-level policy has no weights to tell from its transformations"
-        raise UsageError(f"policy {config.policy}", why, "use --policy learned, or a searched bundle")
-    if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
-        raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
-    if allow_dataset_mismatch and config.mode == "finetune":
-        why = "the refined bundle would name a data set that its policy was not learned on"
-        raise UsageError(
-            "allow_dataset_mismatch with mode finetune", why, "use mode frozen, or search on this data set"
-        )
-    searched = bundle if isinstance(bundle, PolicyBundle) else None
-    if searched is not None:
-        check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     with reproducible(config.threads, device):
-        held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
-        comparison = None if searched is None else DatasetComparison(searched, allow_dataset_mismatch)
-        task = Task.build(config, device, held_out, comparison)
-        differences = () if comparison is None else comparison.differences
-        if differences:
-            reporter.noted(_what_is_given_up(config, task.splits.name, differences))
-        if searched is not None and config.policy in SEARCHED_POLICIES:
-            _check_channels(searched, task)
-        iteration, state = plan(config, bundle, task, device, reporter.noted)
+        task, iteration, state, differences = _prepared(config, bundle, reporter, device, allow_dataset_mismatch)
+        facts = _facts(iteration) | facts_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
-        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, _facts(iteration)) as run:
+        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, facts) as run:
             cost_ratio = run.loop(iteration)
             for warning in _warnings(iteration):
                 reporter.noted(warning)
@@ -156,7 +135,7 @@ def train_network(
                 cost_ratio=cost_ratio,
                 digest=digest,
                 dataset_mismatch=differences,
-                refined=_refined(config, searched, state, iteration) if config.mode == "finetune" else None,
+                refined=_refined(config, bundle, state, iteration) if config.mode == "finetune" else None,
             )
             origin = None if bundle is None else bundle.origin
             run.finish(
@@ -171,6 +150,59 @@ def train_network(
                 }
             )
     return result
+
+
+def forecast_training(
+    config: TrainConfig,
+    bundle: PolicyBundle | DatasetPolicy | None = None,
+    reporter: Reporter | None = None,
+    allow_dataset_mismatch: bool = False,
+) -> Forecast:
+    """What `train_network` would take: it does a few iterations and writes nothing.
+
+    Raises:
+        UsageError, InputError, TrainingError: as `train_network`.
+    """
+    device = resolve_device(config.device)
+    with reproducible(config.threads, device):
+        _, iteration, state, _ = _prepared(config, bundle, reporter or Reporter(), device, allow_dataset_mismatch)
+        return forecast(iteration, state)
+
+
+def _prepared(
+    config: TrainConfig,
+    bundle: PolicyBundle | DatasetPolicy | None,
+    reporter: Reporter,
+    device: torch.device,
+    allow_dataset_mismatch: bool,
+) -> tuple[Task, Iteration, RunState, tuple[str, ...]]:
+    """A training about to begin, and what tells its data set from the bundle's."""
+    if config.policy in SEARCHED_POLICIES and bundle is None:
+        why = "there is no bundle"
+        raise UsageError(f"policy {config.policy}", why, "give --bundle FILE, or --policy for a baseline")
+    if config.policy in ("sampler-only", "weights-only") and isinstance(bundle, DatasetPolicy):
+        why = "a dataset-level policy has no weights to tell from its transformations"
+        raise UsageError(f"policy {config.policy}", why, "use --policy learned, or a searched bundle")
+    if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
+        raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
+    if allow_dataset_mismatch and config.mode == "finetune":
+        why = "the refined bundle would name a data set that its policy was not learned on"
+        raise UsageError(
+            "allow_dataset_mismatch with mode finetune", why, "use mode frozen, or search on this data set"
+        )
+    searched = bundle if isinstance(bundle, PolicyBundle) else None
+    if searched is not None:
+        check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
+    held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
+    comparison = None if searched is None else DatasetComparison(searched, allow_dataset_mismatch)
+    task = Task.build(config, device, held_out, comparison)
+    differences = () if comparison is None else comparison.differences
+    if differences:
+        reporter.noted(_what_is_given_up(config, task.splits.name, differences))
+    if searched is not None and config.policy in SEARCHED_POLICIES:
+        _check_channels(searched, task)
+    iteration, state = plan(config, bundle, task, device, reporter.noted)
+    return task, iteration, state, differences
 
 
 def plan(
@@ -312,9 +344,11 @@ def check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) ->
             raise InputError(f"setting {name}", why, "leave it out: it comes from the bundle")
 
 
-def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState, iteration: Iteration) -> PolicyBundle:
+def _refined(
+    config: TrainConfig, bundle: PolicyBundle | DatasetPolicy | None, state: RunState, iteration: Iteration
+) -> PolicyBundle:
     """The bundle with what fine-tuning has made of theta, alpha and p_jk."""
-    assert bundle is not None
+    assert isinstance(bundle, PolicyBundle)
     assert state.sampler is not None
     assert isinstance(iteration, BilevelIteration)
     rate = state.modules["rate"]
@@ -324,10 +358,12 @@ def _refined(config: TrainConfig, bundle: PolicyBundle | None, state: RunState, 
         for name, tensor in bundle.tensors.items()
         if name.startswith(EXTRACTOR_PREFIX)
     }
+    noise = " Hypergradient with the noise at its mean." if has_unequal_noise(state.modules["network"]) else ""
     return PolicyBundle.assemble(
         bundle.manifest.draft(
             results=bundle.manifest.results | iteration.monitor.figures(state.sampler),
-            note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs.",
+            note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs."
+            + noise,
         ),
         policy=state.modules["policy"].state_dict(),
         alpha=torch.full_like(bundle.alpha, float(rate().detach())),

@@ -1,18 +1,40 @@
 """Recipes: flat TOML files, one for each stage, data set and network.
 
 `search-cifar100-wrn28_10.toml` is for that data set and network, `search-cifar100.toml` would be for any network,
-`search-any.toml` is for any data set that has none of its own.
+`search-any.toml` is for any data set that has none of its own. A fourth part, as in
+`search-cifar100-wrn28_10-mt4.toml`, makes a variant, which is only taken by its name.
 """
 
 import difflib
+import itertools
+import re
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..config import read_toml
+from ..config import SHORT_NAMES, read_toml
 from ..errors import InputError
 
 ANY = "any"
+USUAL_NETWORKS = ("wrn28_10", "resnet50")  # whose recipe serves another network that the data set has no recipe for
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a recipe's head says.
+
+    Attributes:
+        name: of the recipe.
+        description: what it is for, and its target if it has one.
+        command: that runs it.
+        target: the figure that it aims at, in the paper's words; None where there is none.
+    """
+
+    name: str
+    description: str
+    command: str
+    target: str | None
 
 
 def names() -> list[str]:
@@ -28,10 +50,30 @@ def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, 
     Returns:
         What it is called, and its settings.
     """
-    known = names()
-    of_dataset = [name for name in known if name.startswith(f"{stage}-{dataset}-")]
-    candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *of_dataset, f"{stage}-{ANY}"]
+    known, network = names(), SHORT_NAMES.get(network or "", network)
+    usual = [f"{stage}-{dataset}-{name}" for name in USUAL_NETWORKS]
+    others = [name for name in known if name.startswith(f"{stage}-{dataset}-") and name.count("-") == 2]
+    candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *usual, *others, f"{stage}-{ANY}"]
     return load(next(candidate for candidate in candidates if candidate in known))
+
+
+def head(name: str) -> str:
+    """The comment that a recipe in the package opens with: what it is, its command, cost, expectation and target."""
+    text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines)
+
+
+def described() -> list[Description]:
+    """Every recipe in the package, by name."""
+    found = []
+    for name in names():
+        text = head(name)
+        title, (command,) = text.splitlines()[0].rstrip("."), re.findall(r"^mapolicy .+$", text, re.MULTILINE)
+        (target,) = re.findall(r"^Target, [^:]*: (.+)\.$", text, re.MULTILINE) or [None]
+        aim = "" if target is None else f" (target: {target})"
+        found.append(Description(name, title + aim, command, target))
+    return found
 
 
 def load(name: str) -> tuple[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import HubServer, serving
+from PIL import Image
 
 # huggingface_hub reads these when it is imported, which timm does: no test reaches the real hub or the user's cache.
 HUB = HubServer()
@@ -27,6 +28,7 @@ os.environ |= {
 os.environ.pop("HF_HUB_OFFLINE", None)
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy  # noqa: E402
+from mapolicy.bench.synthetic import synthetic_images  # noqa: E402
 from mapolicy.run import Run  # noqa: E402
 
 # The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
@@ -105,3 +107,14 @@ def bundle_file(bundle: PolicyBundle, tmp_path_factory: pytest.TempPathFactory) 
     path = tmp_path_factory.mktemp("bundle") / "digits.safetensors"
     bundle.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of six colour images."""
+    folder = tmp_path_factory.mktemp("data")
+    images = synthetic_images(12, 32)
+    for number, image in enumerate(images):
+        (folder / "tiny" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "tiny" / str(number % 2) / f"{number}.png")
+    return folder

@@ -21,7 +21,8 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
-    "affine blend errors pointwise space reporting models models.wide_resnet",
+    "affine blend errors pointwise space reporting "
+    "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
     "config features files folding forward_mode graph_merging limits operations refusal runtime side_by_side",
     "augment canonical_json images manifest_fields networks policy summary transformation web",
     "bilevel chart hub image_sets sampler sealed splits tensor_container",
@@ -36,6 +37,7 @@ LAYERS = (
     "iteration",
     "cost",
     "run",
+    "forecast",
     "search train",
     "pacing",
     "compare",
@@ -45,8 +47,8 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.pull cli.push cli.search cli.slim "
-    "cli.train",
+    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.listing "
+    "cli.pull cli.push cli.search cli.slim cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -270,17 +272,8 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
         *(
             f"help({line!r})"
             for line in (
-                "",
-                "search",
-                "train",
-                "compare",
-                "inspect",
-                "bench step",
-                "push",
-                "pull",
-                "slim",
-                "export",
-                "import",
+                *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
+                *("bench step", "push", "pull", "slim", "export", "import"),
             )
         ),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -11,9 +12,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-import mapolicy.models  # noqa: F401 - registers wrn10_1
+import mapolicy.models  # noqa: F401 - registers the networks in timm
 from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions
+from mapolicy.errors import UsageError
 from mapolicy.features import deep_features, features_and_logits, running_statistics_kept
+from mapolicy.models.noise import noise_at_its_mean
+from mapolicy.models.pyramidnet import PyramidNet
+from mapolicy.models.shake_shake import ShakeShakeNetwork
 from mapolicy.policy import PolicyNetwork, normalise_weights
 from mapolicy.runtime import seed_for
 from mapolicy.space import EMBEDDING_WIDTH
@@ -26,10 +31,16 @@ class Case:
     """A network, a policy that weighs unequally, and batches, all float64 and small."""
 
     def __init__(
-        self, arch: str = "wrn10_1", copies: int = 1, per_layer: bool = False, side: int = 8, **arguments: float
+        self,
+        arch: str | Callable[[], nn.Module] = "wrn10_1",
+        copies: int = 1,
+        per_layer: bool = False,
+        side: int = 8,
+        **arguments: float,
     ) -> None:
         torch.manual_seed(3)
-        self.network = timm.create_model(arch, num_classes=CLASSES, in_chans=1, **arguments).double()
+        built = timm.create_model(arch, num_classes=CLASSES, in_chans=1, **arguments) if type(arch) is str else arch()
+        self.network = built.double()
         batch = 6
         self.images = torch.randn(batch * copies, 1, side, side, dtype=torch.float64)
         self.labels = torch.randint(CLASSES, (batch,)).repeat_interleave(copies)
@@ -351,3 +362,82 @@ def test_alpha_stays_positive_whatever_the_step() -> None:
     case = Case()
     case.run(case.step(policy_learning_rate=10.0))
     assert case.rate().item() > 0
+
+
+UNEQUAL = pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ShakeShakeNetwork(2, CLASSES, in_chans=1),
+        lambda: PyramidNet(8, 6, False, CLASSES, in_chans=1),
+        lambda: PyramidNet(11, 6, True, CLASSES, in_chans=1),
+    ],
+    ids=["shake-shake", "pyramidnet", "pyramidnet-bottleneck"],
+)
+
+
+@UNEQUAL
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"fraction": 0.999}], ids=str)
+def test_unequal_noise_stands_at_its_mean_in_the_hypergradient(build: Callable[[], nn.Module], options: dict) -> None:
+    """Double backward through the network at the mean of its noise; the batches are whole in each case."""
+    case = Case(build)
+    with noise_at_its_mean(case.network):
+        # The reference works on a copy, which keeps the noise where it is.
+        expected = case.double_backward()
+    step = case.step(**options)
+    assert step.noise_at_mean
+    case.run(step)
+    for name, parameter in [*case.policy.named_parameters(), ("alpha", case.rate.log_alpha)]:
+        assert expected[name].norm() > 0
+        assert relative_error(parameter.grad, expected[name]) < 1e-9, name
+
+
+@UNEQUAL
+@pytest.mark.parametrize("learns", [False, True])
+def test_unequal_noise_is_the_weighted_steps_own(build: Callable[[], nn.Module], learns: bool) -> None:
+    case, reference = Case(build), Case(build).network.train()
+    record = case.run(case.step(learning_rate=0.1), learns)
+    torch.manual_seed(SEED)
+    features, logits = features_and_logits(reference, case.images)
+    losses = F.cross_entropy(logits, case.labels, reduction="none")
+    raw = case.policy(features, case.embedding).detach()
+    torch.testing.assert_close(record.raw, raw, rtol=1e-9, atol=1e-12)
+    losses.backward(normalise_weights(raw))
+    for (name, parameter), moved in zip(reference.named_parameters(), case.network.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+    for name, buffer in reference.named_buffers():  # running statistics move once, by the noisy forward
+        torch.testing.assert_close(case.network.get_buffer(name), buffer, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_hypergradient_with_the_noise_at_its_mean_costs_a_forward_more() -> None:
+    case = Case(lambda: ShakeShakeNetwork(2, CLASSES, in_chans=1))
+    case.validation_images, case.validation_labels = case.images, case.labels
+    step = case.step()
+    case.run(step)
+    assert step._own_rules
+    with FlopCounterMode(display=False) as iteration:
+        case.run(step)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        case.network(case.images)
+    passes = (1 + 2 + 3 + 2) + 3
+    assert iteration.get_total_flops() / forward.get_total_flops() == pytest.approx(passes, rel=0.04)
+
+
+def test_a_simultaneous_step_cannot_have_two_kinds_of_noise() -> None:
+    case = Case(lambda: ShakeShakeNetwork(2, CLASSES, in_chans=1))
+    with pytest.raises(UsageError, match=r"^simultaneous: .+; leave it out for this network$"):
+        case.step(simultaneous=True)
+
+
+@pytest.mark.parametrize("build", [None, lambda: ShakeShakeNetwork(2, CLASSES, in_chans=1)], ids=["equal", "unequal"])
+def test_an_own_extractors_noise_stands_at_its_mean_only_while_it_learns(build: Callable | None) -> None:
+    case = Case(build or "wrn10_1")
+    extractor = copy.deepcopy(case.network)
+    learned = [*case.policy.parameters(), *extractor.parameters(), *case.rate.parameters()]
+    optimizers = [torch.optim.SGD(of, lr=0.1) for of in (case.network.parameters(), learned)]
+    step = BilevelStep(case.network, case.policy, case.rate, *optimizers, extractor=extractor)
+    noisy: list[bool] = []
+    extractor.conv1.register_forward_hook(
+        lambda *_: noisy.append(any(getattr(module, "noisy", False) for module in extractor.modules()))
+    )
+    case.run(step)
+    assert noisy == [False, build is not None], "Eq. 3, then the weights of Eq. 4"

@@ -845,3 +845,83 @@ def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> Non
 def test_a_usage_error_as_a_process(tmp_path: Path) -> None:
     result = run_process("inspect", folder=tmp_path)
     Outcome(result.returncode, result.stdout, result.stderr).is_error(2, "FILE")
+
+
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    mapolicy, bundle_file: Path, tmp_path: Path, stage: str
+) -> None:
+    arguments = {
+        "search": ("search", "digits", "--proxy", "wrn10_1", *SHORT),
+        "train": ("train", "--bundle", bundle_file, "--mode", "finetune", "--out", "refined.safetensors", *TRAIN),
+    }[stage]
+    outcome = mapolicy(*arguments, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    lines = dict(line.split("  ", 1) for line in outcome.out.splitlines())
+    assert set(lines) == {"settings", "network", "iterations", "memory", "time"}
+    assert "GiB" in lines["memory"]
+    document = mapolicy(*arguments, "--dry-run", "--json").json
+    assert document["iterations"] == int(lines["iterations"]) == 5
+    assert document["seconds"] == pytest.approx(5 * document["seconds_per_iteration"])
+    assert set(document) > {"network", "parameters", "memory_bytes"}
+    assert snapshot(tmp_path) == []
+
+
+def test_a_dry_run_is_not_refused_for_what_is_there(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").write_text("mine")
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "there.safetensors", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert snapshot(tmp_path) == ["there.safetensors"]
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+# What there is.
+
+LISTS = {
+    "archs": ("shakeshake26_2x96d", "shake-shake"),
+    "recipes": ("search-cifar100-wrn28_10", "CIFAR-100"),
+    "datasets": ("folder:PATH", "class"),
+    "operations": ("Rotate", "degrees"),
+}
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_lists(mapolicy, what: str) -> None:
+    name, word = LISTS[what]
+    rows = mapolicy(what, "--json").json["rows"]
+    found = mapolicy(what, word, "--json").json["rows"]
+    assert name in {row["name"] for row in found}
+    assert found == [row for row in rows if word.lower() in f"{row['name']} {row['description']}".lower()]
+    assert 0 < len(found) < len(rows) == len({row["name"] for row in rows})
+    lines = mapolicy(what, word.upper()).out.splitlines()
+    assert [line.split()[0] for line in lines] == [row["name"] for row in found]
+    for line, row in zip(lines, found, strict=True):
+        assert line.endswith(f"  {row['description']}")
+
+
+def test_what_the_lists_say(mapolicy) -> None:
+    assert len(mapolicy("operations", "--json").json["rows"]) == 14
+    (rotate,) = mapolicy("operations", "rotate", "--json").json["rows"]
+    assert rotate["ranges"]["metaaugment-v1"] == {"at_zero": 0, "at_ten": 30, "signed": True}
+    assert rotate["ranges"]["wide"]["at_ten"] == 135
+    assert mapolicy("operations", "identity").out == "Identity  no level\n"
+    (recipe,) = mapolicy("recipes", "search-cifar10-wrn40_2", "--json").json["rows"]
+    assert recipe["target"] == "96.79 +- .06 (5 runs; baseline 94.7)"
+    assert recipe["command"].startswith("mapolicy search cifar10 --proxy wrn40_2")
+    (vit,) = mapolicy("archs", "vit_tiny_patch16_224", "--json").json["rows"]
+    assert (vit["image_size"], vit["fixed_size"]) == (224, True)
+    assert mapolicy("archs", "wrn34_7").out.split() == ["wrn34_7", "WRN-34-7;", "for", "32", "pixels"]
+    assert mapolicy("archs", "pyramidnet").out.startswith("pyramidnet ")
+
+
+def test_a_word_that_nothing_has(mapolicy) -> None:
+    outcome = mapolicy("archs", "convnex_atto")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err.startswith("mapolicy: nothing here has 'convnex_atto' in it; the closest are convnext_atto, ")
+    assert mapolicy("archs", "convnex_atto", "--json").json == {"rows": []}
+
+
+def test_a_short_name_is_its_network(mapolicy) -> None:
+    depth = ("--model-arg", "depth=11", "--dry-run", "--json")
+    outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "pyramidnet", *SHORT, *depth)
+    assert outcome.json["network"] == "pyramidnet272_a200"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
+import mapolicy.models  # noqa: F401 - registers the networks in timm
 from mapolicy.config import FAST, MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig, read_toml
 from mapolicy.errors import InputError, UsageError
 
@@ -312,3 +314,11 @@ def test_settings_that_contradict_each_other_are_refused(make_search_config, cha
 def test_fast_is_made_of_settings_of_both_stages(make_search_config, make_train_config) -> None:
     for config in (make_search_config(), make_train_config()):
         assert config.with_changes(**FAST) != config
+
+
+@STAGES
+def test_a_short_name_of_a_network_is_a_name_of_the_registry(kind: type[RunConfig]) -> None:
+    assert timm.is_model("pyramidnet272_a200")
+    config = make(kind, **{kind.network_field: "pyramidnet"})
+    assert config.network == config.to_mapping()[kind.network_field] == "pyramidnet272_a200"
+    assert make(kind, **{kind.network_field: "resnet18"}).network == "resnet18"

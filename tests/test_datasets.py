@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 from torchvision.datasets import CIFAR10, CIFAR100, Omniglot
 
-from mapolicy import timm_datasets
+from mapolicy import datasets, timm_datasets
 from mapolicy.datasets import open_source
 from mapolicy.errors import EnvironmentFault, InputError, UsageError
 from mapolicy.images import CorruptImageError, Framing, decode, random_crop_box, refusing_bombs
@@ -580,3 +580,11 @@ def test_labels_must_be_whole():
     for label in (None, 1.5, "a", True):
         with pytest.raises(InputError, match="no whole number"):
             timm_datasets.whole_labels([label])
+
+
+def test_every_name_is_described() -> None:
+    assert set(datasets.NAMES) == set(datasets._OPENERS)
+    others = {name.partition("/")[0] for name in datasets.DESCRIPTIONS if "/" in name}
+    assert others == set(datasets.TIMM_PREFIXES) - {"hfids"}
+    assert "hfids" in datasets.DESCRIPTIONS["hfds/NAME"]
+    assert set(datasets.DESCRIPTIONS) == {*datasets.NAMES, "folder:PATH", *(f"{prefix}/NAME" for prefix in others)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mapolicy.errors import UsageError
-from mapolicy.networks import build_network, check_arch
+from mapolicy.networks import build_network, check_arch, known_archs
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,12 @@ def build(name: str = "wrn10_1", classes: int = 4, channels: int = 1, seed: int 
 
 
 @pytest.mark.parametrize(
-    "name", ["wrn10_1", "wrn16_2", "wrn28_10", "wrn40_2", "resnet18", "vit_tiny_patch16_224", "convnext_atto"]
+    "name",
+    [
+        *("wrn10_1", "wrn16_2", "wrn28_10", "wrn40_2", "wrn94_4"),
+        *("shakeshake26_2x32d", "shakeshake26_2x96d", "shakeshake26_2x112d", "pyramidnet110_a48", "pyramidnet272_a200"),
+        *("resnet18", "vit_tiny_patch16_224", "convnext_atto"),
+    ],
 )
 def test_names_in_the_registry(name: str) -> None:
     check_arch(name)
@@ -70,7 +75,7 @@ def test_other_names_are_refused_and_nothing_is_opened(name: str, monkeypatch: p
 
 def test_unknown_name_comes_with_three_suggestions() -> None:
     with pytest.raises(UsageError) as refusal:
-        check_arch("wrn28_11")
+        check_arch("wrn28_10x")
     intro, names = refusal.value.remedy.split(" are ")
     assert intro == "the closest"
     suggestions = names.split(", ")
@@ -152,3 +157,14 @@ def test_weights_lie_channels_last(name: str) -> None:
     kernels = [parameter for parameter in build(name, channels=3).parameters() if parameter.ndim == 4]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_every_network_is_known_by_name() -> None:
+    archs = {arch.name: arch for arch in known_archs()}
+    assert set(archs) == {*timm.list_models(), "pyramidnet"}
+    assert list(archs) == sorted(archs)
+    assert archs["pyramidnet"].description.startswith("is pyramidnet272_a200; ")
+    assert not archs["resnet18"].fixed_size
+    assert "others by img_size" in archs["vit_tiny_patch16_224"].description
+    assert "wrn46_3" not in archs
+    assert "wrn46_3" in {arch.name for arch in known_archs("wrn46_3")}

@@ -4,14 +4,16 @@ import json
 import math
 import shutil
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from mapolicy import PolicyBundle, search_policy
+from mapolicy import PolicyBundle, TrainConfig, search_policy, train_network
 from mapolicy.checkpoint import load_checkpoint
+from mapolicy.config import RunConfig
 from mapolicy.errors import InputError, TrainingError, UsageError
 from mapolicy.networks import build_network
 from mapolicy.reporting import Reporter
@@ -290,6 +292,23 @@ def test_a_transformer_can_search(make_search_config) -> None:
     assert search_policy(config).manifest.extractor.model_args == {"img_size": 8, "patch_size": 4}
 
 
+@pytest.mark.parametrize("extractor", ["shared", "own"])
+def test_a_network_without_a_true_gradient_can_search(make_search_config, tmp_path: Path, extractor: str) -> None:
+    log = Log()
+    small = {"proxy": "pyramidnet110_a48", "model_args": {"depth": 8}}
+    config = make_search_config(epochs=1, batch_size=512, extractor=extractor, **small)
+    searched = search_policy(config, log, tmp_path / "run")
+    assert sum("noise at its mean" in note for note in log.notes) == 1
+    assert log.result["step"].endswith("hypergradient with the noise at its mean")
+    loaded = PolicyBundle.from_bytes(searched.to_bytes())
+    assert loaded.manifest.search.settings["hypergradient_noise"] == "mean"
+    assert extractor == "own" or loaded.to_bytes() == search_policy(config).to_bytes(), "the noise is the seed's"
+
+
+def test_other_networks_say_nothing_of_noise(bundle: PolicyBundle) -> None:
+    assert "hypergradient_noise" not in bundle.manifest.search.settings
+
+
 @pytest.mark.parametrize("base_augmentation", ["flip_crop", "random_resized_crop"])
 def test_the_number_of_loader_workers_does_not_matter(make_search_config, squares: Path, base_augmentation) -> None:
     """Streamed from files: the same bytes with 0, 1 and 2 worker processes."""
@@ -315,9 +334,22 @@ def test_a_streamed_search_equals_a_resident_one(make_search_config, squares: Pa
     assert torch.equal(resident.meta_validation, streamed.meta_validation)
 
 
-def test_a_policy_that_does_not_learn_is_uniform(make_search_config) -> None:
-    """Every raw output stays 1/2, and that, not its share of the batch, is what the sampler averages."""
-    searched = search_policy(make_search_config(epochs=1, policy_learning_rate=0.0, alpha_learning_rate=0.0))
+def test_a_policy_that_does_not_learn_is_uniform(make_search_config, make_train_config, monkeypatch) -> None:
+    """The search is then plain training on uniform transformations, bit for bit: the other passes leave no trace.
+
+    Every raw output stays 1/2, and that, not its share of the batch, is what the sampler averages.
+    """
+    config = make_search_config(epochs=1, policy_learning_rate=0.0, alpha_learning_rate=0.0, alpha_initial=0.25)
+    searched = search_policy(config)
     assert torch.equal(searched.means, torch.full((14, 14), 0.5))
     torch.testing.assert_close(searched.probabilities, torch.full((14, 14), 1 / 196))
-    assert searched.alpha.item() == pytest.approx(0.1)
+    assert searched.alpha.item() == pytest.approx(0.25)
+
+    shared = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    plain = make_train_config(**shared, arch=config.proxy, policy="uniform")
+    monkeypatch.setattr(TrainConfig, "stage", "search")  # draws depend on the stage
+    trained = train_network(plain).network.state_dict()
+    kept = searched.build_extractor(torch.device("cpu")).state_dict()
+    assert list(kept) == list(trained)
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, trained[name]), name

@@ -1,6 +1,7 @@
 """Training end to end, on digits: frozen, fine-tuned, baselines, and the checks between a bundle and a run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +84,21 @@ def test_finetuning_goes_on_learning_and_keeps_the_extractor(bundle: PolicyBundl
         assert same != learned, name
     assert "fine-tuned" in refined.manifest.note
     assert PolicyBundle.from_bytes(refined.to_bytes()).digest == refined.digest
+
+
+def test_a_network_without_a_true_gradient_is_trained_frozen_and_finetuned(
+    bundle: PolicyBundle, make_train_config
+) -> None:
+    changes = {"arch": "pyramidnet110_a48", "model_args": {"depth": 8}, "epochs": 1, "batch_size": 512}
+    notes: dict[str, list[str]] = {"frozen": [], "finetune": []}
+    refined = {}
+    for mode, heard in notes.items():
+        reporter = Reporter()
+        reporter.noted = heard.append  # type: ignore[method-assign]
+        refined[mode] = train_network(make_train_config(mode=mode, **changes), bundle, reporter).refined
+    assert notes["frozen"] == [], "as a frozen target nothing is special about it"
+    assert sum("noise at its mean" in note for note in notes["finetune"]) == 1
+    assert refined["finetune"].manifest.note.endswith(" Hypergradient with the noise at its mean.")
 
 
 def test_a_per_layer_alpha_can_be_finetuned_on_another_network(make_search_config, make_train_config) -> None:
@@ -329,3 +345,71 @@ def test_target_may_be_larger_than_the_proxys_input(bundle: PolicyBundle, make_t
     """A ViT with an image size of its own: the extractor sees the images at the proxy's size."""
     config = make_train_config(arch="test_vit", image_size=16, model_args={"img_size": 16}, epochs=1)
     assert train_network(config, bundle).weight_spread > 0
+
+
+# ---- timm's networks on small images, as docs/networks.md has them
+
+
+@pytest.fixture(scope="module")
+def small_colour_images(tiny: Path) -> dict[str, object]:
+    """Settings of one iteration over four 32x32 images."""
+    per_class = dict.fromkeys(("train_per_class", "validation_per_class", "test_per_class"), 2)
+    return {"dataset": f"folder:{tiny / 'tiny'}", "image_size": 32, "epochs": 1, "batch_size": 4, **per_class}
+
+
+@pytest.fixture(scope="module")
+def small_colour_bundle(small_colour_images: dict, make_search_config) -> PolicyBundle:
+    return search_policy(make_search_config(**small_colour_images))
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [
+        ("resnet18", {}),
+        ("resnet18", {"image_size": 64}),
+        ("resnet18", {"model_args": {"output_stride": 8}}),
+        ("convnext_atto", {}),
+        ("convnext_atto", {"model_args": {"patch_size": 1}}),
+        ("vit_tiny_patch16_224", {"model_args": {"img_size": 32, "depth": 2}}),
+        ("vit_tiny_patch16_224", {"model_args": {"img_size": 32, "patch_size": 4, "depth": 2}}),
+    ],
+)
+def test_networks_for_large_images_take_small_ones(
+    small_colour_bundle: PolicyBundle, small_colour_images: dict, make_train_config, arch: str, changes: dict
+) -> None:
+    result = train_network(make_train_config(arch=arch, **(small_colour_images | changes)), small_colour_bundle)
+    assert 0 <= result.test_top1 <= 100
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("vit_tiny_patch16_224", {"model_args": {"img_size": 64}}),
+        ("swin_tiny_patch4_window7_224", {}),
+        ("convnext_atto", {"image_size": 8}),
+    ],
+)
+def test_networks_that_do_not_take_the_size_say_what_to_do(
+    small_colour_bundle: PolicyBundle, small_colour_images: dict, make_train_config, arch: str, changes: dict
+) -> None:
+    size = changes.get("image_size", 32)
+    remedy = r"try --model-arg img_size=\.\.\., another image_size or another arch$"
+    with pytest.raises(UsageError, match=f"^network .+: does not take 3 x {size} x {size} images .+; {remedy}"):
+        train_network(make_train_config(arch=arch, **(small_colour_images | changes)), small_colour_bundle)
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "side"),
+    [
+        ("resnet18", {}, 1),
+        ("resnet18", {"output_stride": 8}, 4),
+        ("convnext_atto", {}, 1),
+        ("convnext_atto", {"patch_size": 1}, 4),
+    ],
+)
+def test_what_is_left_of_32_pixels(arch: str, changes: dict, side: int) -> None:
+    """The figures of docs/networks.md."""
+    network = build_network(arch, changes, 2, 3, 0, CPU).eval()
+    assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape[-2:] == (side, side)
+    assert f"{side} x {side}" in (Path(__file__).parent.parent / "docs" / "networks.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Wide residual networks: the published sizes, timm's feature contract, and the blocks written out a second time."""
+"""Wide residual networks: the published sizes, names by pattern, and the blocks written out a second time."""
 
 import pytest
 import timm
@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mapolicy.models  # noqa: F401 - registers the networks in timm
-from mapolicy.models.wide_resnet import WideResNet
-
-NAMES = ("wrn10_1", "wrn16_2", "wrn28_10", "wrn40_2")
+from mapolicy.models.wide_resnet import LISTED, WideResNet, register
 
 
 def small(**arguments: object) -> nn.Module:
@@ -92,56 +89,30 @@ def test_depth_must_be_6n_plus_4(depth: int) -> None:
         WideResNet(depth, 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LISTED)
 def test_timm_lists_it(name: str) -> None:
     assert timm.is_model(name)
     assert name in timm.list_models("wrn*")
 
 
-@pytest.mark.parametrize("name", ["wrn10_1", "wrn16_2"])
-def test_feature_contract(name: str) -> None:
-    network = timm.create_model(name, num_classes=5, in_chans=1).double().eval()
-    x = images(channels=1)
-    maps = network.forward_features(x)
-    feature = network.forward_head(maps, pre_logits=True)
-    assert maps.shape == (4, network.num_features, 2, 2)
-    assert feature.shape == (4, network.head_hidden_size)
-    assert network.head_hidden_size == network.num_features == 64 * int(name[-1])
-    assert torch.equal(network(x), network.forward_head(maps))
-    assert torch.equal(network.get_classifier()(feature), network(x))
+def test_any_depth_and_width_by_its_name() -> None:
+    assert not timm.is_model("wrn22_3")
+    assert register("wrn22_3")
+    assert register("wrn22_3"), "a second time changes nothing and warns of nothing"
+    with torch.device("meta"):
+        network = timm.create_model("wrn22_3", num_classes=7)
+    sizes = [module.kernel_size for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert (sizes.count((3, 3)), sizes.count((1, 1))) == (22 - 3, 3)
+    assert (network.head_hidden_size, network.num_classes) == (3 * 64, 7)
 
 
-def test_reset_classifier() -> None:
-    network = small().eval()
-    feature = network.forward_head(network.forward_features(images()), pre_logits=True)
-    network.reset_classifier(7, "avg")
-    network.double()
-    assert network.num_classes == network.get_classifier().out_features == 7
-    assert torch.equal(network(images()), network.get_classifier()(feature))
-    network.reset_classifier(0)
-    assert network.num_classes == 0
-    assert torch.equal(network(images()), feature)
-    with pytest.raises(ValueError, match="global_pool 'max' is not 'avg'"):
-        network.reset_classifier(7, global_pool="max")
-    assert network.num_classes == 0, "a refused change changes nothing"
-
-
-def test_created_without_a_classifier() -> None:
-    network = timm.create_model("wrn10_1", num_classes=0).eval()
-    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 64)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_feature_info_is_true(stride: int) -> None:
-    network = small(stem_stride=stride)
-    assert network.feature_info[0]["reduction"] == stride
-    assert [entry["module"] for entry in network.feature_info] == ["stage1", "stage2", "stage3"]
-    for entry in network.feature_info:
-        seen = []
-        handle = network.get_submodule(entry["module"]).register_forward_hook(lambda *call, to=seen: to.append(call[2]))
-        network(images(32))
-        handle.remove()
-        assert seen[0].shape == (4, entry["num_chs"], 32 // entry["reduction"], 32 // entry["reduction"])
+@pytest.mark.parametrize(
+    "name",
+    ["wrn4_1", "wrn29_10", "wrn28_0", "wrn28_", "wrn028_10", "wrn1000_1", "wrn28_100", "wrn28_10_2", "WRN28_10", "wrn"],
+)
+def test_there_is_no_such_network(name: str) -> None:
+    assert not register(name)
+    assert not timm.is_model(name)
 
 
 def test_dropout_stands_between_the_convolutions() -> None:
@@ -153,13 +124,3 @@ def test_dropout_stands_between_the_convolutions() -> None:
     network.train()
     torch.manual_seed(0)
     assert (network(images()) - network(images())).abs().max() > 1e-3
-
-
-def test_initial_weights() -> None:
-    torch.manual_seed(0)
-    network = timm.create_model("wrn16_2", num_classes=1000)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            inputs = module.weight[0].numel()
-            assert module.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.15), name
-            assert module.bias is None or not module.bias.any()

@@ -1,5 +1,5 @@
 """Networks of the paper that timm does not have; importing this package registers them in timm."""
 
-from . import wide_resnet
+from . import pyramidnet, shake_shake, wide_resnet
 
-__all__ = ["wide_resnet"]
+__all__ = ["pyramidnet", "shake_shake", "wide_resnet"]
