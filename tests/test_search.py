@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mapolicy.errors import InputError, TrainingError, UsageError
 from mapolicy.networks import build_network
 from mapolicy.reporting import Reporter
 from mapolicy.runtime import seed_for
+from mapolicy.space import OPERATION_NAMES
+from mapolicy.transformation import Transformation
 
 
 class Log(Reporter):
@@ -353,3 +356,47 @@ def test_a_policy_that_does_not_learn_is_uniform(make_search_config, make_train_
     assert list(kept) == list(trained)
     for name, tensor in kept.items():
         assert torch.equal(tensor, trained[name]), name
+
+
+PLANTED = OPERATION_NAMES.index("ShearX")
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, destroys: Callable[[Transformation], torch.Tensor]) -> None:
+    """Where `destroys` says so, a transformation's image is another sample's, so that its label is wrong."""
+    original = Transformation.apply
+
+    def apply(self: Transformation, *arguments) -> torch.Tensor:
+        images = original(self, *arguments)
+        wrong = destroys(self)[:, None, None, None]
+        return torch.where(wrong, images.roll(1, dims=0), images)
+
+    monkeypatch.setattr(Transformation, "apply", apply)
+
+
+def with_planted(transformation: Transformation) -> torch.Tensor:
+    return (transformation.first == PLANTED) | (transformation.second == PLANTED)
+
+
+def marginals(table: torch.Tensor) -> list[tuple[float, float]]:
+    """Of the planted operation and of the others, as first and as second operation: means over its pairs."""
+    others = [number for number in range(len(OPERATION_NAMES)) if number != PLANTED]
+    return [(float(side[PLANTED].mean()), float(side[others].mean())) for side in (table, table.T)]
+
+
+def test_an_operation_that_destroys_labels_is_found_out(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, with_planted)
+    searched = search_policy(make_search_config(epochs=8, batch_size=128))
+    for probability, other in marginals(searched.probabilities):
+        assert probability < 0.75 * other
+    for weight, other in marginals(searched.means):
+        assert weight < 0.75 * other
+    assert searched.manifest.results["signal_to_noise_low"] > 0
+
+
+def test_the_one_operation_that_keeps_labels_is_found_out(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, lambda transformation: ~with_planted(transformation))
+    searched = search_policy(make_search_config(epochs=8, batch_size=128))
+    for probability, other in marginals(searched.probabilities):
+        assert probability > 1.5 * other
+    for weight, other in marginals(searched.means):
+        assert weight > 1.5 * other
