@@ -32,6 +32,7 @@ LABELS = {
     "validation_top1": "meta-validation top-1",
     "entropy": "entropy of p_jk, of uniform",
     "weight_spread": "weights' spread",
+    "signal_to_noise": "signal to noise",
     "learning_rate": "learning rate",
     "images_per_second": "images a second",
 }
@@ -210,3 +211,17 @@ def duration(seconds: float) -> str:
 def ratio(value: float | None) -> str:
     """A cost ratio, or that the run was too short to measure one."""
     return "not measured (too few iterations)" if value is None else f"{value:.2f}x a plain step"
+
+
+def with_interval(figures: Mapping[str, Any], name: str, meaning: str) -> dict[str, str]:
+    """A line with a figure of the search and its interval; none where it is not known, as in bundles of old."""
+    found = [figures.get(key) for key in (name, f"{name}_low", f"{name}_high")]
+    if None in found:
+        return {}
+    value, low, high = found
+    return {LABELS[name]: f"{value:.4f} ({low:.4f} to {high:.4f}, {meaning})"}
+
+
+def signal_to_noise(figures: Mapping[str, Any]) -> dict[str, str]:
+    """The line of the signal-to-noise ratio."""
+    return with_interval(figures, "signal_to_noise", "of a hypergradient, 95 % interval")

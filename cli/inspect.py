@@ -52,8 +52,10 @@ def inspect(
         f"seed {manifest.search.settings.get('seed', '?')}",
         "operation space": f"{manifest.operations.space}, fill {manifest.operations.fill}",
         "alpha": _alpha(facts["alpha"]),
-        "entropy of p_jk": f"{facts['entropy']:.5f} of uniform",
+        "entropy of p_jk": f"{facts['entropy']:.5f} of uniform{_by_chance(manifest.results)}",
         "furthest from uniform": f"{facts['furthest']:.1%} (largest relative difference of a p_jk)",
+        **display.with_interval(manifest.results, "weight_spread", "of 95 % of the last epoch's batches"),
+        **display.signal_to_noise(manifest.results),
         "size": f"{facts['bytes']:,} bytes, {facts['parameters']['extractor']:,} parameters in the extractor, "
         f"{facts['parameters']['policy']:,} in the policy network",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
@@ -157,6 +159,11 @@ def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) ->
 def _array(tensor: RawTensor) -> Any:
     """A float32 tensor as an array; alpha, probabilities and means are never stored otherwise."""
     return np.frombuffer(tensor.data, dtype="<f4").reshape(tensor.shape)
+
+
+def _by_chance(results: Mapping[str, float]) -> str:
+    ends = [results.get(f"entropy_by_chance_{end}") for end in ("low", "high")]
+    return "" if None in ends else f" (by chance alone {ends[0]:.5f} to {ends[1]:.5f})"
 
 
 def _alpha(values: list[float]) -> str:

@@ -76,6 +76,8 @@ def search(
             **effect,
             "alpha": f"{result['alpha']:.4f}",
             "entropy of p_jk": f"{result['entropy']:.5f} of uniform",
+            **display.with_interval(result, "weight_spread", "of 95 % of the last epoch's batches"),
+            **display.signal_to_noise(result),
             "cost": display.ratio(result["cost_ratio"]),
             "time": display.duration(result["seconds"]),
             "run folder": str(run_dir),

@@ -88,6 +88,11 @@ def test_search_then_train_then_inspect(mapolicy, tmp_path: Path) -> None:
     assert inspected.code == 0
     assert digest in inspected.out
     assert "likeliest transformations" in inspected.out
+    assert re.search(
+        r"^entropy of p_jk +[01]\.\d{5} of uniform \(by chance alone [01]\.\d{5} to [01]\.\d{5}\)$", inspected.out, re.M
+    )
+    for name in ("weights' spread", "signal to noise"):
+        assert re.search(rf"^{name} +-?\d+\.\d{{4}} \(-?\d+\.\d{{4}} to -?\d+\.\d{{4}}, ", inspected.out, re.M), name
 
 
 def test_search_json_is_one_document(mapolicy, tmp_path: Path) -> None:
