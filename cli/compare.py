@@ -159,13 +159,14 @@ def _names(text: str) -> list[str]:
 def _print(comparison: "Comparison", run_dir: Path) -> None:
     """The summary as a table on stdout, and below it what it depends on."""
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    heads = ("epochs", "n", "test top-1 %", "to best rival", "to uniform", "seconds", "x plain step")
-    table = Table(Column("network", no_wrap=True), Column("policy", no_wrap=True))
-    for name in heads:
-        table.add_column(name, justify="right", no_wrap=True)
-    for entry in comparison.summary:
+    table = Table("network", "policy")
+    for name in ("epochs", "n", "test top-1 %", "to best rival", "to uniform", "seconds", "x plain step"):
+        table.add_column(name, justify="right")
+    for position, entry in enumerate(comparison.summary):
+        if position and entry.arch != comparison.summary[position - 1].arch:
+            table.add_section()
         table.add_row(
             entry.arch,
             entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}",
@@ -177,7 +178,7 @@ def _print(comparison: "Comparison", run_dir: Path) -> None:
             "-" if entry.seconds is None else f"{entry.seconds:.1f}",
             "-" if entry.cost_ratio is None else f"{entry.cost_ratio:.2f}",
         )
-    console = Console(width=None if Console().is_terminal else 120)
+    console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
     display.print_figures(_facts(comparison) | {"run folder": str(run_dir)})
 

@@ -24,7 +24,6 @@ from .data import load_splits
 from .errors import InputError, MapolicyError, UsageError
 from .evaluate import evaluate
 from .files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE, RUN_FILES, read_regular_file, write_atomically
-from .limits import Limits
 from .networks import check_arch
 from .pacing import seconds_per_iteration
 from .pipeline import Pipeline
@@ -195,11 +194,11 @@ def compare_policies(
         seconds_left = so_far * (len(combinations) - done) / (done - len(combinations) + len(left))
         reporter.compared(done, len(combinations), f"{combination}: {came_to}", seconds_left)
 
-    trainer = Trainer(by_digest)
+    trainer = Trainer(run_dir, by_digest)
     if jobs == 1:
         _one_by_one(trainer, left, finished, reporter.noted)
     else:
-        side_by_side(trainer, left, jobs, finished, reporter.noted, _environments(device))
+        side_by_side(trainer, left, jobs, finished, reporter.noted, environments(device))
     in_order = [rows[combination] for combination in combinations if combination in rows]
     comparison = Comparison(
         rows=in_order,
@@ -459,27 +458,35 @@ def _check_data(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig])
 
 
 class Trainer:
-    """Does one run of a comparison; can be sent to another process.
+    """Does one run of a comparison; can be sent to another process, which then reads the bundles from the folder.
 
     Args:
+        folder: of the comparison; the bundles are copied there.
         bundles: by digest.
     """
 
-    def __init__(self, bundles: Mapping[str, PolicyBundle]) -> None:
+    def __init__(self, folder: Path, bundles: Mapping[str, PolicyBundle]) -> None:
         self._bundles = dict(bundles)
+        self._kept = {
+            digest: (folder / f"{_short(bundle)}.safetensors", bundle.origin, bundle.limits)
+            for digest, bundle in bundles.items()
+        }
+        for digest, (path, _, _) in self._kept.items():
+            bundles[digest].save(path)
 
-    def __getstate__(self) -> dict[str, tuple[bytes, str, Limits]]:
-        return {digest: (b.to_bytes(), b.origin, b.limits) for digest, b in self._bundles.items()}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_bundles": {}, "_kept": self._kept}
 
-    def __setstate__(self, state: Mapping[str, tuple[bytes, str, Limits]]) -> None:
-        self._bundles = {}
-        for digest, (content, origin, limits) in state.items():
-            raw = bundle_format.parse_bundle(content, origin, digest, limits)
+    def _bundle(self, digest: str) -> PolicyBundle:
+        if digest not in self._bundles:
+            path, origin, limits = self._kept[digest]
+            raw = bundle_format.read_bundle(path, digest, limits)
             self._bundles[digest] = PolicyBundle.from_raw(*raw, origin, limits, origin)
+        return self._bundles[digest]
 
     def __call__(self, combination: Combination, noted: Callable[[str], None]) -> None:
         """Train, or go on from the run's checkpoint, and leave the result in its folder."""
-        bundle = self._bundles[combination.digest]
+        bundle = self._bundle(combination.digest)
         if combination.proxy:
             _test_proxy(combination, bundle)
             return
@@ -536,7 +543,7 @@ def _one_by_one(
             finished(position, None)
 
 
-def _environments(device: torch.device) -> list[dict[str, str]]:
+def environments(device: torch.device) -> list[dict[str, str]]:
     """A visible GPU for each process in turn."""
     if device.type != "cuda":
         return [{}]

@@ -107,7 +107,8 @@ class _Worker:
         self.position: int | None = None
         self.dead = self._told = False
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work))
+        method = multiprocessing.get_start_method(allow_none=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, method))
         with _interrupts_blocked(), _with_environment(environment):
             self.process.start()
         theirs.close()
@@ -204,8 +205,10 @@ def _with_environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(connection: Connection, work: Work, start_method: str | None) -> None:
     """The other process: pieces in, answers out, until the line is closed."""
+    # As in the parent: here it is "spawn", with which each loader's worker would import torch anew.
+    multiprocessing.set_start_method(start_method, force=True)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
     def say(answer: str | Failure | None) -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from mapolicy import Comparison, PolicyBundle, TrainConfig, compare_policies, search_policy, train_network
-from mapolicy.compare import PROXY, RIVALS
+from mapolicy.compare import RIVALS, environments
 from mapolicy.data import load_splits
 from mapolicy.errors import InputError, TrainingError, UsageError
 from mapolicy.iteration import BilevelIteration, WeightedIteration
 from mapolicy.reporting import Reporter
 from mapolicy.runtime import generator
+from mapolicy.summary import PROXY
 
 CPU = torch.device("cpu")
 SMALL = {"train_per_class": 13.0, "validation_per_class": 5.0, "batch_size": 64, "epochs": 1}  # two iterations
@@ -251,6 +252,15 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert len(heard.runs) == 6
     assert {entry.policy: entry.n for entry in compared.summary} == {"learned": 2, "none": 1, "uniform": 2}
     assert compared.document()["failed"][0]["run"] == str(run)
+
+
+def test_processes_take_the_visible_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environments(torch.device("cuda")) == [{"CUDA_VISIBLE_DEVICES": name} for name in "012"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-ab")
+    assert environments(torch.device("cuda")) == [{"CUDA_VISIBLE_DEVICES": name} for name in ("5", "GPU-ab")]
+    assert environments(CPU) == [{}]
 
 
 def test_side_by_side_is_the_same(bundle: PolicyBundle, config: TrainConfig, tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def play(piece: tuple[str, Path], noted: Callable[[str], None]) -> None:
         path.with_name(f"{path.name}.pid").write_text(str(os.getpid()))
         while True:
             time.sleep(0.01)
+    if part == "report":
+        path.write_text(multiprocessing.get_start_method())
+        return
     noted(f"{part} by {os.environ.get('PART', 'nobody')}")
     path.write_text(str(os.getpid()))
 
@@ -70,6 +73,11 @@ def test_what_fails_is_told_and_the_others_are_done(tmp_path: Path) -> None:
     assert done[2].why == "was killed by SIGKILL"
     assert done[3] is None
     assert (tmp_path / "do").exists()
+
+
+def test_processes_start_others_as_the_parent_does(tmp_path: Path) -> None:
+    run([("report", tmp_path / "method")], 1)
+    assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
 
 
 def test_more_processes_than_pieces(tmp_path: Path) -> None:
