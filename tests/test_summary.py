@@ -120,6 +120,7 @@ def test_the_search_itself_is_one_of_its_bundle() -> None:
     assert (entry.unit, entry.n, entry.seconds, entry.cost_ratio) == ("bundle", 1, None, None)
     assert (entry.versus_uniform.mean, entry.versus_uniform.half_width) == (5, None)
     rows += [row("proxy", 78, seed=9, bundle="b"), *(row("uniform", 71, seed, "b") for seed in range(3))]
+    rows.append(row("proxy", 99, bundle="of which nothing else is known"))
     difference = by_policy(rows)["proxy"].versus_uniform
     assert (difference.n, difference.mean) == (2, 6)
     assert difference.half_width == pytest.approx(TABLE[1] * np.std([5, 7], ddof=1) / np.sqrt(2), rel=1e-4)
