@@ -106,7 +106,8 @@ def waiting_script(folder: Path) -> tuple[subprocess.Popen, list[int]]:
     """A process whose two workers are at work, in a process group of its own; and the workers' ids."""
     script = folder / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, script], **pipes, text=True, start_new_session=True)
     paths = [folder / f"{n}.pid" for n in range(2)]
     until(lambda: all(path.exists() and path.read_text() for path in paths))
     return process, [int(path.read_text()) for path in paths]
@@ -134,8 +135,8 @@ def test_a_signal_to_all_stops_all_and_each_may_save(tmp_path: Path, number: int
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == code
+    out, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (code, "")
     assert out == ("interrupted\n" if number == signal.SIGINT else "")
     assert all(gone(worker) for worker in workers)
     assert [(tmp_path / str(n)).exists() for n in range(4)] == [True, True, False, False]
