@@ -411,11 +411,23 @@ def test_pull_from_a_drive_and_an_address(mapolicy, bundle_file: Path, hub_serve
         assert (tmp_path / expected).read_bytes() == bundle_file.read_bytes()
 
 
+@pytest.mark.parametrize("command", ["inspect", "pull", "slim", "export", "train"])
+def test_no_command_shows_a_secret(mapolicy, tmp_path: Path, command: str) -> None:
+    for place in ("http://me:secret@host/a?key=secret", "https://host/a b?key=secret", "https://[::1?key=secret"):
+        source = ("--bundle", place, *TRAIN) if command == "train" else (place,)
+        outcome = mapolicy(command, *source)
+        outcome.is_error(2, "http")
+        assert "secret" not in outcome.err
+    assert snapshot(tmp_path) == []
+
+
 def test_what_cannot_be_shared_writes_nothing(
     mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path
 ) -> None:
     content = bundle_file.read_bytes()
     hub_server.commit("birds/damaged", {"policy.safetensors": content[:-8] + b"\1" * 8})
+    mapolicy("push", bundle_file, "birds/new", "--expect-digest", "0" * 64).is_error(3, "another bundle than the one")
+    assert "birds/new" not in hub_server.repositories
     mapolicy("pull", "hf://birds/damaged").is_error(3, "digest")
     mapolicy("train", "--bundle", "hf://birds/damaged", *TRAIN).is_error(3, "digest")
     mapolicy("pull", "hf://birds/none").is_error(3, "no such repository")

@@ -131,9 +131,10 @@ def test_what_fails_is_said_in_the_systems_words(hub_server: HubServer, monkeypa
 
 
 @pytest.fixture
-def dripping() -> Iterator[tuple[str, list[bytes]]]:
-    """The address of a server that sends the pieces of the list one after the other, slowly, then closes."""
+def dripping() -> Iterator[tuple[str, list[bytes], list[bytes]]]:
+    """The address of a server that sends the first list's pieces one after the other, slowly, and what it has sent."""
     pieces: list[bytes] = []
+    sent: list[bytes] = []
     done = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -145,10 +146,11 @@ def dripping() -> Iterator[tuple[str, list[bytes]]]:
                 if done.wait(0.02):
                     return
                 connection.sendall(piece)
+                sent.append(piece)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/a?key=secret", pieces
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/a?key=secret", pieces, sent
     done.set()
     thread.join()
     listener.close()
@@ -156,34 +158,36 @@ def dripping() -> Iterator[tuple[str, list[bytes]]]:
 
 HEADERS = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n"
 SLOW = {
-    "headers": [*(bytes([byte]) for byte in HEADERS + b"X: " + b"x" * 60), b"\r\n\r\n" + b"x" * 100],
-    "body": [HEADERS + b"\r\n", *[b"x"] * 100],
-    "nothing": [b""] * 100,
+    "headers": [*(bytes([byte]) for byte in HEADERS + b"X: " + b"x" * 1500), b"\r\n\r\n" + b"x" * 100],
+    "body": [HEADERS.replace(b"100", b"1500") + b"\r\n", *[b"x"] * 1500],
+    "nothing": [b""] * 1500,
 }
 
 
 @pytest.mark.parametrize("what", SLOW)
 def test_a_server_that_drips_does_not_hold_us(dripping, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    address, pieces = dripping
+    address, pieces, sent = dripping
     pieces += SLOW[what]
-    monkeypatch.setattr(web, "LONGEST_DOWNLOAD", 0.2)  # the whole answer takes ten times as long, no wait that long
+    monkeypatch.setattr(web, "LONGEST_DOWNLOAD", 0.2)  # the whole answer takes half a minute, no wait that long
     with pytest.raises(EnvironmentFault, match=r"/a: (took longer than 0.2 seconds|cannot be downloaded \(Timeout)"):
         download(address, LIMITS)
+    assert len(sent) < len(pieces), "nothing waited for the end"
 
 
 def test_a_server_that_drips_may_take_its_time(dripping) -> None:
-    address, pieces = dripping
+    address, pieces, _ = dripping
     pieces += [HEADERS + b"\r\n", *[b"x" * 10] * 10]
     assert download(address, LIMITS) == b"x" * 100
 
 
 def test_a_download_that_was_given_up_ends(dripping, monkeypatch: pytest.MonkeyPatch) -> None:
-    address, pieces = dripping
+    address, pieces, sent = dripping
     pieces += SLOW["body"]
     monkeypatch.setattr(web, "LONGEST_DOWNLOAD", 0.1)
     with pytest.raises(EnvironmentFault):
         download(address, LIMITS)
     left = [thread for thread in threading.enumerate() if thread.name == "download"]
     for thread in left:
-        thread.join(1.5)  # the server goes on for two seconds
+        thread.join(20)
     assert not any(thread.is_alive() for thread in left)
+    assert len(sent) < len(pieces), "it did not wait for the end"
