@@ -15,6 +15,7 @@ grey level, some angles of ShearX, ShearY and Rotate by which neighbour is neare
 pixels that equal them (`benchmarks/RESULTS.md` counts them).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -225,7 +226,7 @@ def _binned_space(
     return OperationSpace(name, ranges), levels
 
 
-class _PerImage(v2.Transform):  # type: ignore[misc] # torchvision has no types
+class _PerImage(v2.Transform, ABC):  # type: ignore[misc] # torchvision has no types
     """What the modules share: everything but what is drawn from."""
 
     num_ops: int
@@ -238,9 +239,9 @@ class _PerImage(v2.Transform):  # type: ignore[misc] # torchvision has no types
         self.fill = fill
         self._fill = _colour(fill)
 
+    @abstractmethod
     def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
         """What is drawn from for images of a height and width, as `draw_operations` takes it."""
-        raise NotImplementedError
 
     def draw(self, images: Tensor, generator: torch.Generator | None = None) -> AppliedOperations:
         """A choice for each of the images, on the CPU and not yet applied.

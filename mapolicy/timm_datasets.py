@@ -1,7 +1,7 @@
 """Data sets of `timm.data.create_dataset`: torchvision's, Hugging Face's, TensorFlow's, WebDataset's."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -177,12 +177,12 @@ def _test_split(prefix: str, rest: str, dataset: Any, data_dir: Path) -> str | N
         if Path(dataset.root) == data_dir:
             return None
         folders = {"test": ("test",), "validation": ("validation", "val", "valid", "eval", "evaluation")}
-        has: Callable[[str], bool] = lambda split: any((data_dir / each).is_dir() for each in folders[split])  # noqa: E731
+        names = {split for split, known in folders.items() if any((data_dir / each).is_dir() for each in known)}
     elif prefix == "torch":
         return "validation" if rest in _VALIDATION_ONLY else "test"
     else:
-        has = _split_names(dataset.reader).__contains__
-    return next((split for split in ("test", "validation") if has(split)), None)
+        names = _split_names(dataset.reader)
+    return next((split for split in ("test", "validation") if split in names), None)
 
 
 def _split_names(reader: Any) -> set[str]:

@@ -217,7 +217,7 @@ def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_fil
     [
         (("--arch", "test_resnet"), ("--bundle",)),
         (("--bundle", "BUNDLE"), ("--arch",)),
-        (("--bundle", "BUNDLE", "--arch", "wrn10_2"), ("wrn10_1", "closest")),
+        (("--bundle", "BUNDLE", "--arch", "wrn11_2"), ("wrn10_1", "closest")),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--against", "none,best"), ("'best'", "uniform")),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "thawed"), ("'thawed'",)),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--seeds", "0"), ("--seeds",)),
@@ -448,7 +448,7 @@ def test_what_cannot_be_shared_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("search", "digits", "--proxy", "wrn10_2"), ("wrn10_1", "closest")),
+        (("search", "digits", "--proxy", "wrn11_2"), ("wrn10_1", "closest")),
         (("search", "digits", "--proxy", "hf-hub:timm/resnet18"), ("registry",)),
         (("search", "digits", "--proxy", "local-dir:/tmp"), ("registry",)),
         (("search", "digit", "--proxy", "wrn10_1"), ("digits",)),

@@ -337,7 +337,7 @@ def test_networks_and_bundles_that_do_not_fit_are_refused_before_any_training(
         with pytest.raises(error, match=message):
             compare_policies(bundles, configs, tmp_path / "run", ("none",), **options)
 
-    refused(UsageError, "closest are wrn40_2, wrn16_2, wrn10_1", [bundle], config, config.with_changes(arch="wrn10_2"))
+    refused(UsageError, "closest are wrn16_2, wrn40_2, wrn10_1", [bundle], config, config.with_changes(arch="wrn11_2"))
     refused(UsageError, "test_resnet was named twice", [bundle], config, config)
     refused(UsageError, "was named twice", [bundle, bundle], config)
     refused(UsageError, "img_size", [bundle], config, config.with_changes(arch="vit_tiny_patch16_224"))
