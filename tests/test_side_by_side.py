@@ -31,10 +31,15 @@ def play(piece: tuple[str, Path], noted: Callable[[str], None]) -> None:
         while len(list(path.parent.glob("*.here"))) < 2:
             time.sleep(0.01)
     if part == "wait":
-        signal.signal(signal.SIGTERM, lambda *_: (path.write_text("saved"), sys.exit(143)))
+        heard: list[int] = []  # a run saves when it hears the first signal, and gives up at a second one
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: heard.append(number))
         path.with_name(f"{path.name}.pid").write_text(str(os.getpid()))
-        while True:
+        while not heard:
             time.sleep(0.01)
+        time.sleep(0.3)
+        path.write_text("saved" if heard == [signal.SIGTERM] else f"heard {heard}")
+        sys.exit(143)
     if part == "report":
         path.write_text(multiprocessing.get_start_method())
         return
