@@ -10,7 +10,7 @@ from .bundle import PolicyBundle
 from .features import deep_features
 from .folding import agree, folded
 from .pipeline import AugmentedBatch, Normalisation
-from .policy import PolicyNetwork, weights_of_logits
+from .policy import PolicyNetwork, reject_below_mean, weights_of_logits
 from .transformation import Transformation
 
 PROBE_IMAGES = 8
@@ -86,10 +86,11 @@ class FrozenWeights:
     Args:
         extractor: of the bundle.
         policy: of the bundle; not changed.
+        rejects: leave out samples of weight below the batch's mean and weigh the others equally (ablation).
     """
 
-    def __init__(self, extractor: FrozenExtractor, policy: PolicyNetwork) -> None:
-        self._extractor, self._policy = extractor, policy
+    def __init__(self, extractor: FrozenExtractor, policy: PolicyNetwork, rejects: bool = False) -> None:
+        self._extractor, self._policy, self._rejects = extractor, policy, rejects
 
     def __call__(self, batch: AugmentedBatch) -> Tensor:
         """P_i of Eq. 4, float [n] with sum 1; the batch must carry its transformations."""
@@ -99,4 +100,5 @@ class FrozenWeights:
     def of(self, images: Tensor, transformation: Transformation) -> Tensor:
         """The same for augmented uint8 images [n, C, H, W] and what they were augmented by."""
         with torch.no_grad():
-            return weights_of_logits(self._policy.logits(self._extractor(images), transformation.embed()))
+            weights = weights_of_logits(self._policy.logits(self._extractor(images), transformation.embed()))
+            return reject_below_mean(weights) if self._rejects else weights

@@ -225,7 +225,8 @@ def plan(
         augmentation = SampledTransformations(TransformationSampler(probabilities=drawn), config.operation_space)
         weights = None
         if config.policy != "sampler-only":
-            weights = FrozenWeights(FrozenExtractor(bundle, device), bundle.build_policy().to(device))
+            policy, extractor = bundle.build_policy().to(device), FrozenExtractor(bundle, device)
+            weights = FrozenWeights(extractor, policy, config.reject_below_mean)
         return WeightedIteration(task, augmentation, weights), RunState(modules, optimizers)
 
     extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)

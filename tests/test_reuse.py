@@ -193,3 +193,13 @@ def test_cuda_gives_what_the_cpu_gives(bundle: PolicyBundle) -> None:
     expected = FrozenExtractor(bundle, CPU)(images(8))
     got = FrozenExtractor(bundle, torch.device("cuda"))(images(8).cuda()).cpu()
     assert agree(got, expected, 0.03)
+
+
+def test_rejecting_keeps_the_heavier_samples_alone(bundle: PolicyBundle) -> None:
+    batch, extractor = batch_of_images(), FrozenExtractor(bundle, CPU)
+    weights = FrozenWeights(extractor, bundle.build_policy())(batch)
+    kept = FrozenWeights(extractor, bundle.build_policy(), rejects=True)(batch)
+    heavier = weights >= weights.mean()
+    assert 0 < heavier.sum() < len(weights)
+    assert torch.equal(kept > 0, heavier)
+    assert kept[heavier].tolist() == pytest.approx([1 / int(heavier.sum())] * int(heavier.sum()))

@@ -413,3 +413,11 @@ def test_what_is_left_of_32_pixels(arch: str, changes: dict, side: int) -> None:
     network = build_network(arch, changes, 2, 3, 0, CPU).eval()
     assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape[-2:] == (side, side)
     assert f"{side} x {side}" in (Path(__file__).parent.parent / "docs" / "networks.md").read_text(encoding="utf-8")
+
+
+def test_frozen_training_rejects_where_asked(make_train_config, bundle: PolicyBundle) -> None:
+    weighed, rejecting = (
+        train_network(make_train_config(epochs=1, reject_below_mean=rejects), bundle).weight_spread
+        for rejects in (False, True)
+    )
+    assert rejecting > 2 * weighed, "half of the samples or so count nothing"

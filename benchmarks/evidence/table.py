@@ -124,7 +124,13 @@ def main() -> None:
         *options(free, arguments.data_dir, []),
         *("--jobs", str(arguments.jobs), "--run-dir", str(run), *(["--resume"] if run.exists() else [])),
     )
-    (HERE / f"{name}.json").write_text(json.dumps(json.loads(document), indent=1) + "\n")
+    result = json.loads(document)
+    del result["run"]  # where the files lay is of no use elsewhere
+    for bundle in result["bundles"]:
+        bundle["origin"] = Path(bundle["origin"]).name
+    for settings in result["settings"].values():
+        settings.pop("data_dir", None)
+    (HERE / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
