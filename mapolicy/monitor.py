@@ -114,7 +114,7 @@ class PolicyMonitor(nn.Module):
         """What a user should know before trusting the policy, each with what to try."""
         found, signal, spread = [], self.signal_to_noise(), self.spread()
         entropy, (low, _) = relative_entropy(sampler.probabilities), sampler.entropy_by_chance()
-        if not signal.low > 0:
+        if signal.low <= 0:
             found.append(
                 "the hypergradients do not agree with each other beyond chance (signal to noise of one "
                 f"{signal.value:.3f}, 95 % interval {signal.low:.3f} to {signal.high:.3f}): what the policy has "

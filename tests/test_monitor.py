@@ -111,6 +111,12 @@ def test_p_jk_beyond_chance_and_within() -> None:
     assert any("p_jk is uniform within chance" in text for text in monitor.warnings(moved_sampler(0.0)))
 
 
+def test_what_is_not_known_is_not_warned_of() -> None:
+    monitor = PolicyMonitor(3, 3)
+    monitor.observe(torch.ones(3), EQUAL)
+    assert not any("nan" in text for text in monitor.warnings(TransformationSampler()))
+
+
 def test_figures_have_no_holes() -> None:
     figures = watched(0.5).figures(moved_sampler())
     assert set(figures) == {
