@@ -56,7 +56,7 @@ def known_archs(word: str | None = None) -> list[Arch]:
     Args:
         word: a wide residual network that it names is among them, of whatever depth and width.
     """
-    models.wide_resnet.register(word or "")
+    models.wide_resnet.register((word or "").lower())
     found = []
     for name in sorted([*timm.list_models(), *SHORT_NAMES]):
         full = SHORT_NAMES.get(name, name)
@@ -82,6 +82,8 @@ def check_arch(name: str) -> None:
         return
     close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], timm.list_models(), n=3, cutoff=0.0)
     remedy = f"the closest are {', '.join(close)}"
+    if models.wide_resnet.NAME.fullmatch(name):
+        remedy += "; the depth of a wide residual network is 6n + 4"
     raise UsageError("arch", f"{name[:LONGEST_NAME]!r} is not in timm's registry", remedy)
 
 

@@ -168,3 +168,10 @@ def test_every_network_is_known_by_name() -> None:
     assert "others by img_size" in archs["vit_tiny_patch16_224"].description
     assert "wrn46_3" not in archs
     assert "wrn46_3" in {arch.name for arch in known_archs("wrn46_3")}
+
+
+def test_wide_residual_networks_by_name() -> None:
+    """Of any depth and width that there is, in letters of either case; otherwise it says which there are."""
+    assert "wrn34_7" in {arch.name for arch in known_archs("WRN34_7")}
+    with pytest.raises(UsageError, match=r"'wrn11_2' is not in timm's registry; .*; the depth .* is 6n \+ 4$"):
+        check_arch("wrn11_2")
