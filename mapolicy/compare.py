@@ -17,64 +17,38 @@ from typing import Any
 
 import torch
 
-from . import bundle_format
 from .bundle import PolicyBundle
-from .config import MACHINE_FIELDS, POLICIES, TrainConfig, read_toml
+from .combination import (
+    SHOWN_DIGITS,
+    Combination,
+    Trainer,
+    finished_row,
+    of_another,
+    read_record,
+    read_row,
+    short_digest,
+)
+from .config import MACHINE_FIELDS, POLICIES, TrainConfig
 from .data import load_splits
 from .errors import InputError, MapolicyError, UsageError
-from .evaluate import evaluate
-from .files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE, RUN_FILES, read_regular_file, write_atomically
+from .files import RUN_FILES, write_atomically
 from .networks import check_arch
 from .pacing import seconds_per_iteration
-from .pipeline import Pipeline
 from .reporting import Reporter
 from .runtime import hardware, reproducible, resolve_device, versions
 from .side_by_side import Failure, side_by_side
 from .summary import PROXY, Row, Summary, summarise
 from .task import Task
-from .train import FREE_DATA_SETTINGS, DatasetComparison, check_settings, train_network
+from .train import FREE_DATA_SETTINGS, DatasetComparison, check_settings
 
 COMPARISON_FILE = "comparison.json"
 SUMMARY_FILE = "summary.json"
 RIVALS = tuple(name for name in POLICIES if name != "learned")
 USUAL_RIVALS = ("none", "uniform", "trivialaugment", "randaugment")
 BUDGETS = ("equal-epochs", "equal-time")
-LARGEST_RECORD = 2**24  # bytes
-SHOWN_DIGITS = 12  # of a digest
 
 # By network and policy: seconds_per_iteration, epochs.
 Pace = dict[str, dict[str, dict[str, Any]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Combination:
-    """One run of a comparison.
-
-    Attributes:
-        config: of the run, its seed included.
-        digest: of the bundle that it has policy and split of.
-        folder: of the run.
-        proxy: the bundle's own network is tested as the search left it, and nothing is trained.
-    """
-
-    config: TrainConfig
-    digest: str
-    folder: Path
-    proxy: bool = False
-
-    @property
-    def policy(self) -> str:
-        """As in `Row`."""
-        return PROXY if self.proxy else self.config.policy
-
-    @property
-    def mode(self) -> str | None:
-        """As in `Row`."""
-        return self.config.mode if self.policy == "learned" else None
-
-    def __str__(self) -> str:
-        mode = f" ({self.mode})" if self.mode == "finetune" else ""
-        return f"{self.config.arch}, {self.policy}{mode}, {self.folder.name}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +140,7 @@ def compare_policies(
     if budget == "equal-time":
         record["pace"] = _pace(bundles[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
     combinations = _plan(bundles, configs, run_dir, policies, seeds, record.get("pace", {}))
-    rows = {run: row for run in combinations if (row := _finished(run)) is not None} if resume else {}
+    rows = {run: row for run in combinations if (row := finished_row(run)) is not None} if resume else {}
     left = [combination for combination in combinations if combination not in rows]
     if left:
         _check_data(bundles, configs)
@@ -185,7 +159,7 @@ def compare_policies(
     def finished(position: int, failure: Failure | None) -> None:
         combination = left[position]
         if failure is None:
-            row = rows[combination] = _row(combination)
+            row = rows[combination] = read_row(combination)
             came_to = f"{row.test_top1:.2f} % test top-1"
         else:
             failed[combination] = failure
@@ -249,8 +223,8 @@ def _check(
     for bundle in bundles:
         here, there = bundle.manifest.dataset, first.manifest.dataset
         if (here.name, here.classes, here.counts.images) != (there.name, there.classes, there.counts.images):
-            why = f"was searched on another data set than {_short(first)}"
-            raise InputError(f"bundle {_short(bundle)}", why, "compare bundles of one data set")
+            why = f"was searched on another data set than {short_digest(first)}"
+            raise InputError(f"bundle {short_digest(bundle)}", why, "compare bundles of one data set")
     for config in configs:
         check_settings(config, first, FREE_DATA_SETTINGS)
         for bundle in bundles:
@@ -261,10 +235,6 @@ def _of_split(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
     return config.with_changes(split_seed=bundle.data_settings()["split_seed"])
 
 
-def _short(bundle: PolicyBundle) -> str:
-    return bundle.digest[:SHOWN_DIGITS]
-
-
 def _what_to_know(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> list[str]:
     """What else the table must say."""
     notes = []
@@ -272,8 +242,8 @@ def _what_to_know(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig
         twin = next((b for b in bundles[:position] if torch.equal(b.meta_validation, bundle.meta_validation)), None)
         if twin is not None:
             notes.append(
-                f"bundles {_short(twin)} and {_short(bundle)} have the same split: their baselines are the same runs, "
-                "and the intervals are too narrow"
+                f"bundles {short_digest(twin)} and {short_digest(bundle)} have the same split: their baselines are the "
+                "same runs, and the intervals are too narrow"
             )
         for config in configs:
             epochs = bundle.manifest.run.epochs
@@ -310,12 +280,12 @@ def _plan(
         for policy, mode in policies:
             label = _label(policy, mode)
             epochs = pace[config.arch][label]["epochs"] if pace else config.epochs
-            folder = run_dir / config.arch / label / f"{_short(bundle)}-seed{own.seed}"
+            folder = run_dir / config.arch / label / f"{short_digest(bundle)}-seed{own.seed}"
             changed = own.with_changes(policy=policy, mode=mode, epochs=epochs)
             found.append(Combination(changed, bundle.digest, folder))
         if number == 0 and _is_proxy(config, bundle):
             searched = bundle.manifest.search.settings["seed"]
-            folder = run_dir / config.arch / PROXY / f"{_short(bundle)}-seed{searched}"
+            folder = run_dir / config.arch / PROXY / f"{short_digest(bundle)}-seed{searched}"
             changes = {"seed": searched, "epochs": bundle.manifest.run.epochs, "warmup_epochs": 0}
             tested = own.with_changes(policy="none", mode="frozen", **changes)
             found.append(Combination(tested, bundle.digest, folder, proxy=True))
@@ -349,7 +319,7 @@ def _pace(
     if known is not None:
         for config, label in product(configs, labels):
             if label not in known.get(config.arch, {}):
-                raise _of_another(run_dir, [f"{config.arch} with {label} was not measured when it began"])
+                raise of_another(run_dir, [f"{config.arch} with {label} was not measured when it began"])
         return known
     found: Pace = {}
     for config in configs:
@@ -380,70 +350,14 @@ def _record(
     if resume:
         if not path.exists():
             raise InputError(str(run_dir), "holds no comparison to go on with", "leave --resume out")
-        old = _read_json(path)
+        old = read_record(path)
         known = old.get("bundles", [])
         if old.get("budget") != budget:
-            raise _of_another(run_dir, [f"budget {old.get('budget')} -> {budget}"])
+            raise of_another(run_dir, [f"budget {old.get('budget')} -> {budget}"])
         if not set(known) & set(bundles):
-            raise _of_another(run_dir, [f"bundle {known[0][:SHOWN_DIGITS]} -> {next(iter(bundles))[:SHOWN_DIGITS]}"])
+            raise of_another(run_dir, [f"bundle {known[0][:SHOWN_DIGITS]} -> {next(iter(bundles))[:SHOWN_DIGITS]}"])
         record = old | {"bundles": list(dict.fromkeys([*known, *bundles]))}
     return record
-
-
-def _of_another(folder: Path, differences: Sequence[str]) -> InputError:
-    remedy = "undo the changes, or use another --run-dir"
-    return InputError(str(folder), f"is of another comparison: {', '.join(differences)}", remedy)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_regular_file(path, LARGEST_RECORD))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(str(path), "is no record of ours", "start again with --force")
-    return found
-
-
-def _finished(combination: Combination) -> Row | None:
-    """The run's row if it was finished before; None if it is still to do, or to go on with.
-
-    Raises:
-        InputError: the folder's run is another one.
-    """
-    path = combination.folder / CONFIG_FILE
-    if not path.exists():
-        return None
-    old, new = read_toml(path), combination.config.to_mapping()
-    differences = [
-        f"{name} {old.get(name)!r} -> {new[name]!r}"
-        for name in new
-        # The data set's name may be typed in several ways; the bundle's fingerprint says which it is.
-        if name not in MACHINE_FIELDS | {"dataset"} and old.get(name) != new[name]
-    ]
-    if differences:
-        raise _of_another(combination.folder, differences)
-    return _row(combination) if (combination.folder / RESULT_FILE).exists() else None
-
-
-def _row(combination: Combination) -> Row:
-    """What the finished run says."""
-    path = combination.folder / RESULT_FILE
-    result = _read_json(path)
-    try:
-        if result["digest"] != combination.digest:
-            raise _of_another(combination.folder, [f"bundle {str(result['digest'])[:SHOWN_DIGITS]}"])
-        return Row(
-            arch=combination.config.arch,
-            policy=combination.policy,
-            mode=combination.mode,
-            seed=combination.config.seed,
-            bundle=combination.digest[:SHOWN_DIGITS],
-            epochs=combination.config.epochs,
-            **{name: result[name] for name in ("test_top1", "test_top5", "test_images", "seconds", "cost_ratio")},
-        )
-    except KeyError as problem:
-        raise InputError(str(path), f"has no {problem}", "start again with --force") from None
 
 
 def _check_data(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> None:
@@ -455,77 +369,6 @@ def _check_data(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig])
             splits = load_splits(own, cpu, own.stage, bundle.meta_validation, DatasetComparison(bundle, False))
             for config in configs if bundle is bundles[0] else ():
                 Task.over(config, splits, cpu)
-
-
-class Trainer:
-    """Does one run of a comparison; can be sent to another process, which then reads the bundles from the folder.
-
-    Args:
-        folder: of the comparison; the bundles are copied there.
-        bundles: by digest.
-    """
-
-    def __init__(self, folder: Path, bundles: Mapping[str, PolicyBundle]) -> None:
-        self._bundles = dict(bundles)
-        self._kept = {
-            digest: (folder / f"{_short(bundle)}.safetensors", bundle.origin, bundle.limits)
-            for digest, bundle in bundles.items()
-        }
-        for digest, (path, _, _) in self._kept.items():
-            bundles[digest].save(path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_bundles": {}, "_kept": self._kept}
-
-    def _bundle(self, digest: str) -> PolicyBundle:
-        if digest not in self._bundles:
-            path, origin, limits = self._kept[digest]
-            raw = bundle_format.read_bundle(path, digest, limits)
-            self._bundles[digest] = PolicyBundle.from_raw(*raw, origin, limits, origin)
-        return self._bundles[digest]
-
-    def __call__(self, combination: Combination, noted: Callable[[str], None]) -> None:
-        """Train, or go on from the run's checkpoint, and leave the result in its folder."""
-        bundle = self._bundle(combination.digest)
-        if combination.proxy:
-            _test_proxy(combination, bundle)
-            return
-        resume = (combination.folder / CHECKPOINT_FILE).exists()
-        reporter = _Notes(f"{combination}: ", noted)
-        train_network(combination.config, bundle, reporter, combination.folder, resume, overwrite=not resume)
-
-
-class _Notes(Reporter):
-    """Passes on what the user must know, and whose run it is about."""
-
-    def __init__(self, prefix: str, noted: Callable[[str], None]) -> None:
-        self._prefix, self._noted = prefix, noted
-
-    def noted(self, text: str) -> None:
-        self._noted(self._prefix + text)
-
-
-def _test_proxy(combination: Combination, bundle: PolicyBundle) -> None:
-    """The bundle's network on the test split, as the search left it."""
-    config, device = combination.config, resolve_device(combination.config.device)
-    with reproducible(config.threads, device):
-        check = DatasetComparison(bundle, False)
-        splits = load_splits(config, device, config.stage, bundle.meta_validation, check)
-        pipeline = Pipeline(config, bundle.manifest.input.mean, bundle.manifest.input.std, device)
-        test = splits.test()
-        accuracy = evaluate(bundle.build_extractor(device), test, pipeline, config.batch_size)
-    result = {
-        "arch": config.arch,
-        "policy": PROXY,
-        "bundle": bundle.origin,
-        "digest": bundle.digest,
-        "test_images": len(test),
-        **{f"test_{name}": value for name, value in vars(accuracy).items()},
-        "seconds": None,
-        "cost_ratio": None,
-    }
-    write_atomically(combination.folder / CONFIG_FILE, config.to_toml().encode())
-    write_atomically(combination.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _one_by_one(
@@ -554,7 +397,7 @@ def environments(device: torch.device) -> list[dict[str, str]]:
 def _about(bundle: PolicyBundle) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
-        "bundle": _short(bundle),
+        "bundle": short_digest(bundle),
         "digest": bundle.digest,
         "origin": bundle.origin,
         "proxy": manifest.extractor.arch,

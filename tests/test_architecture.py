@@ -40,6 +40,7 @@ LAYERS = (
     "forecast",
     "search train",
     "pacing",
+    "combination",
     "compare",
     "bench bench.interleaved bench.memory bench.pillow bench.synthetic",
     "bench.double_backward bench.report",

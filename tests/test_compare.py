@@ -60,7 +60,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         seen.append(config)
         return train_network(config, *arguments, **options)
 
-    monkeypatch.setattr("mapolicy.compare.train_network", train)
+    monkeypatch.setattr("mapolicy.combination.train_network", train)
     return seen
 
 
@@ -242,7 +242,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
             raise TrainingError("iteration 2", "the loss is nan", "lower learning_rate")
         return train_network(config, *arguments, **options)
 
-    monkeypatch.setattr("mapolicy.compare.train_network", train)
+    monkeypatch.setattr("mapolicy.combination.train_network", train)
     heard = Heard()
     compared = compare_policies([bundle], [config], tmp_path / "run", ("none", "uniform"), seeds=2, reporter=heard)
     ((run, failure),) = compared.failed.items()
