@@ -197,7 +197,7 @@ def one_iteration(
     ) -> Outcome:
         images, labels, embedding, features = batch
 
-        # torch's annotations leave open how many results vjp and jvp have.
+        # The ignores: torch's annotations leave open how many results vjp and jvp have.
         losses, pull_back, (own, moved) = vjp(lambda at: forward(at, buffers, images, labels), w, has_aux=True)  # type: ignore[misc]
         seen = own if features is None else features
         weights, pull_back_theta, _ = vjp(lambda at: weigh(at, seen, embedding), theta, has_aux=True)  # type: ignore[misc]

@@ -238,7 +238,9 @@ def _fetching(name: str, folder: Path, archives: dict[str, str], download: bool)
     try:
         with redirect_stdout(io.StringIO()):
             yield
-    except Exception as problem:
+    except (
+        Exception
+    ) as problem:  # torchvision's downloads raise RuntimeError, OSError, EOFError, zipfile's own and more
         for each in missing:  # what was made only to hold the download
             with suppress(OSError):
                 each.rmdir()

@@ -75,8 +75,7 @@ def fresh_extractor(extractor: Extractor, classes: int, channels: int, device: t
     except UsageError as problem:
         why = f"extractor.arch {shown(extractor.arch)}: {shown(problem.why, 80)[1:-1]}"
         raise refused(source, why, "install the mapolicy and timm that wrote it") from None
-    except Exception as problem:
-        # Constructors of timm fail in any way on arguments they were not written for (ZeroDivisionError, KeyError).
+    except Exception as problem:  # timm's constructors fail in any way on arguments they were not written for
         raise refused(
             source, f"extractor.arch {extractor.arch} cannot be built: {shown(str(problem), 60)[1:-1]}"
         ) from None

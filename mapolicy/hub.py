@@ -187,7 +187,7 @@ def _one_line(reference: str) -> Iterator[None]:
             yield
     except MapolicyError:
         raise
-    except Exception as problem:
+    except Exception as problem:  # `_fault` names those it knows; any other goes on as it is
         # "Error while uploading" and "cannot find it in the cache" come with what happened as their cause.
         if isinstance(problem, RuntimeError | errors.LocalEntryNotFoundError):
             problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem

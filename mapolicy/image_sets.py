@@ -64,21 +64,26 @@ class FileImages(ImageSet):
         self.folder, self.names = str(folder), tuple(names)
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
-    def name(self, index: int) -> str:  # noqa: D102 - said by ImageSet, here and below
+    def name(self, index: int) -> str:
+        """As in `ImageSet`."""
         return self.names[index]
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
+        """As in `ImageSet`."""
         return read_file(self._path(index))
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
+        """As in `ImageSet`."""
         path = self._path(index)
         return decode(read_file(path), path)
 
-    def gray(self, index: int) -> bool:  # noqa: D102
+    def gray(self, index: int) -> bool:
+        """As in `ImageSet`."""
         path = self._path(index)
         return is_gray(read_file(path), path)
 
-    def size(self, index: int) -> int:  # noqa: D102
+    def size(self, index: int) -> int:
+        """As in `ImageSet`."""
         try:
             return Path(self._path(index)).stat().st_size
         except OSError as problem:
@@ -100,17 +105,21 @@ class ArrayImages(ImageSet):
         self.arrays = arrays
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
+        """As in `ImageSet`."""
         return str(index)
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
+        """As in `ImageSet`."""
         array = self.arrays[index]
         return f"{array.shape}".encode() + array.tobytes()
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
+        """As in `ImageSet`."""
         return Image.fromarray(self.arrays[index])
 
-    def gray(self, index: int) -> bool:  # noqa: D102
+    def gray(self, index: int) -> bool:
+        """As in `ImageSet`."""
         return self.arrays[index].ndim == 2
 
 

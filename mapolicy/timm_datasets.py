@@ -30,17 +30,21 @@ class ReaderImages(ImageSet):
         self.reader = reader
         self.labels = torch.tensor(whole_labels(labels), dtype=torch.int64)
 
-    def name(self, index: int) -> str:  # noqa: D102 - said by ImageSet, here and below
+    def name(self, index: int) -> str:
+        """As in `ImageSet`."""
         return str(index)
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
+        """As in `ImageSet`."""
         with self.reader[index][0] as file:
             return bytes(file.read())
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
+        """As in `ImageSet`."""
         return decode(self.content(index), f"image {index}")
 
-    def gray(self, index: int) -> bool:  # noqa: D102
+    def gray(self, index: int) -> bool:
+        """As in `ImageSet`."""
         return is_gray(self.content(index), f"image {index}")
 
 
@@ -54,21 +58,25 @@ class PairImages(ImageSet):
             labels = (dataset[index][1] for index in range(len(dataset)))
         self.labels = torch.tensor(whole_labels(labels), dtype=torch.int64)
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
+        """As in `ImageSet`."""
         return str(index)
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
+        """As in `ImageSet`."""
         image = self.read(index)
         return f"{image.mode}{image.size}".encode() + image.tobytes()
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
+        """As in `ImageSet`."""
         try:
             image: Image.Image = self.dataset[index][0]
             return image if image.mode in ("L", "RGB") else image.convert("RGB")
         except Exception as problem:  # whatever the data set's own loader raises
             raise corrupt(f"image {index}", f"cannot be read ({problem})") from None
 
-    def gray(self, index: int) -> bool:  # noqa: D102
+    def gray(self, index: int) -> bool:
+        """As in `ImageSet`."""
         return self.read(index).mode == "L"
 
 

@@ -441,3 +441,15 @@ def test_an_own_extractors_noise_stands_at_its_mean_only_while_it_learns(build: 
     )
     case.run(step)
     assert noisy == [False, build is not None], "Eq. 3, then the weights of Eq. 4"
+
+
+def test_the_record_has_theta_s_gradient() -> None:
+    """What a plain gradient step of the policy has moved by, over its rate; nothing without a hypergradient."""
+    case = Case()
+    before = torch.nn.utils.parameters_to_vector(case.policy.parameters()).detach().clone()
+    record = case.run(case.step(policy_learning_rate=0.5))
+    after = torch.nn.utils.parameters_to_vector(case.policy.parameters()).detach()
+    assert record.theta_gradient is not None
+    assert record.theta_gradient.abs().max() > 0
+    torch.testing.assert_close(record.theta_gradient, (before - after) / 0.5, rtol=1e-6, atol=1e-12)
+    assert case.run(case.step(), learns=False).theta_gradient is None

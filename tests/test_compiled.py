@@ -88,7 +88,7 @@ def assert_equal(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 def tensors(record: StepRecord) -> dict[str, torch.Tensor]:
     outcome = record.hypergradient
     assert outcome is not None
-    plain = {name: getattr(record, name) for name in ("loss", "raw", "weights", "alpha")}
+    plain = {name: getattr(record, name) for name in ("loss", "raw", "weights", "alpha", "theta_gradient")}
     gradient = {f"gradient.{number}": tensor for number, tensor in enumerate(outcome.gradient)}
     derivatives = {f"d_{name}": getattr(outcome, name) for name in ("weights", "alpha", "validation_loss")}
     return plain | derivatives | gradient
