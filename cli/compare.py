@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import launch
 from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from ..files import write_atomically
@@ -72,6 +73,8 @@ def compare(
 
     Example: mapolicy compare --bundle artifacts/c100.safetensors --arch wrn40_2 --seeds 5 --jobs 2
     """
+    if launch.processes() > 1:
+        raise UsageError("compare", "was started by a launcher of several processes", "start it alone, with --jobs")
     if not bundle:
         raise UsageError("--bundle", "there is nothing to compare without one", "give --bundle FILE")
     if not arch:

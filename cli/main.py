@@ -8,7 +8,8 @@ from typing import NoReturn
 
 import typer
 
-from ..errors import MapolicyError
+from .. import launch
+from ..errors import MapolicyError, UsageError
 from . import bench, compare, demo, export, import_policy, inspect, listing, pull, push, search, slim, train
 
 # typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
@@ -79,6 +80,8 @@ def main() -> NoReturn:
 def _fail(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
+    if launch.rank() > 0 and code == UsageError.exit_code:
+        return code  # rank 0 was told the same and says so
     line = f"mapolicy: error: {' '.join(text.split())}"
     printable = line.encode("ascii", "backslashreplace").decode()
     clean = "".join(character if character.isprintable() else "?" for character in printable)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .. import launch
 from ..config import SearchConfig
 from . import display, options
 
@@ -47,17 +48,24 @@ def search(
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"
-    if not dry_run:
+    if not dry_run and launch.rank() == 0:
         options.claim(out, force, resume, "--out")
         options.claim_run(run_dir, force, resume)
 
+    from ..distributed import process_group
+    from ..runtime import resolve_device
     from ..search import forecast_search, search_policy
 
-    reporter = display.reporter(quiet, source)
-    if dry_run:
-        display.print_forecast(forecast_search(config, reporter), config.proxy, source, as_json)
+    reporter = display.reporter(quiet or launch.rank() > 0, source)
+    with process_group(resolve_device(config.device), config.patience_seconds):
+        if dry_run:
+            forecast = forecast_search(config, reporter)
+            if launch.rank() == 0:
+                display.print_forecast(forecast, config.proxy, source, as_json)
+            return
+        bundle = search_policy(config, reporter, run_dir, resume, overwrite=force)
+    if launch.rank() > 0:
         return
-    bundle = search_policy(config, reporter, run_dir, resume, overwrite=force)
     bundle.save(out)
 
     result = reporter.result

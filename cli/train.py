@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .. import launch
 from ..config import POLICIES, SEARCHED_POLICIES, TrainConfig
 from ..errors import UsageError
 from ..opening import SearchedFile
@@ -82,22 +83,28 @@ def train(
     label = config.policy if config.policy != "learned" else config.mode
     default_run = f"train-{options.slug(config.dataset)}-{options.slug(config.arch)}-{label}-seed{config.seed}"
     run_dir = run_dir or Path("runs") / default_run
-    if out is not None and not dry_run:
+    if out is not None and not dry_run and launch.rank() == 0:
         options.claim(out, force, resume, "--out")
-    if not dry_run:
+    if not dry_run and launch.rank() == 0:
         options.claim_run(run_dir, force, resume)
 
+    from ..distributed import process_group
+    from ..runtime import resolve_device
     from ..train import forecast_training, train_network
 
-    reporter = display.reporter(quiet, recipe_source)
+    reporter = display.reporter(quiet or launch.rank() > 0, recipe_source)
     if opened is not None and opened.fetched.origin != bundle:
         reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # what a branch's name stood for
     built = None if opened is None else options.built(opened)
-    if dry_run:
-        expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
-        display.print_forecast(expected, config.arch, recipe_source, as_json)
+    with process_group(resolve_device(config.device), config.patience_seconds):
+        if dry_run:
+            expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
+            if launch.rank() == 0:
+                display.print_forecast(expected, config.arch, recipe_source, as_json)
+            return
+        result = train_network(config, built, reporter, run_dir, resume, force, allow_dataset_mismatch)
+    if launch.rank() > 0:
         return
-    result = train_network(config, built, reporter, run_dir, resume, force, allow_dataset_mismatch)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)

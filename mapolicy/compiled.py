@@ -97,7 +97,7 @@ class CompiledStep(BilevelStep):
                 state["step"] += 1
         for name, parameter in parameters.items():
             parameter.grad = outcome.gradient[name]
-        update(self.network, self.optimizer, self.options.clip_norm)
+        update(self.network, self.optimizer, self.options.clip_norm, outcome.loss)
         return StepRecord(
             loss=outcome.loss,
             raw=outcome.raw,

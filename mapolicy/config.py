@@ -29,6 +29,7 @@ MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
 EXTRACTORS = ("shared", "own")
+BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
 
@@ -42,7 +43,16 @@ FAST: Mapping[str, Any] = {"meta_every": 6}
 
 # Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
 MACHINE_FIELDS = frozenset(
-    {"data_dir", "download", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"}
+    {
+        "data_dir",
+        "download",
+        "workers",
+        "memory_limit_gib",
+        "device",
+        "threads",
+        "checkpoint_minutes",
+        "patience_seconds",
+    }
 )
 
 
@@ -93,7 +103,7 @@ class RunConfig:
     copies: int = setting("transformations of every image in a batch (the paper's MT)", 1, low=1, high=64)
 
     epochs: int = setting("passes over the training split", low=1, high=1_000_000)
-    batch_size: int = setting("images in a training batch, before copies", low=1, high=1_000_000)
+    batch_size: int = setting("images in a training batch of all processes, before copies", low=1, high=1_000_000)
     optimizer: str = setting("a timm optimizer; `sgd` is Nesterov, `momentum` is plain", "sgd")
     learning_rate: float = setting("task network's learning rate, after warm-up", low=0)
     momentum: float = setting("task network's momentum", 0.9, low=0, high=1)
@@ -128,6 +138,14 @@ class RunConfig:
         "leave out samples of weight below the batch's mean and weigh the others equally (ablation)", False
     )
     low_memory: bool = setting("compute a forward again instead of keeping its graph", False)
+    accumulate: int = setting(
+        "parts that each process computes its batch in, one after the other; the batch stays batch_size", 1, low=1
+    )
+    batch_norm: str = setting(
+        "statistics of batch normalisation: of each process's part alone, or of the batch over all processes",
+        "local",
+        choices=BATCH_NORMS,
+    )
     compile: str = setting(
         "compile the bilevel step: where a long run repays it, never or always", "auto", choices=COMPILE
     )
@@ -135,6 +153,9 @@ class RunConfig:
     seed: int = setting("seed of everything but the splits", 0, low=0, high=2**31)
     device: str = setting("auto, cpu or cuda", "auto", choices=("auto", "cpu", "cuda"))
     threads: int = setting("CPU threads of torch; 0 takes torch's own number", 0, low=0, high=1024)
+    patience_seconds: float = setting(
+        "seconds without a sign of life after which another process of the run is given up", 600.0, low=1
+    )
     checkpoint_minutes: float = setting("minutes between checkpoints; one is also written at the end", 10.0, low=0)
 
     def __post_init__(self) -> None:

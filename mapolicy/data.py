@@ -13,6 +13,7 @@ from torch import Tensor
 from .access import Access, ResidentSplit, Schedule, Split, StreamedSplit, each_of, worker_faults
 from .config import RunConfig
 from .datasets import open_source
+from .distributed import communicator
 from .errors import InputError, UsageError
 from .image_sets import ImageSet, Source
 from .images import EVALUATION_SHARE, CorruptImageError, Framing, refusing_bombs, shown
@@ -110,7 +111,8 @@ def load_splits(
     )
     if meta_validation is None and config.validation_per_class == 0:
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
-    source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download)
+    with communicator().in_turn():
+        source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download)
     pool, classes = source.pool, source.classes
     if check is not None:
         check(source.name, classes, len(pool), None)

@@ -55,6 +55,12 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
             setattr(layer, name, True)
 
 
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of the network's normalisation layers; no counts."""
+    layers = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
+    return [buffer for layer in layers for buffer in layer.buffers(recurse=False) if buffer.is_floating_point()]
+
+
 def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
     """Width of the network's deep feature, found by forwards of two images; the network is left as it was.
 

@@ -72,8 +72,8 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     _, positions = training_plan(config, len(task.training), 0)[0]
     lessons = [step for step in steps if iteration.learns_policy(step)]
     validation = task.splits.meta_validation
-    held_out = iter(validation.batches(validation_plan(config, len(validation), lessons)))
-    batches = iter(task.training.batches([(step, positions) for step in steps], augment=True))
+    held_out = iter(task.batches(validation, validation_plan(config, len(validation), lessons)))
+    batches = iter(task.batches(task.training, [(step, positions) for step in steps], augment=True))
     before = state.tensors()
     seconds: dict[int, list[float]] = {}
     try:

@@ -1,6 +1,6 @@
 """One iteration of either stage: augment the batch, weigh it, step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bilevel import BilevelStep, StepRecord, weighted_step
+from .features import running_statistics
 from .monitor import PolicyMonitor, weight_spread
 from .pipeline import AugmentedBatch
 from .policies import Augmentation, SampledTransformations
@@ -49,7 +50,7 @@ class Iteration(Protocol):
 
 
 Features = Callable[[AugmentedBatch], Tensor]
-Weights = Callable[[AugmentedBatch], Tensor]
+Weights = Callable[[AugmentedBatch], Tensor]  # of the whole batch, all processes' parts in order
 
 
 class BilevelIteration:
@@ -95,7 +96,7 @@ class BilevelIteration:
             noise_seed=seed_for(config.seed, config.stage, "noise", step),
             features=None if self.features is None else self.features(augmented),
         )
-        sampler.record(transformation, record.raw)
+        sampler.record(task.communicator.gather(transformation.pair), record.raw)
         self.monitor.observe(record.theta_gradient, record.weights)
         if record.hypergradient is not None:
             self._validation_loss = record.hypergradient.validation_loss
@@ -119,7 +120,7 @@ class WeightedIteration:
     Args:
         task: of the run.
         augmentation: the policy's part of the pipeline.
-        weights: of an augmented batch, float [n] with sum 1; None weighs all samples equally.
+        weights: of the whole of an augmented batch, float [n] with sum 1; None weighs all samples equally.
     """
 
     period = 1
@@ -136,16 +137,27 @@ class WeightedIteration:
         task, config = self.task, self.task.config
         task.schedule.step_update(step)
         augmented = task.pipeline.augment(*batch, self.augmentation, step)
-        count = len(augmented.labels)
+        communicator = task.communicator
+        part = communicator.part(len(augmented.labels) * communicator.size)
         if self.weights is None:
-            weights = torch.full((count,), 1 / count, device=augmented.inputs.device)
+            weights = torch.full((part.whole,), 1 / part.whole, device=augmented.inputs.device)
         else:
             weights = self.weights(augmented)
-        torch.manual_seed(seed_for(config.seed, config.stage, "noise", step))
+        own = part.of(weights).chunk(config.accumulate)
         task.network.train()
-        losses = F.cross_entropy(task.network(augmented.inputs), augmented.labels, reduction="none")
-        loss = weighted_step(losses, weights, task.network, task.optimizer, config.clip_norm)
+        losses = self._losses(augmented, step)
+        loss = weighted_step(losses, own, task.network, task.optimizer, config.clip_norm, communicator)
+        communicator.average(running_statistics(task.network))
         return loss, lambda: {
             "weight_spread": float(weight_spread(weights)),
             "learning_rate": task.optimizer.param_groups[0]["lr"],
         }
+
+    def _losses(self, augmented: AugmentedBatch, step: int) -> Iterator[Tensor]:
+        """Of each part of the batch, float [n], with their graph; each draws noise of its own."""
+        task, config = self.task, self.task.config
+        seed = seed_for(config.seed, config.stage, "noise", step)
+        halves = (half.chunk(config.accumulate) for half in (augmented.inputs, augmented.labels))
+        for number, (inputs, labels) in enumerate(zip(*halves, strict=True)):
+            torch.manual_seed(seed + 2 * (task.communicator.rank * config.accumulate + number))
+            yield F.cross_entropy(task.network(inputs), labels, reduction="none")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import RunConfig
+from .distributed import ALONE, Communicator, Part, all_of
 from .policies import Augmentation
 from .runtime import generator
 from .transformation import Transformation
@@ -36,16 +37,18 @@ class AugmentedBatch:
     transformation: Transformation | None
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability 1/2. uint8 [B, C, H, W]."""
-    chosen = torch.randint(0, 2, (images.shape[0],), generator=generator)
+def flip(images: Tensor, generator: torch.Generator, part: Part | None = None) -> Tensor:
+    """Mirror each image left to right with probability 1/2. uint8 [B, C, H, W]; `part`: which rows of a batch."""
+    part = part or all_of(len(images))
+    chosen = part.of(torch.randint(0, 2, (part.whole,), generator=generator))
     return _blended(images, images.flip(3), _everywhere(chosen, images)[:, None, None, None])
 
 
-def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with black on every side, then cut each image out at a random place. uint8 [B, C, H, W]."""
+def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator, part: Part | None = None) -> Tensor:
+    """Pad with black on every side, then cut each image out at a random place. uint8 [B, C, H, W]; `part` as above."""
     batch, channels, height, width = images.shape
-    rows, columns = torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)
+    part = part or all_of(batch)
+    rows, columns = part.of(torch.randint(0, 2 * padding + 1, (2, part.whole), generator=generator), dim=1)
     tall, wide = height + 2 * padding, width + 2 * padding
     padded = images.new_zeros(batch, channels, tall, wide)
     padded[..., padding : padding + height, padding : padding + width] = images
@@ -57,7 +60,7 @@ def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator) -> Te
     return windows.index_select(0, (first[:, None, None] + within).flatten()).view(images.shape)
 
 
-def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) -> Tensor:
+def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Hide a square of each image, its centre anywhere, so that a part of it may lie outside. uint8 [B, C, H, W].
 
     Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017): rows
@@ -68,9 +71,13 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
         side: pixels.
         fill: uint8 [C]; the mean colour, which normalises to (about) zero as in the source.
         generator: on the CPU.
+        part: which rows of a batch the images are; None for all of it.
     """
-    batch, _, height, width = images.shape
-    rows, columns = (torch.randint(0, extent, (batch, 1), generator=generator) for extent in (height, width))
+    _, _, height, width = images.shape
+    part = part or all_of(len(images))
+    rows, columns = (
+        part.of(torch.randint(0, extent, (part.whole, 1), generator=generator)) for extent in (height, width)
+    )
     down = torch.arange(height) - (rows - side // 2)
     across = torch.arange(width) - (columns - side // 2)
     hidden_rows, hidden_columns = (_everywhere((at >= 0) & (at < side), images) for at in (down, across))
@@ -127,12 +134,18 @@ class Pipeline:
         config: of the run; its base_augmentation, cutout, fill, copies, seed and stage are used.
         mean, std: one float per channel in [0, 1] units, for the normalisation and the fill.
         device: of the images.
+        communicator: to the processes that have the other parts of a batch.
     """
 
     def __init__(
-        self, config: RunConfig | PipelineSettings, mean: Sequence[float], std: Sequence[float], device: torch.device
+        self,
+        config: RunConfig | PipelineSettings,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        communicator: Communicator = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self._communicator = config, communicator
         self.mean, self.std, self.device = tuple(mean), tuple(std), device
         self._normalisation = Normalisation(mean, std, device)
         self._mean_colour = self._normalisation.mean_colour()
@@ -140,7 +153,7 @@ class Pipeline:
 
     def with_config(self, config: RunConfig) -> "Pipeline":
         """The same data, another configuration."""
-        return Pipeline(config, self.mean, self.std, self.device)
+        return Pipeline(config, self.mean, self.std, self.device, self._communicator)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float32 with mean 0 and deviation 1 over the training split."""
@@ -150,7 +163,7 @@ class Pipeline:
         """A training batch of `copies` augmentations of every image.
 
         Args:
-            images: uint8 [B, C, H, W].
+            images: uint8 [B, C, H, W], this process's part of the batch.
             labels: int64 [B].
             augmentation: the policy's part.
             step: iteration; with the seed it fixes every draw.
@@ -166,22 +179,24 @@ class Pipeline:
     def transform(self, images: Tensor, augmentation: Augmentation, step: int) -> tuple[Tensor, Transformation | None]:
         """The part of `augment` that stays uint8: the augmented images, and their transformations."""
         config = self.config
-        images = self._base(_repeated(images, config.copies), generator(config.seed, config.stage, "base", step))
+        images = _repeated(images, config.copies)
+        part = self._communicator.part(len(images) * self._communicator.size)
+        images = self._base(images, generator(config.seed, config.stage, "base", step), part)
         images, transformation = augmentation(
-            images, self._fill, generator(config.seed, config.stage, "transformation", step)
+            images, self._fill, generator(config.seed, config.stage, "transformation", step), part
         )
         if config.cutout:
             draws = generator(config.seed, config.stage, "cutout", step)
-            images = cutout(images, config.cutout, self._mean_colour, draws)
+            images = cutout(images, config.cutout, self._mean_colour, draws, part)
         return images, transformation
 
-    def _base(self, images: Tensor, draws: torch.Generator) -> Tensor:
+    def _base(self, images: Tensor, draws: torch.Generator, part: Part) -> Tensor:
         if self.config.base_augmentation == "none":
             return images
-        images = flip(images, draws)
+        images = flip(images, draws, part)
         if self.config.base_augmentation == "random_resized_crop":
             return images
-        return pad_and_crop(images, round(images.shape[-1] * CROP_PADDING_SHARE), draws)
+        return pad_and_crop(images, round(images.shape[-1] * CROP_PADDING_SHARE), draws, part)
 
 
 def _repeated(tensor: Tensor, copies: int) -> Tensor:

@@ -8,18 +8,21 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from .augment import RandAugment, TrivialAugmentWide
+from .distributed import Part, all_of
 from .operations import OPERATIONS
 from .published import Step
 from .sampler import TransformationSampler
 from .space import OPERATION_NAMES
 from .transformation import Transformation
 
+SMALLEST = 4  # side of an image that every operation takes, pixels
+
 
 class Augmentation(Protocol):
     """A policy's part of the pipeline, between base augmentation and Cutout."""
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augment uint8 images [B, C, H, W]; also the transformations used, where they are ours.
 
@@ -27,6 +30,7 @@ class Augmentation(Protocol):
             images: left as they are.
             fill: uint8 [C], colour of pixels that come from outside the image.
             generator: on the CPU; the only source of randomness.
+            part: which rows of a batch the images are; None for all of it.
         """
         ...
 
@@ -35,7 +39,7 @@ class NoAugmentation:
     """Leaves the base augmentation's images as they are."""
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """The images themselves."""
         return images, None
@@ -53,10 +57,11 @@ class SampledTransformations:
         self.sampler, self.space = sampler, space
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Transformed images, and by what."""
-        transformation = self.sampler.sample(images.shape[0], generator).to(images.device)
+        part = part or all_of(len(images))
+        transformation = self.sampler.sample(part.whole, generator).part(part).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
 
 
@@ -81,13 +86,14 @@ class SampledSubPolicies:
                 self._mirrored[row, column] = step.mirrored
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
-        chosen = torch.randint(0, len(self._operation), (len(images),), generator=generator)
-        shape = (len(images), self._operation.shape[1])
-        taken = torch.rand(shape, generator=generator) < self._probability[chosen]
-        turned = (torch.randint(0, 2, shape, generator=generator) == 1) & self._mirrored[chosen]
+        part = part or all_of(len(images))
+        chosen = part.of(torch.randint(0, len(self._operation), (part.whole,), generator=generator))
+        shape = (part.whole, self._operation.shape[1])
+        taken = part.of(torch.rand(shape, generator=generator)) < self._probability[chosen]
+        turned = (part.of(torch.randint(0, 2, shape, generator=generator)) == 1) & self._mirrored[chosen]
         operation, value = self._operation[chosen], self._value[chosen]
         value = torch.where(turned, -value, value)
         images = images.clone()
@@ -114,12 +120,14 @@ class PublishedPolicy:
         self._augment: RandAugment | TrivialAugmentWide | None = None
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; there is no transformation, since the levels are not those of one of our spaces."""
         if self._augment is None:
             self._augment = self._build(fill=fill.tolist())
-        return self._augment(images, generator=generator), None
+        part = part or all_of(len(images))
+        drawn = self._augment.draw(images[:1].expand(part.whole, -1, -1, -1), generator)
+        return drawn[part.first : part.first + part.count].apply(images), None
 
 
 class AutoAugment:
@@ -135,7 +143,7 @@ class AutoAugment:
         self._augment: v2.AutoAugment | None = None
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; their operations are torchvision's, so there is no transformation of ours."""
         if self._augment is None:
@@ -143,4 +151,6 @@ class AutoAugment:
         # torchvision draws from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed())
+            for _ in range(0 if part is None else part.first):  # it draws as it goes; the pixels do not matter
+                self._augment(images.new_zeros(images.shape[1], SMALLEST, SMALLEST))
             return torch.stack([self._augment(image) for image in images]), None

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bundle import PolicyBundle
+from .distributed import ALONE, Communicator
 from .features import deep_features
 from .folding import agree, folded
 from .pipeline import AugmentedBatch, Normalisation
@@ -87,18 +88,27 @@ class FrozenWeights:
         extractor: of the bundle.
         policy: of the bundle; not changed.
         rejects: leave out samples of weight below the batch's mean and weigh the others equally (ablation).
+        communicator: to the processes that have the other parts of a batch.
     """
 
-    def __init__(self, extractor: FrozenExtractor, policy: PolicyNetwork, rejects: bool = False) -> None:
+    def __init__(
+        self,
+        extractor: FrozenExtractor,
+        policy: PolicyNetwork,
+        rejects: bool = False,
+        communicator: Communicator = ALONE,
+    ) -> None:
         self._extractor, self._policy, self._rejects = extractor, policy, rejects
+        self._communicator = communicator
 
     def __call__(self, batch: AugmentedBatch) -> Tensor:
-        """P_i of Eq. 4, float [n] with sum 1; the batch must carry its transformations."""
+        """P_i of Eq. 4, float [n] with sum 1, of the whole batch; this part of it must carry its transformations."""
         assert batch.transformation is not None
         return self.of(batch.images, batch.transformation)
 
     def of(self, images: Tensor, transformation: Transformation) -> Tensor:
         """The same for augmented uint8 images [n, C, H, W] and what they were augmented by."""
         with torch.no_grad():
-            weights = weights_of_logits(self._policy.logits(self._extractor(images), transformation.embed()))
+            logits = self._policy.logits(self._extractor(images), transformation.embed())
+            weights = weights_of_logits(self._communicator.gather(logits))
             return reject_below_mean(weights) if self._rejects else weights

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .checkpoint import RunState, load_checkpoint, save_checkpoint
@@ -106,6 +107,9 @@ class Run:
         self._signal: int | None = None
         if folder is not None:
             self._open(folder, resume, overwrite)
+        task.communicator.check_equal("its configuration or data set", json.dumps(self._identity(), sort_keys=True))
+        if resume:
+            self._follow()
         self._started = self._logged = time.monotonic()
         self._logged_iteration = self.iteration
         self._next_checkpoint = self._started + 60 * config.checkpoint_minutes
@@ -154,8 +158,8 @@ class Run:
         for epoch in range(self.iteration // self.per_epoch, self.config.epochs):
             plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
             lessons = [step for step, _ in plan if iteration.learns_policy(step)]
-            held_out = iter(validation.batches(validation_plan(self.config, len(validation), lessons)))
-            for (step, _), batch in zip(plan, training.batches(plan, augment=True), strict=True):
+            held_out = iter(self.task.batches(validation, validation_plan(self.config, len(validation), lessons)))
+            for (step, _), batch in zip(plan, self.task.batches(training, plan, augment=True), strict=True):
                 guide = next(held_out) if iteration.learns_policy(step) else None
                 outcome = meter(batch, partial(iteration, step, batch, guide))
                 self._cost_ratio = meter.ratio or self._cost_ratio
@@ -184,10 +188,13 @@ class Run:
             self.last_record = record
             self._append(record)
             self.reporter.iterated(record)
-        if now >= self._next_checkpoint:
+        due = now >= self._next_checkpoint
+        # All processes save and stop together, whichever of them it was that heard a signal.
+        due, self._signal = self.task.communicator.largest(due, self._signal or 0)
+        if due:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
-        if self._signal is not None:
+        if self._signal:
             self.checkpoint()
             if self._signal == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -202,7 +209,7 @@ class Run:
             return
 
         def note(number: int, frame: object) -> None:
-            if self._signal is not None:
+            if self._signal:
                 raise KeyboardInterrupt
             self._signal = number
 
@@ -293,6 +300,14 @@ class Run:
         self._seconds_before, self._cost_ratio = facts["seconds"], facts["cost_ratio"]
         self._last_good = path
         self.reporter.noted(f"goes on after iteration {self.iteration}")
+
+    def _follow(self) -> None:
+        """Where there are several processes, the others take on the state that rank 0 has read."""
+        group = self.task.communicator
+        state = group.broadcast(save(self.state.tensors()) if group.rank == 0 else b"")
+        (self.iteration,) = group.largest(self.iteration)
+        if group.rank:
+            self.state.restore(load(state), self.iteration)
 
     def _append(self, record: Mapping[str, float]) -> None:
         if self.folder is not None:

@@ -69,7 +69,7 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
     warn_only_before = torch.is_deterministic_algorithms_warn_only_enabled()
     fill_before = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     cuda = device.type == "cuda"
-    devices = list(range(torch.cuda.device_count())) if cuda else []
+    devices = [torch.cuda.current_device()] if cuda else []  # another's memory is another process's
     try:
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             if cuda:

@@ -70,10 +70,15 @@ class TransformationSampler:
         pair = torch.multinomial(self.probabilities.flatten(), batch, replacement=True, generator=generator)
         return Transformation.draw_magnitudes(pair // K, pair % K, generator)
 
-    def record(self, transformation: Transformation, raw: Tensor) -> None:
-        """Take in one iteration's raw policy outputs (float [B], before normalisation); refresh p_jk when it is due."""
+    def record(self, pair: Tensor, raw: Tensor) -> None:
+        """Take in one iteration; refresh p_jk when it is due.
+
+        Args:
+            pair: int64 [B], `Transformation.pair`.
+            raw: float [B], the policy's outputs before normalisation.
+        """
         row = self.iteration % self.history
-        pair, raw = transformation.pair.cpu(), raw.detach().float().cpu()
+        pair, raw = pair.cpu(), raw.detach().float().cpu()
         self._sums[row] = torch.zeros(K * K).index_add_(0, pair, raw)
         self._squares[row] = torch.zeros(K * K).index_add_(0, pair, raw.square())
         self._counts[row] = torch.bincount(pair, minlength=K * K).int()

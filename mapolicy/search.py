@@ -15,6 +15,7 @@ from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle
 from .checkpoint import RunState
 from .config import SearchConfig
+from .distributed import communicator
 from .errors import UsageError
 from .evaluate import Accuracy
 from .extractor import check_extractor
@@ -44,6 +45,8 @@ def search_policy(
 ) -> PolicyBundle:
     """Search a policy; the test split is not opened.
 
+    In a process group of torch every process calls it alike and returns the same bundle.
+
     Args:
         config: the search, complete.
         reporter: hears of the progress; None for silence.
@@ -59,6 +62,8 @@ def search_policy(
         TrainingError: a loss is not finite, or memory has run out.
         EnvironmentFault: the run folder cannot be written.
     """
+    if communicator().rank:
+        reporter, run_dir = None, None  # rank 0 tells and writes
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
@@ -153,6 +158,7 @@ class _Search:
             policy_optimizer=policy_optimizer,
             options=StepOptions.of(config),
             extractor=extractor,
+            communicator=task.communicator,
         )
         iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), step, monitor)
         return cls(task, step, sampler, monitor, state, iteration, threads)
@@ -179,9 +185,13 @@ def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn
     return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
 
 
-def _relative(network: nn.Module) -> dict[str, str]:
-    """What the bundle records of a network that has no true gradient."""
-    return {"hypergradient_noise": "mean"} if has_unequal_noise(network) else {}
+def _circumstances(task: Task) -> dict[str, str | int]:
+    """What the bundle records of a network that has no true gradient, and of several processes.
+
+    Their number matters because batch statistics and noise are those of each process's part.
+    """
+    noise = {"hypergradient_noise": "mean"} if has_unequal_noise(task.network) else {}
+    return noise | ({"processes": task.communicator.size} if task.communicator.size > 1 else {})
 
 
 def describe(
@@ -230,7 +240,7 @@ def describe(
                 "test_per_class": config.test_per_class,
             },
         },
-        search={"settings": config.portable() | {"dataset": splits.name} | _relative(task.network)},
+        search={"settings": config.portable() | {"dataset": splits.name} | _circumstances(task)},
         run={
             "epochs": config.epochs,
             "iterations": config.epochs * task.iterations_per_epoch,

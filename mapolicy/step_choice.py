@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from .bilevel import BilevelStep, StepOptions
 from .compiled import CompiledStep
 from .config import RunConfig, SearchConfig
+from .distributed import communicator
 from .errors import EnvironmentFault, UsageError
 from .features import feature_maps, head
 
@@ -54,7 +55,8 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
         return Choice(False, f"{lessons} hypergradients do not repay compiling, {WORTH_COMPILING} would")
     if not always and device.type != "cpu":
         return Choice(False, "chosen on a CPU alone")
-    obstacle = _other_algorithm(config) or find_obstacle(network, config.image_size, channels)
+    several = "the batch is shared by several processes" if communicator().size > 1 else None
+    obstacle = several or _other_algorithm(config) or find_obstacle(network, config.image_size, channels)
     if obstacle is not None:
         if always:
             raise UsageError("compile", f"'always' is not possible: {obstacle}", "use --set compile=auto")

@@ -1,5 +1,6 @@
 """What both stages train: data, pipeline, task network, its optimiser and schedule, built from a configuration."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,7 +9,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from .config import RunConfig
-from .data import Check, DataSplits, Split, load_splits
+from .data import Check, DataSplits, Schedule, Split, load_splits
+from .distributed import ALONE, Communicator, communicator
+from .errors import UsageError
 from .evaluate import Accuracy, evaluate
 from .features import feature_width
 from .networks import build_network, check_arch
@@ -29,6 +32,7 @@ class Task:
         network: with fresh weights, on the device.
         feature_width: of the network's deep feature.
         optimizer, schedule: of the network.
+        communicator: to the processes that train the same network on other parts of a batch.
     """
 
     config: RunConfig
@@ -39,6 +43,7 @@ class Task:
     feature_width: int
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
+    communicator: Communicator = ALONE
 
     @classmethod
     def build(
@@ -73,16 +78,19 @@ class Task:
         seed = seed_for(config.seed, config.stage, "network", 0)
         network = build_network(config.network, config.model_args, len(splits.classes), splits.channels, seed, device)
         training = splits.train_with_validation() if config.trains_on_validation else splits.train
+        group = communicator()
+        _check_division(config, group.size, len(splits.meta_validation))
         optimizer = make_optimizer(config, network)
         return cls(
             config=config,
             splits=splits,
             training=training,
-            pipeline=Pipeline(config, splits.mean, splits.std, device),
+            pipeline=Pipeline(config, splits.mean, splits.std, device, group),
             network=network,
             feature_width=feature_width(network, config.image_size, splits.channels),
             optimizer=optimizer,
             schedule=make_schedule(config, optimizer, len(training) // config.batch_size),
+            communicator=group,
         )
 
     @property
@@ -97,7 +105,16 @@ class Task:
 
     def validation_accuracy(self) -> Accuracy:
         """Accuracy of the network on the meta-validation split."""
-        return evaluate(self.network, self.splits.meta_validation, self.pipeline, self.config.batch_size)
+        return self.accuracy(self.splits.meta_validation)
+
+    def accuracy(self, split: Split) -> Accuracy:
+        """Accuracy of the network on a split."""
+        return evaluate(self.network, split, self.pipeline, self.config.batch_size, self.communicator)
+
+    def batches(self, split: Split, plan: Schedule, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of every batch of a plan; arguments as of `Split.batches`."""
+        own = [(step, self.communicator.part(len(positions)).of(positions)) for step, positions in plan]
+        return split.batches(own, augment)
 
     def facts(self) -> dict[str, str]:
         """What a user wants to know when the run starts."""
@@ -109,3 +126,17 @@ class Task:
             "network": f"{parameters / 1e6:.2f} million parameters",
             "device": str(self.pipeline.device),
         }
+
+
+def _check_division(config: RunConfig, processes: int, held_out: int) -> None:
+    """Every process has as many images of a batch as every other, and in as many parts of equal size.
+
+    Raises:
+        UsageError: a batch cannot be divided so.
+    """
+    parts = processes * config.accumulate
+    held_out = min(config.validation_batch_size, held_out)
+    for name, count in (("batch_size", config.batch_size), ("validation_batch_size", held_out)):
+        if count % parts:
+            why = f"{count} images are not divided by {processes} processes x accumulate {config.accumulate}"
+            raise UsageError(name, why, f"set it to a multiple of {parts}")

@@ -18,8 +18,8 @@ from .bundle import PolicyBundle
 from .bundle_format import EXTRACTOR_PREFIX
 from .checkpoint import RunState
 from .config import SEARCHED_POLICIES, TrainConfig
+from .distributed import communicator
 from .errors import InputError, UsageError
-from .evaluate import evaluate
 from .files import NETWORK_FILE, write_atomically
 from .forecast import Forecast, facts_before, forecast
 from .iteration import BilevelIteration, Iteration, WeightedIteration
@@ -91,6 +91,8 @@ def train_network(
 ) -> TrainResult:
     """Train a network; the test split is opened once, at the end.
 
+    In a process group of torch every process calls it alike and returns the same network.
+
     Args:
         config: the training, complete.
         bundle: the policy; for a baseline it is optional and gives the data split alone. A dataset-level policy has
@@ -107,6 +109,8 @@ def train_network(
         TrainingError: a loss is not finite, or memory has run out.
         EnvironmentFault: the run folder cannot be written.
     """
+    if communicator().rank:
+        reporter, run_dir = None, None  # rank 0 tells and writes
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device):
@@ -125,7 +129,7 @@ def train_network(
             test = task.splits.test()
             if len(task.splits.corrupt) > left_out:
                 run.note_corrupt(task.splits.corrupt[left_out:])
-            accuracy = evaluate(task.network, test, task.pipeline, config.batch_size)
+            accuracy = task.accuracy(test)
             result = TrainResult(
                 network=task.network,
                 test_top1=accuracy.top1,
@@ -226,7 +230,7 @@ def plan(
         weights = None
         if config.policy != "sampler-only":
             policy, extractor = bundle.build_policy().to(device), FrozenExtractor(bundle, device)
-            weights = FrozenWeights(extractor, policy, config.reject_below_mean)
+            weights = FrozenWeights(extractor, policy, config.reject_below_mean, task.communicator)
         return WeightedIteration(task, augmentation, weights), RunState(modules, optimizers)
 
     extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
@@ -244,6 +248,7 @@ def plan(
         optimizer=task.optimizer,
         policy_optimizer=policy_optimizer,
         options=StepOptions.of(config),
+        communicator=task.communicator,
     )
     augmentation = SampledTransformations(sampler, config.operation_space)
     monitor = PolicyMonitor.of(policy, task.iterations_per_epoch)

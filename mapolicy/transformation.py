@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .distributed import Part
 from .operations import apply_operations
 from .space import (
     DEFAULT_SPACE,
@@ -53,6 +54,12 @@ class Transformation:
             self.second.to(device, non_blocking=True),
             self.magnitude1.to(device, non_blocking=True),
             self.magnitude2.to(device, non_blocking=True),
+        )
+
+    def part(self, part: Part) -> "Transformation":
+        """Those of a part of the batch."""
+        return Transformation(
+            part.of(self.first), part.of(self.second), part.of(self.magnitude1), part.of(self.magnitude2)
         )
 
     @property

@@ -260,8 +260,8 @@ def test_low_memory_keeps_no_graph_during_the_validation_pass(low: bool) -> None
     case = Case()
     step = case.step(low_memory=low)
     step._own_rules = False  # a recording has hooks of its own
-    forward = step._forward
-    step._forward = lambda batch, records=False: forward(batch)
+    forward = step.forward
+    step.forward = lambda batch, records=False: forward(batch)
     case.network.conv1.register_forward_pre_hook(
         lambda module, inputs: (
             alive.append(sum(saved.tensor.ndim == 4 for saved in held)) if inputs[0] is case.validation_images else None

@@ -26,7 +26,7 @@ def state(seed: int, steps: int) -> RunState:
         for optimizer in optimizers.values():
             optimizer.step()
         pair = torch.randint(0, 14, (2, 8))
-        sampler.record(Transformation.draw_magnitudes(*pair, torch.Generator()), torch.rand(8))
+        sampler.record(Transformation.draw_magnitudes(*pair, torch.Generator()).pair, torch.rand(8))
     return RunState({"network": network, "policy": policy}, optimizers, sampler)
 
 

@@ -101,7 +101,7 @@ def moved_sampler(preference: float = 0.5) -> TransformationSampler:
     for _ in range(50):
         drawn = sampler.sample(256, draws)
         noise = 0.2 * torch.rand(256, generator=draws)
-        sampler.record(drawn, 0.4 + preference * (drawn.first < K // 2) * 0.5 + noise)
+        sampler.record(drawn.pair, 0.4 + preference * (drawn.first < K // 2) * 0.5 + noise)
     return sampler
 
 

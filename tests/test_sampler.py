@@ -45,7 +45,7 @@ def test_probabilities_are_eq_5_over_the_last_r_iterations_every_s(epsilon: floa
     for iteration in range(1, 15):
         pairs = [tuple(pair) for pair in torch.randint(0, K, (40, 2), generator=generator).tolist()]
         raw = torch.rand(40, generator=generator)
-        sampler.record(batch(pairs), raw)
+        sampler.record(batch(pairs).pair, raw)
         seen.append((pairs, raw.tolist()))
         if iteration % every == 0:
             current = expected_probabilities(seen[-history:], epsilon)
@@ -56,7 +56,7 @@ def test_probabilities_are_eq_5_over_the_last_r_iterations_every_s(epsilon: floa
 
 def test_pairs_never_seen_take_the_mean_of_the_seen() -> None:
     sampler = TransformationSampler(epsilon=0.0)
-    sampler.record(batch([(0, 1), (2, 3), (2, 3)]), torch.tensor([0.2, 0.5, 0.7]))
+    sampler.record(batch([(0, 1), (2, 3), (2, 3)]).pair, torch.tensor([0.2, 0.5, 0.7]))
     assert float(sampler.means[0, 1]) == pytest.approx(0.2)
     assert float(sampler.means[2, 3]) == pytest.approx(0.6)
     assert float(sampler.means[5, 5]) == pytest.approx(0.4)
@@ -92,7 +92,7 @@ def test_goes_on_from_its_state() -> None:
 
     def feed(sampler: TransformationSampler, part: slice) -> None:
         for pairs, raw in data[part]:
-            sampler.record(batch([tuple(pair) for pair in pairs.tolist()]), raw)
+            sampler.record(batch([tuple(pair) for pair in pairs.tolist()]).pair, raw)
 
     whole = TransformationSampler(0.1, 2, 4)
     feed(whole, slice(None))
@@ -127,7 +127,7 @@ def test_entropy_by_chance_holds_for_outputs_that_know_no_operation() -> None:
         draws, sampler = torch.Generator().manual_seed(seed), TransformationSampler(history=4, every=4)
         for _ in range(4):
             raw = 0.3 + 0.4 * torch.rand(800, generator=draws)
-            sampler.record(sampler.sample(800, draws), raw)
+            sampler.record(sampler.sample(800, draws).pair, raw)
         low, high = sampler.entropy_by_chance()
         assert 0.98 < low < high < 1
         within.append(low <= relative_entropy(sampler.probabilities) <= high)
@@ -136,5 +136,5 @@ def test_entropy_by_chance_holds_for_outputs_that_know_no_operation() -> None:
 
     told = TransformationSampler()
     drawn = told.sample(4000, draws)
-    told.record(drawn, 0.3 + 0.2 * (drawn.first == 2) + 0.1 * torch.rand(4000, generator=draws))
+    told.record(drawn.pair, 0.3 + 0.2 * (drawn.first == 2) + 0.1 * torch.rand(4000, generator=draws))
     assert relative_entropy(told.probabilities) < told.entropy_by_chance()[0]
