@@ -203,11 +203,9 @@ def peers_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        reason = " ".join(str(problem).split())[-80:]
-        why = f"another process of this run has ended or does not answer (...{reason})"
-        raise EnvironmentFault(
-            f"rank {dist.get_rank()}", why, "see what it said; --resume goes on from the last checkpoint"
-        ) from problem
+        why = "another process of this run has ended, or did not answer within patience_seconds"
+        remedy = "see what it said; --resume goes on from the last checkpoint"
+        raise EnvironmentFault(f"rank {dist.get_rank()}", why, remedy) from problem
 
 
 @contextmanager

@@ -119,12 +119,13 @@ class Task:
     def facts(self) -> dict[str, str]:
         """What a user wants to know when the run starts."""
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        splits = self.splits
+        splits, processes = self.splits, self.communicator.size
         return {
             "images": f"{len(self.training)} training, {len(splits.meta_validation)} meta-validation",
             "classes": str(len(splits.classes)),
             "network": f"{parameters / 1e6:.2f} million parameters",
             "device": str(self.pipeline.device),
+            **({"processes": f"{processes}, batch normalisation {self.config.batch_norm}"} if processes > 1 else {}),
         }
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import pickle
-import signal
 import traceback
 import warnings
 from collections.abc import Callable
@@ -42,14 +41,21 @@ class Ranks:
             self.processes.append(process)
             self._results.append(receiver)
 
+    def result(self, rank: int, within: float = PATIENCE) -> Any:
+        """What one has returned; an exception where it raised one, None where it was killed."""
+        process, receiver = self.processes[rank], self._results[rank]
+        if not receiver.poll(within):
+            process.kill()
+            raise AssertionError(f"rank {rank} says nothing")
+        try:
+            return pickle.loads(receiver.recv_bytes())
+        except EOFError:
+            return None
+
     def results(self, within: float = PATIENCE) -> list[Any]:
-        """What each has returned; an exception where it raised one, None where it was killed."""
-        found = []
-        for process, result in zip(self.processes, self._results, strict=True):
-            try:
-                found.append(pickle.loads(result.recv_bytes()) if result.poll(within) else _late(process.pid))
-            except EOFError:
-                found.append(None)
+        """`result` of each, in their order; they have ended."""
+        found = [self.result(rank, within) for rank in range(len(self.processes))]
+        for process in self.processes:
             process.join(within)
         return found
 
@@ -61,14 +67,6 @@ def on_ranks(size: int, function: Callable[[], Any], folder: Path) -> list[Any]:
         if isinstance(result, BaseException):
             raise AssertionError(f"rank {rank}: {result.__notes__[0]}") from result
     return results
-
-
-def _late(process: int | None) -> AssertionError:
-    assert process is not None
-    os.kill(process, signal.SIGKILL)
-    problem = AssertionError("too late")
-    problem.add_note("no result")
-    return problem
 
 
 def _member(

@@ -1,17 +1,32 @@
 """One run on several processes: the same result, the same failures, one writer."""
 
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import Ranks, on_ranks
 from torch import Tensor
 
-from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions
+from mapolicy import PolicyBundle, SearchConfig, TrainConfig, search_policy, train_network
+from mapolicy.bilevel import Batch, BilevelStep, InnerRate, StepOptions
 from mapolicy.distributed import ALONE, Part, all_of, communicator
-from mapolicy.errors import InputError
+from mapolicy.errors import EnvironmentFault, InputError, TrainingError, UsageError
+from mapolicy.files import CHECKPOINT_FILE, METRICS_FILE, NETWORK_FILE, RUN_FILES, STATUS_FILE
+from mapolicy.images import Framing
 from mapolicy.networks import build_network
+from mapolicy.pipeline import AugmentedBatch, Pipeline
 from mapolicy.policy import PolicyNetwork
 from mapolicy.space import EMBEDDING_WIDTH
 
@@ -151,3 +166,281 @@ def test_in_single_precision_they_differ_by_rounding(iterations: int, bound: flo
     first, second = on_ranks(2, run, tmp_path)
     assert distance(first, second) == 0
     assert distance(first, run()) <= bound
+
+
+VIT_RUN = {
+    "model_args": WITHOUT_STATISTICS,
+    "epochs": 1,
+    "batch_size": 256,
+    "validation_batch_size": 32,
+    "learning_rate": 0.02,
+    "policy_learning_rate": 1e-3,
+}
+
+
+@pytest.fixture
+def searched(make_search_config: Callable[..., SearchConfig]) -> Callable[..., dict[str, Tensor]]:
+    """Searches on digits, five iterations long unless told otherwise; returns the bundle's tensors."""
+
+    def search(run_dir: Path | None = None, resume: bool = False, **changes: Any) -> dict[str, Tensor]:
+        config = make_search_config(**{"proxy": VIT[0]} | VIT_RUN | changes)
+        return dict(search_policy(config, run_dir=run_dir, resume=resume).tensors)
+
+    return search
+
+
+def test_a_search_on_two_processes_finds_the_same_bundle(
+    searched: Callable[..., dict[str, Tensor]], tmp_path: Path
+) -> None:
+    store, runs = tmp_path / "store", tmp_path / "runs"
+    store.mkdir()
+    bundles = on_ranks(2, partial(searched, runs), store)
+    assert distance(*bundles) == 0
+    assert distance(bundles[0], searched()) <= 1e-5
+    assert {path.name for path in runs.iterdir()} == {*RUN_FILES} - {NETWORK_FILE}
+    lines = [json.loads(line) for line in (runs / METRICS_FILE).read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 5], "rank 0 alone writes"
+    assert json.loads((runs / STATUS_FILE).read_text())["state"] == "done"
+
+
+def test_a_search_on_two_processes_repeats_itself(
+    make_search_config: Callable[..., SearchConfig], tmp_path: Path
+) -> None:
+    """With batch statistics of each process's part, and a clipped gradient: the whole file, bit for bit."""
+    config = make_search_config(epochs=1, validation_batch_size=128)
+
+    def digest() -> str:
+        bundle = search_policy(config)
+        assert bundle.manifest.search.settings["processes"] == 2
+        return bundle.digest
+
+    first, second = on_ranks(2, digest, tmp_path)
+    assert first == second == on_ranks(2, digest, tmp_path)[0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_on_another_number_of_processes(
+    before: int, after: int, searched: Callable[..., dict[str, Tensor]], tmp_path: Path
+) -> None:
+    store, runs = tmp_path / "store", tmp_path / "runs"
+    store.mkdir()
+
+    def on(size: int, function: Callable[[], Any]) -> list[Any]:
+        return on_ranks(size, function, store) if size > 1 else [function()]
+
+    def interrupted() -> int:
+        """A signal reaches the last process alone, in the third iteration."""
+        with iterations(lambda step: step == 2 and communicator().rank == before - 1, partial(send, signal.SIGTERM)):
+            try:
+                searched(runs)
+            except SystemExit as stop:
+                return int(stop.code or 0)
+        return 0
+
+    assert on(before, interrupted) == [143] * before
+    assert json.loads((runs / STATUS_FILE).read_text()) == {
+        "state": "interrupted",
+        "exit_code": 143,
+        "reason": "143",
+        "iteration": 3,
+    }
+    bundle = on(after, partial(searched, runs, True))[0]
+    assert distance(bundle, searched()) <= 1e-5
+
+
+@contextmanager
+def iterations(when: Callable[[int], bool], what: Callable[[], None]) -> Iterator[None]:
+    """Within it something happens in the iterations for which `when(step)`."""
+    original = Pipeline.augment
+
+    def augment(self: Pipeline, images: Tensor, labels: Tensor, augmentation: Any, step: int) -> AugmentedBatch:
+        if when(step):
+            what()
+        return original(self, images, labels, augmentation, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pipeline, "augment", augment)
+        yield
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_lost_process_ends_the_others_and_the_checkpoint_stands(
+    fault: int, searched: Callable[..., dict[str, Tensor]], tmp_path: Path
+) -> None:
+    store, runs = tmp_path / "store", tmp_path / "runs"
+    store.mkdir()
+
+    def losing() -> None:
+        with iterations(lambda step: step == 3 and communicator().rank == 1, partial(send, fault)):
+            searched(runs, checkpoint_minutes=0.0)
+
+    started = time.monotonic()
+    group = Ranks(2, losing, store, patience=2.0)
+    problem = group.result(0)
+    assert time.monotonic() - started < 15
+    os.kill(group.processes[1].pid, signal.SIGKILL)
+    assert isinstance(problem, EnvironmentFault)
+    assert str(problem).startswith("rank 0: another process of this run has ended, or did not answer")
+    assert len(str(problem)) <= 240
+    status = json.loads((runs / STATUS_FILE).read_text())
+    assert (status["state"], status["exit_code"], status["iteration"]) == ("failed", 5, 3)
+    assert distance(searched(runs, resume=True), searched()) <= 1e-5
+
+
+def test_a_loss_that_is_not_finite_stops_all_before_the_update(tmp_path: Path) -> None:
+    def poisoned() -> tuple[str, float]:
+        steps = Steps(torch.float32, *VIT)
+        steps.iterate(2)
+        modules = (steps.network, steps.policy)
+        before = [copy.deepcopy(tensor) for module in modules for tensor in module.state_dict().values()]
+        original = steps.step.forward
+
+        def forward(batch: Batch, records: bool = False) -> Any:
+            found = original(batch, records)
+            return replace(found, losses=found.losses * torch.nan) if communicator().rank == 1 else found
+
+        steps.step.forward = forward  # type: ignore[method-assign]
+        loss = steps.iterate(1)["loss"]
+        after = [tensor for module in modules for tensor in module.state_dict().values()]
+        moved = max(float((old - new).abs().max()) for old, new in zip(before, after, strict=True))
+        return str(float(loss)), moved
+
+    assert on_ranks(2, poisoned, tmp_path) == [("nan", 0.0)] * 2
+
+
+def test_a_run_that_diverges_ends_alike_everywhere(searched: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
+    def diverging() -> str:
+        try:
+            searched(learning_rate=1e30)
+        except TrainingError as problem:
+            return str(problem)
+        return ""
+
+    first, second = on_ranks(2, diverging, tmp_path)
+    assert first == second
+    assert "not finite" in first or "the loss is" in first
+
+
+def test_a_process_decodes_its_own_images_alone(
+    make_train_config: Callable[..., TrainConfig], tiny: Path, tmp_path: Path
+) -> None:
+    config = make_train_config(
+        dataset="folder:tiny",
+        data_dir=str(tiny),
+        image_size=16,
+        policy="uniform",
+        base_augmentation="random_resized_crop",
+        train_per_class=4,
+        validation_per_class=1,
+        test_per_class=1,
+        epochs=1,
+        batch_size=8,
+        validation_batch_size=2,
+        workers=0,
+        learning_rate=0.0,
+    )
+
+    def trained() -> tuple[list[int], Tensor]:
+        decoded, images = [], []
+        original, augment = Framing.random, Pipeline.augment
+
+        def random(self: Framing, image: Any, index: int, step: int) -> Any:
+            decoded.append(index)
+            return original(self, image, index, step)
+
+        def seen(self: Pipeline, *arguments: Any) -> AugmentedBatch:
+            batch = augment(self, *arguments)
+            images.append(batch.images)
+            return batch
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Framing, "random", random)
+            patch.setattr(Pipeline, "augment", seen)
+            train_network(config)
+        return decoded, torch.cat(images)
+
+    decoded, images = trained()
+    (first, first_images), (second, second_images) = on_ranks(2, trained, tmp_path)
+    assert sorted(first + second) == sorted(decoded)
+    assert len(first) == len(second) == 4
+    assert torch.equal(torch.cat([first_images, second_images]), images)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(searched: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
+    def refused() -> str:
+        try:
+            searched(batch_size=255)
+        except UsageError as problem:
+            return str(problem)
+        return ""
+
+    expected = "batch_size: 255 images are not divided by 2 processes x accumulate 1; set it to a multiple of 2"
+    assert on_ranks(2, refused, tmp_path) == [expected] * 2
+
+
+def torchrun(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launcher, "-m", "mapolicy", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SEARCH = (
+    "search",
+    "digits",
+    "--device",
+    "cpu",
+    "--set",
+    "batch_size=512",
+    "--run-dir",
+    "run",
+    "--out",
+    "found.safetensors",
+)
+
+
+def test_torchrun_searches_as_typed(tmp_path: Path) -> None:
+    """The only test that starts processes as users do: their imports cost ten seconds."""
+    process = torchrun(*SEARCH, "--epochs", "1", "--json", folder=tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    bundle = PolicyBundle.load(tmp_path / "found.safetensors")
+    assert document["digest"] == bundle.digest
+    assert bundle.manifest.search.settings["processes"] == 2
+    assert err.count("mapolicy: epoch 1") == 1
+    assert "processes 2, batch normalisation local" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"found.safetensors", "run"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "asked to stop"])
+def test_when_the_launcher_goes_so_do_its_processes(number: int, tmp_path: Path) -> None:
+    process = torchrun(*SEARCH, "--epochs", "1000", "--quiet", folder=tmp_path)
+    log = tmp_path / "run" / METRICS_FILE
+    assert until(lambda: log.exists() and log.stat().st_size > 0, 90)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    process.send_signal(number)
+    assert until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 15)
+    process.communicate(timeout=30)
+    status = json.loads((tmp_path / "run" / STATUS_FILE).read_text())
+    assert (status["state"], status["exit_code"]) == ("interrupted", 143)
+    assert (tmp_path / "run" / CHECKPOINT_FILE).exists()
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from mapolicy.config import TrainConfig
+from mapolicy.distributed import Communicator, Part
 from mapolicy.pipeline import Normalisation, Pipeline, cutout, flip, pad_and_crop
-from mapolicy.policies import NoAugmentation, SampledTransformations
+from mapolicy.policies import (
+    Augmentation,
+    AutoAugment,
+    NoAugmentation,
+    PublishedPolicy,
+    SampledSubPolicies,
+    SampledTransformations,
+)
+from mapolicy.published import Step
 from mapolicy.sampler import TransformationSampler
 from mapolicy.transformation import Transformation
 
@@ -215,7 +224,7 @@ class Recorder:
         self.seen: list[torch.Tensor] = []
         self.fill: torch.Tensor | None = None
 
-    def __call__(self, images: torch.Tensor, fill: torch.Tensor, generator: torch.Generator):
+    def __call__(self, images: torch.Tensor, fill: torch.Tensor, generator: torch.Generator, part: Part):
         self.seen.append(images)
         self.fill = fill
         zeros = torch.zeros(len(images), dtype=torch.int64)
@@ -300,3 +309,51 @@ def test_transformations_depend_on_seed_and_step_alone() -> None:
     assert torch.equal(drawn(settings(), 5), drawn(settings(), 5))
     assert not torch.equal(drawn(settings(), 5), drawn(settings(), 6))
     assert not torch.equal(drawn(settings(), 5), drawn(settings(seed=1), 5))
+
+
+class Half(Communicator):
+    """Of one of two processes, without the other."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+SUB_POLICIES = [
+    [Step(operation="Rotate", probability=0.7, value=20.0, mirrored=True)],
+    [
+        Step(operation="ShearX", probability=1.0, value=0.2, mirrored=True),
+        Step(operation="Solarize", probability=0.5, value=100.0, mirrored=False),
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        NoAugmentation(),
+        SampledTransformations(TransformationSampler(), "metaaugment-v1"),
+        SampledSubPolicies(SUB_POLICIES),
+        PublishedPolicy("trivialaugment"),
+        PublishedPolicy("randaugment"),
+        AutoAugment("cifar10"),
+    ],
+    ids=["none", "sampled", "sub-policies", "trivialaugment", "randaugment", "autoaugment"],
+)
+def test_the_parts_of_a_batch_are_augmented_like_the_whole(augmentation: Augmentation) -> None:
+    config, images, labels = settings(copies=2, cutout=8, base_augmentation="flip_crop"), noise(6), torch.arange(6)
+    mean = (0.5,) * 3
+    whole = Pipeline(config, mean, mean, CPU).augment(images, labels, augmentation, 4)
+    assert not torch.equal(whole.images[::2], images)
+    parts = [
+        Pipeline(config, mean, mean, CPU, Half(rank)).augment(
+            images[3 * rank : 3 * rank + 3], labels[3 * rank : 3 * rank + 3], augmentation, 4
+        )
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+    if whole.transformation is not None:
+        halves = [part.transformation.embed() for part in parts if part.transformation is not None]
+        assert torch.equal(torch.cat(halves), whole.transformation.embed())
