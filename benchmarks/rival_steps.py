@@ -70,7 +70,7 @@ class RivalStep:
         with torch.no_grad():
             weights = normalise_weights(self.policy(features, embedding))
         losses = F.cross_entropy(network(images), labels, reduction="none")
-        return weighted_step(losses, weights, network, self.optimizer, self.clip_norm)
+        return weighted_step([losses], [weights], network, self.optimizer, self.clip_norm)
 
     def inner_loss(self, forward, images, labels, embedding) -> tuple[Tensor, Tensor]:
         """alpha times the weighted loss, and the features."""

@@ -16,9 +16,9 @@ so that every process weighs the whole batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from .forward_mode import (
 )
 from .models.noise import has_unequal_noise, noise_at_its_mean
 from .policy import PolicyNetwork, normalise_weights, reject_below_mean
+from .synchronised import batch_statistics
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class StepOptions:
             others equally (the paper's ablation).
         low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph.
         accumulate: parts that a process's batch is computed in, one after the other, which keeps no graph either.
+        synchronised: batch normalisation by the statistics of all processes' samples.
     """
 
     clip_norm: float = 0.0
@@ -199,6 +201,7 @@ class StepOptions:
     reject_below_mean: bool = False
     low_memory: bool = False
     accumulate: int = 1
+    synchronised: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
@@ -210,6 +213,7 @@ class StepOptions:
             reject_below_mean=config.reject_below_mean,
             low_memory=config.low_memory,
             accumulate=config.accumulate,
+            synchronised=config.batch_norm == "synchronised",
         )
 
 
@@ -468,14 +472,17 @@ class BilevelStep:
     def forward(self, batch: Batch, records: bool = False) -> _Forward:
         """Losses and features at w, with their graph."""
         torch.manual_seed(batch.noise_seed)
-        with recorded() if records else nullcontext() as recording:
+        with recorded() if records else nullcontext() as recording, self._statistics():
             own, logits = features_and_logits(self.network, batch.images)
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
         return _Forward(losses, own if batch.features is None else batch.features, recording)
 
     def _raw(self, forwards: _Forwards) -> Tensor:
         """The policy's outputs before normalisation, float [n], of this process's samples."""
-        own = forwards.features if self.extractor is None else deep_features(self.extractor, forwards.images)
+        own = forwards.features
+        if self.extractor is not None:
+            with self._statistics():
+                own = deep_features(self.extractor, forwards.images)
         raw: Tensor = self.policy(own, forwards.embedding)
         return raw
 
@@ -507,6 +514,9 @@ class BilevelStep:
             self.policy_optimizer.step()
         return outcome, raw.detach()
 
+    def _statistics(self) -> AbstractContextManager[Any]:
+        return batch_statistics(self.options.synchronised, self.communicator)
+
     def _theta(self) -> list[nn.Parameter]:
         return [*self.policy.parameters(), *([] if self.extractor is None else self.extractor.parameters())]
 
@@ -517,7 +527,9 @@ class BilevelStep:
 
         def loss(at: Parameters) -> Tensor:
             torch.manual_seed(part.noise_seed + 1)
-            return F.cross_entropy(functional_call(network, dict(at), (images,)), labels) * share
+            with self._statistics():
+                logits = functional_call(network, dict(at), (images,))
+            return F.cross_entropy(logits, labels) * share
 
         return loss
 
@@ -527,7 +539,9 @@ class BilevelStep:
 
         def losses(at: Parameters) -> Tensor:
             torch.manual_seed(batch.noise_seed)
-            return F.cross_entropy(functional_call(network, dict(at), (batch.images,)), batch.labels, reduction="none")
+            with self._statistics():
+                logits = functional_call(network, dict(at), (batch.images,))
+            return F.cross_entropy(logits, batch.labels, reduction="none")
 
         return losses
 
@@ -535,7 +549,8 @@ class BilevelStep:
         """Find out, once, whether the forward-mode rules of our own are right for this network."""
         if self._own_rules is None:
             with running_statistics_kept(self.network):
-                self._own_rules = agrees_with_torch(self._training_losses(batch), self._parameters(), recording)
+                agrees = agrees_with_torch(self._training_losses(batch), self._parameters(), recording)
+            self._own_rules = not self.communicator.largest(not agrees)[0]  # one way for all processes
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}

@@ -168,6 +168,9 @@ class RunConfig:
                 f"{self.warmup_epochs} epochs of warm-up leave nothing of {self.epochs} epochs",
                 "set warmup_epochs below epochs",
             )
+        if self.accumulate > 1 and self.batch_norm == "synchronised":
+            why = "the statistics of all parts are not known while the first is computed"
+            raise UsageError("batch_norm synchronised", why, "set accumulate=1 or batch_norm=local")
         if self.simultaneous and (self.meta_fraction < 1 or self.reject_below_mean):
             other = "reject_below_mean" if self.reject_below_mean else "meta_fraction"
             why = "the virtual step's gradient serves the weighted step, which needs all samples with their weights"

@@ -175,7 +175,8 @@ class Group(Communicator):
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
     """Places of tensors that travel together: of one type, in their order, about `BUCKET` numbers."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        bucket, numbers = [], 0
+        bucket: list[int] = []
+        numbers = 0
         for place, tensor in enumerate(tensors):
             if tensor.dtype != dtype:
                 continue

@@ -14,6 +14,7 @@ from .pipeline import AugmentedBatch
 from .policies import Augmentation, SampledTransformations
 from .runtime import seed_for
 from .sampler import relative_entropy
+from .synchronised import batch_statistics
 from .task import Task
 
 LabelledImages = tuple[Tensor, Tensor]
@@ -160,4 +161,6 @@ class WeightedIteration:
         halves = (half.chunk(config.accumulate) for half in (augmented.inputs, augmented.labels))
         for number, (inputs, labels) in enumerate(zip(*halves, strict=True)):
             torch.manual_seed(seed + 2 * (task.communicator.rank * config.accumulate + number))
-            yield F.cross_entropy(task.network(inputs), labels, reduction="none")
+            with batch_statistics(config.batch_norm == "synchronised", task.communicator):
+                logits = task.network(inputs)
+            yield F.cross_entropy(logits, labels, reduction="none")

@@ -188,7 +188,7 @@ class Run:
             self.last_record = record
             self._append(record)
             self.reporter.iterated(record)
-        due = now >= self._next_checkpoint
+        due = int(now >= self._next_checkpoint)
         # All processes save and stop together, whichever of them it was that heard a signal.
         due, self._signal = self.task.communicator.largest(due, self._signal or 0)
         if due:

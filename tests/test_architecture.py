@@ -25,7 +25,7 @@ LAYERS = (
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
     "config distributed features files folding forward_mode graph_merging limits operations refusal runtime "
     "side_by_side",
-    "augment canonical_json images manifest_fields networks policy summary transformation web",
+    "augment canonical_json images manifest_fields networks policy summary synchronised transformation web",
     "bilevel chart hub image_sets sampler sealed splits tensor_container",
     "manifest",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",

@@ -444,3 +444,80 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.1)
     return condition()
+
+
+WRN = ("wrn10_1", {})
+
+
+def test_with_synchronised_statistics_two_processes_and_one_are_the_same_run(tmp_path: Path) -> None:
+    def run(batch_norm: bool) -> dict[str, Tensor]:
+        return Steps(torch.float64, *WRN, synchronised=batch_norm).iterate(24)
+
+    alone = run(True)
+    first, second = on_ranks(2, partial(run, True), tmp_path)
+    assert distance(first, second) == 0
+    assert distance(first, alone) <= 1e-12
+    local, other = on_ranks(2, partial(run, False), tmp_path)
+    assert distance(local, other) == 0, "running statistics are averaged"
+    assert distance(local, alone) > 1e-3, "statistics of a half are others"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": 0.5}, {"reject_below_mean": True}, {"simultaneous": True}],
+    ids=["paper", "rejecting", "simultaneous"],
+)
+def test_a_batch_in_parts_is_the_whole_batch(options: dict[str, Any]) -> None:
+    whole = Steps(torch.float64, *VIT, **options).iterate(12)
+    parts = Steps(torch.float64, *VIT, **options, accumulate=4).iterate(12)
+    assert distance(whole, parts) <= 1e-12
+
+
+def test_a_part_of_a_process_and_a_process_are_the_same_thing(tmp_path: Path) -> None:
+    """With batch statistics and noise of each part: two processes of two parts are one of four."""
+    noisy = ("wrn10_1", {"drop_rate": 0.3})
+
+    def run(accumulate: int) -> dict[str, Tensor]:
+        return Steps(torch.float64, *noisy, accumulate=accumulate).iterate(1)
+
+    alone = {name: tensor for name, tensor in run(4).items() if "running" not in name}
+    for state in on_ranks(2, partial(run, 2), tmp_path):
+        assert distance({name: state[name] for name in alone}, alone) <= 1e-12
+    assert distance(run(4), run(2)) > 1e-3, "parts matter"
+
+
+def test_running_statistics_move_once_for_each_part() -> None:
+    one, four = (Steps(torch.float64, *WRN, accumulate=count) for count in (1, 4))
+    for steps, moves in ((one, 1), (four, 4)):
+        steps.iterate(1)
+        counts = [buffer for name, buffer in steps.network.named_buffers() if name.endswith("num_batches_tracked")]
+        assert {int(count) for count in counts} == {moves}
+
+
+def test_an_extractor_of_its_own_does_not_come_in_parts(searched: Callable[..., dict[str, Tensor]]) -> None:
+    with pytest.raises(UsageError, match="would keep the graphs of all parts"):
+        searched(extractor="own", accumulate=2)
+    with pytest.raises(UsageError, match="statistics of all parts are not known"):
+        searched(batch_norm="synchronised", accumulate=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"policy": "none"}, {}, {"mode": "finetune"}], ids=["baseline", "frozen", "finetuned"]
+)
+def test_training_in_parts_and_on_processes_is_training(
+    changes: dict[str, Any],
+    make_train_config: Callable[..., TrainConfig],
+    bundle: PolicyBundle,
+    tmp_path: Path,
+) -> None:
+    def trained(**more: Any) -> dict[str, Tensor]:
+        config = make_train_config(**{"arch": VIT[0]} | VIT_RUN | {"learning_rate": 0.02} | changes | more)
+        result = train_network(config, bundle)
+        figures = torch.tensor([result.test_top1, result.weight_spread])
+        return result.network.state_dict() | {"figures": figures}
+
+    alone = trained()
+    assert distance(trained(accumulate=2), alone) <= 1e-5
+    first, second = on_ranks(2, trained, tmp_path)
+    assert distance(first, second) == 0
+    assert distance(first, alone) <= 1e-5

@@ -73,4 +73,4 @@ class DoubleBackwardStep:
         torch.manual_seed(noise_seed)
         with running_statistics_kept(network):
             losses = F.cross_entropy(network(images), labels, reduction="none")
-        return weighted_step(losses, new_weights, network, self.optimizer, self.clip_norm)
+        return weighted_step([losses], [new_weights], network, self.optimizer, self.clip_norm)

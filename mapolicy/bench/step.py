@@ -206,7 +206,7 @@ def _plain_step(case: StepCase, name: str, compiled: bool) -> Contender:
         except torch._dynamo.exc.BackendCompilerFailed as problem:
             reason = (str(problem.inner_exception).strip() or "no reason given").splitlines()[0]
             raise EnvironmentFault("--compile", f"torch cannot compile here ({reason})", "leave it out") from None
-        return weighted_step(losses, weights, network, optimizer, config.clip_norm)
+        return weighted_step([losses], [weights], network, optimizer, config.clip_norm)
 
     return Contender(name, work)
 
