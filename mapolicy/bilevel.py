@@ -16,9 +16,9 @@ so that every process weighs the whole batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from .forward_mode import (
 )
 from .models.noise import has_unequal_noise, noise_at_its_mean
 from .policy import PolicyNetwork, normalise_weights, reject_below_mean
+from .precision import at_least_single, autocast
 from .synchronised import batch_statistics
 
 
@@ -193,6 +194,7 @@ class StepOptions:
         low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph.
         accumulate: parts that a process's batch is computed in, one after the other, which keeps no graph either.
         synchronised: batch normalisation by the statistics of all processes' samples.
+        precision: that the networks' products are computed in, in all passes; the rest is in single precision.
     """
 
     clip_norm: float = 0.0
@@ -202,6 +204,7 @@ class StepOptions:
     low_memory: bool = False
     accumulate: int = 1
     synchronised: bool = False
+    precision: str = "float32"
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
@@ -214,6 +217,7 @@ class StepOptions:
             low_memory=config.low_memory,
             accumulate=config.accumulate,
             synchronised=config.batch_norm == "synchronised",
+            precision=config.precision,
         )
 
 
@@ -425,17 +429,20 @@ class BilevelStep:
         parts = batch.parts(options.accumulate, communicator.rank)
         lessons = [] if validation is None else list(zip(*(half.chunk(len(parts)) for half in validation), strict=True))
         keeps = len(parts) == 1 and not options.low_memory
+        records = keeps and options.precision == "float32"  # our own forward-mode rules are for a single type
         learned, old_raw = None, None
         if lessons and not keeps:
             with noise_at_its_mean(*self._learners):
                 self._check_rules(parts[0], None)  # while there is no graph beside it
         if lessons and self._learns_apart:
             with running_statistics_kept(network), noise_at_its_mean(*self._learners):
-                some = _Forwards(self, [part.part(options.fraction) for part in parts], keeps and options.fraction == 1)
+                some = _Forwards(
+                    self, [part.part(options.fraction) for part in parts], records and options.fraction == 1
+                )
                 count = _share(len(lessons[0][1]), options.fraction)
                 learned, _ = self._learn(some, [(images[:count], labels[:count]) for images, labels in lessons], False)
         joint = bool(lessons) and learned is None
-        forwards = _Forwards(self, parts, joint and keeps)
+        forwards = _Forwards(self, parts, joint and records)
         if joint:
             learned, old_raw = self._learn(forwards, lessons, keeps and not options.simultaneous)
 
@@ -472,17 +479,19 @@ class BilevelStep:
     def forward(self, batch: Batch, records: bool = False) -> _Forward:
         """Losses and features at w, with their graph."""
         torch.manual_seed(batch.noise_seed)
-        with recorded() if records else nullcontext() as recording, self._statistics():
-            own, logits = features_and_logits(self.network, batch.images)
-            losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        return _Forward(losses, own if batch.features is None else batch.features, recording)
+        with recorded() if records else nullcontext() as recording:
+            with self._computing(batch.images):
+                own, logits = features_and_logits(self.network, batch.images)
+            losses = F.cross_entropy(at_least_single(logits), batch.labels, reduction="none")
+        return _Forward(losses, at_least_single(own) if batch.features is None else batch.features, recording)
 
     def _raw(self, forwards: _Forwards) -> Tensor:
         """The policy's outputs before normalisation, float [n], of this process's samples."""
         own = forwards.features
         if self.extractor is not None:
-            with self._statistics():
+            with self._computing(forwards.images):
                 own = deep_features(self.extractor, forwards.images)
+            own = at_least_single(own)
         raw: Tensor = self.policy(own, forwards.embedding)
         return raw
 
@@ -514,8 +523,12 @@ class BilevelStep:
             self.policy_optimizer.step()
         return outcome, raw.detach()
 
-    def _statistics(self) -> AbstractContextManager[Any]:
-        return batch_statistics(self.options.synchronised, self.communicator)
+    @contextmanager
+    def _computing(self, images: Tensor) -> Iterator[None]:
+        """Around every call of a network."""
+        options = self.options
+        with autocast(options.precision, images.device), batch_statistics(options.synchronised, self.communicator):
+            yield
 
     def _theta(self) -> list[nn.Parameter]:
         return [*self.policy.parameters(), *([] if self.extractor is None else self.extractor.parameters())]
@@ -527,9 +540,9 @@ class BilevelStep:
 
         def loss(at: Parameters) -> Tensor:
             torch.manual_seed(part.noise_seed + 1)
-            with self._statistics():
+            with self._computing(images):
                 logits = functional_call(network, dict(at), (images,))
-            return F.cross_entropy(logits, labels) * share
+            return F.cross_entropy(at_least_single(logits), labels) * share
 
         return loss
 
@@ -539,14 +552,16 @@ class BilevelStep:
 
         def losses(at: Parameters) -> Tensor:
             torch.manual_seed(batch.noise_seed)
-            with self._statistics():
+            with self._computing(batch.images):
                 logits = functional_call(network, dict(at), (batch.images,))
-            return F.cross_entropy(logits, batch.labels, reduction="none")
+            return F.cross_entropy(at_least_single(logits), batch.labels, reduction="none")
 
         return losses
 
     def _check_rules(self, batch: Batch, recording: Recording | None) -> None:
         """Find out, once, whether the forward-mode rules of our own are right for this network."""
+        if self.options.precision != "float32":
+            self._own_rules = False
         if self._own_rules is None:
             with running_statistics_kept(self.network):
                 agrees = agrees_with_torch(self._training_losses(batch), self._parameters(), recording)

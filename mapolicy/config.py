@@ -29,6 +29,7 @@ MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
 EXTRACTORS = ("shared", "own")
+PRECISIONS = ("float32", "bfloat16", "float16")
 BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
@@ -141,6 +142,11 @@ class RunConfig:
     accumulate: int = setting(
         "parts that each process computes its batch in, one after the other; the batch stays batch_size", 1, low=1
     )
+    precision: str = setting(
+        "that the task network's products are computed in while it trains; all else is float32",
+        "float32",
+        choices=PRECISIONS,
+    )
     batch_norm: str = setting(
         "statistics of batch normalisation: of each process's part alone, or of the batch over all processes",
         "local",
@@ -168,6 +174,11 @@ class RunConfig:
                 f"{self.warmup_epochs} epochs of warm-up leave nothing of {self.epochs} epochs",
                 "set warmup_epochs below epochs",
             )
+        if self.precision == "float16":
+            why = (
+                "its gradients need a scale that is found by updates that fail, and the hypergradient has four of them"
+            )
+            raise UsageError("precision float16", why, "use bfloat16, which needs none, or float32")
         if self.accumulate > 1 and self.batch_norm == "synchronised":
             why = "the statistics of all parts are not known while the first is computed"
             raise UsageError("batch_norm synchronised", why, "set accumulate=1 or batch_norm=local")

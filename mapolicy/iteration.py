@@ -12,6 +12,7 @@ from .features import running_statistics
 from .monitor import PolicyMonitor, weight_spread
 from .pipeline import AugmentedBatch
 from .policies import Augmentation, SampledTransformations
+from .precision import at_least_single, autocast
 from .runtime import seed_for
 from .sampler import relative_entropy
 from .synchronised import batch_statistics
@@ -161,6 +162,7 @@ class WeightedIteration:
         halves = (half.chunk(config.accumulate) for half in (augmented.inputs, augmented.labels))
         for number, (inputs, labels) in enumerate(zip(*halves, strict=True)):
             torch.manual_seed(seed + 2 * (task.communicator.rank * config.accumulate + number))
-            with batch_statistics(config.batch_norm == "synchronised", task.communicator):
+            synchronised = batch_statistics(config.batch_norm == "synchronised", task.communicator)
+            with autocast(config.precision, inputs.device), synchronised:
                 logits = task.network(inputs)
-            yield F.cross_entropy(logits, labels, reduction="none")
+            yield F.cross_entropy(at_least_single(logits), labels, reduction="none")

@@ -69,6 +69,8 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
 
 
 def _other_algorithm(config: RunConfig) -> str | None:
+    if config.precision != "float32":
+        return f"it computes in {config.precision}"
     if StepOptions.of(config) != StepOptions(clip_norm=config.clip_norm):
         return "the iteration is not the paper's"
     if config.constant_rates:

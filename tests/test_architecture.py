@@ -23,7 +23,7 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 LAYERS = (
     "affine blend errors launch pointwise space reporting "
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
-    "config distributed features files folding forward_mode graph_merging limits operations refusal runtime "
+    "config distributed features files folding forward_mode graph_merging limits operations precision refusal runtime "
     "side_by_side",
     "augment canonical_json images manifest_fields networks policy summary synchronised transformation web",
     "bilevel chart hub image_sets sampler sealed splits tensor_container",

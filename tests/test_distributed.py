@@ -523,3 +523,32 @@ def test_training_in_parts_and_on_processes_is_training(
     first, second = on_ranks(2, trained, tmp_path)
     assert distance(first, second) == 0
     assert distance(first, alone) <= 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"simultaneous": True}], ids=["paper", "simultaneous"])
+def test_an_iteration_sends_what_the_documentation_says(options: dict[str, Any], tmp_path: Path) -> None:
+    """docs/scaling.md: of w three sums (two where w and theta move at once), of theta one, two numbers a sample."""
+    batch = 12
+
+    def sent() -> tuple[int, int, int, int]:
+        steps = Steps(torch.float32, *WRN, **options)
+        steps.iterate(1)  # the first one also looks for its rules
+        before = steps.step.communicator.sent
+        steps.iterate(1)
+        w, theta = (sum(p.numel() for p in module.parameters()) for module in (steps.network, steps.policy))
+        statistics = sum(b.numel() for name, b in steps.network.named_buffers() if "running" in name)
+        return steps.step.communicator.sent - before, w, theta, statistics
+
+    for total, w, theta, statistics in on_ranks(2, sent, tmp_path):
+        sums = 2 if "simultaneous" in options else 3
+        gathered = 2 if "simultaneous" in options else 3  # raw outputs of the old and the new theta, s_i
+        assert total == 4 * (sums * w + theta + statistics + gathered * batch // 2 + 2)
+
+
+def test_a_comparison_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["compare", "--bundle", "x.safetensors", "--arch", "wrn10_1"])
+    assert (
+        str(result.exception) == "compare: was started by a launcher of several processes; start it alone, with --jobs"
+    )
