@@ -175,9 +175,7 @@ class RunConfig:
                 "set warmup_epochs below epochs",
             )
         if self.precision == "float16":
-            why = (
-                "its gradients need a scale that is found by updates that fail, and the hypergradient has four of them"
-            )
+            why = "each of its gradients needs a scale, which is found by updates that fail"
             raise UsageError("precision float16", why, "use bfloat16, which needs none, or float32")
         if self.accumulate > 1 and self.batch_norm == "synchronised":
             why = "the statistics of all parts are not known while the first is computed"

@@ -942,3 +942,25 @@ def test_a_short_name_is_its_network(mapolicy) -> None:
     depth = ("--model-arg", "depth=11", "--dry-run", "--json")
     outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "pyramidnet", *SHORT, *depth)
     assert outcome.json["network"] == "pyramidnet272_a200"
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def test_a_comparison_is_not_for_several_processes(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    mapolicy("compare", "--bundle", "x.safetensors", "--arch", "wrn10_1").is_error(
+        2, "compare: was started by a launcher of several processes; start it alone, with --jobs"
+    )
+
+
+def test_of_several_processes_one_says_what_was_typed_wrongly(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for rank in ("0", "1"):
+        for name, value in (LAUNCHED | {"RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        outcome = mapolicy("search", "digits", "--set", "epochs=-1")
+        assert outcome.code == 2
+        said.append(len(outcome.err.splitlines()))
+    assert said == [1, 0]

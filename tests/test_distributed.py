@@ -543,12 +543,3 @@ def test_an_iteration_sends_what_the_documentation_says(options: dict[str, Any],
         sums = 2 if "simultaneous" in options else 3
         gathered = 2 if "simultaneous" in options else 3  # raw outputs of the old and the new theta, s_i
         assert total == 4 * (sums * w + theta + statistics + gathered * batch // 2 + 2)
-
-
-def test_a_comparison_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
-        monkeypatch.setenv(name, value)
-    result = CliRunner().invoke(app, ["compare", "--bundle", "x.safetensors", "--arch", "wrn10_1"])
-    assert (
-        str(result.exception) == "compare: was started by a launcher of several processes; start it alone, with --jobs"
-    )
