@@ -24,6 +24,7 @@ def search(
     seed: options.Seed = None,
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
+    on_divergence: options.OnDivergence = None,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -41,6 +42,7 @@ def search(
         "seed": seed,
         "device": device,
         "skip_corrupt": skip_corrupt or None,
+        "on_divergence": on_divergence,
         "extractor_dtype": extractor_dtype,
     }
     config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments, fast)

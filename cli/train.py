@@ -40,6 +40,7 @@ def train(
     seed: options.Seed = None,
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
+    on_divergence: options.OnDivergence = None,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -60,6 +61,7 @@ def train(
         "seed": seed,
         "device": device,
         "skip_corrupt": skip_corrupt or None,
+        "on_divergence": on_divergence,
     }
     opened, bundle_settings = None, {}
     if bundle is not None:

@@ -31,6 +31,7 @@ POLICY_INPUTS = ("both", "features", "embedding")
 EXTRACTORS = ("shared", "own")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
+ON_DIVERGENCE = ("stop", "rollback")
 
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # that networks may be asked for by
 
@@ -42,7 +43,7 @@ FAST: Mapping[str, Any] = {"meta_every": 6}
 
 # Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
 MACHINE_FIELDS = frozenset(
-    {"data_dir", "download", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes"}
+    {"data_dir", "download", "workers", "memory_limit_gib", "device", "threads", "checkpoint_minutes", "on_divergence"}
 )
 
 
@@ -136,6 +137,11 @@ class RunConfig:
     device: str = setting("auto, cpu or cuda", "auto", choices=("auto", "cpu", "cuda"))
     threads: int = setting("CPU threads of torch; 0 takes torch's own number", 0, low=0, high=1024)
     checkpoint_minutes: float = setting("minutes between checkpoints; one is also written at the end", 10.0, low=0)
+    on_divergence: str = setting(
+        "after a loss that is not finite: stop, or go back to the last checkpoint and on at half the learning rates",
+        "stop",
+        choices=ON_DIVERGENCE,
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from .config import RunConfig
@@ -12,7 +11,7 @@ from .data import Check, DataSplits, Split, load_splits
 from .evaluate import Accuracy, evaluate
 from .features import feature_width
 from .networks import build_network, check_arch
-from .optimisation import make_optimizer, make_schedule
+from .optimisation import RateSchedule, make_optimizer, make_schedule
 from .pipeline import Pipeline
 from .runtime import seed_for
 
@@ -38,7 +37,7 @@ class Task:
     network: nn.Module
     feature_width: int
     optimizer: torch.optim.Optimizer
-    schedule: Scheduler
+    schedule: RateSchedule
 
     @classmethod
     def build(

@@ -21,8 +21,9 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
-    "affine blend errors pointwise space reporting "
+    "affine blend errors pointwise space reporting stopping "
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
+    "lock",
     "config features files folding forward_mode graph_merging limits operations refusal runtime side_by_side",
     "augment canonical_json images manifest_fields networks policy summary transformation web",
     "bilevel chart hub image_sets sampler sealed splits tensor_container",
@@ -34,7 +35,7 @@ LAYERS = (
     "pipeline",
     "evaluate reuse",
     "adapters slim task",
-    "iteration",
+    "iteration run_folder",
     "cost",
     "run",
     "forecast",
