@@ -46,6 +46,9 @@ OnDivergence = Annotated[
     str | None,
     typer.Option(help="A loss that is not finite: stop, or rollback to the last checkpoint."),
 ]
+Loggers = Annotated[
+    list[str] | None, typer.Option("--logger", help="Log there too: tensorboard or wandb; repeatable.", metavar="NAME")
+]
 ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.", metavar="SHA256")]
 BundleLimits = Annotated[
     list[str] | None,

@@ -25,6 +25,7 @@ def search(
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
     on_divergence: options.OnDivergence = None,
+    loggers: options.Loggers = None,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -49,17 +50,18 @@ def search(
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"
+    reporter = display.reporter(quiet, source)
+    listeners = display.with_loggers(reporter, None if dry_run else loggers)
     if not dry_run:
         options.claim(out, force, resume, "--out")
         options.claim_run(run_dir, force, resume)
 
     from ..search import forecast_search, search_policy
 
-    reporter = display.reporter(quiet, source)
     if dry_run:
         display.print_forecast(forecast_search(config, reporter), config.proxy, source, as_json)
         return
-    bundle = search_policy(config, reporter, run_dir, resume, overwrite=force)
+    bundle = search_policy(config, listeners, run_dir, resume, overwrite=force)
     bundle.save(out)
 
     result = reporter.result

@@ -41,6 +41,7 @@ def train(
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
     on_divergence: options.OnDivergence = None,
+    loggers: options.Loggers = None,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -84,6 +85,8 @@ def train(
     label = config.policy if config.policy != "learned" else config.mode
     default_run = f"train-{options.slug(config.dataset)}-{options.slug(config.arch)}-{label}-seed{config.seed}"
     run_dir = run_dir or Path("runs") / default_run
+    reporter = display.reporter(quiet, recipe_source)
+    listeners = display.with_loggers(reporter, None if dry_run else loggers)
     if out is not None and not dry_run:
         options.claim(out, force, resume, "--out")
     if not dry_run:
@@ -91,7 +94,6 @@ def train(
 
     from ..train import forecast_training, train_network
 
-    reporter = display.reporter(quiet, recipe_source)
     if opened is not None and opened.fetched.origin != bundle:
         reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # what a branch's name stood for
     built = None if opened is None else options.built(opened)
@@ -99,7 +101,7 @@ def train(
         expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
         display.print_forecast(expected, config.arch, recipe_source, as_json)
         return
-    result = train_network(config, built, reporter, run_dir, resume, force, allow_dataset_mismatch)
+    result = train_network(config, built, listeners, run_dir, resume, force, allow_dataset_mismatch)
     refined = {}
     if out is not None and result.refined is not None:
         result.refined.save(out)

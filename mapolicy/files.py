@@ -17,13 +17,14 @@ TOKEN_DIGITS = 8  # of a temporary name
 # A run folder's files.
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
+TABLE_FILE = "metrics.csv"
 STATUS_FILE = "status.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.safetensors"
 RESULT_FILE = "result.json"
 NETWORK_FILE = "network.safetensors"
 RUN_FILES = (
-    *(CONFIG_FILE, METRICS_FILE, STATUS_FILE, RESULT_FILE, NETWORK_FILE),
+    *(CONFIG_FILE, METRICS_FILE, TABLE_FILE, STATUS_FILE, RESULT_FILE, NETWORK_FILE),
     *(CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE),
 )
 

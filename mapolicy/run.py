@@ -129,6 +129,7 @@ class Run:
                 self.reporter.noted(f"goes on after iteration {self.iteration}")
             else:
                 self._folder.begin(self.config)
+            self.reporter.opened(self.config.to_mapping(), self._folder.path, self.iteration)
             self._logged_iteration = self.iteration
             self._next_checkpoint = self._started + 60 * self.config.checkpoint_minutes
             self.reporter.started(
@@ -146,6 +147,7 @@ class Run:
         with self._open:
             self.reporter.finished()
             if problem is None:
+                self._folder.write_table()
                 self._write_status("done", 0)
                 return
             translated = out_of_memory(problem, self.config, self.iteration)
@@ -156,6 +158,7 @@ class Run:
             else:
                 code = self._stop.exit_code if interrupted else 1
             with suppress(EnvironmentFault):  # a full disk has been told of already
+                self._folder.write_table()
                 self._write_status("interrupted" if interrupted else "failed", code, str(failure))
             if translated is not None:
                 raise translated from problem
@@ -193,9 +196,15 @@ class Run:
         epoch = self._evaluated_epochs
         plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
         lessons = [step for step, _ in plan if iteration.learns_policy(step)]
+        batches = iter(training.batches(plan, augment=True))
         held_out = iter(validation.batches(validation_plan(self.config, len(validation), lessons)))
-        for (step, _), batch in zip(plan, training.batches(plan, augment=True), strict=True):
-            guide = next(held_out) if iteration.learns_policy(step) else None
+        for step, _ in plan:
+            try:
+                batch = next(batches)
+                guide = next(held_out) if iteration.learns_policy(step) else None
+            except MapolicyError:  # an image, a loader's process; what has been trained is whole
+                self.checkpoint()
+                raise
             outcome = meter(batch, partial(iteration, step, batch, guide))
             self._cost_ratio = meter.ratio or self._cost_ratio
             self._iterated(*outcome)

@@ -1,5 +1,7 @@
 """A run's folder: configuration, log, the two newest checkpoints, status, result. Whole after any kill."""
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from .files import (
     RESULT_FILE,
     RUN_FILES,
     STATUS_FILE,
+    TABLE_FILE,
     append_line,
     holds_something,
     remove_litter,
@@ -124,6 +127,17 @@ class RunFolder:
             told = "".join(f"{bad.what}: {bad.why}; falls back to {path.name}" for bad in damaged)
             return tensors, facts, told
         raise damaged[0] if damaged else InputError(str(self.path), NO_CHECKPOINT, "use --force")
+
+    def write_table(self) -> None:
+        """The log as comma-separated values, for spreadsheets: a column for each name, empty where a line has none."""
+        if self.path is None:
+            return
+        records = [json.loads(line) for line in (self.path / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for record in records for name in record)))
+        writer.writeheader()
+        writer.writerows(records)
+        write_atomically(self.path / TABLE_FILE, table.getvalue().encode())
 
     def checkpoint(self) -> Path | None:
         """The newest checkpoint's file, if there is one."""

@@ -24,7 +24,7 @@ LAYERS = (
     "affine blend errors pointwise space reporting stopping "
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
     "lock",
-    "config features files folding forward_mode graph_merging limits operations refusal runtime side_by_side",
+    "config features files loggers folding forward_mode graph_merging limits operations refusal runtime side_by_side",
     "augment canonical_json images manifest_fields networks policy summary transformation web",
     "bilevel chart hub image_sets sampler sealed splits tensor_container",
     "manifest",

@@ -5,11 +5,14 @@ import math
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from mapolicy import search_policy, train_network
+from mapolicy.checkpoint import load_checkpoint
+from mapolicy.data import ResidentSplit
 from mapolicy.errors import DivergenceError, EnvironmentFault, TrainingError, UsageError
 from mapolicy.iteration import BilevelIteration, WeightedIteration
 from mapolicy.policies import NoAugmentation
@@ -270,3 +273,50 @@ def test_a_disk_that_fills_up_exits_5_and_leaves_the_last_checkpoint(make_train_
         path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if "checkpoint" in path.name
     } == before
     assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_what_was_trained_before_images_could_not_be_had_is_saved(make_train_config, tmp_path, monkeypatch) -> None:
+    original = ResidentSplit.batches
+
+    def failing(self, schedule, augment=False):
+        for number, batch in enumerate(original(self, schedule, augment)):
+            if augment and number == 3:
+                raise EnvironmentFault("loader", "a process was killed")
+            yield batch
+
+    config = make_train_config(policy="none", epochs=1)
+    whole = train_network(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResidentSplit, "batches", failing)
+        with pytest.raises(EnvironmentFault, match="was killed"):
+            train_network(config, run_dir=tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]["iteration"] == 3
+    resumed = train_network(config, run_dir=tmp_path / "run", resume=True)
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor), name
+
+
+class Memory(Reporter):
+    """Resident bytes of this process, by iteration."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[int, int] = {}
+
+    def iterated(self, record) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.bytes[int(record["iteration"])] = pages * resource.getpagesize()
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_ten_thousand_iterations(make_search_config, tiny: Path, tmp_path) -> None:
+    config = make_search_config(
+        dataset="folder:tiny", data_dir=str(tiny), image_size=8, batch_size=4, validation_batch_size=2, cutout=0,
+        train_per_class=4, validation_per_class=1, test_per_class=1, epochs=5000,
+        checkpoint_minutes=0.02, sampler_history=2000.0,
+    )  # fmt: skip
+    heard = Memory()
+    search_policy(config, heard, tmp_path / "run")
+    assert max(heard.bytes) == 10_000
+    warm = max(used for iteration, used in heard.bytes.items() if 4000 <= iteration <= 5000)
+    late = max(used for iteration, used in heard.bytes.items() if iteration >= 9000)
+    assert late < warm + 2 * 2**20, {key: heard.bytes[key] for key in range(500, 10_001, 500)}
