@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..reporting import Record, Reporter
+from ..reporting import Record, Reporter, Reporters
 
 if TYPE_CHECKING:
     from ..forecast import Forecast
@@ -142,6 +142,19 @@ class LiveReporter(QuietReporter):
         for key, value in shown(self._latest).items():
             figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value))
         return Group(self._progress, figures)
+
+
+def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporter:
+    """The display, and the loggers of `--logger` beside it.
+
+    Raises:
+        UsageError: no such logger, or its package is not here.
+    """
+    if not names:
+        return display
+    from ..loggers import make_logger
+
+    return Reporters(display, [make_logger(name) for name in dict.fromkeys(names)])
 
 
 def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:

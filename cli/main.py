@@ -4,19 +4,21 @@ import io
 import os
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from .. import launch
 from ..errors import MapolicyError, UsageError
+from ..stopping import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import bench, compare, demo, export, import_policy, inspect, listing, pull, push, search, slim, train
 
 # typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 LONGEST_ERROR = 240
-BUG_EXIT, INTERRUPT_EXIT = 1, 130
+BUG_EXIT = 1
+INTERRUPTED = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
 
 app = typer.Typer(
     name="mapolicy",
@@ -45,6 +47,9 @@ app.add_typer(bench.app, name="bench")
 def main() -> NoReturn:
     """Run the command line and exit as the table of exit codes says."""
     debug = "--debug" in sys.argv
+    real = sys.__stderr__
+    if real is not None and sys.stderr is real:
+        sys.stderr = io.TextIOWrapper(_Forgiving(real.fileno(), "w", closefd=False), real.encoding, write_through=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding does not have are escaped
             stream.reconfigure(errors="backslashreplace")
@@ -60,9 +65,10 @@ def main() -> NoReturn:
     except ClickException as problem:
         code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
-        text = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
-        code = _fail(text, INTERRUPT_EXIT, debug)
+        code = _fail(INTERRUPTED, INTERRUPT_EXIT, debug)
     except (BrokenPipeError, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code == TERMINATE_EXIT:
+            sys.exit(_fail(INTERRUPTED, TERMINATE_EXIT, debug))
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
             raise
         # Whoever read our output has gone, which is theirs to decide; keep Python from complaining as it closes stdout.
@@ -77,10 +83,20 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+class _Forgiving(io.FileIO):
+    """A stream whose reader may go away, as a terminal does: a run of days does not end for a line of progress."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
 def _fail(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    if launch.rank() > 0 and code == UsageError.exit_code:
+    if launch.rank() > 0 and (code == UsageError.exit_code or text == INTERRUPTED):
         return code  # rank 0 was told the same and says so
     line = f"mapolicy: error: {' '.join(text.split())}"
     printable = line.encode("ascii", "backslashreplace").decode()

@@ -10,9 +10,10 @@ import typer
 from .. import recipes
 from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
-from ..files import CONFIG_FILE, check_writable
+from ..files import CONFIG_FILE, check_writable, holds_something, remove_litter
 from ..hub import BUNDLE_FILE
 from ..limits import Limits
+from ..lock import check_free
 from ..opening import Opened, open_bundle
 from ..published import DatasetPolicy
 from ..web import shown_place
@@ -41,6 +42,13 @@ Fast = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of everything but the splits.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.")]
+OnDivergence = Annotated[
+    str | None,
+    typer.Option(help="A loss that is not finite: stop, or rollback to the last checkpoint."),
+]
+Loggers = Annotated[
+    list[str] | None, typer.Option("--logger", help="Log there too: tensorboard or wandb; repeatable.", metavar="NAME")
+]
 ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.", metavar="SHA256")]
 BundleLimits = Annotated[
     list[str] | None,
@@ -134,18 +142,21 @@ def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
     if path.exists() and path.is_file() and not (force or resume):
         raise UsageError(str(path), "exists", f"use --force or another {flag}")
     check_writable(path)
+    remove_litter(path.parent, path.name)
 
 
 def claim_run(folder: Path, force: bool, resume: bool) -> None:
     """Refuse to mix two runs in a folder.
 
     Raises:
+        FolderInUseError: another run is in it.
         UsageError: the folder holds something, and neither --force nor --resume was given.
         EnvironmentFault: it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(str(folder), "is no folder", "use another --run-dir")
-    if folder.is_dir() and any(folder.iterdir()) and not (force or resume):
+    check_free(folder)
+    if holds_something(folder) and not (force or resume):
         raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
     check_writable(folder / CONFIG_FILE)
 

@@ -25,6 +25,8 @@ def search(
     seed: options.Seed = None,
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
+    on_divergence: options.OnDivergence = None,
+    loggers: options.Loggers = None,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -42,13 +44,17 @@ def search(
         "seed": seed,
         "device": device,
         "skip_corrupt": skip_corrupt or None,
+        "on_divergence": on_divergence,
         "extractor_dtype": extractor_dtype,
     }
     config, source = options.resolve(SearchConfig, recipe, proxy, dataset, {}, flags, settings, model_arguments, fast)
     name = options.slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     run_dir = run_dir or Path("runs") / f"search-{name}-{options.slug(config.proxy)}-seed{config.seed}"
-    if not dry_run and launch.rank() == 0:
+    first = launch.rank() == 0  # of several processes one tells and writes
+    reporter = display.reporter(quiet or not first, source)
+    listeners = display.with_loggers(reporter, None if dry_run or not first else loggers)
+    if first and not dry_run:
         options.claim(out, force, resume, "--out")
         options.claim_run(run_dir, force, resume)
 
@@ -56,15 +62,15 @@ def search(
     from ..runtime import resolve_device
     from ..search import forecast_search, search_policy
 
-    reporter = display.reporter(quiet or launch.rank() > 0, source)
     with process_group(resolve_device(config.device), config.patience_seconds):
         if dry_run:
-            forecast = forecast_search(config, reporter)
-            if launch.rank() == 0:
-                display.print_forecast(forecast, config.proxy, source, as_json)
-            return
-        bundle = search_policy(config, reporter, run_dir, resume, overwrite=force)
-    if launch.rank() > 0:
+            expected = forecast_search(config, reporter)
+        else:
+            bundle = search_policy(config, listeners, run_dir, resume, overwrite=force)
+    if not first:
+        return
+    if dry_run:
+        display.print_forecast(expected, config.proxy, source, as_json)
         return
     bundle.save(out)
 

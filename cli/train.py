@@ -41,6 +41,8 @@ def train(
     seed: options.Seed = None,
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
+    on_divergence: options.OnDivergence = None,
+    loggers: options.Loggers = None,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -61,6 +63,7 @@ def train(
         "seed": seed,
         "device": device,
         "skip_corrupt": skip_corrupt or None,
+        "on_divergence": on_divergence,
     }
     opened, bundle_settings = None, {}
     if bundle is not None:
@@ -83,27 +86,30 @@ def train(
     label = config.policy if config.policy != "learned" else config.mode
     default_run = f"train-{options.slug(config.dataset)}-{options.slug(config.arch)}-{label}-seed{config.seed}"
     run_dir = run_dir or Path("runs") / default_run
-    if out is not None and not dry_run and launch.rank() == 0:
+    first = launch.rank() == 0  # of several processes one tells and writes
+    reporter = display.reporter(quiet or not first, recipe_source)
+    listeners = display.with_loggers(reporter, None if dry_run or not first else loggers)
+    if out is not None and first and not dry_run:
         options.claim(out, force, resume, "--out")
-    if not dry_run and launch.rank() == 0:
+    if first and not dry_run:
         options.claim_run(run_dir, force, resume)
 
     from ..distributed import process_group
     from ..runtime import resolve_device
     from ..train import forecast_training, train_network
 
-    reporter = display.reporter(quiet or launch.rank() > 0, recipe_source)
     if opened is not None and opened.fetched.origin != bundle:
         reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # what a branch's name stood for
     built = None if opened is None else options.built(opened)
     with process_group(resolve_device(config.device), config.patience_seconds):
         if dry_run:
             expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
-            if launch.rank() == 0:
-                display.print_forecast(expected, config.arch, recipe_source, as_json)
-            return
-        result = train_network(config, built, reporter, run_dir, resume, force, allow_dataset_mismatch)
-    if launch.rank() > 0:
+        else:
+            result = train_network(config, built, listeners, run_dir, resume, force, allow_dataset_mismatch)
+    if not first:
+        return
+    if dry_run:
+        display.print_forecast(expected, config.arch, recipe_source, as_json)
         return
     refined = {}
     if out is not None and result.refined is not None:

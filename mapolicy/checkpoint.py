@@ -1,5 +1,6 @@
 """A run's state in one safetensors file: tensors as they are, the rest as JSON. No pickle."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from .files import read_regular_file, write_atomically
 from .sampler import TransformationSampler
 
 LARGEST_CHECKPOINT = 64 * 2**30
-METADATA_KEY = "mapolicy"
+METADATA_KEY, DIGEST_KEY = "mapolicy", "sha256"
+NO_DIGEST = "0" * 64  # stands where the digest of the whole file goes
 
 
 @dataclass
@@ -69,9 +71,25 @@ class RunState:
             raise InputError("checkpoint", str(problem).split("\n")[0], "start the run again with --force") from None
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write the state and JSON-able facts about it; the old file stands until the new one is whole."""
-    write_atomically(path, save(dict(tensors), metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)}))
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], previous: Path | None = None
+) -> None:
+    """Write the state and JSON-able facts about it; the old file stands until the new one is whole.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        facts: JSON-able.
+        previous: name that the old file then gets.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    metadata = {METADATA_KEY: json.dumps(facts, sort_keys=True), DIGEST_KEY: NO_DIGEST}
+    content = bytearray(save(dict(tensors), metadata=metadata))
+    place = content.index(NO_DIGEST.encode())
+    content[place : place + len(NO_DIGEST)] = hashlib.sha256(content).hexdigest().encode()
+    write_atomically(path, content, previous)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,6 +105,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts = json.loads(header["__metadata__"][METADATA_KEY])
         if not isinstance(facts, dict):
             raise ValueError(f"its facts are a {type(facts).__name__}")
+        written = header["__metadata__"][DIGEST_KEY]
+        before, after = content.split(written.encode(), 1)
+        found = hashlib.sha256(before)
+        found.update(NO_DIGEST.encode())
+        found.update(after)
+        if found.hexdigest() != written:
+            raise ValueError("its digest is another than when it was written")
     except (SafetensorError, KeyError, TypeError, ValueError) as problem:
         reason = str(problem).split("\n")[0]
         raise InputError(str(path), f"no whole checkpoint ({reason})", "start the run again with --force") from None

@@ -12,9 +12,10 @@ from .config import MACHINE_FIELDS, TrainConfig, read_toml
 from .data import load_splits
 from .errors import InputError
 from .evaluate import evaluate
-from .files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE, read_regular_file, write_atomically
+from .files import CONFIG_FILE, RESULT_FILE, read_regular_file, write_atomically
 from .pipeline import Pipeline
 from .reporting import Reporter
+from .run_folder import RunFolder
 from .runtime import reproducible, resolve_device
 from .summary import PROXY, Row
 from .train import DatasetComparison, train_network
@@ -128,7 +129,7 @@ class Trainer:
         if combination.proxy:
             _test_proxy(combination, bundle)
             return
-        resume = (combination.folder / CHECKPOINT_FILE).exists()
+        resume = RunFolder(combination.folder).checkpoint() is not None
         reporter = _Notes(f"{combination}: ", noted)
         train_network(combination.config, bundle, reporter, combination.folder, resume, overwrite=not resume)
 

@@ -31,7 +31,8 @@ from .combination import (
 from .config import MACHINE_FIELDS, POLICIES, TrainConfig
 from .data import load_splits
 from .errors import InputError, MapolicyError, UsageError
-from .files import RUN_FILES, write_atomically
+from .files import RUN_FILES, holds_something, write_atomically
+from .lock import folder_lock
 from .networks import check_arch
 from .pacing import seconds_per_iteration
 from .reporting import Reporter
@@ -126,10 +127,29 @@ def compare_policies(
     Raises:
         UsageError, InputError: something cannot be meant or used; found out before any training.
         EnvironmentFault: the folder cannot be written.
+        FolderInUseError: another comparison is in the folder.
         KeyboardInterrupt, SystemExit: it was stopped; `resume` goes on.
     """
-    reporter = reporter or Reporter()
     _check(bundles, configs, against, modes, seeds, budget, jobs)
+    with folder_lock(run_dir):
+        return _compared(
+            bundles, configs, run_dir, against, modes, seeds, budget, jobs, reporter or Reporter(), resume, overwrite
+        )
+
+
+def _compared(
+    bundles: Sequence[PolicyBundle],
+    configs: Sequence[TrainConfig],
+    run_dir: Path,
+    against: Sequence[str],
+    modes: Sequence[str],
+    seeds: int,
+    budget: str,
+    jobs: int,
+    reporter: Reporter,
+    resume: bool,
+    overwrite: bool,
+) -> Comparison:
     device = resolve_device(configs[0].device)
     if jobs > 1 and device.type == "cpu":
         configs = [config.with_changes(threads=config.threads or 1) for config in configs]
@@ -345,7 +365,7 @@ def _record(
     """
     path = run_dir / COMPARISON_FILE
     record: dict[str, Any] = {"budget": budget, "bundles": list(bundles)}
-    if run_dir.exists() and any(run_dir.iterdir()) and not (resume or overwrite):
+    if holds_something(run_dir) and not (resume or overwrite):
         raise UsageError(str(run_dir), "holds a run", "use --resume, --force or another --run-dir")
     if resume:
         if not path.exists():

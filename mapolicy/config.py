@@ -33,6 +33,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
+ON_DIVERGENCE = ("stop", "rollback")
 
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # that networks may be asked for by
 
@@ -52,6 +53,7 @@ MACHINE_FIELDS = frozenset(
         "device",
         "threads",
         "checkpoint_minutes",
+        "on_divergence",
         "patience_seconds",
     }
 )
@@ -163,6 +165,11 @@ class RunConfig:
         "seconds without a sign of life after which another process of the run is given up", 600.0, low=1
     )
     checkpoint_minutes: float = setting("minutes between checkpoints; one is also written at the end", 10.0, low=0)
+    on_divergence: str = setting(
+        "after a loss that is not finite: stop, or go back to the last checkpoint and on at half the learning rates",
+        "stop",
+        choices=ON_DIVERGENCE,
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):

@@ -39,6 +39,10 @@ class TrainingError(MapolicyError):
     exit_code = 4
 
 
+class DivergenceError(TrainingError):
+    """A number that is not finite: the run can go back to a state where all were."""
+
+
 class EnvironmentFault(MapolicyError):  # noqa: N818 - EnvironmentError is a builtin, and means something else
     """The machine does not let us: disk full, folder not writable, a dead peer."""
 

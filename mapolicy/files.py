@@ -1,6 +1,7 @@
 """Files that are whole or absent: written under a temporary name, synced, renamed; read once, with a size cap."""
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -9,42 +10,107 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import EnvironmentFault, InputError
+from .lock import LOCK_FILE, try_lock
+
+TOKEN_DIGITS = 8  # of a temporary name
 
 # A run folder's files.
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
+TABLE_FILE = "metrics.csv"
 STATUS_FILE = "status.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.safetensors"
 RESULT_FILE = "result.json"
 NETWORK_FILE = "network.safetensors"
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, STATUS_FILE, CHECKPOINT_FILE, RESULT_FILE, NETWORK_FILE)
+RUN_FILES = (
+    *(CONFIG_FILE, METRICS_FILE, TABLE_FILE, STATUS_FILE, RESULT_FILE, NETWORK_FILE),
+    *(CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE),
+)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | bytearray, previous: Path | None = None) -> None:
     """Write a regular file so that a reader sees the old content or the new one, never a part.
 
     The mode follows the umask, as for any new file. A link at `path` is refused, not followed or replaced.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+        previous: name that the old file gets, once the new one is whole; None lets it go.
 
     Raises:
         EnvironmentFault: the folder cannot be written, the disk is full, or `path` is no regular file.
     """
     try:
         _refuse_odd(path)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN_DIGITS // 2)}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                try_lock(descriptor)  # says that it is no litter
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)  # noqa: PTH105 - Path.replace hides which of the two names failed
+                if previous is not None and path.exists():
+                    path.replace(previous)
+                os.replace(temporary, path)  # noqa: PTH105 - Path.replace hides which of the two names failed
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as problem:
         raise _write_fault(path, len(content), problem) from None
+
+
+def remove_litter(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed writers of the folder's file, or of all its files, have left behind."""
+    pattern = f".{'*' if name is None else glob.escape(name)}.{'[0-9a-f]' * TOKEN_DIGITS}.tmp"
+    for path in folder.glob(pattern):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            if try_lock(descriptor):  # its writer is dead
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a run, or anything else, is in a folder.
+
+    Raises:
+        EnvironmentFault: it cannot be looked at.
+    """
+    try:
+        return folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir())
+    except OSError as problem:
+        raise EnvironmentFault(str(folder), problem.strerror or "cannot be used", "use another --run-dir") from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file.
+
+    Raises:
+        EnvironmentFault: the disk is full, or the file cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as problem:
+        raise _write_fault(path, len(line) + 1, problem) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file that is there has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(path: Path) -> None:
@@ -57,7 +123,7 @@ def check_writable(path: Path) -> None:
     try:
         _refuse_odd(path)
         folder = next(folder for folder in path.absolute().parents if folder.exists())
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe = folder / f".{secrets.token_hex(TOKEN_DIGITS // 2)}.tmp"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         probe.unlink()
     except OSError as problem:
@@ -108,14 +174,6 @@ def _refuse_odd(path: Path) -> None:
         raise EnvironmentFault(ascii(str(path)), "no file can have this name", "name another output")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise EnvironmentFault(str(path), "is a link or no regular file", "name another output")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_fault(path: Path, needed: int, problem: OSError) -> EnvironmentFault:

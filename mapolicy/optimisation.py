@@ -43,24 +43,44 @@ def make_optimizer(config: RunConfig, network: nn.Module) -> Optimizer:
     return optimizer
 
 
-def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch: int) -> Scheduler:
-    """Cosine from `learning_rate` to 0 over all iterations, after a linear warm-up; or Theorem 1's constant rate.
+class RateSchedule:
+    """The task network's learning rates, a function of the step and of `scale` alone.
 
-    It is a function of the step alone: `schedule.step_update(step)` sets the rates of iteration `step`, from 0.
+    Args:
+        scheduler: timm's.
+        optimizer: of the task network.
+
+    Attributes:
+        scale: what all rates are multiplied by.
     """
+
+    def __init__(self, scheduler: Scheduler, optimizer: Optimizer) -> None:
+        self._scheduler, self._optimizer = scheduler, optimizer
+        self.scale = 1.0
+
+    def step_update(self, step: int) -> None:
+        """Set the rates of iteration `step`, from 0."""
+        self._scheduler.step_update(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] *= self.scale
+
+
+def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch: int) -> RateSchedule:
+    """Cosine from `learning_rate` to 0 over all iterations, after a linear warm-up; or Theorem 1's constant rate."""
     iterations = config.epochs * iterations_per_epoch
     if config.constant_rates:
         for group in optimizer.param_groups:
             group["lr"] = theorem1_rate(config.learning_rate, iterations)
-        return StepLRScheduler(optimizer, decay_t=iterations + 1, t_in_epochs=False)
+        return RateSchedule(StepLRScheduler(optimizer, decay_t=iterations + 1, t_in_epochs=False), optimizer)
     warmup = config.warmup_epochs * iterations_per_epoch
-    return CosineLRScheduler(
+    cosine = CosineLRScheduler(
         optimizer,
         t_initial=max(2, iterations - warmup),  # timm warns of a single step
         warmup_t=warmup,
         warmup_prefix=True,
         t_in_epochs=False,
     )
+    return RateSchedule(cosine, optimizer)
 
 
 def make_policy_optimizer(

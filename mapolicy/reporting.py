@@ -1,6 +1,7 @@
 """What a run tells while it runs. The library prints nothing: whoever wants to see something passes a Reporter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, float]
@@ -13,6 +14,9 @@ class Reporter:
     `seconds_left`, and where a policy is being learned `validation_loss`, `alpha`, `entropy`, `weight_spread`,
     `signal_to_noise`.
     """
+
+    def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
+        """Before anything else: the run's settings, its folder if it has one, the iteration that it goes on after."""
 
     def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
         """The run begins: its name, its number of iterations in all, and what is worth knowing about it."""
@@ -34,3 +38,56 @@ class Reporter:
 
     def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
         """So many runs of a comparison are done, well or not; what the last one came to."""
+
+
+class Reporters(Reporter):
+    """Several that hear the same. The run depends on the first alone: another one that fails hears no more.
+
+    Args:
+        first: a display, or whatever the caller relies on.
+        others: loggers.
+    """
+
+    def __init__(self, first: Reporter, others: Sequence[Reporter]) -> None:
+        self._first, self._others = first, list(others)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        getattr(self._first, what)(*arguments)
+        for other in tuple(self._others):
+            try:
+                getattr(other, what)(*arguments)
+            except Exception as problem:  # theirs, of any kind: a full disk, a server
+                self._others.remove(other)
+                self._first.noted(f"warning: {type(other).__name__} has failed and hears no more ({problem})")
+
+    def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
+        """As each of them has it."""
+        self._tell("opened", settings, folder, iteration)
+
+    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
+        """As each of them has it."""
+        self._tell("started", what, iterations, facts)
+
+    def iterated(self, record: Record) -> None:
+        """As each of them has it."""
+        self._tell("iterated", record)
+
+    def evaluated(self, record: Record) -> None:
+        """As each of them has it."""
+        self._tell("evaluated", record)
+
+    def noted(self, text: str) -> None:
+        """As each of them has it."""
+        self._tell("noted", text)
+
+    def completed(self, result: Mapping[str, Any]) -> None:
+        """As each of them has it."""
+        self._tell("completed", result)
+
+    def finished(self) -> None:
+        """As each of them has it."""
+        self._tell("finished")
+
+    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+        """As each of them has it."""
+        self._tell("compared", done, runs, text, seconds_left)

@@ -2,11 +2,9 @@
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,20 +14,23 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .checkpoint import RunState, load_checkpoint, save_checkpoint
+from .checkpoint import RunState
 from .config import MACHINE_FIELDS, RunConfig
 from .cost import CostMeter
 from .data import worker_faults
-from .errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
-from .files import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, RESULT_FILE, RUN_FILES, STATUS_FILE, write_atomically
+from .errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from .iteration import Iteration
+from .lock import folder_lock
 from .reporting import Reporter
+from .run_folder import RunFolder
 from .runtime import generator
+from .stopping import StopRequest
 from .task import Task
 
 LOGGED_PER_EPOCH = 20
 LISTED_CORRUPT = 10
 LONGEST_SHOWN = 16
+MOST_ROLLBACKS = 5  # after which the learning rates are a thirty-second of what they were
 
 Plan = list[tuple[int, Tensor]]
 
@@ -71,15 +72,21 @@ class Run:
         task: what is trained.
         reporter: hears of the progress.
         folder: the run folder, or None to write nothing.
-        resume: go on from the folder's checkpoint.
+        resume: go on from the folder's newest whole checkpoint.
         overwrite: remove the files of an earlier run from the folder.
         digest: of the bundle that the run uses, or None.
         facts: told at the start, beside the task's.
 
+    Attributes:
+        iteration: iterations that are done.
+        last_record: of the log's lines about an iteration, the newest.
+        rollbacks: so many times the run went back to a checkpoint because it had diverged.
+
     Raises:
-        UsageError: the folder holds a run and `resume` was not asked for.
+        UsageError: the folder holds a run and `resume` was not asked for; or there is no folder to roll back to.
         InputError: there is nothing to resume, or it is another configuration's.
         EnvironmentFault: the folder cannot be written.
+        FolderInUseError: another run is in the folder.
     """
 
     def __init__(
@@ -94,52 +101,73 @@ class Run:
         digest: str | None = None,
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        self.config, self.state, self.task, self.reporter, self.folder = config, state, task, reporter, folder
+        self.config, self.state, self.task, self.reporter = config, state, task, reporter
         self.per_epoch = task.iterations_per_epoch
         self.iterations = config.epochs * self.per_epoch
         self.iteration = 0
         self.last_record: Mapping[str, float] = {}
+        self.rollbacks = 0
+        self._folder, self._resume, self._overwrite = RunFolder(folder), resume, overwrite
         self._log_every = max(1, self.per_epoch // LOGGED_PER_EPOCH)
-        self._last_good: Path | None = None
+        self._evaluated_epochs = 0
         self._digest, self._facts = digest, facts or {}
         self._seconds_before = 0.0
         self._cost_ratio: float | None = None
-        self._signal: int | None = None
-        if folder is not None:
-            self._open(folder, resume, overwrite)
-        task.communicator.check_equal("its configuration or data set", json.dumps(self._identity(), sort_keys=True))
-        if resume:
-            self._follow()
-        self._started = self._logged = time.monotonic()
-        self._logged_iteration = self.iteration
-        self._next_checkpoint = self._started + 60 * config.checkpoint_minutes
+        self._stop = StopRequest()
+        self._open = ExitStack()
+        self._group = task.communicator
+        if config.on_divergence == "rollback" and folder is None and self._group.rank == 0:
+            raise UsageError("on_divergence", "without a run folder there is nothing to roll back to", "name one")
 
     def __enter__(self) -> Self:
-        self.reporter.started(
-            f"{self.config.stage} {self.config.network}", self.iterations, {**self.task.facts(), **self._facts}
-        )
-        if self.task.splits.corrupt:
-            self.note_corrupt(self.task.splits.corrupt)
-        self._write_status("running", None)
+        with ExitStack() as opened:
+            opened.enter_context(self._stop.listening())
+            self._folder.check(self._resume, self._overwrite)
+            if self._folder.path is not None:
+                opened.enter_context(folder_lock(self._folder.path))
+            self._started = self._logged = time.monotonic()
+            identity = json.dumps(self._identity(), sort_keys=True)
+            self._group.check_equal("its configuration or data set", identity)
+            goes_on = self._resume and self._folder.path is not None
+            if any(self._group.largest(goes_on)):  # rank 0 alone has a folder
+                facts = self._go_on()
+                self._seconds_before, self._cost_ratio = facts["seconds"], facts["cost_ratio"]
+                self.reporter.noted(f"goes on after iteration {self.iteration}")
+            else:
+                self._folder.begin(self.config)
+            self.reporter.opened(self.config.to_mapping(), self._folder.path, self.iteration)
+            self._logged_iteration = self.iteration
+            self._next_checkpoint = self._started + 60 * self.config.checkpoint_minutes
+            self.reporter.started(
+                f"{self.config.stage} {self.config.network}", self.iterations, {**self.task.facts(), **self._facts}
+            )
+            if self.task.splits.corrupt:
+                self.note_corrupt(self.task.splits.corrupt)
+            self._write_status("running", None)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.reporter.finished()
-        if problem is None:
-            self._write_status("done", 0)
-            return
-        translated = out_of_memory(problem, self.config, self.iteration)
-        failure = translated or problem
-        interrupted = isinstance(failure, KeyboardInterrupt | SystemExit)
-        if isinstance(failure, MapolicyError):
-            code = failure.exit_code
-        else:
-            code = 128 + (self._signal or signal.SIGINT) if interrupted else 1
-        self._write_status("interrupted" if interrupted else "failed", code, str(failure))
-        if translated is not None:
-            raise translated from problem
+        with self._open:
+            self.reporter.finished()
+            if problem is None:
+                self._folder.write_table()
+                self._write_status("done", 0)
+                return
+            translated = out_of_memory(problem, self.config, self.iteration)
+            failure = translated or problem
+            interrupted = isinstance(failure, KeyboardInterrupt | SystemExit)
+            if isinstance(failure, MapolicyError):
+                code = failure.exit_code
+            else:
+                code = self._stop.exit_code if interrupted else 1
+            with suppress(EnvironmentFault):  # a full disk has been told of already
+                self._folder.write_table()
+                self._write_status("interrupted" if interrupted else "failed", code, str(failure))
+            if translated is not None:
+                raise translated from problem
 
     def loop(self, iteration: Iteration) -> float | None:
         """All iterations that are left, with the meta-validation accuracy after each epoch.
@@ -148,25 +176,58 @@ class Run:
             The cost ratio: time of an iteration over that of a plain step, if there were enough to tell.
         """
         meter = CostMeter(self.task, iteration.period)
-        with worker_faults(), self._signals_wait():
-            self._iterate(iteration, meter)
-        self.checkpoint()
+        rolls_back = self.config.on_divergence == "rollback"
+        if rolls_back and self.iteration == 0:
+            self.checkpoint()
+        with worker_faults(), self._stop.waiting():
+            while True:
+                try:
+                    self._to_the_end(iteration, meter)
+                    break
+                except DivergenceError as problem:
+                    if not rolls_back or self.rollbacks == MOST_ROLLBACKS:
+                        raise
+                    self._roll_back(problem)
+            self._agree()
+        self._stop.obey()
         return self._cost_ratio
 
-    def _iterate(self, iteration: Iteration, meter: CostMeter) -> None:
+    def _to_the_end(self, iteration: Iteration, meter: CostMeter) -> None:
+        while self._evaluated_epochs < self.config.epochs:
+            self._epoch(iteration, meter)
+        self.checkpoint()
+
+    def _epoch(self, iteration: Iteration, meter: CostMeter) -> None:
+        """What is left of an epoch: its iterations, then its line in the log."""
         training, validation = self.task.training, self.task.splits.meta_validation
-        for epoch in range(self.iteration // self.per_epoch, self.config.epochs):
-            plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
-            lessons = [step for step, _ in plan if iteration.learns_policy(step)]
-            held_out = iter(self.task.batches(validation, validation_plan(self.config, len(validation), lessons)))
-            for (step, _), batch in zip(plan, self.task.batches(training, plan, augment=True), strict=True):
+        epoch = self._evaluated_epochs
+        plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
+        lessons = [step for step, _ in plan if iteration.learns_policy(step)]
+        batches = iter(self.task.batches(training, plan, augment=True))
+        held_out = iter(self.task.batches(validation, validation_plan(self.config, len(validation), lessons)))
+        for step, _ in plan:
+            try:
+                batch = next(batches)
                 guide = next(held_out) if iteration.learns_policy(step) else None
-                outcome = meter(batch, partial(iteration, step, batch, guide))
-                self._cost_ratio = meter.ratio or self._cost_ratio
-                self._iterated(*outcome)
-            measures = {} if self.config.trains_on_validation else vars(self.task.validation_accuracy())
-            self._evaluated(epoch, {f"validation_{name}": value for name, value in measures.items()})
-            self._logged = time.monotonic()
+            except MapolicyError:  # an image, a loader's process; what has been trained is whole
+                self.checkpoint()
+                raise
+            outcome = meter(batch, partial(iteration, step, batch, guide))
+            self._cost_ratio = meter.ratio or self._cost_ratio
+            self._iterated(*outcome)
+        try:
+            # It may take long, and changes nothing; but several processes stop at an iteration's end alone.
+            with self._stop.at_once() if self._group.size == 1 else nullcontext():
+                measures = {} if self.config.trains_on_validation else vars(self.task.validation_accuracy())
+        except (KeyboardInterrupt, SystemExit):
+            self.checkpoint()
+            raise
+        record = {"iteration": self.iteration, "epoch": epoch + 1}
+        record |= {f"validation_{name}": value for name, value in measures.items()}
+        self._folder.log(record)
+        self._evaluated_epochs += 1
+        self.reporter.evaluated(record)
+        self._logged = time.monotonic()
 
     def _iterated(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:
         """One iteration is done: stop if it diverged, log it if it is due, save the state if it is time."""
@@ -186,65 +247,39 @@ class Run:
                 "seconds_left": seconds * (self.iterations - self.iteration),
             }
             self.last_record = record
-            self._append(record)
+            self._folder.log(record)
             self.reporter.iterated(record)
-        due = int(now >= self._next_checkpoint)
-        # All processes save and stop together, whichever of them it was that heard a signal.
-        due, self._signal = self.task.communicator.largest(due, self._signal or 0)
-        if due:
+        if self._agree(now >= self._next_checkpoint) or self._stop.number is not None:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
-        if self._signal:
-            self.checkpoint()
-            if self._signal == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.reporter.noted(f"stopped after iteration {self.iteration}; --resume goes on from here")
-            raise SystemExit(128 + self._signal)
+        self._stop.obey()
 
-    @contextmanager
-    def _signals_wait(self) -> Iterator[None]:
-        """SIGINT and SIGTERM wait for the iteration's end, where the state is whole. A second one does not."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: object) -> None:
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _evaluated(self, epoch: int, measures: Mapping[str, float]) -> None:
-        record = {"iteration": self.iteration, "epoch": epoch + 1, **measures}
-        self._append(record)
-        self.reporter.evaluated(record)
+    def _agree(self, due: bool = False) -> bool:
+        """Whether it is time to save, for any process; all stop where one has heard a signal."""
+        due_anywhere, number = self._group.largest(due, self._stop.number or 0)
+        if number:
+            self._stop.number = number
+        return bool(due_anywhere)
 
     def checkpoint(self) -> None:
         """Save the state after the last whole iteration.
 
         Raises:
-            TrainingError: the last update has made a number that is not finite; nothing is saved.
+            DivergenceError: the last update has made a number that is not finite; nothing is saved.
+            EnvironmentFault: it cannot be written; the checkpoint before stands.
         """
         tensors = self.state.tensors()
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point()):
             raise self._diverged("the update is not finite")
-        if self.folder is None:
-            return
-        path = self.folder / CHECKPOINT_FILE
         facts = {
             "iteration": self.iteration,
+            "evaluated_epochs": self._evaluated_epochs,
             "identity": self._identity(),
             "seconds": self._seconds,
             "cost_ratio": self._cost_ratio,
+            "rollbacks": self.rollbacks,
         }
-        save_checkpoint(path, tensors, facts)
-        self._last_good = path
+        self._folder.save(tensors, facts)
 
     @property
     def _seconds(self) -> float:
@@ -263,83 +298,78 @@ class Run:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Tell the result, and write it as JSON beside the log."""
-        result = {**result, "seconds": self._seconds, "corrupt": list(self.task.splits.corrupt)}
+        corrupt = list(self.task.splits.corrupt)
+        result = {**result, "seconds": self._seconds, "rollbacks": self.rollbacks, "corrupt": corrupt}
         self.reporter.completed(result)
-        if self.folder is not None:
-            write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
+        self._folder.write_result(result)
 
-    def _open(self, folder: Path, resume: bool, overwrite: bool) -> None:
-        checkpoint, metrics = folder / CHECKPOINT_FILE, folder / METRICS_FILE
-        if overwrite and not resume:
-            for name in RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
-        if not resume and not overwrite and folder.exists() and any(folder.iterdir()):
-            raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
-        if resume:
-            self._resume(checkpoint)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = _lines_up_to(metrics, self.iteration)
-        except OSError as problem:
-            raise EnvironmentFault(str(folder), problem.strerror or "cannot be used", "use another --run-dir") from None
-        records = [json.loads(line) for line in kept.splitlines()]
-        self.last_record = next((record for record in reversed(records) if "loss" in record), {})
-        write_atomically(metrics, kept.encode())
-        write_atomically(folder / CONFIG_FILE, self.config.to_toml().encode())
-
-    def _resume(self, path: Path) -> None:
-        if not path.exists():
-            raise InputError(str(path.parent), "has no checkpoint yet, so there is nothing to resume", "use --force")
-        tensors, facts = load_checkpoint(path)
+    def _go_on(self) -> Mapping[str, Any]:
+        """Take over the folder's newest whole checkpoint, which rank 0 reads for all; its facts."""
+        if self._group.rank:
+            return self._take_over(*self._shared({}, {}))
+        tensors, facts, told = self._folder.load()
+        if told:
+            self.reporter.noted(told)
         old, new = facts["identity"], self._identity()
         differences = [f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key]]
         if differences:
-            raise InputError(str(path), f"is of another run: {', '.join(differences)}", "undo the changes")
+            where = str(self._folder.checkpoint())
+            raise InputError(where, f"is of another run: {', '.join(differences)}", "undo the changes")
+        return self._take_over(*self._shared(tensors, facts))
+
+    def _shared(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Rank 0's, in every process."""
+        group = self._group
+        if group.size == 1:
+            return tensors, facts
+        told = group.broadcast(json.dumps(facts).encode())
+        return load(group.broadcast(save(tensors) if group.rank == 0 else b"")), json.loads(told)
+
+    def _take_over(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Mapping[str, Any]:
         self.state.restore(tensors, facts["iteration"])
-        self.iteration = facts["iteration"]
-        self._seconds_before, self._cost_ratio = facts["seconds"], facts["cost_ratio"]
-        self._last_good = path
-        self.reporter.noted(f"goes on after iteration {self.iteration}")
+        self.iteration, self._evaluated_epochs = facts["iteration"], facts["evaluated_epochs"]
+        self._slow_down(facts["rollbacks"] - self.rollbacks)
+        records = self._folder.go_on(self.config, facts["lines"])
+        self.last_record = next((record for record in reversed(records) if "loss" in record), {})
+        return facts
 
-    def _follow(self) -> None:
-        """Where there are several processes, the others take on the state that rank 0 has read."""
-        group = self.task.communicator
-        state = group.broadcast(save(self.state.tensors()) if group.rank == 0 else b"")
-        (self.iteration,) = group.largest(self.iteration)
-        if group.rank:
-            self.state.restore(load(state), self.iteration)
+    def _roll_back(self, problem: DivergenceError) -> None:
+        """Back to the last checkpoint, and on from there at half the learning rates."""
+        rollbacks = self.rollbacks + 1
+        self._go_on()
+        self._slow_down(rollbacks - self.rollbacks)
+        self._logged, self._logged_iteration = time.monotonic(), self.iteration
+        self.reporter.noted(
+            f"{problem.what}: {problem.why.partition(';')[0]}; back to iteration {self.iteration}, and on at "
+            f"{self.task.schedule.scale:.4g} of the learning rates"
+        )
 
-    def _append(self, record: Mapping[str, float]) -> None:
-        if self.folder is not None:
-            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+    def _slow_down(self, times: int) -> None:
+        """Halve the learning rates of task network and policy so many times."""
+        self.rollbacks += times
+        self.task.schedule.scale *= 0.5**times
+        for name, optimizer in self.state.optimizers.items():
+            if name != "network":  # whose rates the schedule sets
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.5**times
 
     def _write_status(self, state: str, exit_code: int | None, reason: str = "") -> None:
-        if self.folder is None:
-            return
-        status = {"state": state, "exit_code": exit_code, "reason": reason, "iteration": self.iteration}
-        status |= {} if self._digest is None else {"digest": self._digest}
-        write_atomically(self.folder / STATUS_FILE, (json.dumps(status) + "\n").encode())
+        status = {"state": state, "exit_code": exit_code, "reason": reason, "step": self.iteration}
+        self._folder.write_status(status | ({} if self._digest is None else {"digest": self._digest}))
 
-    def _diverged(self, what: str) -> TrainingError:
-        last = f"the last good state is {self._last_good}" if self._last_good else "no checkpoint was written yet"
-        return TrainingError(
-            f"iteration {self.iteration + 1}", f"{what}; {last}", "lower learning_rate or alpha_initial"
+    def _diverged(self, what: str) -> DivergenceError:
+        path = self._folder.checkpoint()
+        last = f"the last good state is {path}" if path else "no checkpoint was written yet"
+        return DivergenceError(
+            f"iteration {self.iteration + 1}",
+            f"{what}; {last}",
+            "lower learning_rate or alpha_initial, or use --on-divergence rollback",
         )
 
 
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
-def _lines_up_to(path: Path, iteration: int) -> str:
-    """The log's lines up to an iteration; what a killed run wrote after its checkpoint goes."""
-    if not iteration or not path.exists():
-        return ""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}") and json.loads(line)["iteration"] <= iteration]
-    return "".join(line + "\n" for line in whole)
 
 
 def out_of_memory(problem: BaseException, config: RunConfig, iteration: int) -> TrainingError | None:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from .errors import MapolicyError
+from .stopping import handling, stop_after
 
 POLL = 1.0  # seconds
 ENVIRONMENT_EXIT = 5
@@ -64,7 +65,7 @@ def side_by_side(
         environments: variables of the processes, in turn.
 
     Raises:
-        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; what was running has been stopped. A second one kills it.
+        KeyboardInterrupt, SystemExit: a signal came; what was running has been stopped. A second one kills it.
     """
     waiting = deque(range(len(pieces)))
     workers: list[_Worker] = []
@@ -95,7 +96,7 @@ def side_by_side(
             for worker in workers:
                 worker.end()
     if stopped:
-        raise KeyboardInterrupt if stopped[0] == signal.SIGINT else SystemExit(128 + stopped[0])
+        raise stop_after(stopped[0])
 
 
 class _Worker:
@@ -158,11 +159,8 @@ class _Worker:
 
 @contextlib.contextmanager
 def _stopping(workers: Sequence[_Worker]) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM stop the workers, and the signal's number is in the list."""
+    """A signal stops the workers, and its number is in the list."""
     stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         for worker in workers:
@@ -172,12 +170,8 @@ def _stopping(workers: Sequence[_Worker]) -> Iterator[list[int]]:
                 worker.stop()
         stopped.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(note):
         yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from .config import RunConfig
@@ -15,7 +14,7 @@ from .errors import UsageError
 from .evaluate import Accuracy, evaluate
 from .features import feature_width
 from .networks import build_network, check_arch
-from .optimisation import make_optimizer, make_schedule
+from .optimisation import RateSchedule, make_optimizer, make_schedule
 from .pipeline import Pipeline
 from .runtime import seed_for
 
@@ -42,7 +41,7 @@ class Task:
     network: nn.Module
     feature_width: int
     optimizer: torch.optim.Optimizer
-    schedule: Scheduler
+    schedule: RateSchedule
     communicator: Communicator = ALONE
 
     @classmethod

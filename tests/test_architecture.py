@@ -21,10 +21,11 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
-    "affine blend errors launch pointwise space reporting "
+    "affine blend errors launch pointwise space reporting stopping "
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
-    "config distributed features files folding forward_mode graph_merging limits operations precision refusal runtime "
-    "side_by_side",
+    "lock",
+    "config distributed features files loggers folding forward_mode graph_merging limits operations precision refusal "
+    "runtime side_by_side",
     "augment canonical_json images manifest_fields networks policy summary synchronised transformation web",
     "bilevel chart hub image_sets sampler sealed splits tensor_container",
     "manifest",
@@ -35,7 +36,7 @@ LAYERS = (
     "pipeline",
     "evaluate reuse",
     "adapters slim task",
-    "iteration",
+    "iteration run_folder",
     "cost",
     "run",
     "forecast",
