@@ -452,7 +452,9 @@ class BilevelStep:
             if options.reject_below_mean:
                 weights = reject_below_mean(weights)
         own = forwards.shares(communicator.part(len(weights)).of(weights))
-        if options.simultaneous and learned is not None:
+        if learned is not None and not learned.validation_loss.isfinite():
+            loss = learned.validation_loss  # theta has not moved, and w does not either
+        elif options.simultaneous and learned is not None:
             for parameter, gradient in zip(self._parameters().values(), learned.gradient, strict=True):
                 parameter.grad = gradient.clone()  # which clipping changes
             (loss,) = communicator.sum([_weighted_loss(forwards.losses, own)])
