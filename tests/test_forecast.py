@@ -36,7 +36,7 @@ def test_a_measured_run_gives_the_same_bytes(make_search_config, monkeypatch: py
     measured = []
 
     class Listening(Reporter):
-        def started(self, what, iterations, facts) -> None:
+        def started(self, what, iterations, facts, seconds) -> None:
             measured.append("time" in facts and "memory" in facts)
 
     with_forecast = search_policy(config, Listening())
