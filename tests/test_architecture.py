@@ -25,21 +25,25 @@ LAYERS = (
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
     "lock",
     "config features files loggers folding forward_mode graph_merging limits operations refusal runtime side_by_side",
-    "augment canonical_json images manifest_fields networks policy summary transformation web",
-    "bilevel chart hub image_sets sampler sealed splits tensor_container",
+    "augment canonical_json images manifest_fields networks policy report.tables summary transformation web",
+    "bilevel chart hub image_sets notation report.curves sampler sealed splits tensor_container",
     "manifest",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
     "extractor monitor published step_choice",
-    "autoalbument opening",
+    "autoalbument description opening report.figures",
     "bundle card data export importing policies",
     "pipeline",
     "evaluate reuse",
-    "adapters slim task",
+    "adapters slim task weighing",
+    "explanation",
     "iteration run_folder",
     "cost",
     "run",
     "forecast",
     "search train",
+    "report report.changes report.samples",
+    "report.gathering",
+    "report.page",
     "pacing",
     "combination",
     "compare",
@@ -50,7 +54,7 @@ LAYERS = (
     "recipes",
     "cli.display cli.options",
     "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.listing "
-    "cli.pull cli.push cli.search cli.slim cli.train",
+    "cli.pull cli.push cli.report cli.search cli.slim cli.train",
     "cli.main",
     "cli",
     "__main__",
@@ -225,7 +229,10 @@ def test_listed_packages_are_the_folders() -> None:
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("__init__.py"):
             found.add(".".join((package, *path.parent.relative_to(ROOT / folder).parts)))
-    assert found == {"mapolicy", "mapolicy.bench", "mapolicy.models", "mapolicy.cli", "mapolicy.recipes"}
+    assert found == {
+        *("mapolicy", "mapolicy.bench", "mapolicy.models", "mapolicy.report"),
+        *("mapolicy.cli", "mapolicy.recipes"),
+    }
     assert sorted(setuptools["packages"]) == sorted(found)
     tops = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert tops == set(FOLDERS.values()), "a folder at the top that no package lists"
@@ -234,7 +241,7 @@ def test_listed_packages_are_the_folders() -> None:
 def test_data_files_are_packaged() -> None:
     data = project()["tool"]["setuptools"]["package-data"]
     assert data == {
-        "mapolicy": ["py.typed", "bundle.schema.json", "dataset-level.schema.json"],
+        "mapolicy": ["py.typed", "bundle.schema.json", "dataset-level.schema.json", "report/templates/*"],
         "mapolicy.recipes": ["*.toml"],
     }
     assert (ROOT / "mapolicy" / "py.typed").is_file()
@@ -263,7 +270,7 @@ def test_optional_packages_are_imported_late() -> None:
 
 # ---- (c) what is imported when
 
-HEAVY = ("torch", "timm", "torchvision", "sklearn")
+HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "starlette", "uvicorn")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +282,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
             f"help({line!r})"
             for line in (
                 *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
-                *("bench step", "push", "pull", "slim", "export", "import"),
+                *("bench step", "push", "pull", "slim", "export", "import", "report"),
             )
         ),
     ],
