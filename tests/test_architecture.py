@@ -53,7 +53,7 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.listing "
+    "cli.bench cli.compare cli.demo cli.explain cli.export cli.import_policy cli.inspect cli.listing "
     "cli.pull cli.push cli.report cli.search cli.slim cli.train",
     "cli.main",
     "cli",
@@ -282,7 +282,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "sta
             f"help({line!r})"
             for line in (
                 *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
-                *("bench step", "push", "pull", "slim", "export", "import", "report"),
+                *("bench step", "push", "pull", "slim", "export", "import", "report", "explain"),
             )
         ),
     ],

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bundle_factory import forge
 from PIL import Image
 
 from mapolicy import PolicyBundle
@@ -304,7 +303,11 @@ def test_a_heat_map_is_red_above_and_blue_below(tmp_path: Path) -> None:
     assert red[1] < blue[1]
 
 
-def test_a_forged_bundle_is_no_architecture(tmp_path: Path) -> None:
-    (tmp_path / "f.safetensors").write_bytes(forge())
-    with pytest.raises(InputError):
-        PolicyBundle.load(tmp_path / "f.safetensors")
+def test_a_long_row_of_tiles_goes_on_below() -> None:
+    tile = (np.zeros((3, 4, 4), np.uint8), "x")
+    figure = figures.tile_figure([("a", [tile] * (figures.TILES_IN_A_ROW + 1)), ("b", [tile])])
+    filled = [bool(axes.images) for axes in figure.axes]
+    assert len(filled) == 3 * figures.TILES_IN_A_ROW
+    assert sum(filled) == figures.TILES_IN_A_ROW + 2
+    assert filled[figures.TILES_IN_A_ROW]
+    assert filled[2 * figures.TILES_IN_A_ROW]

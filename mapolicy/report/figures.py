@@ -46,6 +46,7 @@ _SETTINGS: dict[Any, Any] = {
     "savefig.dpi": 160,
 }
 PANEL, SMALL_PANEL = (3.6, 2.3), (1.75, 1.4)  # inches
+TILES_IN_A_ROW = 13
 LONGEST_NAME = 28  # characters of a row's or a tile's name
 
 Pixels = NDArray[np.uint8]
@@ -189,11 +190,16 @@ def heat_figure(table: HeatTable) -> "Figure":
 
 
 def tile_figure(rows: Sequence[tuple[str, Sequence[tuple[Pixels, str]]]]) -> "Figure":
-    """Rows of images, each image with its caption.
+    """Rows of images, each image with its caption; a long row goes on below.
 
     Args:
         rows: title, and images uint8 [C, H, W] with their captions.
     """
+    rows = [
+        (title if start == 0 else "", tiles[start : start + TILES_IN_A_ROW])
+        for title, tiles in rows
+        for start in range(0, len(tiles), TILES_IN_A_ROW)
+    ]
     with _style():
         from matplotlib.figure import Figure
 
