@@ -15,6 +15,7 @@ from . import (
     compare,
     demo,
     explain,
+    explore,
     export,
     import_policy,
     inspect,
@@ -47,6 +48,7 @@ app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("explore")(explore.explore)
 app.command("slim")(slim.slim)
 app.command("import")(import_policy.import_policy)
 app.command("export")(export.export)

@@ -44,6 +44,7 @@ LAYERS = (
     "report report.changes report.samples",
     "report.gathering",
     "report.page",
+    "explore",
     "pacing",
     "combination",
     "compare",
@@ -55,6 +56,7 @@ LAYERS = (
     "cli.display cli.options",
     "cli.bench cli.compare cli.demo cli.explain cli.export cli.import_policy cli.inspect cli.listing "
     "cli.pull cli.push cli.report cli.search cli.slim cli.train",
+    "cli.explore",
     "cli.main",
     "cli",
     "__main__",
@@ -251,21 +253,26 @@ def test_data_files_are_packaged() -> None:
         assert others == packaged, package
 
 
-# What `mapolicy bench` measures where it is installed.
-OPTIONAL = {"albumentations", "cv2", "kornia"}
+# What is used where it is installed, and by which module.
+OPTIONAL = {
+    **dict.fromkeys(("albumentations", "cv2", "kornia"), "bench.operations"),
+    **dict.fromkeys(("starlette", "uvicorn"), "explore"),
+}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 
 def test_what_is_imported_is_a_dependency() -> None:
     declared = {re.match(r"[\w.-]+", line)[0] for line in project()["project"]["dependencies"]}  # type: ignore[index]
     tops = {entry.what.split(".")[0] for entry in ALL_IMPORTS} - set(sys.stdlib_module_names) - {"mapolicy"}
-    assert {DISTRIBUTIONS.get(top, top) for top in tops - OPTIONAL} == declared
+    assert {DISTRIBUTIONS.get(top, top) for top in tops - set(OPTIONAL)} == declared
 
 
 def test_optional_packages_are_imported_late() -> None:
     found = [entry for entry in ALL_IMPORTS if entry.what.split(".")[0] in OPTIONAL]
-    assert {entry.what.split(".")[0] for entry in found} == OPTIONAL
-    assert all(entry.late and entry.module == "mapolicy.bench.operations" for entry in found)
+    assert {entry.what.split(".")[0] for entry in found} == set(OPTIONAL)
+    for entry in found:
+        assert entry.late or entry.typing, entry
+        assert entry.module == f"mapolicy.{OPTIONAL[entry.what.split('.')[0]]}", entry
 
 
 # ---- (c) what is imported when
@@ -282,7 +289,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "sta
             f"help({line!r})"
             for line in (
                 *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
-                *("bench step", "push", "pull", "slim", "export", "import", "report", "explain"),
+                *("bench step", "push", "pull", "slim", "export", "import", "report", "explain", "explore"),
             )
         ),
     ],

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -1098,3 +1100,39 @@ def test_explain_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, photo:
     mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
     mapolicy("explain", "r.safetensors", photo).is_error(3, "dataset-level policy: all samples weigh the same")
     assert snapshot(tmp_path) == ["no.png", "r.safetensors"]
+
+
+def test_explore_serves_until_ctrl_c(
+    mapolicy, bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    from mapolicy.explore import Site
+
+    serve, answers = Site.serve, []
+
+    def visited(site: Site) -> None:
+        def visit() -> None:
+            try:
+                with urllib.request.urlopen(site.address, timeout=20) as answer:
+                    answers.append((site.address, answer.read()))
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        visitor = threading.Thread(target=visit)
+        visitor.start()
+        serve(site)
+        visitor.join()
+
+    monkeypatch.setattr(Site, "serve", visited)
+    outcome = mapolicy("explore", bundle_file)
+    ((address, page),) = answers
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"open     {address}\n" in outcome.out
+    assert b"Exploring the policy of digits" in page
+    assert snapshot(tmp_path) == []
+
+
+def test_explore_refuses_what_it_cannot_show(mapolicy) -> None:
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    mapolicy("explore", "r.safetensors").is_error(3, "dataset-level policy")
+    mapolicy("explore", "nowhere").is_error(3, "nowhere: No such file")

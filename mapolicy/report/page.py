@@ -122,11 +122,11 @@ def picture_files(report: Report) -> dict[str, bytes]:
     return {f"{name}.{form}": content for name, forms in found.items() for form, content in forms.items()}
 
 
-def png_address(image: Tensor) -> str:
-    """An image uint8 [C, H, W] as an address that holds it, no side longer than `LARGEST_TILE`."""
+def png_address(image: Tensor, largest: int = LARGEST_TILE) -> str:
+    """An image uint8 [C, H, W] as an address that holds it, no side longer than so many pixels."""
     pixels = image.numpy()
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2))
-    picture.thumbnail((LARGEST_TILE, LARGEST_TILE))
+    picture.thumbnail((largest, largest))
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
