@@ -53,8 +53,9 @@ def report(
     if len(runs) > 1 or len(bundles) > 1:
         why = f"{len(bundles)} bundles and {len(runs)} run folders were named"
         raise UsageError("FILE|RUN", why, "name one bundle, one run folder, or one of each; --against names another")
-    if against is not None and not bundles:
-        raise UsageError("--against", "there is no bundle to compare", "name the run's bundle too")
+    asked = {"--against": against, "--expect-digest": expect_digest, "--data-dir": data_dir}
+    if not bundles and (idle := [flag for flag, value in asked.items() if value is not None]):
+        raise UsageError(idle[0], "there is no bundle that it could be about", "name the run's bundle too")
     options.claim(out, force, resume=False, flag="--out")
     if figures is not None:
         options.claim_folder(figures, force, "--figures")

@@ -1021,7 +1021,8 @@ def test_report_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, tmp_pat
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("epochs = 2\n")
     mapolicy("report", "run").is_error(3, "metrics.jsonl: No such file")
-    mapolicy("report", "run", "--against", bundle_file).is_error(2, "there is no bundle to compare")
+    mapolicy("report", "run", "--against", bundle_file).is_error(2, "--against: there is no bundle")
+    mapolicy("report", "run", "--data-dir", ".").is_error(2, "--data-dir: there is no bundle")
     mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
     mapolicy("report", "r.safetensors", "--against", bundle_file).is_error(3, "dataset-level")
     assert snapshot(tmp_path) == ["r.safetensors", "run", "run/config.toml"]

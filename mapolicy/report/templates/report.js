@@ -14,6 +14,7 @@ function show(cell) {
 
 function follow() {
   if (!current) return;
+  box.style.left = "0"; // where nothing narrows it
   const at = current.getBoundingClientRect(), own = box.getBoundingClientRect();
   const left = Math.min(Math.max(8, at.left + at.width / 2 - own.width / 2), innerWidth - own.width - 8);
   const above = at.top - own.height - 6;
