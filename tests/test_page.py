@@ -220,6 +220,7 @@ def test_the_keyboard_reaches_every_cell(browser, written: Path) -> None:
         assert box.is_visible()
         assert where["x"] >= 0
         assert where["x"] + where["width"] <= 360
+        assert where["width"] > 300, "squeezed at the edge"
         assert tab.evaluate("document.activeElement.getAttribute('aria-describedby')") == "box"
         tab.keyboard.press("Escape")
         assert not box.is_visible()
