@@ -80,7 +80,6 @@ def demo(
 
 
 def _likeliest(bundle: "PolicyBundle") -> list[str]:
-    names = bundle.manifest.operations.names
-    values, positions = bundle.probabilities.flatten().topk(LISTED)
-    pairs = [divmod(position, len(names)) for position in positions.tolist()]
-    return [f"{names[j]}, {names[k]}  {100 * value:.3f}" for (j, k), value in zip(pairs, values.tolist(), strict=True)]
+    from ..sampler import likeliest
+
+    return [f"{first}, {second}  {100 * p:.3f}" for first, second, p in likeliest(bundle.probabilities, LISTED)]

@@ -3,9 +3,10 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -38,6 +39,11 @@ LABELS = {
 }
 
 
+SPARKED = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
+BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is what labels and figures take
+
+
 class QuietReporter(Reporter):
     """Shows nothing but what the user must know; remembers the result.
 
@@ -66,10 +72,10 @@ class PlainReporter(QuietReporter):
         """A run's line."""
         self.noted(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
+    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """What runs, and on what."""
         self._latest: dict[str, float] = {}
-        self._iterations = iterations
+        self._likeliest = ""
         details = ", ".join(f"{key} {value}" for key, value in {**facts, **self.facts}.items())
         self.noted(f"{what}: {iterations} iterations; {details}")
 
@@ -84,19 +90,32 @@ class PlainReporter(QuietReporter):
         left = duration(self._latest.get("seconds_left", 0))
         self.noted(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
 
+    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+        """The likeliest transformations, with the first epoch and whenever others have become so."""
+        named = "; ".join(f"{first}, {second}" for first, second, _ in likeliest)
+        if named != self._likeliest:
+            self._likeliest = named
+            self.noted(f"likeliest now: {named}")
+
 
 class LiveReporter(QuietReporter):
-    """A display that stays in place on a terminal."""
+    """A display that stays in place on a terminal: bar, figures with their course, likeliest transformations."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._latest: dict[str, float] = {}
         self._live: Live | None = None
+        self._clear()
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
+    def _clear(self) -> None:
+        self._latest: dict[str, float] = {}
+        self._courses: dict[str, list[float]] = {name: [] for name in SPARKED}
+        self._likeliest: Sequence[tuple[str, str, float]] = ()
+        self._before: Mapping[tuple[str, str], float] = {}
+
+    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """Put the display up."""
-        self._latest = {}
+        self._clear()
         for key, value in {**facts, **self.facts}.items():
             self._console.print(Text(f"{key:>16}  {value}"))
         self._progress = Progress(
@@ -107,25 +126,31 @@ class LiveReporter(QuietReporter):
             console=self._console,
             expand=True,
         )
-        self._bar = self._progress.add_task(what, total=iterations, left="?")
-        self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+        left = "?" if seconds is None else duration(seconds)
+        self._bar = self._progress.add_task(what, total=iterations, left=left)
+        self._live = Live(self, console=self._console, refresh_per_second=4)
         self._live.start()
 
+    def stepped(self, iteration: int, seconds_left: float) -> None:
+        """Move the bar."""
+        self._progress.update(self._bar, completed=iteration, left=duration(seconds_left))
+
     def iterated(self, record: Record) -> None:
-        """Move on."""
-        self._latest |= record
-        left = duration(record["seconds_left"])
-        self._progress.update(self._bar, completed=int(record["iteration"]), left=left)
-        self._refresh()
+        """Show the figures."""
+        self._note(record)
 
     def evaluated(self, record: Record) -> None:
         """Show the accuracy."""
-        self._latest |= record
-        self._refresh()
+        self._note(record)
+
+    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+        """Show them, and which way each has gone."""
+        self._before = {(first, second): p for first, second, p in self._likeliest}
+        self._likeliest = likeliest
 
     def noted(self, text: str) -> None:
         """A line above the display."""
-        self._console.print(Text(text))
+        self._console.print(Text(text, style="yellow" if text.startswith("warning") else ""))
 
     def finished(self) -> None:
         """Leave the last state on the screen."""
@@ -133,15 +158,49 @@ class LiveReporter(QuietReporter):
             self._live.stop()
             self._live = None
 
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._live.update(self._render())
+    def _note(self, record: Record) -> None:
+        self._latest |= record
+        for name, course in self._courses.items():
+            if name in record:
+                course.append(record[name])
 
-    def _render(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The display as it is now, for the width that the terminal has now."""
         figures = Table.grid(padding=(0, 2))
+        room = min(LONGEST_COURSE, options.max_width - TEXT_WIDTH)
         for key, value in shown(self._latest).items():
-            figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value))
-        return Group(self._progress, figures)
+            course = self._courses.get(key, [])
+            drawn = sparkline(course, room) if room > 0 and not options.ascii_only else ""
+            figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value), Text(drawn, style="cyan"))
+        yield self._progress
+        yield figures
+        if self._likeliest:
+            transformations = Table.grid(padding=(0, 2))
+            for first, second, p in self._likeliest:
+                moved = self._moved(first, second, p, options.ascii_only)
+                transformations.add_row(Text(f"{first}, {second}"), Text(f"{100 * p:.3f} %"), Text(moved))
+            yield Text("likeliest transformations", style="dim")
+            yield transformations
+
+    def _moved(self, first: str, second: str, p: float, ascii_only: bool) -> str:
+        if not self._before:
+            return ""
+        old = self._before.get((first, second), -1.0)
+        up, down, same = ("up", "down", "") if ascii_only else ("\u2191", "\u2193", "")
+        return up if p > old else down if p < old else same
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of values in at most `width` characters: means of equal parts, from the lowest to the highest bar."""
+    if len(values) < 2:
+        return ""
+    parts = min(width, len(values))
+    edges = [round(part * len(values) / parts) for part in range(parts + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # nor where there is one that is no number
+        return BARS[0] * parts
+    return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in means)
 
 
 def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporter:

@@ -1,20 +1,12 @@
 """`mapolicy inspect`: what a bundle says, without building its networks (and without importing torch)."""
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-
-from ..bundle_format import ALPHA, MEANS, PROBABILITIES
-from ..manifest import Manifest
-from ..published import DatasetPolicy, Step, has_magnitude
-from ..tensor_container import RawTensor
+from ..description import describe
+from ..published import DatasetPolicy, spelled_step
 from . import display, options
 
-LISTED = 5
 LISTED_SUB_POLICIES = 30
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameters
 
 
 def inspect(
@@ -89,76 +81,9 @@ def _inspect_list(policy: DatasetPolicy, size: int, as_json: bool) -> None:
     )
     print(f"\n{len(manifest.sub_policies)} sub-policies, one drawn evenly for each image (probability, value)")
     for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]:
-        print(f"  {' then '.join(map(_spelled, steps)) or 'nothing'}")
+        print(f"  {' then '.join(map(spelled_step, steps)) or 'nothing'}")
     if (more := len(manifest.sub_policies) - LISTED_SUB_POLICIES) > 0:
         print(f"  and {more} more")
-
-
-def _spelled(step: Step) -> str:
-    sign = "+-" if step.mirrored else ""
-    value = f", {sign}{step.value:g}" if has_magnitude(step.operation) else ""
-    return f"{step.operation} ({step.probability:g}{value})"
-
-
-def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) -> dict[str, Any]:
-    """A bundle's facts as plain values.
-
-    Args:
-        manifest, tensors: as `parse_bundle` returns them.
-        size: of the file, bytes.
-    """
-    names = manifest.operations.names
-    probabilities = _array(tensors[PROBABILITIES]).astype(np.float64)
-    means = _array(tensors[MEANS])
-    order = np.argsort(-probabilities, axis=None, kind="stable")
-
-    def entries(positions: Any) -> list[dict[str, Any]]:
-        pairs = (divmod(int(position), len(names)) for position in positions)
-        return [
-            {
-                "first": names[j],
-                "second": names[k],
-                "probability": float(probabilities[j, k]),
-                "mean_output": float(means[j, k]),
-            }
-            for j, k in pairs
-        ]
-
-    positive = probabilities[probabilities > 0]
-    return {
-        "digest": manifest.digest,
-        "format": manifest.format,
-        "dataset": manifest.dataset.model_dump(),
-        "input": manifest.input.model_dump(),
-        "operations": manifest.operations.model_dump(),
-        "extractor": manifest.extractor.model_dump(),
-        "search": manifest.search.model_dump()["settings"],
-        "run": manifest.run.model_dump(),
-        "results": manifest.results,
-        "validation_top1": manifest.results["validation_top1"],
-        "alpha": _array(tensors[ALPHA]).reshape(-1).tolist(),
-        "entropy": float(-(positive * np.log(positive)).sum() / math.log(probabilities.size)),
-        "furthest": float(np.abs(probabilities * probabilities.size - 1).max()),
-        "likeliest": entries(order[:LISTED]),
-        "unlikeliest": entries(order[::-1][:LISTED]),
-        "bytes": size,
-        "parameters": {
-            part: sum(
-                math.prod(tensor.shape)
-                for name, tensor in tensors.items()
-                if name.startswith(f"{part}.") and not name.endswith(BUFFERS)
-            )
-            for part in ("extractor", "policy")
-        },
-        "versions": manifest.versions,
-        "licence": manifest.licence,
-        "note": manifest.note,
-    }
-
-
-def _array(tensor: RawTensor) -> Any:
-    """A float32 tensor as an array; alpha, probabilities and means are never stored otherwise."""
-    return np.frombuffer(tensor.data, dtype="<f4").reshape(tensor.shape)
 
 
 def _by_chance(results: Mapping[str, float]) -> str:

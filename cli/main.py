@@ -11,7 +11,23 @@ import typer
 from .. import launch
 from ..errors import MapolicyError, UsageError
 from ..stopping import INTERRUPT_EXIT, TERMINATE_EXIT
-from . import bench, compare, demo, export, import_policy, inspect, listing, pull, push, search, slim, train
+from . import (
+    bench,
+    compare,
+    demo,
+    explain,
+    explore,
+    export,
+    import_policy,
+    inspect,
+    listing,
+    pull,
+    push,
+    report,
+    search,
+    slim,
+    train,
+)
 
 # typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -31,6 +47,9 @@ app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
+app.command("report")(report.report)
+app.command("explain")(explain.explain)
+app.command("explore")(explore.explore)
 app.command("slim")(slim.slim)
 app.command("import")(import_policy.import_policy)
 app.command("export")(export.export)

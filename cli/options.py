@@ -132,6 +132,21 @@ def built(opened: Opened) -> "PolicyBundle | DatasetPolicy":
     return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
 
 
+def searched(opened: Opened) -> "PolicyBundle":
+    """A searched bundle with its networks; imports torch.
+
+    Raises:
+        InputError: a dataset-level policy, which weighs nothing, or an extractor that is not its architecture's.
+    """
+    from ..bundle import PolicyBundle
+
+    policy = built(opened)
+    if isinstance(policy, PolicyBundle):
+        return policy
+    why = "is a dataset-level policy: all samples weigh the same"
+    raise InputError(opened.fetched.source, why, "name a searched bundle; `mapolicy report` shows this one")
+
+
 def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
     """Refuse to overwrite an output, and find out now whether it can be written.
 
@@ -143,6 +158,18 @@ def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
         raise UsageError(str(path), "exists", f"use --force or another {flag}")
     check_writable(path)
     remove_litter(path.parent, path.name)
+
+
+def claim_folder(folder: Path, force: bool, flag: str) -> None:
+    """Refuse to mix an output's files with others, and find out now whether they can be written.
+
+    Raises:
+        UsageError: the folder holds something, and --force was not given.
+        EnvironmentFault: it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
+        raise UsageError(str(folder), "exists and is no empty folder", f"use --force or another {flag}")
+    check_writable(folder / "probe")
 
 
 def claim_run(folder: Path, force: bool, resume: bool) -> None:

@@ -107,11 +107,11 @@ def _one(
     return iteration(step, next(batches), next(held_out) if iteration.learns_policy(step) else None)
 
 
-def facts_before(iteration: Iteration, state: RunState, resume: bool) -> dict[str, str]:
+def forecast_before(iteration: Iteration, state: RunState, resume: bool) -> Forecast | None:
     """What to tell of memory and time when a run starts: nothing of one that is short, or that goes on."""
     if resume or iteration.task.iterations < WORTH_MEASURING:
-        return {}
-    return forecast(iteration, state).facts()
+        return None
+    return forecast(iteration, state)
 
 
 def _memory(device: torch.device) -> int:

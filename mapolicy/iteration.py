@@ -14,7 +14,7 @@ from .pipeline import AugmentedBatch
 from .policies import Augmentation, SampledTransformations
 from .precision import at_least_single, autocast
 from .runtime import seed_for
-from .sampler import relative_entropy
+from .sampler import likeliest, relative_entropy
 from .synchronised import batch_statistics
 from .task import Task
 
@@ -35,6 +35,10 @@ class Iteration(Protocol):
 
     def learns_policy(self, step: int) -> bool:
         """Whether iteration `step` needs a meta-validation batch."""
+        ...
+
+    def likeliest(self, count: int) -> list[tuple[str, str, float]]:
+        """The transformations that it draws most, as `sampler.likeliest`; none where nothing is drawn from p_jk."""
         ...
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
@@ -82,6 +86,10 @@ class BilevelIteration:
     def learns_policy(self, step: int) -> bool:
         """Every `meta_every` iterations."""
         return step % self.period == 0
+
+    def likeliest(self, count: int) -> list[tuple[str, str, float]]:
+        """Of the sampler."""
+        return likeliest(self.augmentation.sampler.probabilities, count)
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """As `Iteration`."""
@@ -133,6 +141,10 @@ class WeightedIteration:
     def learns_policy(self, step: int) -> bool:
         """Never."""
         return False
+
+    def likeliest(self, count: int) -> list[tuple[str, str, float]]:
+        """None: what is drawn does not move."""
+        return []
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """As `Iteration`; `held_out` is not used."""

@@ -218,5 +218,12 @@ def has_magnitude(operation: str) -> bool:
     return SPACES[DEFAULT_SPACE].ranges[operation] is not None
 
 
+def spelled_step(step: Step) -> str:
+    """A step on one line: operation, probability and, where it has one, value."""
+    sign = "+-" if step.mirrored else ""
+    value = f", {sign}{step.value:g}" if has_magnitude(step.operation) else ""
+    return f"{step.operation} ({step.probability:g}{value})"
+
+
 def _digest(draft: PublishedDraft) -> str:
     return hashlib.sha256(draft.content().encode("ascii") + b"\n").hexdigest()

@@ -18,14 +18,20 @@ class Reporter:
     def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
         """Before anything else: the run's settings, its folder if it has one, the iteration that it goes on after."""
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
-        """The run begins: its name, its number of iterations in all, and what is worth knowing about it."""
+    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
+        """The run begins: its name, its number of iterations in all, what is worth knowing, what time it may take."""
+
+    def stepped(self, iteration: int, seconds_left: float) -> None:
+        """An iteration is done: so many are, and the others will take about so long."""
 
     def iterated(self, record: Record) -> None:
         """An iteration that is logged is done; not every one is."""
 
     def evaluated(self, record: Record) -> None:
         """An epoch is done and the network has been measured: `epoch`, `validation_top1`."""
+
+    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+        """After an epoch: the likeliest transformations, both operations and p_jk of each; none without a sampler."""
 
     def noted(self, text: str) -> None:
         """Something happened that the user should know."""
@@ -64,9 +70,13 @@ class Reporters(Reporter):
         """As each of them has it."""
         self._tell("opened", settings, folder, iteration)
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str]) -> None:
+    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """As each of them has it."""
-        self._tell("started", what, iterations, facts)
+        self._tell("started", what, iterations, facts, seconds)
+
+    def stepped(self, iteration: int, seconds_left: float) -> None:
+        """As each of them has it."""
+        self._tell("stepped", iteration, seconds_left)
 
     def iterated(self, record: Record) -> None:
         """As each of them has it."""
@@ -75,6 +85,10 @@ class Reporters(Reporter):
     def evaluated(self, record: Record) -> None:
         """As each of them has it."""
         self._tell("evaluated", record)
+
+    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+        """As each of them has it."""
+        self._tell("policy_moved", likeliest)
 
     def noted(self, text: str) -> None:
         """As each of them has it."""

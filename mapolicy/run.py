@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors.torch import load, save
@@ -30,9 +30,23 @@ from .task import Task
 LOGGED_PER_EPOCH = 20
 LISTED_CORRUPT = 10
 LONGEST_SHOWN = 16
+SHOWN_TRANSFORMATIONS = 5
 MOST_ROLLBACKS = 5  # after which the learning rates are a thirty-second of what they were
 
 Plan = list[tuple[int, Tensor]]
+
+
+class Expected(Protocol):
+    """A `forecast.Forecast`."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all iterations."""
+        ...
+
+    def facts(self) -> dict[str, str]:
+        """For the user."""
+        ...
 
 
 def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0) -> Plan:
@@ -76,6 +90,7 @@ class Run:
         overwrite: remove the files of an earlier run from the folder.
         digest: of the bundle that the run uses, or None.
         facts: told at the start, beside the task's.
+        expected: what the run will take, where that was measured.
 
     Attributes:
         iteration: iterations that are done.
@@ -100,6 +115,7 @@ class Run:
         overwrite: bool = False,
         digest: str | None = None,
         facts: Mapping[str, str] | None = None,
+        expected: Expected | None = None,
     ) -> None:
         self.config, self.state, self.task, self.reporter = config, state, task, reporter
         self.per_epoch = task.iterations_per_epoch
@@ -110,7 +126,7 @@ class Run:
         self._folder, self._resume, self._overwrite = RunFolder(folder), resume, overwrite
         self._log_every = max(1, self.per_epoch // LOGGED_PER_EPOCH)
         self._evaluated_epochs = 0
-        self._digest, self._facts = digest, facts or {}
+        self._digest, self._facts, self._expected = digest, facts or {}, expected
         self._seconds_before = 0.0
         self._cost_ratio: float | None = None
         self._stop = StopRequest()
@@ -136,10 +152,14 @@ class Run:
             else:
                 self._folder.begin(self.config)
             self.reporter.opened(self.config.to_mapping(), self._folder.path, self.iteration)
-            self._logged_iteration = self.iteration
+            self._logged_iteration = self._began_at = self.iteration
             self._next_checkpoint = self._started + 60 * self.config.checkpoint_minutes
+            expected = self._expected
             self.reporter.started(
-                f"{self.config.stage} {self.config.network}", self.iterations, {**self.task.facts(), **self._facts}
+                f"{self.config.stage} {self.config.network}",
+                self.iterations,
+                {**self.task.facts(), **self._facts, **({} if expected is None else expected.facts())},
+                None if expected is None else expected.seconds,
             )
             if self.task.splits.corrupt:
                 self.note_corrupt(self.task.splits.corrupt)
@@ -227,6 +247,7 @@ class Run:
         self._folder.log(record)
         self._evaluated_epochs += 1
         self.reporter.evaluated(record)
+        self.reporter.policy_moved(iteration.likeliest(SHOWN_TRANSFORMATIONS))
         self._logged = time.monotonic()
 
     def _iterated(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:
@@ -235,6 +256,8 @@ class Run:
             raise self._diverged(f"the loss is {value}")
         self.iteration += 1
         now = time.monotonic()
+        each = (now - self._started) / max(1, self.iteration - self._began_at)
+        self.reporter.stepped(self.iteration, each * (self.iterations - self.iteration))
         if self.iteration % self._log_every == 0 or self.iteration == self.iterations:
             seconds = (now - self._logged) / (self.iteration - self._logged_iteration)
             self._logged, self._logged_iteration = now, self.iteration

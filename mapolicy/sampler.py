@@ -136,3 +136,12 @@ def relative_entropy(probabilities: Tensor) -> float:
     """Entropy of p_jk over that of the uniform distribution: 1 is uniform, 0 is a single pair."""
     p = probabilities.double().flatten()
     return float(-torch.special.xlogy(p, p).sum() / math.log(p.numel()))
+
+
+def likeliest(probabilities: Tensor, count: int) -> list[tuple[str, str, float]]:
+    """The `count` likeliest transformations of p_jk, float [K, K]: first operation, second operation, probability."""
+    values, positions = probabilities.flatten().topk(count)
+    pairs = [divmod(position, K) for position in positions.tolist()]
+    return [
+        (OPERATION_NAMES[j], OPERATION_NAMES[k], value) for (j, k), value in zip(pairs, values.tolist(), strict=True)
+    ]

@@ -19,7 +19,7 @@ from .distributed import communicator
 from .errors import UsageError
 from .evaluate import Accuracy
 from .extractor import check_extractor
-from .forecast import Forecast, facts_before, forecast
+from .forecast import Forecast, forecast, forecast_before
 from .iteration import BilevelIteration
 from .models.noise import has_unequal_noise
 from .monitor import PolicyMonitor
@@ -68,8 +68,11 @@ def search_policy(
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
         search = _Search.prepared(config, reporter, threads, device)
-        facts = {"step": search.step.how, **facts_before(search.iteration, search.state, resume)}
-        with Run(config, search.state, search.task, reporter, run_dir, resume, overwrite, facts=facts) as run:
+        expected = forecast_before(search.iteration, search.state, resume)
+        facts = {"step": search.step.how}
+        with Run(
+            config, search.state, search.task, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
+        ) as run:
             cost_ratio = run.loop(search.iteration)
             accuracy, figures = search.task.validation_accuracy(), search.monitor.figures(search.sampler)
             for warning in search.monitor.warnings(search.sampler):

@@ -21,7 +21,7 @@ from .config import SEARCHED_POLICIES, TrainConfig
 from .distributed import communicator
 from .errors import InputError, UsageError
 from .files import NETWORK_FILE, write_atomically
-from .forecast import Forecast, facts_before, forecast
+from .forecast import Forecast, forecast, forecast_before
 from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .models.noise import has_unequal_noise
 from .monitor import PolicyMonitor
@@ -115,9 +115,10 @@ def train_network(
     device = resolve_device(config.device)
     with reproducible(config.threads, device):
         task, iteration, state, differences = _prepared(config, bundle, reporter, device, allow_dataset_mismatch)
-        facts = _facts(iteration) | facts_before(iteration, state, resume)
+        expected = forecast_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
-        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, facts) as run:
+        facts = _facts(iteration)
+        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, facts, expected) as run:
             cost_ratio = run.loop(iteration)
             for warning in _warnings(iteration):
                 reporter.noted(warning)

@@ -26,21 +26,26 @@ LAYERS = (
     "lock",
     "config distributed features files loggers folding forward_mode graph_merging limits operations precision refusal "
     "runtime side_by_side",
-    "augment canonical_json images manifest_fields networks policy summary synchronised transformation web",
-    "bilevel chart hub image_sets sampler sealed splits tensor_container",
+    "augment canonical_json images manifest_fields networks policy report.tables summary synchronised transformation web",
+    "bilevel chart hub image_sets notation report.curves sampler sealed splits tensor_container",
     "manifest",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
     "extractor monitor published step_choice",
-    "autoalbument opening",
+    "autoalbument description opening report.figures",
     "bundle card data export importing policies",
     "pipeline",
     "evaluate reuse",
-    "adapters slim task",
+    "adapters slim task weighing",
+    "explanation",
     "iteration run_folder",
     "cost",
     "run",
     "forecast",
     "search train",
+    "report report.changes report.samples",
+    "report.gathering",
+    "report.page",
+    "explore",
     "pacing",
     "combination",
     "compare",
@@ -50,8 +55,9 @@ LAYERS = (
     "__init__",
     "recipes",
     "cli.display cli.options",
-    "cli.bench cli.compare cli.demo cli.export cli.import_policy cli.inspect cli.listing "
-    "cli.pull cli.push cli.search cli.slim cli.train",
+    "cli.bench cli.compare cli.demo cli.explain cli.export cli.import_policy cli.inspect cli.listing "
+    "cli.pull cli.push cli.report cli.search cli.slim cli.train",
+    "cli.explore",
     "cli.main",
     "cli",
     "__main__",
@@ -226,7 +232,10 @@ def test_listed_packages_are_the_folders() -> None:
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("__init__.py"):
             found.add(".".join((package, *path.parent.relative_to(ROOT / folder).parts)))
-    assert found == {"mapolicy", "mapolicy.bench", "mapolicy.models", "mapolicy.cli", "mapolicy.recipes"}
+    assert found == {
+        *("mapolicy", "mapolicy.bench", "mapolicy.models", "mapolicy.report"),
+        *("mapolicy.cli", "mapolicy.recipes"),
+    }
     assert sorted(setuptools["packages"]) == sorted(found)
     tops = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert tops == set(FOLDERS.values()), "a folder at the top that no package lists"
@@ -235,7 +244,7 @@ def test_listed_packages_are_the_folders() -> None:
 def test_data_files_are_packaged() -> None:
     data = project()["tool"]["setuptools"]["package-data"]
     assert data == {
-        "mapolicy": ["py.typed", "bundle.schema.json", "dataset-level.schema.json"],
+        "mapolicy": ["py.typed", "bundle.schema.json", "dataset-level.schema.json", "report/templates/*"],
         "mapolicy.recipes": ["*.toml"],
     }
     assert (ROOT / "mapolicy" / "py.typed").is_file()
@@ -245,26 +254,31 @@ def test_data_files_are_packaged() -> None:
         assert others == packaged, package
 
 
-# What `mapolicy bench` measures where it is installed.
-OPTIONAL = {"albumentations", "cv2", "kornia"}
+# What is used where it is installed, and by which module.
+OPTIONAL = {
+    **dict.fromkeys(("albumentations", "cv2", "kornia"), "bench.operations"),
+    **dict.fromkeys(("starlette", "uvicorn"), "explore"),
+}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 
 def test_what_is_imported_is_a_dependency() -> None:
     declared = {re.match(r"[\w.-]+", line)[0] for line in project()["project"]["dependencies"]}  # type: ignore[index]
     tops = {entry.what.split(".")[0] for entry in ALL_IMPORTS} - set(sys.stdlib_module_names) - {"mapolicy"}
-    assert {DISTRIBUTIONS.get(top, top) for top in tops - OPTIONAL} == declared
+    assert {DISTRIBUTIONS.get(top, top) for top in tops - set(OPTIONAL)} == declared
 
 
 def test_optional_packages_are_imported_late() -> None:
     found = [entry for entry in ALL_IMPORTS if entry.what.split(".")[0] in OPTIONAL]
-    assert {entry.what.split(".")[0] for entry in found} == OPTIONAL
-    assert all(entry.late and entry.module == "mapolicy.bench.operations" for entry in found)
+    assert {entry.what.split(".")[0] for entry in found} == set(OPTIONAL)
+    for entry in found:
+        assert entry.late or entry.typing, entry
+        assert entry.module == f"mapolicy.{OPTIONAL[entry.what.split('.')[0]]}", entry
 
 
 # ---- (c) what is imported when
 
-HEAVY = ("torch", "timm", "torchvision", "sklearn")
+HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "starlette", "uvicorn")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +290,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn")
             f"help({line!r})"
             for line in (
                 *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
-                *("bench step", "push", "pull", "slim", "export", "import"),
+                *("bench step", "push", "pull", "slim", "export", "import", "report", "explain", "explore"),
             )
         ),
     ],

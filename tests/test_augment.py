@@ -2,9 +2,7 @@
 
 import json
 import pickle
-import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -448,20 +446,3 @@ def test_cuda_equals_cpu(kind: type) -> None:
     assert torch.equal(got.cpu(), expected)
     assert applied.operations.device.type == "cpu"
     assert torch.equal(applied.to("cuda").apply(images.cuda()), got)
-
-
-# ---- what the documentation says
-
-
-def test_readmes_lines_run() -> None:
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n([^`]*mapolicy\.augment[^`]*)```", text)
-    names = {
-        "torch": torch,
-        "loader": [(noise(4, 3, *SIZE), torch.arange(4))] * 2,
-        "normalise": v2.ToDtype(torch.float32, scale=True),
-        "network": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 20 * 28, 4)),
-    }
-    exec(block, names)
-    assert torch.isfinite(names["loss"])
-    assert torch.equal(names["again"], names["augmented"])

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -1006,3 +1008,154 @@ def test_of_several_processes_one_says_what_was_typed_wrongly(mapolicy, monkeypa
         assert outcome.code == 2
         said.append(len(outcome.err.splitlines()))
     assert said == [1, 0]
+
+
+# Seeing what was learned.
+
+
+def test_report_of_a_bundle_and_its_run(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("epochs = 2\n")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n')
+    shown = mapolicy("report", bundle_file, "run", "--out", "r.html", "--samples", "28", "--json")
+    assert shown.code == 0, shown.err
+    document = shown.json
+    page = (tmp_path / "r.html").read_bytes()
+    assert document["digest"] == PolicyBundle.load(bundle_file).digest
+    assert (document["bytes"], document["samples"]) == (len(page), 28)
+    assert document["without_data"] is None, "the digits come with scikit-learn"
+    assert b'id="learning"' in page
+    mapolicy("report", bundle_file, "--out", "r.html").is_error(2, "r.html: exists", "--force")
+
+
+def test_report_of_a_dataset_level_policy_with_pictures(mapolicy, tmp_path: Path) -> None:
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    shown = mapolicy("report", "r.safetensors", "--out", "r.html", "--figures", "pictures")
+    assert shown.code == 0, shown.err
+    assert snapshot(tmp_path / "pictures") == ["operations.png", "operations.svg"]
+    mapolicy("report", "r.safetensors", "--out", "s.html", "--figures", "pictures").is_error(2, "no empty folder")
+    assert not (tmp_path / "s.html").exists()
+
+
+def test_report_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    mapolicy("report", "nowhere").is_error(3, "nowhere: No such file")
+    mapolicy("report", bundle_file, bundle_file).is_error(2, "2 bundles and 0 run folders")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("epochs = 2\n")
+    mapolicy("report", "run").is_error(3, "metrics.jsonl: No such file")
+    mapolicy("report", "run", "--against", bundle_file).is_error(2, "--against: there is no bundle")
+    mapolicy("report", "run", "--data-dir", ".").is_error(2, "--data-dir: there is no bundle")
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    mapolicy("report", "r.safetensors", "--against", bundle_file).is_error(3, "dataset-level")
+    assert snapshot(tmp_path) == ["r.safetensors", "run", "run/config.toml"]
+
+
+def test_a_report_does_without_a_data_set_that_was_not_asked_for(mapolicy, tmp_path: Path, tiny: Path) -> None:
+    settings = ("--set", "image_size=16", "--set", "batch_size=4", "--set", "validation_per_class=2", "--epochs", "1")
+    searched = mapolicy("search", f"folder:{tiny}/tiny", "--proxy", "wrn10_1", *settings, "--set", "test_per_class=1")
+    assert searched.code == 0, searched.err
+    shown = mapolicy("report", "artifacts/tiny.safetensors", "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["samples"] == 0
+    assert "--data-dir" in shown.json["without_data"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Without the data set" in page
+    assert str(tmp_path) not in page
+    mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", ".", "--force").is_error(3, "tiny: No such file")
+    found = mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", tiny, "--force", "--json")
+    assert found.json["samples"] == 6
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "cat.jpg"
+    Image.linear_gradient("L").resize((90, 60)).convert("RGB").save(path)
+    return path
+
+
+def test_explain_ranks_transformations_of_an_image(mapolicy, bundle_file: Path, photo: Path, tmp_path: Path) -> None:
+    chosen = ("--transformations", "Rotate:5,Color:-3;Solarize:9;Equalize")
+    shown = mapolicy("explain", bundle_file, photo, *chosen, "--out", "cat.png")
+    assert shown.code == 0, shown.err
+    lines = [
+        re.match(r" +(\d) +(\d\.\d{3})  (\w+(?::-?[\d.]+)?, \w+(?::-?[\d.]+)?)", line) for line in shown.out.split("\n")
+    ]
+    found = [match.groups() for match in lines if match]
+    assert [rank for rank, _, _ in found] == ["1", "2", "3"]
+    assert sum(float(weight) for _, weight, _ in found) == pytest.approx(3, abs=2e-3)
+    assert {text for _, _, text in found} == {"Rotate:5.0, Color:-3.0", "Solarize:9.0, Identity", "Equalize, Identity"}
+    with Image.open(tmp_path / "cat.png") as picture:
+        assert picture.width > picture.height
+
+    document = mapolicy("explain", bundle_file, photo, photo, *chosen, "--json").json
+    assert document["digest"] == PolicyBundle.load(bundle_file).digest
+    assert len(document["images"]) == 2
+    rows = document["images"][0]["transformations"]
+    assert [f"{row['weight']:.3f}" for row in rows] == [weight for _, weight, _ in found]
+
+
+def test_explain_draws_from_p_jk(mapolicy, bundle_file: Path, photo: Path) -> None:
+    drawn = [
+        mapolicy("explain", bundle_file, photo, "--samples", "5", "--seed", seed, "--json").json for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]["images"][0]["transformations"]) == 5
+
+
+def test_a_narrow_terminal_loses_the_bars_alone(
+    mapolicy, bundle_file: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width, bars in (("80", True), ("40", False)):
+        monkeypatch.setenv("COLUMNS", width)
+        shown = mapolicy("explain", bundle_file, photo, "--transformations", "Rotate:5,Color:-3;Equalize")
+        assert "Rotate:5.0, Color:-3.0" in shown.out
+        assert ("█" in shown.out) == bars
+        assert max(map(len, shown.out.splitlines())) <= int(width)
+
+
+def test_explain_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no image")
+    mapolicy("explain", bundle_file, photo, "no.png", "--out", "x.png").is_error(3, "no.png: is no image")
+    mapolicy("explain", bundle_file, "nowhere.png").is_error(3, "nowhere.png: No such file")
+    mapolicy("explain", bundle_file, photo, "--transformations", "Spin:3").is_error(2, "no operation 'Spin'")
+    mapolicy("explain", bundle_file, photo, "--out", "x.txt").is_error(2, "does not end in .png or .svg")
+    mapolicy("explain", bundle_file, photo, "--samples", 3, "--transformations", "Rotate:1").is_error(2, "leave one")
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    mapolicy("explain", "r.safetensors", photo).is_error(3, "dataset-level policy: all samples weigh the same")
+    assert snapshot(tmp_path) == ["no.png", "r.safetensors"]
+
+
+def test_explore_serves_until_ctrl_c(
+    mapolicy, bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    from mapolicy.explore import Site
+
+    serve, answers = Site.serve, []
+
+    def visited(site: Site) -> None:
+        def visit() -> None:
+            try:
+                with urllib.request.urlopen(site.address, timeout=20) as answer:
+                    answers.append((site.address, answer.read()))
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        visitor = threading.Thread(target=visit)
+        visitor.start()
+        serve(site)
+        visitor.join()
+
+    monkeypatch.setattr(Site, "serve", visited)
+    outcome = mapolicy("explore", bundle_file)
+    ((address, page),) = answers
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"open     {address}\n" in outcome.out
+    assert b"Exploring the policy of digits" in page
+    assert snapshot(tmp_path) == []
+
+
+def test_explore_refuses_what_it_cannot_show(mapolicy) -> None:
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    mapolicy("explore", "r.safetensors").is_error(3, "dataset-level policy")
+    mapolicy("explore", "nowhere").is_error(3, "nowhere: No such file")

@@ -177,7 +177,7 @@ def test_what_cannot_be_compiled_is_no_compiled_step() -> None:
 
 
 class Listener(Reporter):
-    def started(self, what, iterations, facts) -> None:
+    def started(self, what, iterations, facts, seconds) -> None:
         self.facts = facts
 
     def completed(self, result) -> None:

@@ -1,9 +1,11 @@
 """What is shown while a run goes on."""
 
 import io
+import re
 
 import pytest
 from mapolicy.cli import display
+from rich.cells import cell_len
 from rich.console import Console
 
 RECORD = {
@@ -20,14 +22,22 @@ RECORD = {
 }
 
 
+def plain(screen: str) -> str:
+    """Without what moves the cursor and colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen)
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (-3, "0:00")])
 def test_duration(seconds: float, text: str) -> None:
     assert display.duration(seconds) == text
 
 
 def drive(reporter: display.QuietReporter) -> None:
-    reporter.started("search wrn10_1", 10, {"device": "[bold]cpu"})
+    reporter.started("search wrn10_1", 10, {"device": "[bold]cpu"}, 3600.0)
+    reporter.stepped(5, 3725.0)
     reporter.iterated(RECORD)
+    reporter.policy_moved([("Rotate", "ShearX", 0.0059), ("Color", "Invert[/bold]", 0.0058)])
+    reporter.policy_moved([("Color", "Invert[/bold]", 0.0061), ("Rotate", "ShearX", 0.0058)])
     reporter.evaluated({"iteration": 10, "epoch": 1, "validation_top1": 87.5})
     reporter.noted("a [note]")
     reporter.finished()
@@ -40,10 +50,11 @@ def test_plain_lines_tell_an_epoch_in_one_line(capsys: pytest.CaptureFixture) ->
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert all(line.startswith("mapolicy: ") for line in lines)
     for part in ("loss 1.250", "meta-validation top-1 87.50 %", "alpha 0.1000", "images a second 1234", "1:02:05 left"):
-        assert part in lines[1]
+        assert part in lines[3]
+    assert lines[1] == "mapolicy: likeliest now: Rotate, ShearX; Color, Invert[/bold]"
     assert reporter.result == {"digest": "d"}
 
 
@@ -52,8 +63,57 @@ def test_live_display_shows_every_figure_and_no_markup(width: int) -> None:
     screen = io.StringIO()
     drive(display.LiveReporter(Console(file=screen, force_terminal=True, width=width, color_system=None)))
     text = screen.getvalue()
-    for part in ("1.250", "87.50 %", "0.99000", "1234", "5/10", "[bold]cpu", "a [note]"):
+    for part in ("1.250", "87.50 %", "0.99000", "1234", "5/10", "[bold]cpu", "a [note]", "1:02:05 left"):
         assert part in text, part
+    assert "Color, Invert[/bold]  0.610 %  \u2191" in text
+    assert "Rotate, ShearX        0.580 %  \u2193" in text
+    assert max(map(cell_len, plain(text).splitlines())) <= width
+
+
+def test_time_left_is_there_before_the_first_iteration() -> None:
+    screen = io.StringIO()
+    reporter = display.LiveReporter(Console(file=screen, force_terminal=True, width=80))
+    reporter.started("search", 10, {}, 3600.0)
+    reporter.finished()
+    assert "1:00:00 left" in screen.getvalue()
+
+
+def test_a_terminal_without_unicode_and_one_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    raw = io.BytesIO()
+    screen = io.TextIOWrapper(raw, encoding="ascii", errors="strict", write_through=True)
+    drive(display.LiveReporter(Console(file=screen, force_terminal=True, width=80)))
+    text = raw.getvalue().decode()
+    assert "0.610 %  up" in text
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", text), "no colour"
+
+
+def test_a_resized_terminal_is_drawn_at_its_new_width() -> None:
+    reporter = display.LiveReporter(Console(file=io.StringIO(), force_terminal=True, width=120))
+    drive(reporter)
+    for number in range(60):
+        reporter.iterated(RECORD | {"loss": 60.0 - number})
+    for width in (120, 60, 30):
+        screen = io.StringIO()
+        Console(file=screen, force_terminal=True, width=width).print(reporter)
+        text = plain(screen.getvalue())
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert ("\u2588" in text) == (width > 36)
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "expected"),
+    [
+        ([], 5, ""),
+        ([1.0], 5, ""),
+        ([0.0, 1.0], 5, "\u2581\u2588"),
+        ([0.0, 0.0, 7.0, 7.0, 1.0, 1.0], 3, "\u2581\u2588\u2582"),
+        ([2.0, 2.0], 5, "\u2581\u2581"),
+        ([1.0, float("nan")], 5, "\u2581\u2581"),
+    ],
+)
+def test_sparkline(values: list[float], width: int, expected: str) -> None:
+    assert display.sparkline(values, width) == expected
 
 
 def test_quiet_shows_notes_alone(capsys: pytest.CaptureFixture) -> None:

@@ -8,7 +8,7 @@ import torch
 from mapolicy import PolicyBundle, search_policy
 from mapolicy.checkpoint import RunState
 from mapolicy.errors import TrainingError
-from mapolicy.forecast import Forecast, facts_before, forecast
+from mapolicy.forecast import Forecast, forecast, forecast_before
 from mapolicy.reporting import Reporter
 from mapolicy.search import _Search, forecast_search
 from mapolicy.train import forecast_training
@@ -36,11 +36,11 @@ def test_a_measured_run_gives_the_same_bytes(make_search_config, monkeypatch: py
     measured = []
 
     class Listening(Reporter):
-        def started(self, what, iterations, facts) -> None:
-            measured.append("time" in facts and "memory" in facts)
+        def started(self, what, iterations, facts, seconds) -> None:
+            measured.append("time" in facts and "memory" in facts and seconds is not None)
 
     with_forecast = search_policy(config, Listening())
-    monkeypatch.setattr("mapolicy.search.facts_before", lambda *_: {})
+    monkeypatch.setattr("mapolicy.search.forecast_before", lambda *_: None)
     without = search_policy(config, Listening())
     assert measured == [True, False]
     assert with_forecast.to_bytes() == without.to_bytes()
@@ -76,11 +76,11 @@ def test_a_short_run_and_one_that_goes_on_are_not_measured(make_search_config, m
     calls: list[RunState] = []
     example = Forecast(1, 100, 0.5, 50.0, 2**30, "cpu")
     monkeypatch.setattr("mapolicy.forecast.forecast", lambda iteration, state: calls.append(state) or example)
-    assert facts_before(search.iteration, search.state, resume=False) == {}, "10 iterations"
+    assert forecast_before(search.iteration, search.state, resume=False) is None, "10 iterations"
     monkeypatch.setattr("mapolicy.forecast.WORTH_MEASURING", search.task.iterations)
-    assert facts_before(search.iteration, search.state, resume=True) == {}
+    assert forecast_before(search.iteration, search.state, resume=True) is None
     assert calls == []
-    assert facts_before(search.iteration, search.state, resume=False) == example.facts()
+    assert forecast_before(search.iteration, search.state, resume=False) is example
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def run(config: RunConfig, bundles: dict[str, PolicyBundle]) -> dict[str, Any]:
     class Result(Reporter):
         figures: dict[str, Any]
 
-        def started(self, what: str, iterations: int, facts: object) -> None:
+        def started(self, what: str, iterations: int, facts: object, seconds: float | None) -> None:
             assert iterations == 1
 
         def completed(self, result: Any) -> None:

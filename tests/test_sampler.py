@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from mapolicy.sampler import TransformationSampler, relative_entropy
+from mapolicy.sampler import TransformationSampler, likeliest, relative_entropy
 from mapolicy.transformation import Transformation
 
 K = 14
@@ -138,3 +138,11 @@ def test_entropy_by_chance_holds_for_outputs_that_know_no_operation() -> None:
     drawn = told.sample(4000, draws)
     told.record(drawn.pair, 0.3 + 0.2 * (drawn.first == 2) + 0.1 * torch.rand(4000, generator=draws))
     assert relative_entropy(told.probabilities) < told.entropy_by_chance()[0]
+
+
+def test_the_likeliest_are_named_in_their_order() -> None:
+    probabilities = torch.full((14, 14), 0.001)
+    probabilities[2, 9], probabilities[9, 2] = 0.3, 0.2
+    (first, second) = likeliest(probabilities, 2)
+    assert first == ("Rotate", "ShearX", pytest.approx(0.3))
+    assert second == ("ShearX", "Rotate", pytest.approx(0.2))

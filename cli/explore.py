@@ -1,0 +1,37 @@
+"""`mapolicy explore`: try a policy on images of its data set, in the browser of this machine."""
+
+from . import display, options
+from .report import data_config
+
+
+def explore(
+    bundle: options.BundleArgument,
+    data_dir: options.DataDir = None,
+    device: options.Device = None,
+    expect_digest: options.ExpectDigest = None,
+    limits: options.BundleLimits = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Serve a page on this machine alone: pick an image, operations and magnitudes, see image, weight and rank.
+
+    Ctrl-C ends it. Needs: pip install 'mapolicy[explore]'
+
+    Example: mapolicy explore artifacts/c100.safetensors --data-dir data
+    """
+    opened = options.opened(bundle, expect_digest, limits)
+    policy = options.searched(opened)
+
+    from ..explore import Explorer, Site
+    from ..report.samples import open_splits
+    from ..runtime import resolve_device
+    from ..weighing import Weighing
+
+    where = resolve_device(device or "auto")
+    splits = open_splits(policy, data_config(policy.manifest, data_dir), where)
+    site = Site(Explorer(Weighing(policy, where), splits.train))
+    if as_json:
+        display.print_json({"address": site.address, "digest": policy.digest})
+    else:
+        print(f"open     {site.address}\nto end   Ctrl-C", flush=True)
+    site.serve()

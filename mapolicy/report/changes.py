@@ -1,0 +1,87 @@
+"""What tells two policies apart: what they say of themselves, their p_jk, and the weights that they give."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..bundle import PolicyBundle
+from ..slim import WeightEffect, effect_on_weights
+from .tables import HeatTable, change_table
+
+MOST = 60  # facts; settings are foreign and may be many
+
+
+@dataclass(frozen=True)
+class Changes:
+    """From one bundle to another.
+
+    Attributes:
+        before, after: their digests.
+        facts: name, the one's value, the other's, for what differs.
+        left_out: how many more differ.
+        table: of p_jk.
+        largest: first operation, second one, relative change, of the pairs that moved most.
+        effect: how their weights differ on the same samples; None where their images are of different kinds.
+        real: whether those samples were made of real images.
+    """
+
+    before: str
+    after: str
+    facts: Sequence[tuple[str, str, str]]
+    left_out: int
+    table: HeatTable
+    largest: Sequence[tuple[str, str, float]]
+    effect: WeightEffect | None
+    real: bool
+
+
+def compare_bundles(before: PolicyBundle, after: PolicyBundle, images: Tensor | None = None) -> Changes:
+    """What tells `after` from `before`.
+
+    Args:
+        before, after: the bundles.
+        images: of their data set, uint8 [n, C, S, S], n of 2 or more; None takes synthetic ones.
+    """
+    names = before.manifest.operations.names
+    table = change_table(before.probabilities.numpy(), after.probabilities.numpy(), names)
+    order = abs(table.values).argsort(axis=None, kind="stable")[::-1][:5]
+    pairs = [divmod(int(position), len(names)) for position in order]
+    facts = _differences(_facts(before), _facts(after))
+    same_kind = before.manifest.input.channels == after.manifest.input.channels
+    return Changes(
+        before=before.digest,
+        after=after.digest,
+        facts=facts[:MOST],
+        left_out=max(0, len(facts) - MOST),
+        table=table,
+        largest=[(names[j], names[k], float(table.values[j, k])) for j, k in pairs],
+        effect=effect_on_weights(before, after, images) if same_kind else None,
+        real=images is not None,
+    )
+
+
+def _facts(bundle: PolicyBundle) -> dict[str, str]:
+    manifest = bundle.manifest
+    return {
+        "data set": manifest.dataset.name,
+        "fingerprint of the data set": manifest.dataset.fingerprint[:16],
+        "classes": str(len(manifest.dataset.classes)),
+        "training images": str(manifest.dataset.counts.train),
+        "meta-validation images": str(manifest.dataset.counts.meta_validation),
+        "image size": str(manifest.input.size),
+        "channels": str(manifest.input.channels),
+        "operation space": manifest.operations.space,
+        "proxy": manifest.extractor.arch,
+        "extractor stored in": manifest.extractor.dtype,
+        "meta-validation top-1, %": f"{manifest.results['validation_top1']:.2f}",
+        "alpha, mean": f"{float(bundle.alpha.mean()):.4f}",
+        "iterations": str(manifest.run.iterations),
+        **{f"setting {name}": str(value) for name, value in sorted(manifest.search.settings.items())},
+    }
+
+
+def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    names = dict.fromkeys([*before, *after])
+    pairs = [(name, before.get(name, "none"), after.get(name, "none")) for name in names]
+    return [(name, old, new) for name, old, new in pairs if old != new]

@@ -1,0 +1,173 @@
+"""The documentation: the site builds, links lead somewhere, and every block of code runs as it is typed.
+
+Where a block names a large data set or network, smaller ones stand in; the words typed are the documentation's.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from mapolicy.cli import options
+from torchvision.transforms import v2
+
+from mapolicy import recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
+        for match in FENCE.finditer(text)
+        if match[1] in ("bash", "python", "sh", "console")
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def installs(block: Block) -> bool:
+    """Set-up of a fresh machine, which continuous integration does."""
+    return "pip install" in block.text
+
+
+def test_every_page_is_read() -> None:
+    assert {"README.md", "bundle-format.md", "paper.md", "runs.md"} <= {page.name for page in PAGES}
+    assert sum(block.language == "python" for block in BLOCKS) >= 3
+    assert sum(block.language == "bash" for block in BLOCKS) >= 5
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) -> Path:
+    """A folder where digits stand for every data set, one epoch for every recipe, and small networks for large ones."""
+    find = recipes.find
+    networks = {"wrn28_10": "wrn10_1", "wrn40_2": "wrn10_1", "resnet18": "test_resnet", "pyramidnet": "test_resnet"}
+    resolve = options.resolve
+
+    def smaller(stage: str, dataset: str, network: str | None):
+        name, values = find(stage, "digits", network)
+        return name, values | {"epochs": 1, "batch_size": 512, "threads": 1}
+
+    def standing_in(kind, recipe, network, dataset, bundle_settings, *rest):
+        dataset = dataset and "digits"
+        return resolve(kind, recipe, networks.get(network, network), dataset, bundle_settings, *rest)
+
+    monkeypatch.setattr(recipes, "find", smaller)
+    monkeypatch.setattr(options, "resolve", standing_in)
+    monkeypatch.chdir(tmp_path)
+    for name in ("artifacts/c100.safetensors", "artifacts/digits.safetensors", "c100.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(bundle_file, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def type_line(small: Path, monkeypatch: pytest.MonkeyPatch, bundle, hub_server: HubServer) -> Callable[[str], None]:
+    (entry,) = entry_points(group="console_scripts", name="mapolicy")
+
+    def line(text: str) -> None:
+        arguments = [word.replace("DIGEST", bundle.digest) for word in shlex.split(text, comments=True)]
+        if "pull" in arguments:
+            hub_server.large["c100.safetensors"] = Path("artifacts/c100.safetensors").read_bytes()
+            arguments = [word.replace("https://example.org", f"{hub_server.address}/plain") for word in arguments]
+        if "--seeds" in arguments:
+            arguments[arguments.index("--seeds") + 1] = "1"
+            arguments[arguments.index("--jobs") + 1] = "1"
+        if arguments[1] in ("search", "train", "compare") or "--out" in arguments:
+            arguments.append("--force")  # a page is read from top to bottom, but each block by itself
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stop:
+            entry.load()()
+        assert not stop.value.code, text
+        if "push" in arguments:  # a tag is the hub's own doing
+            refs = hub_server.refs[arguments[3]]
+            refs["v1"] = refs["main"]
+
+    return line
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language != "python"], ids=str)
+def test_commands_run(block: Block, type_line, small: Path) -> None:
+    if installs(block):
+        pytest.skip("set-up of a fresh machine: continuous integration runs it")
+    if "ssh-keygen" in block.text:
+        if shutil.which("ssh-keygen") is None:
+            pytest.skip("no ssh-keygen")
+        key = small / "id_ed25519"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        text = block.text.replace("~/.ssh/id_ed25519", str(key))
+        subprocess.run(["bash", "-e", "-c", text], check=True, capture_output=True, timeout=60)
+        return
+    if "runs/my-train" in block.text:
+        type_line("mapolicy train --bundle artifacts/c100.safetensors --arch resnet18 --run-dir runs/my-train")
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.strip():
+            assert line.startswith("mapolicy "), f"{line!r} is no command of ours"
+            type_line(line)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
+def test_python_runs(block: Block, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = recipes.load
+    monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | {"epochs": 1, "batch_size": 512}))
+    gray = "PolicyAugment" in block.text
+    images = torch.randint(0, 256, (4, 1, 8, 8) if gray else (4, 3, 20, 28), dtype=torch.uint8)
+    names = {
+        "torch": torch,
+        "loader": [(images, torch.arange(4))] * 2,
+        "normalise": v2.ToDtype(torch.float32, scale=True),
+        "network": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(images[0].numel(), 10)),
+    }
+    exec(block.text, names)
+    if "loss" in names:
+        assert torch.isfinite(names["loss"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="the extra docs")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (tmp_path / f"{page.stem}.html").exists()
+    front = (tmp_path / "index.html").read_text()
+    assert 'href="algorithm.html"' in front
+    assert "<h1>mapolicy" in front
