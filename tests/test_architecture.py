@@ -26,7 +26,8 @@ LAYERS = (
     "lock",
     "config distributed features files loggers folding forward_mode graph_merging limits operations precision refusal "
     "runtime side_by_side",
-    "augment canonical_json images manifest_fields networks policy report.tables summary synchronised transformation web",
+    "augment canonical_json images manifest_fields networks policy report.tables summary synchronised transformation "
+    "web",
     "bilevel chart hub image_sets notation report.curves sampler sealed splits tensor_container",
     "manifest",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
