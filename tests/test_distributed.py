@@ -488,6 +488,14 @@ def test_a_part_of_a_process_and_a_process_are_the_same_thing(tmp_path: Path) ->
     assert distance({name: two[name] for name in alone}, alone) > 1e-3, "parts matter"
 
 
+def test_every_part_draws_noise_of_its_own() -> None:
+    rows = torch.zeros(4, 1)
+    batch = Batch(rows, rows, rows, None, noise_seed=7)
+    seeds = [part.noise_seed for rank in (0, 1, 2) for part in batch.parts(2, rank)]
+    assert seeds[0] == 7, "a process alone draws what it always did"
+    assert len({*seeds, *(seed + 1 for seed in seeds)}) == 12, "the meta-validation batch draws the next one"
+
+
 def test_running_statistics_move_once_for_each_part() -> None:
     one, four = (Steps(torch.float64, *WRN, accumulate=count) for count in (1, 4))
     for steps, moves in ((one, 1), (four, 4)):
