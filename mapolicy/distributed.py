@@ -113,7 +113,7 @@ class Group(Communicator):
         """As `Communicator.sum`; every process gets the same bits."""
         summed = [torch.empty_like(tensor) for tensor in tensors]
         for bucket in _buckets(tensors):
-            flat = torch.cat([tensors[place].detach().reshape(-1) for place in bucket])
+            flat = torch.cat([tensors[place].detach().reshape(-1) for place in bucket]).to(self._device)
             self._reduce(flat)
             for place, part in zip(bucket, flat.split([tensors[place].numel() for place in bucket]), strict=True):
                 summed[place].copy_(part.view(summed[place].shape))

@@ -43,5 +43,5 @@ def evaluate(
                 fifth += int(ranked.sum())
     finally:
         network.train(training)
-    first, fifth = communicator.sum([torch.tensor([first, fifth], device=pipeline.device)])[0].tolist()
+    first, fifth = communicator.sum([torch.tensor([first, fifth])])[0].tolist()
     return Accuracy(top1=100 * first / len(split), top5=100 * fifth / len(split))

@@ -264,7 +264,9 @@ def test_low_memory_keeps_no_graph_during_the_validation_pass(low: bool) -> None
     step.forward = lambda batch, records=False: forward(batch)
     case.network.conv1.register_forward_pre_hook(
         lambda module, inputs: (
-            alive.append(sum(saved.tensor.ndim == 4 for saved in held)) if inputs[0] is case.validation_images else None
+            alive.append(sum(saved.tensor.ndim == 4 for saved in held))
+            if inputs[0].data_ptr() == case.validation_images.data_ptr()
+            else None
         )
     )
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
