@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from ..errors import MapolicyError
+from ..files import free_memory
 from ..stopping import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,
@@ -92,6 +93,8 @@ def main() -> NoReturn:
         # Whoever read our output has gone, which is theirs to decide; keep Python from complaining as it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except MemoryError:
+        code = _fail(f"memory: there is not enough; {free_memory()}: free some, or use another machine", 5, debug)
     except OSError as problem:
         text = f"{problem.filename or 'output'}: {problem.strerror or problem}; check the disk and the path"
         code = _fail(text, 5, debug)

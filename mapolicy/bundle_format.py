@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from . import canonical_json, hub
+from . import canonical_json
 from .limits import Limits
 from .manifest import Manifest, ManifestDraft, check_manifest
 from .refusal import refused, shown
 from .sealed import check_digest, check_spelling, read_json
 from .space import OPERATION_NAMES
-from .tensor_container import RawTensor, read_container, write_container
+from .tensor_container import RawTensor, fetch_container, read_container, write_container
 
 MAX_ALPHA = 1e3
 # A feature of at most 1e12 and 65,536 hidden units stay finite in float32 with policies up to it.
@@ -48,7 +48,7 @@ def read_bundle(
         UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
     limits = limits or Limits()
-    fetched = hub.fetch(reference, limits)
+    fetched = fetch_container(reference, limits)
     return parse_bundle(fetched.content, fetched.source, expect_digest, limits)
 
 

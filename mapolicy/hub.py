@@ -11,14 +11,14 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from .errors import EnvironmentFault, InputError, MapolicyError, UsageError
-from .files import read_regular_file
+from .files import ReadAt, read_regular_file
 from .limits import Limits
 from .web import download, shown_place, too_large
 
@@ -31,6 +31,8 @@ _REFERENCE = re.compile(
     rf"hf://({_SEGMENT}/{_SEGMENT})(?:/({_SEGMENT}(?:/{_SEGMENT})*))?(?:@({_SEGMENT}(?:/{_SEGMENT})*))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Look = Callable[[ReadAt, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ def is_remote(reference: str | os.PathLike[str]) -> bool:
     return isinstance(reference, str) and "://" in reference
 
 
-def fetch(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
+def fetch(reference: str | os.PathLike[str], limits: Limits, look: Look = lambda read_at, size: None) -> Fetched:
     """The file that a path, an https address or an `hf://` reference names.
 
     Args:
         reference: a `Path` is never remote; a text is where it has a scheme.
         limits: a file of more than `file_bytes` is refused before it is downloaded or read.
+        look: may refuse a file on disk before it is read whole (`files.read_regular_file`).
 
     Raises:
         UsageError: a reference that cannot be meant.
@@ -68,10 +71,10 @@ def fetch(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
         EnvironmentFault: the network or the hub's server failed, or offline mode forbids it.
     """
     if not is_remote(reference):
-        return Fetched(_content(Path(reference), limits), str(reference), str(reference))
+        return Fetched(_content(Path(reference), limits, look), str(reference), str(reference))
     address = str(reference)
     if address.startswith("hf://"):
-        return _from_hub(address, limits)
+        return _from_hub(address, limits, look)
     place = shown_place(address)
     return Fetched(download(address, limits), place, place)
 
@@ -115,11 +118,11 @@ def check_repository(repository: str) -> None:
         )
 
 
-def _content(path: Path, limits: Limits) -> bytes:
-    return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"))
+def _content(path: Path, limits: Limits, look: Look) -> bytes:
+    return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"), look)
 
 
-def _from_hub(reference: str, limits: Limits) -> Fetched:
+def _from_hub(reference: str, limits: Limits, look: Look) -> Fetched:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(shown_place(reference), "is not a reference to the hub", f"the form is {FORM}")
@@ -144,7 +147,7 @@ def _from_hub(reference: str, limits: Limits) -> Fetched:
         # The cache keeps a file under its commit, so this is the commit of what is read, offline as well.
         commit = _checked_commit(Path(path).parts[-2 - file.count("/")])
     name = "" if file == BUNDLE_FILE else f"/{file}"
-    return Fetched(_content(Path(path), limits), reference, f"hf://{repository}{name}@{commit}", commit)
+    return Fetched(_content(Path(path), limits, look), reference, f"hf://{repository}{name}@{commit}", commit)
 
 
 def _checked_commit(commit: str) -> str:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .bundle_format import check_parts
-from .hub import Fetched, fetch
+from .hub import Fetched
 from .limits import Limits
 from .manifest import Manifest
 from .published import DatasetPolicy, is_listed
 from .sealed import read_json
-from .tensor_container import RawTensor, read_container
+from .tensor_container import RawTensor, fetch_container, read_container
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_bundle(
         UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
     limits = limits or Limits()
-    fetched = fetch(reference, limits)
+    fetched = fetch_container(reference, limits)
     return Opened(parse_any(fetched, expect_digest, limits), fetched, limits)
 
 
