@@ -48,6 +48,13 @@ class PolicyBundle(PolicyFile):
     origin: str = ""
     limits: Limits = field(default_factory=Limits)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies and other processes, where a read-only view of a mapping cannot go.
+        return vars(self) | {"tensors": dict(self.tensors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"tensors": MappingProxyType(state["tensors"])})
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
         """The bundle in a file, which may lie elsewhere.
