@@ -63,8 +63,9 @@ def parse_any(
     fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None
 ) -> SearchedFile | DatasetPolicy:
     """As `open_bundle`, of what `hub.fetch` has returned."""
-    text, tensors = read_container(fetched.content, fetched.source, limits or Limits())
+    limits = limits or Limits()
+    text, tensors = read_container(fetched.content, fetched.source, limits)
     raw = read_json(text, fetched.source)
     if is_listed(raw):
         return DatasetPolicy.from_parts(text, raw, tensors, fetched, expect_digest)
-    return SearchedFile(check_parts(text, raw, tensors, fetched.source, expect_digest), tensors)
+    return SearchedFile(check_parts(text, raw, tensors, fetched.source, expect_digest, limits), tensors)
