@@ -9,6 +9,7 @@ from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from ..files import write_atomically
 from ..opening import SearchedFile
+from ..sealed import a_digest
 from . import display, options
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ def compare(
     ] = False,
     expect_digest: Annotated[
         list[str] | None,
-        typer.Option(help="Refuse a bundle with another digest; one for each --bundle.", metavar="SHA256"),
+        typer.Option(
+            help="Refuse a bundle with another digest; one for each --bundle.",
+            metavar="SHA256",
+            callback=lambda texts: [a_digest(text) for text in texts or ()],
+        ),
     ] = None,
     chart: Annotated[
         Path | None, typer.Option(help="Picture of the differences with their intervals.", metavar="FILE.png|FILE.svg")

@@ -362,6 +362,10 @@ HOSTILE = {
     "A26 settings of the machine": (forge({"search.settings.data_dir": "data"}), "data_dir, which says where"),
     "A26 setting a list": (forge({"search.settings.x": [1]}), "search.settings.x: found a list of 1"),
     "A26 no accuracy": (forge({"results": {}}), "no validation_top1"),
+    "A26 images of 4096 x 4096": (
+        forge({"input.size": 4096}),
+        "input.size 4096 means 16777216 pixels, more than the 1048576 allowed; if you trust its sender, add --limit",
+    ),
     "A27 arch with a scheme": (forge({"extractor.arch": "hf-hub:evil/model"}), "expected a timm name"),
     "A27 arch with a scheme in capitals": (forge({"extractor.arch": "HF-HUB:evil/model"}), "expected a timm name"),
     "A27 arch a folder": (forge({"extractor.arch": "local-dir:/etc"}), "expected a timm name"),
