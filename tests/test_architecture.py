@@ -32,7 +32,7 @@ LAYERS = (
     "extractor monitor published step_choice",
     "autoalbument description opening report.figures",
     "bundle card data export importing policies",
-    "pipeline",
+    "contenders pipeline",
     "evaluate reuse",
     "adapters slim task weighing",
     "explanation",

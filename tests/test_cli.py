@@ -251,11 +251,18 @@ def test_compare_refuses_what_cannot_be_meant(mapolicy, bundle_file: Path, tmp_p
     assert snapshot(tmp_path) == []
 
 
-def test_compare_takes_searched_bundles_with_the_expected_digests(
+def test_compare_takes_bundles_of_either_kind_with_the_expected_digests(
     mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path
 ) -> None:
     assert mapolicy("import", "randaugment:2,9", "--out", "listed.safetensors").code == 0
-    mapolicy(*COMPARE, "--bundle", "listed.safetensors").is_error(3, "dataset-level", "searched")
+    listed = mapolicy("inspect", "listed.safetensors", "--json").json["digest"][:12]
+    mapolicy(*COMPARE, "--bundle", "listed.safetensors").is_error(2, "DATASET")
+    split = ("--set", "train_per_class=13", "--set", "validation_per_class=5", "--set", "batch_size=64")
+    command = ("compare", "digits", "--bundle", "listed.safetensors", "--arch", "test_resnet", *split)
+    compared = mapolicy(*command, "--epochs", "1", "--seeds", "1", "--against", "none", "--run-dir", "alone", "--quiet")
+    assert compared.code == 0, compared.err
+    assert f"dataset-level-{listed}" in compared.out
+    assert f"{listed} (RandAugment, N 2, M 9 of 30" in compared.out
     mapolicy(*COMPARE, "--bundle", bundle_file, "--expect-digest", "0" * 64).is_error(3, bundle.digest[:12])
     mapolicy(*COMPARE, "--bundle", "missing.safetensors").is_error(3, "missing.safetensors")
 
@@ -360,8 +367,8 @@ def test_a_published_policy_is_a_bundle_like_any_other(mapolicy, hub_server: Hub
     mapolicy(*command).is_error(2, "DATASET")
     mapolicy(*command, "digits", "--mode", "finetune", "--force").is_error(2, "finetune")
     mapolicy(*command, "digits", "--expect-digest", "0" * 64).is_error(3, "digest")
-    for refused in ("slim", "export"):
-        mapolicy(refused, document["bundle"], "--out", "x").is_error(3, "dataset-level")
+    mapolicy("slim", document["bundle"], "--out", "x").is_error(3, "dataset-level")
+    mapolicy("export", document["bundle"], "--out", "x").is_error(3, "has no p_jk", "inspect FILE --json")
     mapolicy("import", "randaugment:9,9").is_error(2, "1 to 3")
     mapolicy("import", "none.py").is_error(3, "No such file")
     assert not (tmp_path / "x").exists()
