@@ -130,6 +130,8 @@ def compare_policies(
     _check(bundles, configs, against, modes, seeds, budget, jobs)
     policies = contenders(searched, listed, modes, against)
     _check_fit(searched, configs)
+    for policy, config in product(policies, configs):
+        policy.of(config)  # settings that a mode does not go with, before there is a folder
     with folder_lock(run_dir):
         return _compared(
             bundles, configs, run_dir, policies, seeds, budget, jobs, reporter or Reporter(), resume, overwrite
