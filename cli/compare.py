@@ -1,5 +1,6 @@
 """`mapolicy compare`: does a bundle's policy help, against which others, by how much, and how sure is that."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from ..files import write_atomically
 from ..opening import SearchedFile
+from ..sealed import a_digest
 from . import display, options
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ def compare(
     dataset: Annotated[str | None, typer.Argument(help="Data set; a bundle brings its own.")] = None,
     bundle: Annotated[
         list[str] | None,
-        typer.Option(help=f"The policy: {options.SOURCES}; any number of searches of one data set.", metavar="FILE"),
+        typer.Option(
+            help=f"The policy: {options.SOURCES}; any number of searches of one data set, and of imported policies.",
+            metavar="FILE",
+        ),
     ] = None,
     arch: Annotated[
         list[str] | None, typer.Option(help="timm name of a network to train, any number of times.")
@@ -48,7 +53,11 @@ def compare(
     ] = False,
     expect_digest: Annotated[
         list[str] | None,
-        typer.Option(help="Refuse a bundle with another digest; one for each --bundle.", metavar="SHA256"),
+        typer.Option(
+            help="Refuse a bundle with another digest; one for each --bundle.",
+            metavar="SHA256",
+            callback=lambda texts: [a_digest(text) for text in texts or ()],
+        ),
     ] = None,
     chart: Annotated[
         Path | None, typer.Option(help="Picture of the differences with their intervals.", metavar="FILE.png|FILE.svg")
@@ -95,14 +104,10 @@ def compare(
         "skip_corrupt": skip_corrupt or None,
     }
 
-    files = []
-    for position, reference in enumerate(bundle):
-        opened = options.opened(reference, expect_digest[position] if expect_digest else None, limits)
-        if not isinstance(opened.policy, SearchedFile):
-            why = "a dataset-level policy has no split and no networks to compare by"
-            raise InputError(reference, why, "give a bundle that was searched")
-        files.append((opened, opened.policy.manifest.data_settings()))
-    data_settings = files[0][1]
+    digests: Sequence[str | None] = expect_digest or [None] * len(bundle)
+    files = [options.opened(reference, digest, limits) for reference, digest in zip(bundle, digests, strict=True)]
+    searched = [file.policy for file in files if isinstance(file.policy, SearchedFile)]
+    data_settings = searched[0].manifest.data_settings() if searched else {}
     resolved = [
         options.resolve(TrainConfig, recipe, name, dataset, data_settings, flags, settings, model_arguments)
         for name in arch
@@ -118,7 +123,6 @@ def compare(
     if chart is not None:
         options.claim(chart, force, resume, "--chart")
 
-    from ..bundle import PolicyBundle
     from ..chart import chart as draw
     from ..compare import compare_policies
 
@@ -127,7 +131,7 @@ def compare(
         if not quiet:
             reporter.noted(f"{name}: settings from {source}")
     comparison = compare_policies(
-        [policy for policy in map(options.built, (opened for opened, _ in files)) if isinstance(policy, PolicyBundle)],
+        [options.built(file) for file in files],
         configs,
         run_dir,
         _names(against),
@@ -220,7 +224,9 @@ def _facts(comparison: "Comparison") -> dict[str, str]:
     facts["budget"] = str(comparison.budget["kind"])
     if "pace" in comparison.budget:
         facts["budget"] += ": epochs by what an iteration took at the start; the dearest policy has those asked for"
-    facts["bundles"] = ", ".join(f"{about['bundle']} ({about['proxy']})" for about in comparison.bundles)
+    facts["bundles"] = "; ".join(
+        f"{about['bundle']} ({about.get('proxy') or about['source']})" for about in comparison.bundles
+    )
     for name in ("hardware", "versions"):
         facts[name] = ", ".join(f"{key} {value}" for key, value in getattr(comparison, name).items())
     facts |= {f"note {number}": text for number, text in enumerate(comparison.notes, 1)}

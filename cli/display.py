@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..refusal import printable
 from ..reporting import Record, Reporter, Reporters
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ LABELS = {
 SPARKED = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is what labels and figures take
+
+# Of an extractor where torch is not imported.
+NOT_BUILT = "its tensors are checked; its first use holds them against the architecture, and looks for finite features"
 
 
 class QuietReporter(Reporter):
@@ -117,7 +121,7 @@ class LiveReporter(QuietReporter):
         """Put the display up."""
         self._clear()
         for key, value in {**facts, **self.facts}.items():
-            self._console.print(Text(f"{key:>16}  {value}"))
+            self._console.print(Text(printable(f"{key:>16}  {value}")))
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -150,7 +154,7 @@ class LiveReporter(QuietReporter):
 
     def noted(self, text: str) -> None:
         """A line above the display."""
-        self._console.print(Text(text, style="yellow" if text.startswith("warning") else ""))
+        self._console.print(Text(printable(text), style="yellow" if text.startswith("warning") else ""))
 
     def finished(self) -> None:
         """Leave the last state on the screen."""
@@ -230,7 +234,7 @@ def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
 
 def note(text: str) -> None:
     """One line on stderr."""
-    print(f"mapolicy: {text}", file=sys.stderr, flush=True)
+    print(printable(f"mapolicy: {text}"), file=sys.stderr, flush=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -239,10 +243,10 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def print_figures(figures: Mapping[str, str]) -> None:
-    """Names and values, one a line, on stdout."""
+    """Names and values, one a line, on stdout; a file's name is as foreign as what is in it."""
     width = max(len(name) for name in figures)
     for name, value in figures.items():
-        print(f"{name:<{width}}  {value}")
+        print(printable(f"{name:<{width}}  {value}"))
 
 
 def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: bool) -> None:

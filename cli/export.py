@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .. import hub
-from ..bundle_format import parse_bundle
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from ..export import FORMS, losses
 from ..export import export as write_policy
 from ..files import write_atomically
-from ..limits import Limits
+from ..published import DatasetPolicy
+from ..web import shown_place
 from . import display, options
 
 
@@ -33,10 +32,12 @@ def export(
         raise UsageError("--to", f"{form!r} is not one of {', '.join(FORMS)}")
     out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}_{form}{FORMS[form]}"
     options.claim(out, force, resume=False, flag="--out")
-    allowed = Limits.of(limits or ())
-    fetched = hub.fetch(bundle, allowed)
-    manifest, tensors = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
-    write_atomically(out, write_policy(manifest, tensors, form).encode())
+    opened = options.opened(bundle, expect_digest, limits).policy
+    if isinstance(opened, DatasetPolicy):
+        why = "is a dataset-level policy, which has no p_jk"
+        raise InputError(shown_place(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
+    manifest = opened.manifest
+    write_atomically(out, write_policy(manifest, opened.tensors, form).encode())
     if as_json:
         display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(losses(form))})
         return

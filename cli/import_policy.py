@@ -1,5 +1,6 @@
 """`mapolicy import`: a published dataset-level policy as a bundle."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,6 @@ def import_policy(
     facts |= {
         "sub-policies": str(len(made.manifest.sub_policies)),
         "lost": "; ".join(made.manifest.lost) or "nothing",
-        "next": f"mapolicy train DATASET --bundle {out} --arch ARCH",
+        "next": f"mapolicy train DATASET --bundle {shlex.quote(str(out))} --arch ARCH",
     }
     display.print_figures(facts)

@@ -16,7 +16,7 @@ def inspect(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check a bundle's file and show where it came from and what it learned.
+    """Check a bundle's file, but for its network, and show where it came from and what it learned.
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
@@ -39,6 +39,7 @@ def inspect(
         "fingerprint": manifest.dataset.fingerprint,
         "input": f"{manifest.input.channels} x {manifest.input.size} x {manifest.input.size}, "
         f"base augmentation {manifest.input.base_augmentation}, cutout {manifest.input.cutout}",
+        "extractor": display.NOT_BUILT,
         "proxy": f"{manifest.extractor.arch}, {facts['validation_top1']:.2f} % top-1 on the meta-validation split",
         "searched for": f"{manifest.run.epochs} epochs, {manifest.run.iterations} iterations, "
         f"seed {manifest.search.settings.get('seed', '?')}",

@@ -10,6 +10,7 @@ import typer
 
 from .. import launch
 from ..errors import MapolicyError, UsageError
+from ..files import free_memory
 from ..stopping import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,
@@ -32,7 +33,7 @@ from . import (
 # typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
-LONGEST_ERROR = 240
+LONGEST_ERROR, SHORTEST_PATH = 240, 60
 BUG_EXIT = 1
 INTERRUPTED = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
 
@@ -80,7 +81,7 @@ def main() -> NoReturn:
         if code == INTERRUPT_EXIT:  # typer has caught the interrupt
             raise KeyboardInterrupt
     except MapolicyError as problem:
-        code = _fail(str(problem), problem.exit_code, debug)
+        code = _fail(_line(problem.what, problem.why, problem.remedy), problem.exit_code, debug)
     except ClickException as problem:
         code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -93,9 +94,11 @@ def main() -> NoReturn:
         # Whoever read our output has gone, which is theirs to decide; keep Python from complaining as it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except MemoryError:
+        code = _fail(f"memory: there is not enough; {free_memory()}: free some, or use another machine", 5, debug)
     except OSError as problem:
-        text = f"{problem.filename or 'output'}: {problem.strerror or problem}; check the disk and the path"
-        code = _fail(text, 5, debug)
+        what, why = str(problem.filename or "output"), problem.strerror or str(problem)
+        code = _fail(_line(what, why, "check the disk and the path"), 5, debug)
     except Exception as problem:  # all that is left is a mistake of ours, of any kind: a line and an exit code too
         text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
         code = _fail(text, BUG_EXIT, debug)
@@ -110,6 +113,14 @@ class _Forgiving(io.FileIO):
             return super().write(content)
         except OSError:
             return len(content)
+
+
+def _line(what: str, why: str, remedy: str) -> str:
+    """As an error says it; of a long path the end, so that there is room for the reason."""
+    rest = f": {why}; {remedy}" if remedy else f": {why}"
+    shown = what.encode("ascii", "backslashreplace").decode()
+    room = max(LONGEST_ERROR - len(f"mapolicy: error: {rest}"), SHORTEST_PATH)
+    return (what if len(shown) <= room else f"...{shown[3 - room :]}") + rest
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

@@ -14,8 +14,9 @@ from ..files import CONFIG_FILE, check_writable, holds_something, remove_litter
 from ..hub import BUNDLE_FILE
 from ..limits import Limits
 from ..lock import check_free
-from ..opening import Opened, open_bundle
+from ..opening import Opened, SearchedFile, open_bundle
 from ..published import DatasetPolicy
+from ..sealed import a_digest
 from ..web import shown_place
 
 if TYPE_CHECKING:
@@ -49,11 +50,20 @@ OnDivergence = Annotated[
 Loggers = Annotated[
     list[str] | None, typer.Option("--logger", help="Log there too: tensorboard or wandb; repeatable.", metavar="NAME")
 ]
-ExpectDigest = Annotated[str | None, typer.Option(help="Refuse a bundle with another digest.", metavar="SHA256")]
+ExpectDigest = Annotated[
+    str | None,
+    typer.Option(
+        help="Refuse a bundle with another digest.",
+        metavar="SHA256",
+        callback=lambda text: None if text is None else a_digest(text),
+    ),
+]
 BundleLimits = Annotated[
     list[str] | None,
     typer.Option(
-        "--limit", help="Allow a large bundle: file_bytes, header_bytes, tensors, parameters.", metavar="NAME=NUMBER"
+        "--limit",
+        help="Allow a large bundle: file_bytes, header_bytes, tensors, parameters, pixels.",
+        metavar="NAME=NUMBER",
     ),
 ]
 DryRun = Annotated[
@@ -145,6 +155,18 @@ def searched(opened: Opened) -> "PolicyBundle":
         return policy
     why = "is a dataset-level policy: all samples weigh the same"
     raise InputError(opened.fetched.source, why, "name a searched bundle; `mapolicy report` shows this one")
+
+
+def checked(opened: Opened) -> None:
+    """All that a first use would find out: the architecture, and whether the extractor gives finite features.
+
+    Raises:
+        InputError: the bundle could not be used.
+    """
+    if isinstance(opened.policy, SearchedFile):
+        import torch
+
+        searched(opened).build_extractor(torch.device("cpu"))
 
 
 def claim(path: Path, force: bool, resume: bool, flag: str) -> None:

@@ -1,11 +1,13 @@
 """`mapolicy pull`: fetch a bundle, check it and keep it as a file."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..files import write_atomically
+from ..opening import SearchedFile
 from . import display, options
 
 
@@ -33,5 +35,7 @@ def pull(
     if as_json:
         display.print_json(facts)
         return
-    facts["next"] = f"mapolicy train --bundle {out} --arch ARCH"
+    if isinstance(opened.policy, SearchedFile):
+        facts["extractor"] = display.NOT_BUILT
+    facts["next"] = f"mapolicy train --bundle {shlex.quote(str(out))} --arch ARCH"
     display.print_figures(facts)

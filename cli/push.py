@@ -53,6 +53,7 @@ def push(
             write_atomically(card_only / name, page)
         facts = {"card": str(card_only / hub.CARD_FILE), "digest": manifest.digest}
     else:
+        options.checked(opened)
         files = {hub.BUNDLE_FILE: opened.fetched.content, **pages}
         commit = hub.publish(repository, files, f"Policy {manifest.digest[:12]}", private)
         facts = {"bundle": f"hf://{repository}@{commit}", "commit": commit, "digest": manifest.digest}

@@ -1,5 +1,6 @@
 """`mapolicy search`: search a policy and write its bundle."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -95,6 +96,6 @@ def search(
             "cost": display.ratio(result["cost_ratio"]),
             "time": display.duration(result["seconds"]),
             "run folder": str(run_dir),
-            "next": " ".join(["mapolicy train", *typed, f"--bundle {out} --arch ARCH"]),
+            "next": shlex.join(["mapolicy", "train", *typed, "--bundle", str(out), "--arch", "ARCH"]),
         }
     )

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from .. import hub
 from ..bundle_format import parse_bundle
 from ..errors import UsageError
 from ..limits import Limits
 from ..manifest import DTYPES
+from ..tensor_container import fetch_container
 from . import display, options
 
 
@@ -33,7 +33,7 @@ def slim(
     out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}-slim.safetensors"
     options.claim(out, force, resume=False, flag="--out")
     allowed = Limits.of(limits or ())
-    fetched = hub.fetch(bundle, allowed)
+    fetched = fetch_container(bundle, allowed)
     content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
 
     from ..bundle import PolicyBundle

@@ -9,6 +9,8 @@ With targets B * P_i * onehot(y_i), the mean cross entropy over the batch is sum
 weighted step of MetaAugment (Zhou et al., AAAI 2021), Eq. 4, taken by a trainer that knows nothing of weights.
 """
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +62,8 @@ class PolicyAugment:
     - It is called where the batch is trained on, not in a DataLoader worker, and not in evaluation, where `normalise`
       is the whole of it.
 
-    P_i has sum 1 over the batch that is given: over each rank's batch, and over each part of an accumulated gradient.
+    P_i has sum 1, up to float32's rounding, over the batch that is given: over each rank's batch, and over each part of
+    an accumulated gradient.
 
     It is no `torch.nn.Module`, so that its frozen networks get into no optimiser, no checkpoint and no train mode.
     It computes in float32, also under autocast; it draws from generators of its own, never from the global one.
@@ -85,6 +88,7 @@ class PolicyAugment:
 
     Raises:
         ValueError: an argument cannot be used.
+        TypeError: `bundle` is no `PolicyBundle`.
     """
 
     def __init__(
@@ -101,6 +105,10 @@ class PolicyAugment:
         cutout: int | None = None,
         base_augmentation: bool = False,
     ) -> None:
+        given: object = bundle
+        if not isinstance(given, PolicyBundle):
+            remedy = "; give PolicyBundle.load(path)" if isinstance(given, str | os.PathLike) else ""
+            raise TypeError(f"bundle is a {type(given).__name__}, expected a PolicyBundle{remedy}")
         contract, operations = bundle.manifest.input, bundle.manifest.operations
         if mode == "finetune":
             raise ValueError(
@@ -120,9 +128,20 @@ class PolicyAugment:
             )
         if (mean is None) != (std is None):
             raise ValueError("one of mean and std is missing; give both or neither")
-        self._mean, self._std = (contract.mean if mean is None else mean), (contract.std if std is None else std)
-        if not len(self._mean) == len(self._std) == contract.channels or min(self._std) <= 0:
-            raise ValueError(f"mean and std need one number for each of {contract.channels} channels, std above 0")
+        self._mean, self._std = (
+            tuple(map(float, own if given is None else given))
+            for own, given in ((contract.mean, mean), (contract.std, std))
+        )
+        numbers = (*self._mean, *self._std)
+        if not (
+            len(self._mean) == len(self._std) == contract.channels
+            and all(map(math.isfinite, numbers))
+            and min(self._std) > 0
+        ):
+            raise ValueError(
+                f"mean is {self._mean}, std {self._std}; both need a finite number for each of {contract.channels} "
+                "channels, std above 0"
+            )
         self.classes = tuple(bundle.manifest.dataset.classes)
         self.step = 0
         self._bundle, self._mode, self._label_smoothing, self._seed = bundle, mode, label_smoothing, seed
@@ -160,7 +179,8 @@ class PolicyAugment:
             labels: int64 [B], positions in `classes`, where the images are.
 
         Returns:
-            float32 [B, C, H, W], augmented and normalised; float32 [B, classes], targets that sum to B.
+            float32 [B, C, H, W], augmented and normalised; float32 [B, classes], targets that sum to B up to rounding:
+            a row sums to B * P_i, not to 1.
 
         Raises:
             ValueError: images or labels of another kind; says how to mend it.
@@ -226,12 +246,19 @@ class PolicyAugment:
         """Go on after the step of `state`.
 
         Raises:
-            ValueError: it is of another seed or another bundle, so that the run would not go on as it was.
+            ValueError: it is no such state, or of another seed or another bundle, so that the run would not go on as it
+                was.
         """
-        for name, value in self.state_dict().items():
+        own = self.state_dict()
+        if missing := sorted(own.keys() - state.keys()):
+            raise ValueError(f"the state has no {' and no '.join(missing)}; give what `state_dict` has returned")
+        for name, value in own.items():
             if name != "step" and state[name] != value:
                 raise ValueError(f"the state's {name} is {state[name]!r}, this policy's {value!r}; build it as it was")
-        self.step = int(state["step"])
+        step = state["step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"the state's step is {step!r}, expected a whole number of 0 or more")
+        self.step = step
 
     def _check(self, images: Tensor) -> None:
         """Images are what the policy was searched on; the first ones decide the device."""

@@ -17,14 +17,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from . import bundle_format, hub
+from . import bundle_format
 from .bundle_format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
 from .extractor import check_architecture, classifier_tensors, fresh_extractor, probe_extractor
 from .limits import Limits
 from .manifest import Manifest, ManifestDraft
 from .policy import PolicyNetwork
 from .sealed import PolicyFile
-from .tensor_container import RawTensor
+from .tensor_container import RawTensor, fetch_container
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -48,6 +48,13 @@ class PolicyBundle(PolicyFile):
     origin: str = ""
     limits: Limits = field(default_factory=Limits)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies and other processes, where a read-only view of a mapping cannot go.
+        return vars(self) | {"tensors": dict(self.tensors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"tensors": MappingProxyType(state["tensors"])})
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
         """The bundle in a file, which may lie elsewhere.
@@ -62,7 +69,7 @@ class PolicyBundle(PolicyFile):
             UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
         """
         limits = limits or Limits()
-        fetched = hub.fetch(path, limits)
+        fetched = fetch_container(path, limits)
         manifest, raw = bundle_format.parse_bundle(fetched.content, fetched.source, expect_digest, limits)
         return cls.from_raw(manifest, raw, fetched.source, limits, fetched.origin)
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from . import canonical_json, hub
+from . import canonical_json
 from .limits import Limits
 from .manifest import Manifest, ManifestDraft, check_manifest
 from .refusal import refused, shown
 from .sealed import check_digest, check_spelling, read_json
 from .space import OPERATION_NAMES
-from .tensor_container import RawTensor, read_container, write_container
+from .tensor_container import RawTensor, fetch_container, read_container, write_container
 
 MAX_ALPHA = 1e3
 # A feature of at most 1e12 and 65,536 hidden units stay finite in float32 with policies up to it.
@@ -48,7 +48,7 @@ def read_bundle(
         UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
     limits = limits or Limits()
-    fetched = hub.fetch(reference, limits)
+    fetched = fetch_container(reference, limits)
     return parse_bundle(fetched.content, fetched.source, expect_digest, limits)
 
 
@@ -61,17 +61,23 @@ def parse_bundle(
         content: the whole file.
         source: its name, for the error.
         expect_digest: what `Manifest.digest` must be; None accepts any.
-        limits: of the header and the number of tensors; None takes the default ones.
+        limits: of the header, the number of tensors and the images; None takes the default ones.
 
     Raises:
         InputError: not a bundle of format 1.
     """
-    text, tensors = read_container(content, source, limits or Limits())
-    return check_parts(text, read_json(text, source), tensors, source, expect_digest), tensors
+    limits = limits or Limits()
+    text, tensors = read_container(content, source, limits)
+    return check_parts(text, read_json(text, source), tensors, source, expect_digest, limits), tensors
 
 
 def check_parts(
-    text: str, raw: dict[str, Any], tensors: Mapping[str, RawTensor], source: str, expect_digest: str | None
+    text: str,
+    raw: dict[str, Any],
+    tensors: Mapping[str, RawTensor],
+    source: str,
+    expect_digest: str | None,
+    limits: Limits,
 ) -> Manifest:
     """The manifest, once it and the tensors are checked; as `parse_bundle`, of a container that was taken apart.
 
@@ -81,17 +87,37 @@ def check_parts(
         tensors: by name.
         source: the bundle's name, for the error.
         expect_digest: what `Manifest.digest` must be; None accepts any.
+        limits: of the extractor's images.
 
     Raises:
         InputError: not a searched bundle of format 1.
     """
     manifest = check_manifest(raw, source)
     check_spelling(text, manifest, source)
+    check_input_size(manifest.input.size, source, limits)
     # Before the digest: a bundle that was made wrong has a right digest; after the container: sizes are known.
     _check_layout(manifest, tensors, source)
     check_digest(digest_of(manifest, tensors), manifest.digest, expect_digest, source)
     _check_values(manifest, tensors, source)
     return manifest
+
+
+def check_input_size(size: int, source: str, limits: Limits | None = None) -> None:
+    """Accept images that an extractor may be asked to see; a search calls it before it starts.
+
+    Args:
+        size: their side, pixels.
+        source: whose extractor it is, for the error.
+        limits: of the pixels; None takes the default ones, and the error does not speak of raising them.
+
+    Raises:
+        InputError: they are too large.
+    """
+    allowed = (limits or Limits()).pixels
+    if size * size > allowed:
+        why = f"input.size {size} means {size * size} pixels, more than the {allowed} allowed"
+        remedy = limits.raising("pixels", size * size) if limits else "search with a smaller image_size"
+        raise refused(source, why, remedy)
 
 
 def serialise(draft: ManifestDraft, tensors: Mapping[str, RawTensor], limits: Limits | None = None) -> bytes:

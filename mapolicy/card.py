@@ -22,6 +22,7 @@ from .files import CONFIG_FILE, RESULT_FILE, read_regular_file
 from .hub import PICTURE_FILE
 from .manifest import Manifest
 from .published import PublishedManifest
+from .refusal import printable
 from .tensor_container import RawTensor
 
 LARGEST_RECORD = 2**24  # bytes of a run's result or configuration
@@ -267,17 +268,13 @@ def _probabilities(tensors: Mapping[str, RawTensor]) -> Any:
     return np.asarray(tensors[PROBABILITIES].array(), dtype=np.float64)
 
 
-def _one_line(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def _fence(text: str, shortest: int) -> str:
     return "`" * max(shortest, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
 def _code(text: str) -> str:
     """A code span. A bar would end a table's cell even there."""
-    text = _one_line(text).replace("|", "¦").strip() or "-"
+    text = printable(text).replace("|", "¦").strip() or "-"
     fence = _fence(text, 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{space}{text}{space}{fence}"
@@ -286,5 +283,5 @@ def _code(text: str) -> str:
 def _block(text: str, language: str = "text") -> str:
     """A fenced block, whose fence is longer than any in the text."""
     fence = _fence(text, 3)
-    lines = "\n".join(_one_line(line) for line in text.split("\n"))
+    lines = "\n".join(printable(line) for line in text.split("\n"))
     return f"{fence}{language}\n{lines}\n{fence}"

@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import bundle_format
 from .bundle import PolicyBundle
 from .config import MACHINE_FIELDS, TrainConfig, read_toml
+from .contenders import SHOWN_DIGITS, listed_name, short_digest
 from .data import load_splits
 from .errors import InputError
 from .evaluate import evaluate
 from .files import CONFIG_FILE, RESULT_FILE, read_regular_file, write_atomically
+from .limits import Limits
 from .pipeline import Pipeline
+from .published import DatasetPolicy
 from .reporting import Reporter
 from .run_folder import RunFolder
 from .runtime import reproducible, resolve_device
@@ -21,7 +23,6 @@ from .summary import PROXY, Row
 from .train import DatasetComparison, train_network
 
 LARGEST_RECORD = 2**24  # bytes
-SHOWN_DIGITS = 12  # of a digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +31,25 @@ class Combination:
 
     Attributes:
         config: of the run, its seed included.
-        digest: of the bundle that it has policy and split of.
+        split: whose it is, as in `Row.bundle`.
+        digest: of the bundle that it has its policy of; None where there is none.
+        split_of: digest of the searched bundle that it has its split of; None for one that the settings draw.
         folder: of the run.
         proxy: the bundle's own network is tested as the search left it, and nothing is trained.
     """
 
     config: TrainConfig
-    digest: str
+    split: str
+    digest: str | None
+    split_of: str | None
     folder: Path
     proxy: bool = False
 
     @property
     def policy(self) -> str:
         """As in `Row`."""
+        if self.digest is not None and self.digest != self.split_of:
+            return listed_name(self.digest)
         return PROXY if self.proxy else self.config.policy
 
     @property
@@ -65,11 +72,10 @@ def finished_row(combination: Combination) -> Row | None:
     if not path.exists():
         return None
     old, new = read_toml(path), combination.config.to_mapping()
+    # The data set's name may be typed in several ways; a bundle's fingerprint says which it is.
+    free = MACHINE_FIELDS | (set() if combination.split_of is None else {"dataset"})
     differences = [
-        f"{name} {old.get(name)!r} -> {new[name]!r}"
-        for name in new
-        # The data set's name may be typed in several ways; the bundle's fingerprint says which it is.
-        if name not in MACHINE_FIELDS | {"dataset"} and old.get(name) != new[name]
+        f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if name not in free and old.get(name) != new[name]
     ]
     if differences:
         raise of_another(combination.folder, differences)
@@ -88,7 +94,7 @@ def read_row(combination: Combination) -> Row:
             policy=combination.policy,
             mode=combination.mode,
             seed=combination.config.seed,
-            bundle=combination.digest[:SHOWN_DIGITS],
+            bundle=combination.split,
             epochs=combination.config.epochs,
             **{name: result[name] for name in ("test_top1", "test_top5", "test_images", "seconds", "cost_ratio")},
         )
@@ -104,34 +110,43 @@ class Trainer:
         bundles: by digest.
     """
 
-    def __init__(self, folder: Path, bundles: Mapping[str, PolicyBundle]) -> None:
+    def __init__(self, folder: Path, bundles: Mapping[str, PolicyBundle | DatasetPolicy]) -> None:
         self._bundles = dict(bundles)
         self._kept = {
-            digest: (folder / f"{short_digest(bundle)}.safetensors", bundle.origin, bundle.limits)
+            digest: (type(bundle), folder / f"{short_digest(bundle)}.safetensors", _limits(bundle), bundle.origin)
             for digest, bundle in bundles.items()
         }
-        for digest, (path, _, _) in self._kept.items():
+        for digest, (_, path, _, _) in self._kept.items():
             bundles[digest].save(path)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_bundles": {}, "_kept": self._kept}
 
-    def _bundle(self, digest: str) -> PolicyBundle:
+    def _bundle(self, digest: str) -> PolicyBundle | DatasetPolicy:
         if digest not in self._bundles:
-            path, origin, limits = self._kept[digest]
-            raw = bundle_format.read_bundle(path, digest, limits)
-            self._bundles[digest] = PolicyBundle.from_raw(*raw, origin, limits, origin)
+            kind, path, limits, origin = self._kept[digest]
+            self._bundles[digest] = replace(kind.load(path, digest, limits), origin=origin)
         return self._bundles[digest]
 
     def __call__(self, combination: Combination, noted: Callable[[str], None]) -> None:
         """Train, or go on from the run's checkpoint, and leave the result in its folder."""
-        bundle = self._bundle(combination.digest)
+        bundle = None if combination.digest is None else self._bundle(combination.digest)
+        split_of = None if combination.split_of is None else self._bundle(combination.split_of)
+        assert not isinstance(split_of, DatasetPolicy)
         if combination.proxy:
-            _test_proxy(combination, bundle)
+            assert split_of is not None
+            _test_proxy(combination, split_of)
             return
         resume = RunFolder(combination.folder).checkpoint() is not None
         reporter = _Notes(f"{combination}: ", noted)
-        train_network(combination.config, bundle, reporter, combination.folder, resume, overwrite=not resume)
+        train_network(
+            combination.config, bundle, reporter, combination.folder, resume, overwrite=not resume, split_of=split_of
+        )
+
+
+def _limits(bundle: PolicyBundle | DatasetPolicy) -> Limits:
+    """Under which what was loaded can be read again."""
+    return bundle.limits if isinstance(bundle, PolicyBundle) else Limits(header_bytes=len(bundle.to_bytes()))
 
 
 class _Notes(Reporter):
@@ -186,8 +201,3 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(str(path), "is no record of ours", "start again with --force")
     return found
-
-
-def short_digest(bundle: PolicyBundle) -> str:
-    """What names a bundle in folders and tables."""
-    return bundle.digest[:SHOWN_DIGITS]

@@ -18,23 +18,16 @@ from typing import Any
 import torch
 
 from .bundle import PolicyBundle
-from .combination import (
-    SHOWN_DIGITS,
-    Combination,
-    Trainer,
-    finished_row,
-    of_another,
-    read_record,
-    read_row,
-    short_digest,
-)
+from .combination import Combination, Trainer, finished_row, of_another, read_record, read_row
 from .config import MACHINE_FIELDS, POLICIES, TrainConfig
+from .contenders import SHOWN_DIGITS, Contender, contenders, short_digest, split_name, under_split
 from .data import load_splits
 from .errors import InputError, MapolicyError, UsageError
 from .files import RUN_FILES, holds_something, write_atomically
 from .lock import folder_lock
 from .networks import check_arch
 from .pacing import seconds_per_iteration
+from .published import DatasetPolicy
 from .reporting import Reporter
 from .runtime import hardware, reproducible, resolve_device, versions
 from .side_by_side import Failure, side_by_side
@@ -60,7 +53,7 @@ class Comparison:
         rows: the finished runs.
         summary: of the rows.
         failed: the other runs, and why.
-        bundles: digest, origin, proxy and epochs of the search, of each bundle.
+        bundles: digest and origin of each bundle; proxy and epochs of a search, source of a dataset-level policy.
         settings: of the runs, by network, but for policy, mode and seed.
         budget: its `kind`; of `equal-time` also the `pace`: by network and policy, the seconds that an iteration took
             and the epochs that followed.
@@ -90,7 +83,7 @@ class Comparison:
 
 
 def compare_policies(
-    bundles: Sequence[PolicyBundle],
+    bundles: Sequence[PolicyBundle | DatasetPolicy],
     configs: Sequence[TrainConfig],
     run_dir: Path,
     against: Sequence[str] = USUAL_RIVALS,
@@ -105,9 +98,11 @@ def compare_policies(
     """Train every combination of bundle, network, policy and seed, and summarise.
 
     Args:
-        bundles: searched on one data set. Of several, each has its own split and counts as one unit.
-        configs: a training for each network, complete, with what the first bundle says of the data; policy and mode
-            are set here, split_seed is each bundle's, and seed is the first one.
+        bundles: searched on one data set, and dataset-level policies. Of several searched ones, each has its own split
+            and counts as one unit; a dataset-level policy is trained under each of these splits, or under the one that
+            the settings draw where no bundle was searched.
+        configs: a training for each network, complete, with what the first searched bundle says of the data; policy and
+            mode are set here, split_seed is each searched bundle's, and seed is the first one.
         run_dir: the runs' folders are made below it.
         against: policies besides the learned one, of `RIVALS`.
         modes: of the learned policy.
@@ -130,19 +125,24 @@ def compare_policies(
         FolderInUseError: another comparison is in the folder.
         KeyboardInterrupt, SystemExit: it was stopped; `resume` goes on.
     """
+    searched = [bundle for bundle in bundles if isinstance(bundle, PolicyBundle)]
+    listed = [bundle for bundle in bundles if isinstance(bundle, DatasetPolicy)]
     _check(bundles, configs, against, modes, seeds, budget, jobs)
+    policies = contenders(searched, listed, modes, against)
+    _check_fit(searched, configs)
+    for policy, config in product(policies, configs):
+        policy.of(config)  # settings that a mode does not go with, before there is a folder
     with folder_lock(run_dir):
         return _compared(
-            bundles, configs, run_dir, against, modes, seeds, budget, jobs, reporter or Reporter(), resume, overwrite
+            bundles, configs, run_dir, policies, seeds, budget, jobs, reporter or Reporter(), resume, overwrite
         )
 
 
 def _compared(
-    bundles: Sequence[PolicyBundle],
+    bundles: Sequence[PolicyBundle | DatasetPolicy],
     configs: Sequence[TrainConfig],
     run_dir: Path,
-    against: Sequence[str],
-    modes: Sequence[str],
+    policies: Sequence[Contender],
     seeds: int,
     budget: str,
     jobs: int,
@@ -150,20 +150,21 @@ def _compared(
     resume: bool,
     overwrite: bool,
 ) -> Comparison:
+    searched = [bundle for bundle in bundles if isinstance(bundle, PolicyBundle)]
+    units: list[PolicyBundle | None] = [*searched] or [None]
     device = resolve_device(configs[0].device)
     if jobs > 1 and device.type == "cpu":
         configs = [config.with_changes(threads=config.threads or 1) for config in configs]
     by_digest = {bundle.digest: bundle for bundle in bundles}
-    notes = _what_to_know(bundles, configs)
+    notes = _what_to_know(searched, configs)
     record = _record(run_dir, by_digest, budget, resume, overwrite)
-    policies = [("learned", mode) for mode in modes] + [(name, "frozen") for name in against]
     if budget == "equal-time":
-        record["pace"] = _pace(bundles[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
-    combinations = _plan(bundles, configs, run_dir, policies, seeds, record.get("pace", {}))
+        record["pace"] = _pace(units[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
+    combinations = _plan(units, configs, run_dir, policies, seeds, record.get("pace", {}))
     rows = {run: row for run in combinations if (row := finished_row(run)) is not None} if resume else {}
     left = [combination for combination in combinations if combination not in rows]
     if left:
-        _check_data(bundles, configs)
+        _check_data(units, configs)
     if not resume:
         for combination in combinations:
             for name in RUN_FILES:
@@ -210,7 +211,7 @@ def _compared(
 
 
 def _check(
-    bundles: Sequence[PolicyBundle],
+    bundles: Sequence[PolicyBundle | DatasetPolicy],
     configs: Sequence[TrainConfig],
     against: Sequence[str],
     modes: Sequence[str],
@@ -239,20 +240,20 @@ def _check(
             raise UsageError(what, f"{number} is not at least 1")
     for arch in archs:
         check_arch(arch)
-    first = bundles[0]
-    for bundle in bundles:
+
+
+def _check_fit(searched: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> None:
+    """The searches were of one data set, which the trainings split as they did."""
+    for bundle in searched:
+        first = searched[0]
         here, there = bundle.manifest.dataset, first.manifest.dataset
         if (here.name, here.classes, here.counts.images) != (there.name, there.classes, there.counts.images):
             why = f"was searched on another data set than {short_digest(first)}"
             raise InputError(f"bundle {short_digest(bundle)}", why, "compare bundles of one data set")
-    for config in configs:
-        check_settings(config, first, FREE_DATA_SETTINGS)
-        for bundle in bundles:
-            check_settings(_of_split(config, bundle), bundle, FREE_DATA_SETTINGS)
-
-
-def _of_split(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
-    return config.with_changes(split_seed=bundle.data_settings()["split_seed"])
+        for config in configs:
+            if bundle is first:
+                check_settings(config, first, FREE_DATA_SETTINGS)
+            check_settings(under_split(config, bundle), bundle, FREE_DATA_SETTINGS)
 
 
 def _what_to_know(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> list[str]:
@@ -286,40 +287,37 @@ def _is_proxy(config: TrainConfig, bundle: PolicyBundle) -> bool:
 
 
 def _plan(
-    bundles: Sequence[PolicyBundle],
+    units: Sequence[PolicyBundle | None],
     configs: Sequence[TrainConfig],
     run_dir: Path,
-    policies: Sequence[tuple[str, str]],
+    policies: Sequence[Contender],
     seeds: int,
     pace: Pace,
 ) -> list[Combination]:
     """All runs, seed by seed, so that what is there after an interruption can be compared."""
     found = []
-    for number, bundle, config in product(range(seeds), bundles, configs):
-        own = _of_split(config, bundle).with_changes(seed=config.seed + number)
-        for policy, mode in policies:
-            label = _label(policy, mode)
-            epochs = pace[config.arch][label]["epochs"] if pace else config.epochs
-            folder = run_dir / config.arch / label / f"{short_digest(bundle)}-seed{own.seed}"
-            changed = own.with_changes(policy=policy, mode=mode, epochs=epochs)
-            found.append(Combination(changed, bundle.digest, folder))
-        if number == 0 and _is_proxy(config, bundle):
+    for number, bundle, config in product(range(seeds), units, configs):
+        own = under_split(config, bundle).with_changes(seed=config.seed + number)
+        split, split_of = split_name(bundle, config), None if bundle is None else bundle.digest
+        for policy in policies:
+            epochs = pace[config.arch][policy.label]["epochs"] if pace else config.epochs
+            folder = run_dir / config.arch / policy.label / f"{split}-seed{own.seed}"
+            used = policy.bundle(bundle)
+            changed = policy.of(own).with_changes(epochs=epochs)
+            found.append(Combination(changed, split, None if used is None else used.digest, split_of, folder))
+        if number == 0 and bundle is not None and _is_proxy(config, bundle):
             searched = bundle.manifest.search.settings["seed"]
-            folder = run_dir / config.arch / PROXY / f"{short_digest(bundle)}-seed{searched}"
+            folder = run_dir / config.arch / PROXY / f"{split}-seed{searched}"
             changes = {"seed": searched, "epochs": bundle.manifest.run.epochs, "warmup_epochs": 0}
             tested = own.with_changes(policy="none", mode="frozen", **changes)
-            found.append(Combination(tested, bundle.digest, folder, proxy=True))
+            found.append(Combination(tested, split, bundle.digest, bundle.digest, folder, proxy=True))
     return found
 
 
-def _label(policy: str, mode: str) -> str:
-    return f"{policy}-{mode}" if mode == "finetune" else policy
-
-
 def _pace(
-    bundle: PolicyBundle,
+    split_of: PolicyBundle | None,
     configs: Sequence[TrainConfig],
-    policies: Sequence[tuple[str, str]],
+    policies: Sequence[Contender],
     known: Pace | None,
     run_dir: Path,
     noted: Callable[[str], None],
@@ -327,7 +325,7 @@ def _pace(
     """Epochs under which every policy takes the time that the dearest takes for the configuration's.
 
     Args:
-        bundle, configs, policies: of the comparison.
+        split_of, configs, policies: of the comparison; of several searched bundles the first.
         known: what was measured when the comparison began; it stays.
         run_dir: for the error.
         noted: hears what came out.
@@ -335,7 +333,7 @@ def _pace(
     Raises:
         InputError: the comparison began without one of the networks or policies.
     """
-    labels = [_label(policy, mode) for policy, mode in policies]
+    labels = [policy.label for policy in policies]
     if known is not None:
         for config, label in product(configs, labels):
             if label not in known.get(config.arch, {}):
@@ -343,8 +341,7 @@ def _pace(
         return known
     found: Pace = {}
     for config in configs:
-        trainings = [config.with_changes(policy=policy, mode=mode) for policy, mode in policies]
-        seconds = seconds_per_iteration(trainings, bundle)
+        seconds = seconds_per_iteration(config, policies, split_of)
         found[config.arch] = {
             label: {"seconds_per_iteration": own, "epochs": round(config.epochs * max(seconds) / own)}
             for label, own in zip(labels, seconds, strict=True)
@@ -355,7 +352,7 @@ def _pace(
 
 
 def _record(
-    run_dir: Path, bundles: Mapping[str, PolicyBundle], budget: str, resume: bool, overwrite: bool
+    run_dir: Path, bundles: Mapping[str, PolicyBundle | DatasetPolicy], budget: str, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
     """What the folder's record shall say, unless it is for something else.
 
@@ -380,14 +377,16 @@ def _record(
     return record
 
 
-def _check_data(bundles: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> None:
-    """Open the data set under each bundle's split and build each network once: nothing is found out halfway."""
+def _check_data(units: Sequence[PolicyBundle | None], configs: Sequence[TrainConfig]) -> None:
+    """Open the data set under each split and build each network once: nothing is found out halfway."""
     cpu = torch.device("cpu")
     with reproducible(configs[0].threads, cpu):
-        for bundle in bundles:
-            own = _of_split(configs[0], bundle)
-            splits = load_splits(own, cpu, own.stage, bundle.meta_validation, DatasetComparison(bundle, False))
-            for config in configs if bundle is bundles[0] else ():
+        for bundle in units:
+            own = under_split(configs[0], bundle)
+            held_out = None if bundle is None else bundle.meta_validation
+            check = None if bundle is None else DatasetComparison(bundle, False)
+            splits = load_splits(own, cpu, own.stage, held_out, check)
+            for config in configs if bundle is units[0] else ():
                 Task.over(config, splits, cpu)
 
 
@@ -414,15 +413,11 @@ def environments(device: torch.device) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": name} for name in visible.split(",")]
 
 
-def _about(bundle: PolicyBundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "bundle": short_digest(bundle),
-        "digest": bundle.digest,
-        "origin": bundle.origin,
-        "proxy": manifest.extractor.arch,
-        "epochs": manifest.run.epochs,
-    }
+def _about(bundle: PolicyBundle | DatasetPolicy) -> dict[str, Any]:
+    about = {"bundle": short_digest(bundle), "digest": bundle.digest, "origin": bundle.origin}
+    if isinstance(bundle, DatasetPolicy):
+        return about | {"source": bundle.manifest.source}
+    return about | {"proxy": bundle.manifest.extractor.arch, "epochs": bundle.manifest.run.epochs}
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

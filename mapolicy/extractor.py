@@ -73,7 +73,9 @@ def fresh_extractor(extractor: Extractor, classes: int, channels: int, device: t
         with torch.random.fork_rng(devices=[]), torch.device(device):
             return build_network(extractor.arch, extractor.model_args, classes, channels, seed=0, device=device)
     except UsageError as problem:
-        why = f"extractor.arch {shown(extractor.arch)}: {shown(problem.why, 80)[1:-1]}"
+        # A name that is not known is said in the reason.
+        named = "" if problem.what == "arch" else f"{extractor.arch} "
+        why = f"extractor.arch {named}{shown(problem.why, 120)[1:-1]}"
         raise refused(source, why, "install the mapolicy and timm that wrote it") from None
     except Exception as problem:  # timm's constructors fail in any way on arguments they were not written for
         raise refused(

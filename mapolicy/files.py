@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import resource
 import secrets
 import shutil
 import stat
@@ -13,6 +14,9 @@ from .errors import EnvironmentFault, InputError
 from .lock import LOCK_FILE, try_lock
 
 TOKEN_DIGITS = 8  # of a temporary name
+
+# Bytes of a file: so many from a position on, fewer at its end.
+ReadAt = Callable[[int, int], bytes]
 
 # A run folder's files.
 CONFIG_FILE = "config.toml"
@@ -131,7 +135,10 @@ def check_writable(path: Path) -> None:
 
 
 def read_regular_file(
-    path: Path, largest: int, too_large: Callable[[int], str] = lambda size: "check the file"
+    path: Path,
+    largest: int,
+    too_large: Callable[[int], str] = lambda size: "check the file",
+    look: Callable[[ReadAt, int], None] = lambda read_at, size: None,
 ) -> bytes:
     """The content of a regular file, read once.
 
@@ -139,9 +146,12 @@ def read_regular_file(
         path: the file; a link to a regular file is followed.
         largest: bytes; a larger file is refused before it is read.
         too_large: what to do about a file of that many bytes.
+        look: may refuse the open file, of which it gets the size, before it is read whole. It settles nothing else: the
+            file may change in between.
 
     Raises:
         InputError: missing, no regular file (a FIFO does not hang), larger than `largest`.
+        EnvironmentFault: there is not enough memory for it.
     """
     if "\0" in str(path):
         raise InputError(ascii(str(path)), "no file can have this name", "check the path")
@@ -157,16 +167,28 @@ def read_regular_file(
         if facts.st_size > largest:
             why = f"has {facts.st_size} bytes, more than the {largest} allowed"
             raise InputError(str(path), why, too_large(facts.st_size))
+        look(lambda position, count: os.pread(descriptor, count, position), facts.st_size)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             # Not `largest`: reading takes a buffer of the size that is asked for.
             content = file.read(facts.st_size + 1)
         if len(content) != facts.st_size:
             raise InputError(str(path), "changed while it was read", "try again when nothing writes to it")
         return content
+    except MemoryError:
+        why = f"has {facts.st_size} bytes; {free_memory()}"
+        raise EnvironmentFault(str(path), why, "free some, or use another machine") from None
     except OSError as problem:
         raise InputError(str(path), problem.strerror or "cannot be read", "check the path") from None
     finally:
         os.close(descriptor)
+
+
+def free_memory() -> str:
+    """How much memory is left for this process, in words."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limit = "" if allowed == resource.RLIM_INFINITY else f", and the process may have {allowed} in all"
+    return f"{free} bytes of memory are free{limit}"
 
 
 def _refuse_odd(path: Path) -> None:

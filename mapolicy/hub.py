@@ -7,18 +7,19 @@ those of any file. On the hub a policy is a model repository of plain files, `po
 cache (`HF_HOME`), another hub (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are huggingface_hub's own.
 """
 
+import io
 import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from .errors import EnvironmentFault, InputError, MapolicyError, UsageError
-from .files import read_regular_file
+from .files import ReadAt, read_regular_file, write_atomically
 from .limits import Limits
 from .web import download, shown_place, too_large
 
@@ -31,6 +32,8 @@ _REFERENCE = re.compile(
     rf"hf://({_SEGMENT}/{_SEGMENT})(?:/({_SEGMENT}(?:/{_SEGMENT})*))?(?:@({_SEGMENT}(?:/{_SEGMENT})*))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Look = Callable[[ReadAt, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,13 @@ def is_remote(reference: str | os.PathLike[str]) -> bool:
     return isinstance(reference, str) and "://" in reference
 
 
-def fetch(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
+def fetch(reference: str | os.PathLike[str], limits: Limits, look: Look = lambda read_at, size: None) -> Fetched:
     """The file that a path, an https address or an `hf://` reference names.
 
     Args:
         reference: a `Path` is never remote; a text is where it has a scheme.
         limits: a file of more than `file_bytes` is refused before it is downloaded or read.
+        look: may refuse a file on disk before it is read whole (`files.read_regular_file`).
 
     Raises:
         UsageError: a reference that cannot be meant.
@@ -68,10 +72,10 @@ def fetch(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
         EnvironmentFault: the network or the hub's server failed, or offline mode forbids it.
     """
     if not is_remote(reference):
-        return Fetched(_content(Path(reference), limits), str(reference), str(reference))
+        return Fetched(_content(Path(reference), limits, look), str(reference), str(reference))
     address = str(reference)
     if address.startswith("hf://"):
-        return _from_hub(address, limits)
+        return _from_hub(address, limits, look)
     place = shown_place(address)
     return Fetched(download(address, limits), place, place)
 
@@ -93,14 +97,27 @@ def publish(repository: str, files: Mapping[str, bytes], message: str, private: 
         EnvironmentFault: the account may not write there, the network or the hub failed, or offline mode forbids it.
     """
     check_repository(repository)
-    with _one_line(f"hf://{repository}"):
+    place = f"hf://{repository}"
+    with _one_line(place):
         from huggingface_hub import CommitOperationAdd, HfApi
 
         api = HfApi(library_name="mapolicy")
-        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+        # Open files go the plain way, which every hub has; bytes would go by Xet, which huggingface.co has.
+        additions = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=io.BytesIO(content))
+            for name, content in files.items()
+        ]
+        is_new = not api.repo_exists(repository)
         with _without_bars():
             api.create_repo(repository, private=private or None, exist_ok=True)
-            return _checked_commit(api.create_commit(repository, additions, commit_message=message).oid)
+            try:
+                with _one_line(place):
+                    return _checked_commit(api.create_commit(repository, additions, commit_message=message).oid)
+            except MapolicyError as problem:
+                if not is_new:
+                    raise
+                why = f"{problem.why}; the repository was made and is empty"
+                raise type(problem)(problem.what, why, problem.remedy) from None
 
 
 def check_repository(repository: str) -> None:
@@ -115,11 +132,11 @@ def check_repository(repository: str) -> None:
         )
 
 
-def _content(path: Path, limits: Limits) -> bytes:
-    return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"))
+def _content(path: Path, limits: Limits, look: Look) -> bytes:
+    return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"), look)
 
 
-def _from_hub(reference: str, limits: Limits) -> Fetched:
+def _from_hub(reference: str, limits: Limits, look: Look) -> Fetched:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(shown_place(reference), "is not a reference to the hub", f"the form is {FORM}")
@@ -132,23 +149,39 @@ def _from_hub(reference: str, limits: Limits) -> Fetched:
         if isinstance(cached, str):
             path = cached
         else:
+            wanted = revision
             if not offline:
                 facts = hf.get_hf_file_metadata(hf.hf_hub_url(repository, file, revision=revision))
                 if facts.size is None:
                     raise _SpeaksOtherwiseError
                 if facts.size > limits.file_bytes:
                     raise too_large(reference, facts.size, limits)
+                # A branch may move between two requests, and the content would be kept under the wrong commit.
+                wanted = _checked_commit(facts.commit_hash)
             path = hf.hf_hub_download(
-                repository, file, revision=revision, local_files_only=offline, library_name="mapolicy"
+                repository, file, revision=wanted, local_files_only=offline, library_name="mapolicy"
             )
         # The cache keeps a file under its commit, so this is the commit of what is read, offline as well.
-        commit = _checked_commit(Path(path).parts[-2 - file.count("/")])
+        snapshot = Path(path).parents[file.count("/")]
+        commit = _checked_commit(snapshot.name)
+        if not offline and commit != revision:
+            _remember(snapshot.parents[1] / "refs" / revision, commit)
     name = "" if file == BUNDLE_FILE else f"/{file}"
-    return Fetched(_content(Path(path), limits), reference, f"hf://{repository}{name}@{commit}", commit)
+    return Fetched(_content(Path(path), limits, look), reference, f"hf://{repository}{name}@{commit}", commit)
 
 
-def _checked_commit(commit: str) -> str:
-    if not _COMMIT.fullmatch(commit):
+def _remember(reference: Path, commit: str) -> None:
+    """Which commit a branch or tag stood for: where huggingface_hub's cache keeps it for offline mode.
+
+    Layout: huggingface.co/docs/huggingface_hub/guides/manage-cache, "Refs".
+    """
+    with suppress(OSError, EnvironmentFault):  # a cache that is only read serves as well online
+        if not reference.exists() or reference.read_text() != commit:
+            write_atomically(reference, commit.encode())
+
+
+def _checked_commit(commit: str | None) -> str:
+    if commit is None or not _COMMIT.fullmatch(commit):
         raise _SpeaksOtherwiseError
     return commit
 
@@ -177,9 +210,12 @@ def _one_line(reference: str) -> Iterator[None]:
     """Errors of huggingface_hub, 1.x or 2.x, as ours; its warnings, which repeat a server's words, are not shown."""
     from huggingface_hub import constants, errors
 
+    # Sets the level as it is imported, which a later import of another part would do.
+    from huggingface_hub.utils import logging as hf_logging
+
     # httpx's, or httpx2's: the library's own ancestor is the one name that both majors have.
     transport_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    logger = logging.getLogger("huggingface_hub")
+    logger = hf_logging.get_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError
 from .files import read_regular_file
+from .refusal import printable
 from .runtime import generator
 
 LARGEST_FILE = 2**28  # bytes; no single image of a classification data set comes near it
@@ -34,7 +35,7 @@ class CorruptImageError(InputError):
 
 def shown(text: object) -> str:
     """The text with what a terminal must not get (control and format characters, lone surrogates) replaced by `?`."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+    return printable(str(text))
 
 
 def corrupt(name: str, why: str) -> CorruptImageError:

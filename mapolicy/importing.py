@@ -16,7 +16,6 @@ from .errors import UsageError
 from .files import read_regular_file
 from .published import MAX_LOST, DatasetPolicy, Step, has_magnitude
 from .refusal import refused, shown
-from .runtime import versions
 from .sealed import MAX_STEPS, MAX_SUB_POLICIES
 
 LARGEST_LIST = 2**20  # bytes
@@ -78,6 +77,8 @@ def import_policy(name: str, drop_unknown: bool = False) -> DatasetPolicy:
 def _made(
     what: str, sub_policies: Iterable[Sequence[Step]], lost: Sequence[str] = (), source: str = "", note: str = ""
 ) -> DatasetPolicy:
+    from .runtime import versions  # imports torch: what is wrong with a policy is said before
+
     parts = [tuple(steps) for steps in sub_policies]
     if not any(parts):
         raise refused(source, "no operation of it has a counterpart", "name a policy with some of AutoAugment's")
@@ -122,14 +123,14 @@ def _autoaugment(dataset: str) -> DatasetPolicy:
 
 
 def _randaugment(count: int, magnitude: int) -> DatasetPolicy:
-    import torchvision
-    from torchvision.transforms import v2
-
     if not 1 <= count <= 3:  # 14 operations cubed are 2,744 sub-policies
         raise UsageError(f"randaugment:{count},{magnitude}", f"N is {count}, expected 1 to 3")
     if magnitude >= _RANDAUGMENT_BINS:
         why = f"M is {magnitude}, expected 0 to {_RANDAUGMENT_BINS - 1}"
         raise UsageError(f"randaugment:{count},{magnitude}", why)
+    import torchvision
+    from torchvision.transforms import v2
+
     steps = [
         _step(operation, 1.0, _of_torchvision(operation, magnitudes(_RANDAUGMENT_BINS, 1, 1), magnitude), signed)
         for operation, (magnitudes, signed) in v2.RandAugment._AUGMENTATION_SPACE.items()

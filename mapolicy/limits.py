@@ -16,6 +16,7 @@ class Limits:
         tensors: how many there are.
         parameters: numbers in the extractor's parameters and buffers, in its architecture and not only in the file.
             Five times ViT-Base: what a machine that trains on one device can keep beside the network it trains.
+        pixels: of an image that the extractor sees, its `input.size` squared.
 
     Raises:
         UsageError: a limit that is no whole number above 0.
@@ -26,6 +27,8 @@ class Limits:
     header_bytes: int = 2 * 2**20
     tensors: int = 10_000
     parameters: int = 500_000_000
+    # 1024 x 1024, more than any network of timm's was made for; time and memory grow with it.
+    pixels: int = 2**20
 
     def __post_init__(self) -> None:
         for spec in fields(self):

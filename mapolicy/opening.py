@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .bundle_format import check_parts
-from .hub import Fetched, fetch
+from .hub import Fetched
 from .limits import Limits
 from .manifest import Manifest
 from .published import DatasetPolicy, is_listed
 from .sealed import read_json
-from .tensor_container import RawTensor, read_container
+from .tensor_container import RawTensor, fetch_container, read_container
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_bundle(
         UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
     limits = limits or Limits()
-    fetched = fetch(reference, limits)
+    fetched = fetch_container(reference, limits)
     return Opened(parse_any(fetched, expect_digest, limits), fetched, limits)
 
 
@@ -63,8 +63,9 @@ def parse_any(
     fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None
 ) -> SearchedFile | DatasetPolicy:
     """As `open_bundle`, of what `hub.fetch` has returned."""
-    text, tensors = read_container(fetched.content, fetched.source, limits or Limits())
+    limits = limits or Limits()
+    text, tensors = read_container(fetched.content, fetched.source, limits)
     raw = read_json(text, fetched.source)
     if is_listed(raw):
         return DatasetPolicy.from_parts(text, raw, tensors, fetched, expect_digest)
-    return SearchedFile(check_parts(text, raw, tensors, fetched.source, expect_digest), tensors)
+    return SearchedFile(check_parts(text, raw, tensors, fetched.source, expect_digest, limits), tensors)

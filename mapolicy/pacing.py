@@ -7,6 +7,7 @@ import torch
 
 from .bundle import PolicyBundle
 from .config import TrainConfig
+from .contenders import Contender
 from .cost import timed
 from .data import load_splits
 from .iteration import Iteration
@@ -18,22 +19,28 @@ from .train import plan
 WARM_UP, SAMPLES = 1, 7
 
 
-def seconds_per_iteration(configs: Sequence[TrainConfig], bundle: PolicyBundle) -> list[float]:
+def seconds_per_iteration(
+    config: TrainConfig, policies: Sequence[Contender], split_of: PolicyBundle | None
+) -> list[float]:
     """Median wall-clock seconds of an iteration of each training, what its batches' decoding takes left out.
 
     Args:
-        configs: trainings that differ in policy and mode alone.
-        bundle: whose policy and split they have.
+        config: of the trainings, but for policy and mode.
+        policies: of the trainings.
+        split_of: the searched bundle whose policy and split they have; None for a split that the settings draw.
 
     Raises:
         UsageError, InputError: as `train_network`.
     """
-    first = configs[0]
-    device = resolve_device(first.device)
-    samples: list[list[float]] = [[] for _ in configs]
-    with reproducible(first.threads, device):
-        splits = load_splits(first, device, first.stage, bundle.meta_validation)
-        iterations = [plan(config, bundle, Task.over(config, splits, device), device)[0] for config in configs]
+    device = resolve_device(config.device)
+    held_out = None if split_of is None else split_of.meta_validation
+    samples: list[list[float]] = [[] for _ in policies]
+    with reproducible(config.threads, device):
+        splits = load_splits(config, device, config.stage, held_out)
+        iterations = [
+            plan(own, policy.bundle(split_of), Task.over(own, splits, device), device)[0]
+            for policy, own in ((policy, policy.of(config)) for policy in policies)
+        ]
         for number in range(WARM_UP + SAMPLES):
             for iteration, seconds in zip(iterations, samples, strict=True):
                 seconds.append(_sample(iteration, number, device))

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
 
-from . import hub
 from .errors import UsageError
+from .hub import Fetched
 from .limits import Limits
 from .manifest_fields import Digest, Identifier, Note, OptionalText, Rule, Text, one_of
 from .refusal import refused, shown
@@ -34,7 +34,7 @@ from .sealed import (
     schema_of,
 )
 from .space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
-from .tensor_container import RawTensor, read_container, write_container
+from .tensor_container import RawTensor, fetch_container, read_container, write_container
 
 SCHEMA_FILE = "dataset-level.schema.json"
 MAX_LOST = 64
@@ -166,10 +166,10 @@ class DatasetPolicy(PolicyFile):
             UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
         """
         limits = limits or Limits()
-        return cls.from_fetched(hub.fetch(reference, limits), expect_digest, limits)
+        return cls.from_fetched(fetch_container(reference, limits), expect_digest, limits)
 
     @classmethod
-    def from_fetched(cls, fetched: hub.Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
+    def from_fetched(cls, fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
         """As `load`, of what `hub.fetch` has returned."""
         text, tensors = read_container(fetched.content, fetched.source, limits or Limits())
         return cls.from_parts(text, read_json(text, fetched.source), tensors, fetched, expect_digest)
@@ -180,7 +180,7 @@ class DatasetPolicy(PolicyFile):
         text: str,
         raw: dict[str, Any],
         tensors: Mapping[str, RawTensor],
-        fetched: hub.Fetched,
+        fetched: Fetched,
         expect_digest: str | None,
     ) -> Self:
         """As `from_fetched`, of a container that was taken apart; arguments as of `bundle_format.check_parts`."""

@@ -27,6 +27,11 @@ def refused(source: str, why: str, remedy: str = NEW_COPY) -> InputError:
     return InputError(name, text if len(text) <= room else f"{text[: room - 3]}...", remedy)
 
 
+def printable(text: str) -> str:
+    """Foreign text on one line, as a terminal or a page may have it: what is not printable becomes `?`."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def shown(value: Any, longest: int = _LONGEST_SHOWN) -> str:
     """Foreign data for an error: printable ASCII, shortened in the middle; of a list or table its size."""
     if isinstance(value, list | tuple | dict):

@@ -6,6 +6,7 @@ allowed (`manifest_fields`); what is wrong is said in one line that names the fi
 
 import hmac
 import os
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import canonical_json, files
+from .errors import UsageError
 from .refusal import refused, shown
 
 FORMAT = 1
@@ -109,16 +111,28 @@ def check_spelling(text: str, manifest: Draft, source: str) -> None:
         raise refused(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
 
 
+def a_digest(text: str) -> str:
+    """A digest that somebody typed, as it is compared: in small letters.
+
+    Raises:
+        UsageError: it is no digest.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", text.lower()):
+        raise UsageError("expected digest", f"{shown(text)} is not 64 hexadecimal digits", "copy it from `inspect`")
+    return text.lower()
+
+
 def check_digest(computed: str, stated: str, expected: str | None, source: str) -> None:
     """The digest of what was read is the one that it states, and the one that was asked for.
 
     Raises:
         InputError: it is not.
+        UsageError: what was asked for is no digest.
     """
     if not hmac.compare_digest(computed, stated):
         why = f"its digest says {stated[:12]}, its content has {computed[:12]}: it was damaged or edited"
         raise refused(source, why)
-    if expected is not None and expected != computed:
+    if expected is not None and (expected := a_digest(expected)) != computed:
         why = f"has the digest {computed[:12]}..., expected {shown(expected, 20)}"
         raise refused(source, why, "it is another bundle than the one asked for")
 

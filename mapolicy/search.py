@@ -13,6 +13,7 @@ from torch import nn
 from . import manifest
 from .bilevel import BilevelStep, InnerRate, StepOptions
 from .bundle import PolicyBundle
+from .bundle_format import check_input_size
 from .checkpoint import RunState
 from .config import SearchConfig
 from .distributed import communicator
@@ -123,8 +124,9 @@ class _Search:
 
     @classmethod
     def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "_Search":
-        task = Task.build(config, device)
         # A search whose bundle could not be written or loaded would only be found out at its end.
+        check_input_size(config.image_size, "the proxy")
+        task = Task.build(config, device)
         extractor_shape = describe(config, task, threads, device, None).extractor
         check_extractor(extractor_shape, len(task.splits.classes), task.splits.channels, "the proxy")
 

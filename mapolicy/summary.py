@@ -21,10 +21,11 @@ class Row:
     """One run.
 
     Attributes:
-        arch, policy: what was trained with what; the policy `proxy` is the search itself.
+        arch, policy: what was trained with what; the policy `proxy` is the search itself, `dataset-level-DIGITS` the
+            dataset-level policy whose digest begins so.
         mode: frozen or finetune; None where there is no policy that could be learned further.
         seed: of the run.
-        bundle: whose split the run has.
+        bundle: whose split the run has; `splitSEED` for one that no bundle has.
         epochs: passes over the training split.
         test_top1, test_top5: per cent.
         test_images: that these were measured on.

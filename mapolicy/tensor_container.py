@@ -6,6 +6,7 @@ not depend on the release installed. Layout: github.com/huggingface/safetensors,
 """
 
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import canonical_json
+from .files import ReadAt
+from .hub import Fetched, fetch
 from .limits import Limits
 from .refusal import NEW_COPY, refused, shown
 
@@ -33,6 +36,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
 }
+# Bytes; a smaller file is read whole as soon as its header.
+SOON_READ = 2**26
 _BF16_EXPONENT = 0x7F80
 _CHUNK = 2**20
 
@@ -106,6 +111,21 @@ def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
     return b"".join((struct.pack("<Q", len(header)), header, *(tensors[name].data for name in names)))
 
 
+def fetch_container(reference: str | os.PathLike[str], limits: Limits) -> Fetched:
+    """As `hub.fetch`; a large file is read whole only if its header is in order and says its size.
+
+    Raises:
+        InputError: as `hub.fetch` and `read_container`.
+        UsageError, EnvironmentFault: as `hub.fetch`.
+    """
+
+    def look(read_at: ReadAt, size: int) -> None:
+        if size > SOON_READ:
+            _refusing(str(reference), read_at, size, limits)
+
+    return fetch(reference, limits, look)
+
+
 def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, dict[str, RawTensor]]:
     """The metadata and the tensors (views of `content`, not copies).
 
@@ -117,8 +137,20 @@ def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, di
     Raises:
         InputError: anything but a container as `write_container` makes it; one line says what and where.
     """
+    start, metadata, places = _refusing(source, lambda at, count: content[at : at + count], len(content), limits)
+    data = memoryview(content)[start:].toreadonly()
+    return metadata, {
+        name: RawTensor(dtype, shape, data[begin:end]) for name, (dtype, shape, begin, end) in places.items()
+    }
+
+
+# Dtype, shape, first byte and the one after the last, counted from the header's end; by name.
+Places = dict[str, tuple[str, tuple[int, ...], int, int]]
+
+
+def _refusing(source: str, read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
     try:
-        return _read(content, limits)
+        return _read_header(read_at, size, limits)
     except _ContainerError as problem:
         raise refused(source, problem.why, problem.remedy) from None
 
@@ -130,36 +162,37 @@ class _ContainerError(Exception):
         self.why, self.remedy = why, remedy
 
 
-def _read(content: bytes, limits: Limits) -> tuple[str, dict[str, RawTensor]]:
-    if len(content) < 10:
-        raise _ContainerError(f"has {len(content)} bytes, too few for a bundle")
-    (length,) = struct.unpack_from("<Q", content)
-    if content[8:9] != b"{" or length > limits.header_bytes:
-        kind = looks_like(content)
+def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
+    """Where the header ends, the metadata, and the tensors' places, which fill the file."""
+    if size < 10:
+        raise _ContainerError(f"has {size} bytes, too few for a bundle")
+    beginning = read_at(0, 512)
+    (length,) = struct.unpack_from("<Q", beginning)
+    if beginning[8:9] != b"{" or length > limits.header_bytes:
+        kind = looks_like(beginning)
         if kind:
             raise _ContainerError(f"is no bundle: it looks like {kind}")
         if length > limits.header_bytes:
-            remedy = limits.raising("header_bytes", length) if length <= len(content) - 8 else NEW_COPY
+            remedy = limits.raising("header_bytes", length) if length <= size - 8 else NEW_COPY
             why = f"says its header has {length} bytes, more than the {limits.header_bytes} allowed"
             raise _ContainerError(why, remedy)
         raise _ContainerError("is no safetensors file: its header does not begin with '{'")
     start = 8 + length
-    if start > len(content):
-        raise _ContainerError(f"ends inside its header ({len(content)} bytes, the header reaches to {start})")
+    if start > size:
+        raise _ContainerError(f"ends inside its header ({size} bytes, the header reaches to {start})")
     if length % 8:
         raise _ContainerError(f"has a header of {length} bytes, expected a multiple of 8")
-    if _holds_a_zip_archive(content):
+    if _holds_a_zip_archive(read_at, size):
         raise _ContainerError("is a zip archive as well, which other programs would unpack or run")
     try:
         most = _ENTRY * limits.tensors + _FRAME
-        header = canonical_json.parse(content[8:start], MAX_DEPTH, most, most)
+        header = canonical_json.parse(read_at(8, length), MAX_DEPTH, most, most)
     except canonical_json.TooLargeError as problem:
         tensors = math.ceil((problem.found - _FRAME) / _ENTRY)
         raise _ContainerError(f"header {problem}", limits.raising("tensors", tensors)) from None
     except ValueError as problem:
         raise _ContainerError(f"header {problem}") from None
-    metadata = _metadata(header.pop("__metadata__", None))
-    return metadata, dict(_tensors(header, memoryview(content)[start:].toreadonly()))
+    return start, _metadata(header.pop("__metadata__", None)), dict(_places(header, size - start))
 
 
 def _metadata(found: object) -> str:
@@ -174,7 +207,8 @@ def _metadata(found: object) -> str:
     return value
 
 
-def _tensors(header: dict[str, object], data: memoryview) -> Iterator[tuple[str, RawTensor]]:
+def _places(header: dict[str, object], data: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int, int]]]:
+    """The entries of `Places`, of a file with so many bytes of data."""
     end = 0
     for name, entry in header.items():
         if len(name) > MAX_NAME or not _NAME.fullmatch(name):
@@ -200,11 +234,11 @@ def _tensors(header: dict[str, object], data: memoryview) -> Iterator[tuple[str,
             raise _ContainerError(f"tensor {shown(name)} begins at {begin}, which its type's size does not divide")
         if offsets[1] != end:
             raise _ContainerError(f"tensor {shown(name)} ends at {offsets[1]}, its shape and dtype say {end}")
-        if end > len(data):
-            raise _ContainerError(f"is truncated: tensor {shown(name)} ends at {end} of {len(data)} bytes of data")
-        yield name, RawTensor(dtype, tuple(shape), data[begin:end])
-    if end != len(data):
-        raise _ContainerError(f"has {len(data) - end} bytes after its last tensor")
+        if end > data:
+            raise _ContainerError(f"is truncated: tensor {shown(name)} ends at {end} of {data} bytes of data")
+        yield name, (dtype, tuple(shape), begin, end)
+    if end != data:
+        raise _ContainerError(f"has {data - end} bytes after its last tensor")
 
 
 def _is_integers(values: object, least: int, most: int) -> bool:
@@ -242,16 +276,18 @@ def looks_like(content: bytes) -> str:
     return ""
 
 
-def _holds_a_zip_archive(content: bytes) -> bool:
+def _holds_a_zip_archive(read_at: ReadAt, size: int) -> bool:
     """Whether zip readers find an archive at the file's end: an end record, and the directory that it points to."""
-    tail_start = max(0, len(content) - 65_557)  # the longest comment, and the end record
-    position = content.rfind(b"PK\x05\x06", tail_start)
+    tail_start = max(0, size - 65_557)  # the longest comment, and the end record
+    tail = read_at(tail_start, size - tail_start)
+    position = tail.rfind(b"PK\x05\x06")
     while position >= 0:
-        if content[position - 20 : position - 16] == b"PK\x06\x07":  # the locator of a zip64 archive
+        place = tail_start + position
+        if place >= 20 and read_at(place - 20, 4) == b"PK\x06\x07":  # the locator of a zip64 archive
             return True
-        if position + 16 <= len(content):
-            (size,) = struct.unpack_from("<I", content, position + 12)
-            if 0 < size <= position and content[position - size : position - size + 4] == b"PK\x01\x02":
+        if position + 16 <= len(tail):
+            (directory,) = struct.unpack_from("<I", tail, position + 12)
+            if 0 < directory <= place and read_at(place - directory, 4) == b"PK\x01\x02":
                 return True
-        position = content.rfind(b"PK\x05\x06", tail_start, position)
+        position = tail.rfind(b"PK\x05\x06", 0, position)
     return False

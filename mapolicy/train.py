@@ -88,6 +88,7 @@ def train_network(
     resume: bool = False,
     overwrite: bool = False,
     allow_dataset_mismatch: bool = False,
+    split_of: PolicyBundle | None = None,
 ) -> TrainResult:
     """Train a network; the test split is opened once, at the end.
 
@@ -103,6 +104,8 @@ def train_network(
         overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
         allow_dataset_mismatch: take a bundle that was searched on another data set: its split is not used, images that
             the policy learned from may be test images here. What differs is told and recorded.
+        split_of: the searched bundle whose data set and split a dataset-level policy is trained on; None takes the
+            settings'. A searched bundle has its own.
 
     Raises:
         UsageError, InputError: the configuration, the bundle, the network or the data cannot be used, or do not fit.
@@ -114,7 +117,9 @@ def train_network(
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device):
-        task, iteration, state, differences = _prepared(config, bundle, reporter, device, allow_dataset_mismatch)
+        task, iteration, state, differences = _prepared(
+            config, bundle, reporter, device, allow_dataset_mismatch, split_of
+        )
         expected = forecast_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
         facts = _facts(iteration)
@@ -180,6 +185,7 @@ def _prepared(
     reporter: Reporter,
     device: torch.device,
     allow_dataset_mismatch: bool,
+    split_of: PolicyBundle | None = None,
 ) -> tuple[Task, Iteration, RunState, tuple[str, ...]]:
     """A training about to begin, and what tells its data set from the bundle's."""
     if config.policy in SEARCHED_POLICIES and bundle is None:
@@ -195,7 +201,7 @@ def _prepared(
         raise UsageError(
             "allow_dataset_mismatch with mode finetune", why, "use mode frozen, or search on this data set"
         )
-    searched = bundle if isinstance(bundle, PolicyBundle) else None
+    searched = bundle if isinstance(bundle, PolicyBundle) else split_of
     if searched is not None:
         check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation

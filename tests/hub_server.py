@@ -21,8 +21,8 @@ class HubServer(ThreadingHTTPServer):
         repositories: files by commit by name.
         refs: commit by branch, by repository.
         log: "METHOD path" of every request.
-        faults: (method and start of a path) to what is done instead: an HTTP status with an error code, or "cut" for
-            half a body, each used as often as it is listed.
+        faults: (method and start of a path) to what is done instead: an HTTP status with an error code, "cut" for half
+            a body, or a function that is called once the answer is known; each used as often as it is listed.
     """
 
     daemon_threads = True
@@ -94,13 +94,18 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(status, b"", headers)
         parts = path.strip("/").split("/")
         if "resolve" in parts and method in ("HEAD", "GET"):
-            return self._resolve(method, parts, cut=fault is not None)
+            return self._resolve(method, parts, None if fault is None else fault[1])
         if parts[0] == "plain":
             return self._send(200, self.server.large["/".join(parts[1:])], cut=fault is not None)
         if method == "PUT":
             self.server.large[parts[-1]] = body
             return self._send(200, b"")
         document = json.loads(body) if body and "ndjson" not in self.headers["Content-Type"] else None
+        if parts[:2] == ["api", "models"] and len(parts) == 4 and method == "GET":
+            name = "/".join(parts[2:])
+            if name not in self.server.refs:
+                return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+            return self._json({"id": name, "modelId": name, "siblings": [], "tags": []})
         if parts[:2] == ["api", "validate-yaml"]:
             return self._json({"errors": [], "warnings": []})
         if parts[:3] == ["api", "repos", "create"]:
@@ -139,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"commitUrl": f"{self.server.address}/{name}/commit/{commit}", "commitOid": commit})
         return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
-    def _resolve(self, method: str, parts: list[str], cut: bool) -> None:
+    def _resolve(self, method: str, parts: list[str], fault: object) -> None:
         place = parts.index("resolve")
         name, revision, file = "/".join(parts[:place]), parts[place + 1], "/".join(parts[place + 2 :])
         if name not in self.server.refs:
@@ -151,6 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in self.server.repositories[name][commit]:
             return self._send(404, b"", {**headers, "X-Error-Code": "EntryNotFound"})
         content = self.server.repositories[name][commit][file]
+        cut = fault == "cut"
+        if callable(fault):
+            fault()
         headers |= {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
         if wanted := self.headers.get("Range"):
             start = int(wanted.removeprefix("bytes=").split("-")[0])

@@ -1,7 +1,11 @@
 """The policy in a foreign loop: its loss is the weighted one, its draws repeat, its numbers are those of its parts."""
 
+import copy
+import pickle
 import random
 from collections.abc import Callable
+from math import inf, nan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +53,30 @@ def relative_difference(network: nn.Module, one: Tensor, other: Tensor) -> float
     first, second = (torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (one, other))
     gradients = max(float((a - b).norm() / b.norm()) for a, b in zip(first, second, strict=True))
     return max(gradients, float(((one - other).abs() / other).detach()))
+
+
+# ---- what it takes
+
+
+def test_what_is_no_bundle(bundle_file: Path) -> None:
+    for given, says in (
+        (str(bundle_file), r"bundle is a str, expected a PolicyBundle; give PolicyBundle.load\(path\)"),
+        (bundle_file, r"give PolicyBundle.load\(path\)"),
+        (None, "bundle is a NoneType, expected a PolicyBundle$"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            PolicyAugment(given)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "sampler"])
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_copies_and_other_processes_have_the_same_policy(bundle: PolicyBundle, mode: str, again: Callable) -> None:
+    images, labels = batch()
+    for policy in (PolicyAugment(bundle, mode), PolicyAugment(bundle, mode, device=CPU)):
+        policy(images, labels)
+        other = again(policy)
+        for ours, theirs in zip(policy(images, labels), other(images, labels), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 # ---- what loss it is
@@ -219,6 +247,11 @@ def test_a_state_of_another_policy_is_refused(bundle: PolicyBundle) -> None:
     with pytest.raises(ValueError, match="the state's digest is 'other'"):
         PolicyAugment(bundle, seed=1).load_state_dict(state | {"digest": "other"})
     PolicyAugment(bundle, seed=1, rank=3).load_state_dict(state)  # one state serves all ranks
+    for step in (-1, 1.5, "3", None, True):
+        with pytest.raises(ValueError, match="expected a whole number of 0 or more"):
+            PolicyAugment(bundle, seed=1).load_state_dict(state | {"step": step})
+    with pytest.raises(ValueError, match="the state has no digest and no step; give what"):
+        PolicyAugment(bundle, seed=1).load_state_dict({"seed": 1})
 
 
 def test_global_generators_are_left_alone(bundle: PolicyBundle) -> None:
@@ -269,8 +302,11 @@ def test_a_trainer_finds_nothing_of_it_to_train_or_save(bundle: PolicyBundle) ->
         ({"label_smoothing": 1.0}, r"label_smoothing is 1.0, expected a number in \[0, 1\)"),
         ({"cutout": -1}, "cutout is -1"),
         ({"mean": [0.5]}, "give both or neither"),
-        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "one number for each of 1 channels"),
-        ({"mean": [0.5], "std": [0.0]}, "std above 0"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "a finite number for each of 1 channels"),
+        *(
+            ({"mean": [mean], "std": [std]}, "a finite number for each of 1 channels, std above 0")
+            for mean, std in ((0.5, 0.0), (0.5, -1.0), (0.5, nan), (0.5, inf), (nan, 1.0), (inf, 1.0))
+        ),
     ],
 )
 def test_arguments_that_cannot_be_meant(bundle: PolicyBundle, arguments: dict, message: str) -> None:

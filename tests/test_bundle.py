@@ -205,7 +205,11 @@ HOSTILE = {
     "A19 alpha of another length": ({"alpha": "per-layer"}, {"alpha": raw([0.1] * 3)}, "alpha has 3 numbers, expected"),
     "A20 a count as floats": ({}, {"extractor.COUNT": raw(3.0)}, "has dtype F32"),
     "A20 weights as counts": ({}, {"extractor.FIRST": "I64"}, "has dtype I64"),
-    "A27 arch unknown": ({"extractor.arch": "resnet_of_theirs"}, {}, "is not in timm's registry"),
+    "A27 arch unknown": (
+        {"extractor.arch": "resnet_of_theirs"},
+        {},
+        ": extractor.arch 'resnet_of_theirs' is not in timm's registry",
+    ),
     "A27 arch with a scheme": ({"extractor.arch": "hf-hub:timm/resnet18.a1_in1k"}, {}, "expected a timm name"),
     "A27 arch with a scheme in capitals": ({"extractor.arch": "HF_HUB:x"}, {}, "expected a timm name"),
     "A27 arch a local folder": ({"extractor.arch": "local-dir:/etc"}, {}, "expected a timm name"),
@@ -213,7 +217,11 @@ HOSTILE = {
     "A27 arch with a line break": ({"extractor.arch": "test_resnet\nx"}, {}, "expected a timm name"),
     "A27 arch with a tag": ({"extractor.arch": "resnet18.a1_in1k"}, {}, "expected a timm name"),
     "A27 arch a python name": ({"extractor.arch": "__import__"}, {}, "expected a timm name"),
-    "A27 argument not taken": ({"extractor.model_args": {"img_size": 32}}, {}, "cannot be built"),
+    "A27 argument not taken": (
+        {"extractor.model_args": {"img_size": 32}},
+        {},
+        "extractor.arch test_resnet cannot be built",
+    ),
     "A27 argument pretrained": ({"extractor.model_args": {"pretrained": True}}, {}, "argument 'pretrained'"),
     "A27 argument config": ({"extractor.model_args": {"pretrained_cfg": {"url": "x"}}}, {}, "'pretrained_cfg'"),
     "A27 image smaller than its patches": (

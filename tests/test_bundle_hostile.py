@@ -31,6 +31,8 @@ from mapolicy import space
 from mapolicy.bundle_format import read_bundle
 from mapolicy.errors import InputError
 from mapolicy.limits import Limits
+from mapolicy.opening import open_bundle
+from mapolicy.published import DatasetPolicy
 from mapolicy.tensor_container import RawTensor
 
 LIMITS = Limits()
@@ -360,6 +362,10 @@ HOSTILE = {
     "A26 settings of the machine": (forge({"search.settings.data_dir": "data"}), "data_dir, which says where"),
     "A26 setting a list": (forge({"search.settings.x": [1]}), "search.settings.x: found a list of 1"),
     "A26 no accuracy": (forge({"results": {}}), "no validation_top1"),
+    "A26 images of 4096 x 4096": (
+        forge({"input.size": 4096}),
+        "input.size 4096 means 16777216 pixels, more than the 1048576 allowed; if you trust its sender, add --limit",
+    ),
     "A27 arch with a scheme": (forge({"extractor.arch": "hf-hub:evil/model"}), "expected a timm name"),
     "A27 arch with a scheme in capitals": (forge({"extractor.arch": "HF-HUB:evil/model"}), "expected a timm name"),
     "A27 arch a folder": (forge({"extractor.arch": "local-dir:/etc"}), "expected a timm name"),
@@ -410,3 +416,27 @@ def test_hostile_files_are_refused_in_one_line(case: str, tmp_path: Path) -> Non
     assert line.isprintable()
     assert len(f"mapolicy: error: {line}") <= 240
     assert sorted(tmp_path.iterdir()) == before, "nothing was written, no payload ran"
+
+
+@pytest.mark.parametrize(
+    ("beginning", "says"),
+    [
+        (b"", "does not begin with"),
+        (VALID, "bytes after its last tensor"),
+        (struct.pack("<Q", 2**40) + VALID[8:], "says its header has"),
+        (framed(b'{"a":'), "header "),
+    ],
+)
+def test_a_large_file_is_refused_by_its_header(beginning: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(beginning)
+    os.truncate(path, LIMITS.file_bytes - 1)
+    tracemalloc.start()
+    try:
+        for open_it in (read_bundle, open_bundle, DatasetPolicy.load):
+            with pytest.raises(InputError, match=says):
+                open_it(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < HEADER_MEMORY, "two gigabytes that need not be read"

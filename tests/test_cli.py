@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,10 @@ def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_fil
             ("--bundle", "BUNDLE", "--arch", "test_resnet", "--chart", "a.svg", "--against", "sampler-only"),
             ("--against",),
         ),
-        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--expect-digest", "0", "--expect-digest", "1"), ("one for",)),
+        (
+            ("--bundle", "BUNDLE", "--arch", "test_resnet", "--expect-digest", "0" * 64, "--expect-digest", "1" * 64),
+            ("one for",),
+        ),
         (
             ("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "finetune", "--include-validation"),
             ("trained on",),
@@ -247,11 +251,18 @@ def test_compare_refuses_what_cannot_be_meant(mapolicy, bundle_file: Path, tmp_p
     assert snapshot(tmp_path) == []
 
 
-def test_compare_takes_searched_bundles_with_the_expected_digests(
+def test_compare_takes_bundles_of_either_kind_with_the_expected_digests(
     mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path
 ) -> None:
     assert mapolicy("import", "randaugment:2,9", "--out", "listed.safetensors").code == 0
-    mapolicy(*COMPARE, "--bundle", "listed.safetensors").is_error(3, "dataset-level", "searched")
+    listed = mapolicy("inspect", "listed.safetensors", "--json").json["digest"][:12]
+    mapolicy(*COMPARE, "--bundle", "listed.safetensors").is_error(2, "DATASET")
+    split = ("--set", "train_per_class=13", "--set", "validation_per_class=5", "--set", "batch_size=64")
+    command = ("compare", "digits", "--bundle", "listed.safetensors", "--arch", "test_resnet", *split)
+    compared = mapolicy(*command, "--epochs", "1", "--seeds", "1", "--against", "none", "--run-dir", "alone", "--quiet")
+    assert compared.code == 0, compared.err
+    assert f"dataset-level-{listed}" in compared.out
+    assert f"{listed} (RandAugment, N 2, M 9 of 30" in compared.out
     mapolicy(*COMPARE, "--bundle", bundle_file, "--expect-digest", "0" * 64).is_error(3, bundle.digest[:12])
     mapolicy(*COMPARE, "--bundle", "missing.safetensors").is_error(3, "missing.safetensors")
 
@@ -356,8 +367,8 @@ def test_a_published_policy_is_a_bundle_like_any_other(mapolicy, hub_server: Hub
     mapolicy(*command).is_error(2, "DATASET")
     mapolicy(*command, "digits", "--mode", "finetune", "--force").is_error(2, "finetune")
     mapolicy(*command, "digits", "--expect-digest", "0" * 64).is_error(3, "digest")
-    for refused in ("slim", "export"):
-        mapolicy(refused, document["bundle"], "--out", "x").is_error(3, "dataset-level")
+    mapolicy("slim", document["bundle"], "--out", "x").is_error(3, "dataset-level")
+    mapolicy("export", document["bundle"], "--out", "x").is_error(3, "has no p_jk", "inspect FILE --json")
     mapolicy("import", "randaugment:9,9").is_error(2, "1 to 3")
     mapolicy("import", "none.py").is_error(3, "No such file")
     assert not (tmp_path / "x").exists()
@@ -396,6 +407,19 @@ def test_push_pull_train(
     assert "not stated" in again.out
     newest = hub_server.repositories["birds/digits"][hub_server.refs["birds/digits"]["main"]]
     assert b"| `test_resnet` | `frozen` |" in newest["README.md"]
+
+
+def test_only_what_can_be_used_is_pushed(mapolicy, bundle: PolicyBundle, hub_server: HubServer, tmp_path: Path) -> None:
+    name = next(name for name, tensor in bundle.tensors.items() if tensor.ndim == 4)
+    huge = dict(bundle.tensors) | {name: torch.full_like(bundle.tensors[name], 3e38)}
+    replace(bundle, tensors=huge).save(tmp_path / "huge")
+    (tmp_path / "unfit").write_bytes(forge())
+    for file, says in (("huge", "expected at most 1e+12"), ("unfit", "feature_width is 8")):
+        assert mapolicy("inspect", file).code == 0
+        mapolicy("push", file, "birds/digits").is_error(3, file, says)
+    assert hub_server.log == []
+    for command in ("inspect", "pull"):
+        assert "its first use holds them against the architecture" in mapolicy(command, "huge").out
 
 
 def test_a_card_is_seen_before_it_is_pushed(mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path) -> None:
@@ -529,7 +553,11 @@ def test_the_digest_is_printed_and_recorded_by_whatever_uses_a_bundle(
         assert json.loads((run / "result.json").read_text())["digest"] == digest
         assert json.loads((run / "status.json").read_text())["digest"] == digest
         assert load_checkpoint(run / "checkpoint.safetensors")[1]["identity"]["bundle"] == digest
-    mapolicy("inspect", bundle_file, "--expect-digest", digest.upper()).is_error(3, digest[:12], "expected")
+    assert mapolicy("inspect", bundle_file, "--expect-digest", digest.upper()).code == 0
+    for command in ("inspect", "pull", "slim", "export", "compare", "train", "push"):
+        # Before anything is opened: a digest with a mistake in it is no other digest.
+        outcome = mapolicy(command, "missing", "--expect-digest", digest[:-1])
+        outcome.is_error(2, "is not 64 hexadecimal digits")
 
 
 def test_limits_are_raised_by_the_option_that_the_refusal_names(mapolicy, bundle_file: Path) -> None:
@@ -617,6 +645,27 @@ def test_what_a_bundle_says_is_shown_clean_whatever_the_terminal(tmp_path: Path)
         assert "\x1b" not in result.stdout
     document = run_process("inspect", str(path), "--json", folder=tmp_path, PYTHONIOENCODING="ascii")
     assert json.loads(document.stdout)["note"] == note
+
+
+def test_a_file_of_any_name_is_shown_clean(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    odd = "a\x1b[31m\nzz\u202e.safetensors"
+    (tmp_path / odd).write_bytes(bundle_file.read_bytes())
+    for command in (
+        ("inspect", odd),
+        ("pull", odd, "--out", f"c{odd}"),
+        ("export", odd, "--out", f"d{odd}"),
+        ("slim", odd, "--out", f"e{odd}"),
+        ("train", "--bundle", odd, *TRAIN, "--run-dir", f"f{odd}"),
+        ("import", "autoaugment-cifar10", "--out", f"g{odd}"),
+    ):
+        outcome = mapolicy(*command)
+        assert outcome.code == 0, outcome.err
+        assert "a?[31m?zz?.safetensors" in outcome.out
+        assert "\nzz" not in outcome.out
+        for character in "\x1b\u202e":
+            assert character not in outcome.out + outcome.err
+    (next_line,) = [line for line in mapolicy("pull", bundle_file, "--out", "a b").out.splitlines() if "next" in line]
+    assert "--bundle 'a b' --arch" in next_line
 
 
 def test_an_impossible_output_exits_5_before_any_training(mapolicy, tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from mapolicy import Comparison, PolicyBundle, TrainConfig, compare_policies, se
 from mapolicy.compare import RIVALS, environments
 from mapolicy.data import load_splits
 from mapolicy.errors import InputError, TrainingError, UsageError
+from mapolicy.importing import import_policy
 from mapolicy.iteration import BilevelIteration, WeightedIteration
 from mapolicy.reporting import Reporter
 from mapolicy.runtime import generator
 from mapolicy.summary import PROXY
 
 CPU = torch.device("cpu")
+LISTED = import_policy("autoaugment-svhn")
+LISTED_NAME = f"dataset-level-{LISTED.digest[:12]}"
 SMALL = {"train_per_class": 13.0, "validation_per_class": 5.0, "batch_size": 64, "epochs": 1}  # two iterations
 
 
@@ -118,8 +121,8 @@ def test_runs_of_a_seed_share_order_images_and_initial_weights(
 
     for kind in (WeightedIteration, BilevelIteration):
         monkeypatch.setattr(kind, "__call__", noting(kind.__call__))
-    compare_policies([bundle], [config], tmp_path / "run", RIVALS, ("frozen", "finetune"), seeds=2)
-    assert len(starts) == 2 * (len(RIVALS) + 2)
+    compare_policies([bundle, LISTED], [config], tmp_path / "run", RIVALS, ("frozen", "finetune"), seeds=2)
+    assert len(starts) == 2 * (len(RIVALS) + 3)
     first = {}
     for seed, *start in starts:
         reference = first.setdefault(seed, start)
@@ -202,6 +205,54 @@ def test_several_bundles_each_with_its_split(
     assert compared.notes == []
 
 
+def test_a_dataset_level_policy_beside_searched_ones(
+    bundle: PolicyBundle, other_bundle: PolicyBundle, config: TrainConfig, tmp_path: Path
+) -> None:
+    compared = compare_policies([LISTED, bundle, other_bundle], [config], tmp_path / "run", ("uniform",))
+    assert [(row.policy, row.bundle) for row in compared.rows] == [
+        (policy, searched.digest[:12])
+        for searched in (bundle, other_bundle)
+        for policy in ("learned", LISTED_NAME, "uniform")
+    ]
+    own = config.with_changes(policy="learned", split_seed=1)
+    alone = train_network(own, LISTED, split_of=other_bundle)
+    assert figures(compared)["test_resnet", LISTED_NAME, None, 0, other_bundle.digest[:12]] == alone.test_top1
+    entry = next(entry for entry in compared.summary if entry.policy == LISTED_NAME)
+    assert (entry.unit, entry.n, entry.versus_uniform.against) == ("bundle", 2, "uniform")
+    result = json.loads(
+        (tmp_path / "run" / "test_resnet" / LISTED_NAME / f"{bundle.digest[:12]}-seed0" / "result.json").read_text()
+    )
+    assert result["digest"] == LISTED.digest
+    assert compared.document()["bundles"][0]["source"] == LISTED.manifest.source
+    data = bundle.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})
+    altered = PolicyBundle(bundle.manifest.model_copy(update={"dataset": data}), bundle.tensors)
+    with pytest.raises(InputError, match="its images are not those of the bundle's"):
+        train_network(config, LISTED, split_of=altered)
+
+
+def test_dataset_level_policies_alone(config: TrainConfig, tmp_path: Path, trained: list) -> None:
+    other = import_policy("randaugment:1,9")
+    options = {"against": ("none", "uniform"), "seeds": 2}
+    compared = compare_policies([LISTED, other], [config], tmp_path / "run", **options)
+    assert {row.bundle for row in compared.rows} == {"split0"}
+    assert {(entry.policy, entry.unit, entry.n) for entry in compared.summary} == {
+        (policy, "seed", 2) for policy in (LISTED_NAME, f"dataset-level-{other.digest[:12]}", "none", "uniform")
+    }
+    alone = train_network(config.with_changes(policy="none", seed=1))
+    assert figures(compared)["test_resnet", "none", None, 1, "split0"] == alone.test_top1
+    trained.clear()
+    again = compare_policies([LISTED, other], [config], tmp_path / "run", **options, resume=True)
+    assert (figures(again), trained) == (figures(compared), [])
+    with pytest.raises(InputError, match="dataset 'digits' -> 'cifar10'"):
+        compare_policies([LISTED], [config.with_changes(dataset="cifar10")], tmp_path / "run", **options, resume=True)
+    paced = compare_policies([LISTED], [config], tmp_path / "paced", ("none",), budget="equal-time")
+    assert set(paced.budget["pace"]["test_resnet"]) == {LISTED_NAME, "none"}
+    for options in ({"modes": ("finetune",)}, {"against": ("sampler-only",)}):
+        with pytest.raises(UsageError, match="only a searched bundle has a network"):
+            compare_policies([LISTED], [config], tmp_path / "other", **options)
+    assert not (tmp_path / "other").exists()
+
+
 def test_bundles_with_one_split_are_noted(bundle: PolicyBundle, config: TrainConfig, make_search_config, tmp_path):
     twin = search_policy(make_search_config(**SMALL, seed=4))
     notes = compare_policies([bundle, twin], [config], tmp_path / "run", ()).notes
@@ -265,15 +316,15 @@ def test_processes_take_the_visible_gpus_in_turn(monkeypatch: pytest.MonkeyPatch
 
 def test_side_by_side_is_the_same(bundle: PolicyBundle, config: TrainConfig, tmp_path: Path) -> None:
     config = config.with_changes(arch="wrn10_1")
-    alone = compare_policies([bundle], [config], tmp_path / "alone", ("none",))
+    alone = compare_policies([bundle, LISTED], [config], tmp_path / "alone", ("none",))
     config = config.with_changes(threads=0)
     heard = Heard()
-    together = compare_policies([bundle], [config], tmp_path / "together", ("none",), jobs=2, reporter=heard)
+    together = compare_policies([bundle, LISTED], [config], tmp_path / "together", ("none",), jobs=2, reporter=heard)
     assert figures(together) == figures(alone)
-    assert len(together.rows) == 3
+    assert len(together.rows) == 4
     assert together.hardware["threads"] == 1
     assert together.hardware["jobs"] == 2
-    assert len(heard.runs) == 3
+    assert len(heard.runs) == 4
 
 
 def test_under_equal_time_the_cheaper_runs_get_more_epochs(
@@ -281,8 +332,8 @@ def test_under_equal_time_the_cheaper_runs_get_more_epochs(
 ) -> None:
     asked = []
 
-    def seconds(configs, of):
-        asked.append([(config.policy, config.mode, of.digest) for config in configs])
+    def seconds(config, policies, split_of):
+        asked.append([(policy.policy, policy.mode, policy.bundle(split_of).digest) for policy in policies])
         return [2.0, 5.0, 1.0]
 
     monkeypatch.setattr("mapolicy.compare.seconds_per_iteration", seconds)

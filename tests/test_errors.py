@@ -97,7 +97,24 @@ def test_command_line_cuts_a_long_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert line.endswith("...")
 
 
-@pytest.mark.parametrize(("problem", "code"), [(KeyboardInterrupt(), 130), (ZeroDivisionError("oh"), 1)])
+@pytest.mark.parametrize("part", ["x", "caf\u00e9", "a b"])
+def test_a_long_path_leaves_room_for_the_reason(
+    part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = part * 2000 + "/end"
+    for problem in (InputError(path, "is wrong", "mend it"), OSError(36, "is wrong", path)):
+        command_line(monkeypatch, problem)
+        line = capsys.readouterr().err.removesuffix("\n")
+        assert len(line) == LONGEST
+        assert line.startswith("mapolicy: error: ...")
+        assert "/end: is wrong; " in line
+    command_line(monkeypatch, InputError(path, "long " * 100, "mend it"))
+    assert "/end: long long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"), [(KeyboardInterrupt(), 130), (ZeroDivisionError("oh"), 1), (MemoryError(), 5)]
+)
 def test_what_is_no_error_of_ours(
     problem: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import socket
 import stat
@@ -16,7 +17,7 @@ import pytest
 
 from mapolicy import files
 from mapolicy.errors import EnvironmentFault, InputError
-from mapolicy.files import check_writable, read_regular_file, write_atomically
+from mapolicy.files import ReadAt, check_writable, read_regular_file, write_atomically
 
 OLD, NEW = b"old content", b"new content, longer"
 
@@ -255,6 +256,39 @@ def test_a_sparse_giant_is_refused_unread(target: Path) -> None:
     os.truncate(target, 200 * 10**9)
     with pytest.raises(InputError, match="has 200000000000 bytes"):
         read_regular_file(target, 10**9)
+
+
+def test_a_file_may_be_refused_before_it_is_read_whole(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def look(read_at: ReadAt, size: int) -> None:
+        seen.append((read_at(4, 3), read_at(0, 1), read_at(size - 2, 9), size))
+
+    assert read_regular_file(target, 100, look=look) == OLD
+    assert seen == [(OLD[4:7], OLD[:1], OLD[-2:], len(OLD))]
+
+    def refuse(read_at: ReadAt, size: int) -> None:
+        raise InputError("x", "is none")
+
+    monkeypatch.setattr(files.os, "fdopen", failing(errno.EIO))
+    before = lowest_free_descriptor()
+    with pytest.raises(InputError, match="is none"):
+        read_regular_file(target, 100, look=refuse)
+    assert lowest_free_descriptor() == before, "a descriptor was left open"
+
+
+def test_a_file_larger_than_the_memory(target: Path) -> None:
+    os.truncate(target, 2**31)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    allowed = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28, allowed[1]))
+    try:
+        with pytest.raises(
+            EnvironmentFault, match=rf"has {2**31} bytes; \d+ bytes of memory are free, and the process"
+        ):
+            read_regular_file(target, 2**32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, allowed)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,20 @@ def test_a_branch_is_resolved_to_its_commit(hub_server: HubServer, commit: str) 
     assert hub.fetch(f"hf://birds/policy@{commit}", LIMITS).content == CONTENT
 
 
+def test_a_branch_that_moves_meanwhile(hub_server: HubServer, commit: str) -> None:
+    def move() -> None:
+        commits = hub_server.repositories["birds/policy"]
+        hub_server.commit("birds/policy", {"policy.safetensors": CONTENT[len(commits) :] + CONTENT[: len(commits)]})
+
+    hub_server.faults += [("HEAD /birds", move)] * 2
+    fetched = hub.fetch("hf://birds/policy", LIMITS)
+    assert (fetched.content, fetched.commit) == (CONTENT, commit), "the commit that was there when it was asked for"
+    hub_server.faults.clear()
+    newer = hub.fetch("hf://birds/policy", LIMITS)
+    assert newer.commit == hub_server.refs["birds/policy"]["main"] != commit
+    assert newer.content == hub_server.repositories["birds/policy"][newer.commit]["policy.safetensors"]
+
+
 def test_a_file_and_a_tag(hub_server: HubServer, commit: str) -> None:
     hub_server.refs["birds/policy"]["v1.0"] = commit
     fetched = hub.fetch("hf://birds/policy/old/first.safetensors@v1.0", LIMITS)
@@ -199,10 +213,25 @@ def test_publish_and_fetch(hub_server: HubServer, private: bool, capfd: pytest.C
 
 @pytest.mark.parametrize("start", ["POST /api/repos", "POST /api/models/birds/policy/preupload", "PUT"])
 def test_an_account_that_may_not_write(hub_server: HubServer, start: str) -> None:
-    hub_server.commit("birds/policy", {})
+    if start != "POST /api/repos":  # who may not make one may write to one that is there
+        hub_server.commit("birds/policy", {})
     hub_server.faults += [(start, (403, {}))] * 9
     with pytest.raises(EnvironmentFault, match=r"hf://birds/policy: the hub refuses it .*hf auth login"):
         hub.publish("birds/policy", {"policy.safetensors": CONTENT}, "m", private=False)
+
+
+def test_a_hub_without_xet(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    commit = hub.publish("birds/policy", {"policy.safetensors": CONTENT}, "m", private=False)
+    assert hub.fetch(f"hf://birds/policy@{commit}", LIMITS).content == CONTENT
+
+
+def test_a_push_that_fails_says_what_it_leaves(hub_server: HubServer) -> None:
+    for made in (True, False):
+        hub_server.faults.append(("POST /api/models/birds/policy/preupload", (403, {})))
+        with pytest.raises(EnvironmentFault, match="refuses it") as problem:
+            hub.publish("birds/policy", {"policy.safetensors": CONTENT}, "m", private=False)
+        assert ("the repository was made and is empty" in str(problem.value)) == made
 
 
 @pytest.mark.parametrize("name", ["policy", "a/b/c", "a/../b", "/b", "a b/c", "hf://a/b", "-a/b"])
@@ -247,6 +276,7 @@ def test_the_environment_names_the_hub(hub_server: HubServer, tmp_path: Path) ->
         "mapolicy: error: hf://birds/policy: is not in the cache, and HF_HUB_OFFLINE is set; "
         "unset HF_HUB_OFFLINE, or pull it once while online"
     ]
+    hub_server.faults.append(("GET /birds", "cut"))
     online = run()
     assert (online.returncode, online.stderr) == (0, "")
     assert f"hf://birds/policy@{commit}" in online.stdout

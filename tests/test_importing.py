@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -195,6 +197,21 @@ def test_pythons_spelling_of_a_list(tmp_path: Path) -> None:
         (tmp_path / "list").write_text(text)
         ((step,),) = import_policy(str(tmp_path / "list")).manifest.sub_policies
         assert (step.operation, step.value) == ("Rotate", 30)
+
+
+def test_what_is_wrong_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("import os")
+    code = (
+        "import sys\nfrom mapolicy.errors import MapolicyError\nfrom mapolicy.importing import import_policy\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n        import_policy(name)\n        sys.exit('was taken')\n"
+        "    except MapolicyError:\n        pass\n"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)\n"
+    )
+    names = ["autoaugment-mars", "randaugment:9,9", "randaugment:2,99", "missing", "list"]
+    command = [sys.executable, "-c", code, *names]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 # AutoAlbument.

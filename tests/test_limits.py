@@ -33,7 +33,7 @@ def test_limits_are_whole_numbers(value: object) -> None:
         Limits(tensors=value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["file_bytes", "header_bytes", "tensors"])
+@pytest.mark.parametrize("name", ["file_bytes", "header_bytes", "tensors", "pixels"])
 def test_a_refusal_names_the_limit_that_lets_it_through(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     path.write_bytes(forge())

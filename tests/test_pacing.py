@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from mapolicy import PolicyBundle
+from mapolicy.contenders import Contender
 from mapolicy.iteration import BilevelIteration
 from mapolicy.pacing import SAMPLES, WARM_UP, seconds_per_iteration
 
@@ -27,13 +28,9 @@ def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, 
 
     monkeypatch.setattr(BilevelIteration, "__call__", noting)
     monkeypatch.setattr("mapolicy.pacing.timed", timed)
-    config = make_train_config(arch="wrn10_1", batch_size=64)
-    trainings = [
-        config,
-        config.with_changes(policy="uniform"),
-        config.with_changes(mode="finetune", meta_every=2),
-    ]
+    config = make_train_config(arch="wrn10_1", batch_size=64, meta_every=2)
+    policies = [Contender("learned"), Contender("uniform"), Contender("learned", "finetune")]
     kept = sorted(turn[0] for turn in rounds[WARM_UP:])
-    assert seconds_per_iteration(trainings, bundle) == [kept[SAMPLES // 2], 9.0, 25.0]
+    assert seconds_per_iteration(config, policies, bundle) == [kept[SAMPLES // 2], 9.0, 25.0]
     assert answers == []
     assert lessons == [True, False] * (WARM_UP + SAMPLES)
