@@ -42,6 +42,7 @@ LABELS = {
 
 SPARKED = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+NARROW = 50  # characters that a bar with its numbers needs
 LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is what labels and figures take
 
 # Of an extractor where torch is not imported.
@@ -176,7 +177,11 @@ class LiveReporter(QuietReporter):
             course = self._courses.get(key, [])
             drawn = sparkline(course, room) if room > 0 and not options.ascii_only else ""
             figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value), Text(drawn, style="cyan"))
-        yield self._progress
+        if options.max_width < NARROW:
+            task = self._progress.tasks[self._bar]
+            yield Text(f"{task.completed:.0f}/{task.total:.0f} {task.fields['left']} left")
+        else:
+            yield self._progress
         yield figures
         if self._likeliest:
             transformations = Table.grid(padding=(0, 2))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from ..files import write_atomically
+from ..files import check_readable, write_atomically
 from . import display, options
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def explain(
         raise UsageError("--out", f"{out.name!r} does not end in {' or '.join(FORMS)}")
     if out is not None:
         options.claim(out, force, resume=False, flag="--out")
+    for path in images:
+        check_readable(Path(path))
     opened = options.opened(bundle, expect_digest, limits)
     policy = options.searched(opened)
 

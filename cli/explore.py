@@ -1,5 +1,8 @@
 """`mapolicy explore`: try a policy on images of its data set, in the browser of this machine."""
 
+from importlib.util import find_spec
+
+from ..errors import EnvironmentFault
 from . import display, options
 from .report import data_config
 
@@ -19,6 +22,9 @@ def explore(
 
     Example: mapolicy explore artifacts/c100.safetensors --data-dir data
     """
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise EnvironmentFault("explore", f"{package} is not installed", "pip install 'mapolicy[explore]'")
     opened = options.opened(bundle, expect_digest, limits)
     policy = options.searched(opened)
 
@@ -27,6 +33,7 @@ def explore(
     from ..runtime import resolve_device
     from ..weighing import Weighing
 
+    display.note("reading the data set")
     where = resolve_device(device or "auto")
     splits = open_splits(policy, data_config(policy.manifest, data_dir), where)
     site = Site(Explorer(Weighing(policy, where), splits.train))

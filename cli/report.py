@@ -50,6 +50,11 @@ def report(
     started = time.monotonic()
     runs = [name for name in what if (Path(name) / CONFIG_FILE).is_file()]
     bundles = [name for name in what if name not in runs]
+    for name in bundles:
+        if Path(name).is_dir():
+            raise InputError(
+                name, f"is no run folder: it has no {CONFIG_FILE}", "name a run folder, or a bundle's file"
+            )
     if len(runs) > 1 or len(bundles) > 1:
         why = f"{len(bundles)} bundles and {len(runs)} run folders were named"
         raise UsageError("FILE|RUN", why, "name one bundle, one run folder, or one of each; --against names another")

@@ -183,9 +183,9 @@ class Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} here")
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        first, _, rest = scope["path"].removeprefix("/").partition("/")
+        first, slash, rest = scope["path"].removeprefix("/").partition("/")
         known = secrets.compare_digest(first.encode("utf-8", "surrogatepass"), self._token)
-        if not known or len(hosts) != 1 or hosts[0] not in self._hosts:
+        if not (known and slash) or len(hosts) != 1 or hosts[0] not in self._hosts:
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -229,11 +229,11 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str]) -> "Starle
     def answer(request: "Request", function: Callable[["Request"], Any]) -> "Response":
         try:
             return JSONResponse(function(request))
-        except (MapolicyError, ValueError, KeyError) as problem:
+        except MapolicyError as problem:
             return JSONResponse({"error": shown(problem)}, 400)
 
     def images(request: "Request") -> "Response":
-        return answer(request, lambda asked: explorer.choice(int(asked.query_params.get("start", 0))))
+        return answer(request, lambda asked: explorer.choice(_number(asked, "start")))
 
     def draw(request: "Request") -> "Response":
         return answer(request, lambda asked: explorer.draw())
@@ -241,12 +241,19 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str]) -> "Starle
     def weigh(request: "Request") -> "Response":
         return answer(
             request,
-            lambda asked: explorer.weigh(int(asked.query_params["image"]), asked.query_params["transformation"]),
+            lambda asked: explorer.weigh(_number(asked, "image"), asked.query_params.get("transformation", "")),
         )
 
     endpoints = {"": show_page, "images": images, "draw": draw, "weigh": weigh}
     routes = [Route(f"/{path}", endpoint) for path, endpoint in endpoints.items()]
     return Starlette(routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)])
+
+
+def _number(request: "Request", name: str) -> int:
+    text = request.query_params.get(name, "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UsageError(name, f"{shown(text[:20])!r} is no number of an image")
+    return int(text)
 
 
 class Site:

@@ -191,6 +191,25 @@ def free_memory() -> str:
     return f"{free} bytes of memory are free{limit}"
 
 
+def check_readable(path: Path) -> None:
+    """Find out before the work starts that a file is there and has something in it.
+
+    Raises:
+        InputError: missing, no regular file, empty.
+    """
+    try:
+        facts = path.stat()
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or "no file can have this name"
+        raise InputError(str(path), why, "check the path") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise InputError(
+            str(path), "is a folder" if stat.S_ISDIR(facts.st_mode) else "is no regular file", "name a file"
+        )
+    if not facts.st_size:
+        raise InputError(str(path), "is empty", "name another file")
+
+
 def _refuse_odd(path: Path) -> None:
     if "\0" in str(path):
         raise EnvironmentFault(ascii(str(path)), "no file can have this name", "name another output")

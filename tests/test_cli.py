@@ -21,6 +21,7 @@ import pytest
 import torch
 from bundle_factory import forge
 from hub_server import HubServer
+from mapolicy.cli import options
 from PIL import Image
 
 from mapolicy import PolicyBundle
@@ -1162,10 +1163,18 @@ def test_a_narrow_terminal_loses_the_bars_alone(
         assert max(map(len, shown.out.splitlines())) <= int(width)
 
 
-def test_explain_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, photo: Path, tmp_path: Path) -> None:
+def test_explain_refuses_what_it_cannot_show(
+    mapolicy, bundle_file: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "no.png").write_text("no image")
     mapolicy("explain", bundle_file, photo, "no.png", "--out", "x.png").is_error(3, "no.png: is no image")
-    mapolicy("explain", bundle_file, "nowhere.png").is_error(3, "nowhere.png: No such file")
+    with monkeypatch.context() as patch:  # found out before torch is loaded
+        patch.setattr(options, "opened", lambda *_: pytest.fail("the bundle was opened first"))
+        mapolicy("explain", bundle_file, photo, "nowhere.png").is_error(3, "nowhere.png: No such file")
+        mapolicy("explain", bundle_file, tmp_path).is_error(3, "is a folder")
+        Path("empty.png").touch()
+        mapolicy("explain", bundle_file, "empty.png").is_error(3, "empty.png: is empty")
+        Path("empty.png").unlink()
     mapolicy("explain", bundle_file, photo, "--transformations", "Spin:3").is_error(2, "no operation 'Spin'")
     mapolicy("explain", bundle_file, photo, "--out", "x.txt").is_error(2, "does not end in .png or .svg")
     mapolicy("explain", bundle_file, photo, "--samples", 3, "--transformations", "Rotate:1").is_error(2, "leave one")
@@ -1198,7 +1207,7 @@ def test_explore_serves_until_ctrl_c(
     monkeypatch.setattr(Site, "serve", visited)
     outcome = mapolicy("explore", bundle_file)
     ((address, page),) = answers
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.err) == (0, "mapolicy: reading the data set\n")
     assert f"open     {address}\n" in outcome.out
     assert b"Exploring the policy of digits" in page
     assert snapshot(tmp_path) == []

@@ -99,6 +99,8 @@ def test_a_resized_terminal_is_drawn_at_its_new_width() -> None:
         text = plain(screen.getvalue())
         assert max(map(cell_len, text.splitlines())) <= width
         assert ("\u2588" in text) == (width > 36)
+        assert "5/10" in text
+        assert "1:02:05 left" in text
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,17 @@ def test_a_wrong_question_has_an_answer(address: str) -> None:
     assert asked(address, "", "POST").status == 405
 
 
+def test_what_is_no_number_is_said_in_our_words(address: str) -> None:
+    for question in ("weigh?image=x&transformation=Equalize", f"weigh?image={'1' * 5000}", "images?start=-1"):
+        answer = asked(address, question)
+        assert answer.status == 400
+        assert "is no number of an image" in json.loads(answer.content)["error"]  # type: ignore[attr-defined]
+
+
+def test_without_its_last_slash_there_is_no_page(address: str) -> None:
+    assert asked(address.removesuffix("/")).status == 404
+
+
 def test_numbers_over_the_wire_are_the_explorers(address: str, explorer: Explorer) -> None:
     answer = asked(address, f"weigh?image=3&transformation={quote('Solarize:9,Equalize')}")
     assert json.loads(answer.content) == explorer.weigh(3, "Solarize:9,Equalize")  # type: ignore[attr-defined]

@@ -216,6 +216,15 @@ def test_the_keyboard_reaches_every_cell(browser, written: Path) -> None:
             tab.keyboard.press(key)
             assert place() == expected, key
         tab.keyboard.press("End")
+        for _ in range(13):
+            seen = tab.evaluate(
+                "(c => { const r = c.getBoundingClientRect();"
+                " return document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2) === c })"
+                "(document.activeElement)"
+            )
+            assert seen, f"column {place()[1]} lies under the row's name"
+            tab.keyboard.press("ArrowLeft")
+        tab.keyboard.press("End")
         where = box.bounding_box()
         assert box.is_visible()
         assert where["x"] >= 0

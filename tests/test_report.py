@@ -74,8 +74,20 @@ def test_changes_are_relative() -> None:
 
 def test_what_may_be_chance_has_no_colour() -> None:
     ratios, errors = np.array([[1.1, 0.9]]), np.array([[0.04, 0.06]])
-    table = tables.preference_table(["a"], ["x", "y"], ratios, errors, 5)
+    table = tables.preference_table(["a"], ["x", "y"], ratios, errors, 5, 3)
     assert table.strength.tolist() == [[1.0, 0.0]]
+    assert "1 of 3 classes, evenly spaced" in table.scale
+    assert "evenly" not in tables.preference_table(["a"], ["x", "y"], ratios, errors, 5, 1).scale
+
+
+def test_a_long_title_stays_in_the_picture() -> None:
+    values = np.ones((2, 14))
+    table = tables.preference_table(["a", "b"], OPERATION_NAMES, values, values, 4, 136)
+    figure = figures.heat_figure(table)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.title.get_text() == "" != axes.get_title(loc="left")
+    assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
 
 
 # Runs.
@@ -282,7 +294,7 @@ def test_a_chart_on_a_page_takes_the_pages_colours() -> None:
 @pytest.mark.parametrize("name", ["$\\frac", "<b>&\"'", "日本語", "a" * 999, "x\u202ey"])
 def test_foreign_names_are_plain_text(name: str, recwarn: pytest.WarningsRecorder) -> None:
     values = np.ones((2, 14))
-    table = tables.preference_table([name, "b"], OPERATION_NAMES, values, values, 2)
+    table = tables.preference_table([name, "b"], OPERATION_NAMES, values, values, 2, 2)
     found = figures.rendered(figures.heat_figure(table))
     assert found["png"].startswith(b"\x89PNG")
     assert b"\xe2\x80\xae" not in found["svg"]

@@ -5,6 +5,7 @@ Foreign words stand in them as plain text. The same data gives the same bytes, w
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "mapolicy",
     "text.parse_math": False,
     "axes.unicode_minus": False,
+    "axes.formatter.useoffset": False,
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -47,7 +49,8 @@ _SETTINGS: dict[Any, Any] = {
 }
 PANEL, SMALL_PANEL = (3.6, 2.3), (1.75, 1.4)  # inches
 TILES_IN_A_ROW = 13
-LONGEST_NAME = 28  # characters of a row's or a tile's name
+LONGEST_NAME, LONGEST_CAPTION = 28, 20  # characters of a row's name, and of a line under a tile
+CHARACTERS_AN_INCH = 12  # of a title, which is wrapped
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[["Axes"], None]
@@ -181,7 +184,9 @@ def heat_figure(table: HeatTable) -> "Figure":
         axes.set_xticks(range(columns), [_short(name) for name in table.columns], rotation=45, ha="right")
         axes.set_yticks(range(rows), [_short(name) for name in table.rows])
         axes.set(xlabel=table.across, ylabel=table.down)
-        axes.set_title(f"{table.title}\n{table.scale}", loc="left")
+        room = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
+        lines = [line for text in (table.title, table.scale) for line in textwrap.wrap(text, room)]
+        axes.set_title("\n".join(lines), loc="left")
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -224,7 +229,7 @@ def tile_figure(rows: Sequence[tuple[str, Sequence[tuple[Pixels, str]]]]) -> "Fi
 
 def shown_lines(text: str) -> str:
     """Lines without characters that do not print, none too long."""
-    return "\n".join(_short(line) for line in text.split("\n"))
+    return "\n".join(_short(line, LONGEST_CAPTION) for line in text.split("\n"))
 
 
 def _figure(draws: Sequence[Draw], columns: int, size: tuple[float, float]) -> "Figure":

@@ -53,8 +53,12 @@ class Report:
 
     @property
     def digest(self) -> str:
-        """Of the bundle; empty where there is none."""
-        return str(self.described["digest"]) if self.described else self.published.digest if self.published else ""
+        """Of the bundle, or of the one that the run made or used; empty where there is none."""
+        if self.described:
+            return str(self.described["digest"])
+        if self.published:
+            return self.published.digest
+        return min(self.run.digests) if self.run and len(self.run.digests) == 1 else ""
 
     @property
     def subject(self) -> str:
@@ -121,4 +125,5 @@ def gather(
 
 
 def _class_table(found: Preferences, classes: tuple[str, ...], names: tuple[str, ...]) -> HeatTable:
-    return preference_table([classes[label] for label in found.labels], names, found.ratios, found.errors, found.images)
+    shown = [classes[label] for label in found.labels]
+    return preference_table(shown, names, found.ratios, found.errors, found.images, len(classes))

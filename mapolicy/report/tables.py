@@ -111,7 +111,7 @@ def change_table(before: Any, after: Any, names: Sequence[str]) -> HeatTable:
 
 
 def preference_table(
-    classes: Sequence[str], names: Sequence[str], ratios: Numbers, errors: Numbers, images: int
+    classes: Sequence[str], names: Sequence[str], ratios: Numbers, errors: Numbers, images: int, known: int
 ) -> HeatTable:
     """What classes prefer: weight by operation against the mean over classes, in per cent.
 
@@ -121,14 +121,18 @@ def preference_table(
         ratios: [classes, K], 1 where a class weighs an operation as the classes do on average.
         errors: standard errors of `ratios`.
         images: of each class.
+        known: classes that the data set has.
     """
     values = ratios - 1
+    part = (
+        "" if known == len(classes) else f" {len(classes)} of {known} classes, evenly spaced; the mean is over these."
+    )
     strength, reach = _strength(np.where(np.abs(values) > CLEAR * errors, values, 0))
     return HeatTable(
         key="classes",
         title="Weight of each operation in a class, against all classes, per cent",
         scale=f"Coloured is what lies more than {CLEAR} standard errors away from the mean over classes, at most "
-        f"{reach:.2%}; {images} images of each class.",
+        f"{reach:.2%}; {images} images of each class.{part}",
         across="operation",
         down="class",
         rows=classes,
