@@ -8,6 +8,7 @@ import pytest
 
 from mapolicy import errors
 from mapolicy.errors import (
+    DivergenceError,
     EnvironmentFault,
     FolderInUseError,
     InputError,
@@ -22,6 +23,7 @@ EXIT_CODES = {
     UsageError: 2,
     InputError: 3,
     TrainingError: 4,
+    DivergenceError: 4,
     EnvironmentFault: 5,
     FolderInUseError: 6,
 }
