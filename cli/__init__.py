@@ -1,5 +1,1 @@
 """The command line. Each command parses, builds, runs, closes; the work is the library's."""
-
-from .main import main
-
-__all__ = ["main"]

@@ -77,7 +77,8 @@ def main() -> NoReturn:
         sys.argv.append("--help")
     try:
         code = app(standalone_mode=False, prog_name="mapolicy")
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
         if code == INTERRUPT_EXIT:  # typer has caught the interrupt
             raise KeyboardInterrupt
     except MapolicyError as problem:

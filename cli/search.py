@@ -67,13 +67,12 @@ def search(
         if dry_run:
             expected = forecast_search(config, reporter)
         else:
-            bundle = search_policy(config, listeners, run_dir, resume, overwrite=force)
+            bundle = search_policy(config, listeners, run_dir, resume, force, out)
     if not first:
         return
     if dry_run:
         display.print_forecast(expected, config.proxy, source, as_json)
         return
-    bundle.save(out)
 
     result = reporter.result
     document = {"bundle": str(out), "run": str(run_dir), **result}

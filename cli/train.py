@@ -105,7 +105,7 @@ def train(
         if dry_run:
             expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
         else:
-            result = train_network(config, built, listeners, run_dir, resume, force, allow_dataset_mismatch)
+            result = train_network(config, built, listeners, run_dir, resume, force, allow_dataset_mismatch, out=out)
     if not first:
         return
     if dry_run:
@@ -113,7 +113,6 @@ def train(
         return
     refined = {}
     if out is not None and result.refined is not None:
-        result.refined.save(out)
         refined = {"refined_bundle": str(out), "refined_digest": result.refined.digest}
 
     document = {"run": str(run_dir), **reporter.result, **refined}

@@ -105,6 +105,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts = json.loads(header["__metadata__"][METADATA_KEY])
         if not isinstance(facts, dict):
             raise ValueError(f"its facts are a {type(facts).__name__}")
+        if DIGEST_KEY not in header["__metadata__"]:
+            raise ValueError("it has no digest, so it is no run's")
         written = header["__metadata__"][DIGEST_KEY]
         before, after = content.split(written.encode(), 1)
         found = hashlib.sha256(before)

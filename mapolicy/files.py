@@ -8,6 +8,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import EnvironmentFault, InputError
@@ -96,15 +97,18 @@ def holds_something(folder: Path) -> bool:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file.
+    """Add a line to a text file, or nothing of it.
 
     Raises:
         EnvironmentFault: the disk is full, or the file cannot be written.
     """
+    before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
     except OSError as problem:
+        with suppress(OSError):
+            os.truncate(path, before)
         raise _write_fault(path, len(line) + 1, problem) from None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
@@ -184,8 +185,8 @@ class Run:
             else:
                 code = self._stop.exit_code if interrupted else 1
             with suppress(EnvironmentFault):  # a full disk has been told of already
+                self._write_status("interrupted" if interrupted else "failed", code, self._reason(failure))
                 self._folder.write_table()
-                self._write_status("interrupted" if interrupted else "failed", code, str(failure))
             if translated is not None:
                 raise translated from problem
 
@@ -353,6 +354,9 @@ class Run:
         self.iteration, self._evaluated_epochs = facts["iteration"], facts["evaluated_epochs"]
         self._slow_down(facts["rollbacks"] - self.rollbacks)
         records = self._folder.go_on(self.config, facts["lines"])
+        if self._folder.path is not None and len(records) < facts["lines"]:
+            missing = facts["lines"] - len(records)
+            self.reporter.noted(f"warning: {missing} lines of the log are gone; the run itself is whole")
         self.last_record = next((record for record in reversed(records) if "loss" in record), {})
         return facts
 
@@ -380,13 +384,19 @@ class Run:
         status = {"state": state, "exit_code": exit_code, "reason": reason, "step": self.iteration}
         self._folder.write_status(status | ({} if self._digest is None else {"digest": self._digest}))
 
+    def _reason(self, failure: BaseException) -> str:
+        return signal.Signals(self._stop.number).name if self._stop.number is not None else str(failure)
+
     def _diverged(self, what: str) -> DivergenceError:
         path = self._folder.checkpoint()
         last = f"the last good state is {path}" if path else "no checkpoint was written yet"
+        rolls_back = self.config.on_divergence == "rollback"
         return DivergenceError(
             f"iteration {self.iteration + 1}",
-            f"{what}; {last}",
-            "lower learning_rate or alpha_initial, or use --on-divergence rollback",
+            what if self._group.rank else f"{what}; {last}",
+            f"it went back {self.rollbacks} times; lower learning_rate or alpha_initial"
+            if rolls_back
+            else "lower learning_rate or alpha_initial, or use --on-divergence rollback",
         )
 
 
@@ -401,7 +411,7 @@ def out_of_memory(problem: BaseException, config: RunConfig, iteration: int) -> 
     if not cuda and not (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)):
         return None
     where = "the GPU" if cuda else "the machine"
-    flags = "lower batch_size, validation_batch_size or copies"
+    flags = "raise accumulate, set low_memory=true, or lower batch_size, validation_batch_size or copies"
     return TrainingError(
         f"iteration {iteration + 1}", f"{where} is out of memory at batch_size {config.batch_size}", flags
     )

@@ -122,6 +122,8 @@ class RunFolder:
             except InputError as problem:
                 damaged.append(problem)
                 continue
+            if any(Path(bad.what).is_dir() for bad in damaged):
+                raise damaged[0]
             for bad in damaged:  # the next save would put it in this one's place
                 Path(bad.what).unlink()
             told = "".join(f"{bad.what}: {bad.why}; falls back to {path.name}" for bad in damaged)
@@ -132,7 +134,8 @@ class RunFolder:
         """The log as comma-separated values, for spreadsheets: a column for each name, empty where a line has none."""
         if self.path is None:
             return
-        records = [json.loads(line) for line in (self.path / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+        lines = (self.path / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines[: self._lines]]
         table = io.StringIO()
         writer = csv.DictWriter(table, list(dict.fromkeys(name for record in records for name in record)))
         writer.writeheader()

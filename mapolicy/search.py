@@ -43,6 +43,7 @@ def search_policy(
     run_dir: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    out: Path | None = None,
 ) -> PolicyBundle:
     """Search a policy; the test split is not opened.
 
@@ -54,17 +55,18 @@ def search_policy(
         run_dir: folder for configuration, log, checkpoints and result; None writes nothing.
         resume: go on from the checkpoint in `run_dir`.
         overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
+        out: file that the bundle is written to before the run counts as done; None leaves saving it to the caller.
 
     Returns:
-        The bundle; saving it is the caller's.
+        The bundle.
 
     Raises:
         UsageError, InputError: the configuration, the network or the data cannot be used.
         TrainingError: a loss is not finite, or memory has run out.
-        EnvironmentFault: the run folder cannot be written.
+        EnvironmentFault: the run folder or the bundle cannot be written.
     """
     if communicator().rank:
-        reporter, run_dir = None, None  # rank 0 tells and writes
+        reporter, run_dir, out = None, None, None  # rank 0 tells and writes
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
@@ -83,6 +85,8 @@ def search_policy(
             if config.extractor_dtype != "float32":
                 bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
                 effect = {"effect_on_weights": vars(difference)}
+            if out is not None:
+                bundle.save(out)
             run.finish(
                 {
                     **effect,

@@ -89,6 +89,7 @@ def train_network(
     overwrite: bool = False,
     allow_dataset_mismatch: bool = False,
     split_of: PolicyBundle | None = None,
+    out: Path | None = None,
 ) -> TrainResult:
     """Train a network; the test split is opened once, at the end.
 
@@ -106,14 +107,15 @@ def train_network(
             the policy learned from may be test images here. What differs is told and recorded.
         split_of: the searched bundle whose data set and split a dataset-level policy is trained on; None takes the
             settings'. A searched bundle has its own.
+        out: file that a fine-tuned bundle is written to before the run counts as done; None leaves it to the caller.
 
     Raises:
         UsageError, InputError: the configuration, the bundle, the network or the data cannot be used, or do not fit.
         TrainingError: a loss is not finite, or memory has run out.
-        EnvironmentFault: the run folder cannot be written.
+        EnvironmentFault: the run folder or the bundle cannot be written.
     """
     if communicator().rank:
-        reporter, run_dir = None, None  # rank 0 tells and writes
+        reporter, run_dir, out = None, None, None  # rank 0 tells and writes
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device):
@@ -147,6 +149,8 @@ def train_network(
                 dataset_mismatch=differences,
                 refined=_refined(config, bundle, state, iteration) if config.mode == "finetune" else None,
             )
+            if out is not None and result.refined is not None:
+                result.refined.save(out)
             origin = None if bundle is None else bundle.origin
             run.finish(
                 {

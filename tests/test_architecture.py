@@ -59,8 +59,8 @@ LAYERS = (
     "cli.bench cli.compare cli.demo cli.explain cli.export cli.import_policy cli.inspect cli.listing "
     "cli.pull cli.push cli.report cli.search cli.slim cli.train",
     "cli.explore",
-    "cli.main",
-    "cli",
+    "cli cli.main",
+    "cli.entry",
     "__main__",
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
@@ -300,7 +300,7 @@ def test_torch_comes_late(code: str) -> None:
     script = f"""
 import sys
 def help(command):
-    from mapolicy.cli import main
+    from mapolicy.cli.entry import main
     sys.argv = ["mapolicy", *command.split(), "--help"]
     try:
         main()

@@ -953,6 +953,13 @@ def test_a_closed_pipe_is_no_traceback(bundle_file: Path, tmp_path: Path) -> Non
     assert errors == ""
 
 
+def test_a_closed_stdout_is_no_bug(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("mapolicy")
+    command = ["bash", "-c", f"{script} operations >&-"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_usage_error_as_a_process(tmp_path: Path) -> None:
     result = run_process("inspect", folder=tmp_path)
     Outcome(result.returncode, result.stdout, result.stderr).is_error(2, "FILE")

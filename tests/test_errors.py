@@ -3,7 +3,7 @@
 import sys
 from multiprocessing.reduction import ForkingPickler
 
-import mapolicy.cli  # noqa: F401 - brings its module `main`, which the package's function of that name hides
+import mapolicy.cli.main
 import pytest
 
 from mapolicy import errors
@@ -59,10 +59,10 @@ def command_line(monkeypatch: pytest.MonkeyPatch, problem: BaseException, *flags
     def app(**_: object) -> None:
         raise problem
 
-    monkeypatch.setattr(sys.modules["mapolicy.cli.main"], "app", app)
+    monkeypatch.setattr(mapolicy.cli.main, "app", app)
     monkeypatch.setattr(sys, "argv", ["mapolicy", *flags])
     with pytest.raises(SystemExit) as exit_:
-        sys.modules["mapolicy.cli.main"].main()
+        mapolicy.cli.main.main()
     return exit_.value.code
 
 

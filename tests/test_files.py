@@ -329,3 +329,16 @@ def test_a_file_that_grows_while_it_is_read(target: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(files.os, "fstat", earlier)
     with pytest.raises(InputError, match="changed while it was read"):
         read_regular_file(target, 4)
+
+
+def test_a_line_that_does_not_fit_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    files.append_line(path, "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match="bytes needed"):
+            files.append_line(path, "does not fit")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "whole\n"

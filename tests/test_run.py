@@ -94,7 +94,7 @@ def test_out_of_memory_names_what_to_lower(make_train_config, tmp_path, monkeypa
         raise problem
 
     monkeypatch.setattr("mapolicy.iteration.weighted_step", fail)
-    with pytest.raises(TrainingError, match="out of memory at batch_size 256; lower batch_size"):
+    with pytest.raises(TrainingError, match="out of memory at batch_size 256; raise accumulate, set low_memory"):
         train_network(make_train_config(policy="none"), run_dir=tmp_path / "run")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 4)
@@ -222,6 +222,39 @@ def test_a_run_that_stopped_can_roll_back_when_it_goes_on(make_train_config, tmp
     train_network(lasting(make_train_config), run_dir=tmp_path / "run", resume=True)
 
 
+def test_a_divergence_says_what_has_been_tried(make_train_config, tmp_path, breaking) -> None:
+    breaking({2: 100})
+    with pytest.raises(DivergenceError, match=f"it went back {MOST_ROLLBACKS} times; lower") as caught:
+        train_network(lasting(make_train_config), run_dir=tmp_path / "run")
+    assert "--on-divergence" not in str(caught.value)
+
+
+def test_a_run_is_done_when_its_bundle_stands(make_search_config, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    config = make_search_config(epochs=1, batch_size=512)
+    with pytest.raises(EnvironmentFault):
+        search_policy(config, run_dir=tmp_path / "run", out=tmp_path / "file" / "bundle.safetensors")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 5)
+    found = search_policy(config, run_dir=tmp_path / "run", resume=True, out=tmp_path / "bundle.safetensors")
+    assert (tmp_path / "bundle.safetensors").read_bytes() == found.to_bytes()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
+
+
+def test_a_signal_is_the_reason(make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = WeightedIteration.__call__
+
+    def call(self, *arguments):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(WeightedIteration, "__call__", call)
+    with pytest.raises(SystemExit):
+        train_network(make_train_config(policy="none", epochs=1), run_dir=tmp_path / "run")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["reason"], status["exit_code"]) == ("SIGUSR1", 143)
+
+
 def test_without_a_folder_there_is_nothing_to_go_back_to(make_train_config) -> None:
     with pytest.raises(UsageError, match="nothing to roll back to"):
         train_network(lasting(make_train_config))
@@ -273,6 +306,11 @@ def test_a_disk_that_fills_up_exits_5_and_leaves_the_last_checkpoint(make_train_
         path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if "checkpoint" in path.name
     } == before
     assert not list((tmp_path / "run").glob(".*.tmp"))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    began = largest > 400  # otherwise the log cannot even be cut back
+    assert (status["state"], status["exit_code"]) == (("failed", 5) if began else ("done", 0))
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
 
 
 def test_what_was_trained_before_images_could_not_be_had_is_saved(make_train_config, tmp_path, monkeypatch) -> None:

@@ -80,6 +80,17 @@ def test_no_whole_checkpoint_is_never_a_start_from_zero(folder: RunFolder) -> No
     assert (folder.path / PREVIOUS_CHECKPOINT_FILE).exists()
 
 
+def test_a_folder_or_a_bundle_in_its_place_is_named(folder: RunFolder, bundle_file: Path) -> None:
+    assert folder.path is not None
+    path = folder.path / CHECKPOINT_FILE
+    path.write_bytes(bundle_file.read_bytes())
+    assert "it has no digest, so it is no run's" in folder.load()[2]
+    path.mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        folder.load()
+    assert path.is_dir()
+
+
 def test_killed_between_two_names(folder: RunFolder) -> None:
     assert folder.path is not None
     (folder.path / CHECKPOINT_FILE).unlink()
