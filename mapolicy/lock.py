@@ -86,12 +86,15 @@ def check_free(folder: Path) -> None:
 
 
 def _acquire(path: Path) -> int:
-    probes = 0
+    probes = lost = 0
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as problem:
+            if isinstance(problem, FileNotFoundError) and lost < PROBES:
+                lost += 1  # a run that was refused has removed the folder that it had made
+                continue
             why = problem.strerror or "cannot be written"
             raise EnvironmentFault(str(path.parent), why, "use another --run-dir") from None
         if not try_lock(descriptor):

@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -284,11 +285,8 @@ def test_peak_memory_sees_what_was_freed() -> None:
     if not memory.RESET.exists():
         pytest.skip("the system does not tell")
     pages = 64 * 2**20
-
-    def work() -> None:
-        torch.zeros(pages, dtype=torch.uint8).add_(1)
-
-    found = memory.peak_bytes(work, CPU)
+    work = partial(torch.ones, pages, dtype=torch.uint8)
+    found = memory.peak_of_process(memory.peak_bytes, work, CPU)
     assert found is not None
     assert 0.9 * pages < found < 3 * pages
     small = memory.peak_bytes(lambda: None, CPU)

@@ -88,9 +88,10 @@ def test_formats_and_digests() -> None:
     for format in (2, True, 1.0, "1", None):
         with pytest.raises(InputError, match=r"is a bundle of format .*; this mapolicy reads format 1; upgrade"):
             check_format({"format": format}, "x")
-    check_digest("ab", "ab", None, "x")
-    check_digest("ab", "ab", "ab", "x")
-    with pytest.raises(InputError, match="its digest says cd, its content has ab: it was damaged or edited"):
-        check_digest("ab", "cd", "ab", "x")
-    with pytest.raises(InputError, match=r"has the digest ab\.\.\., expected 'cd'; it is another bundle"):
-        check_digest("ab", "ab", "cd", "x")
+    digest = "ab" * 32
+    check_digest(digest, digest, None, "x")
+    check_digest(digest, digest, digest.upper(), "x")
+    with pytest.raises(InputError, match="its digest says cd.*, its content has ab.*: it was damaged or edited"):
+        check_digest(digest, "cd" * 32, digest, "x")
+    with pytest.raises(InputError, match=r"has the digest abab.*\.\.\., expected .*cd.*; it is another bundle"):
+        check_digest(digest, digest, "cd" * 32, "x")
