@@ -91,7 +91,7 @@ def test_formats_and_digests() -> None:
     digest = "ab" * 32
     check_digest(digest, digest, None, "x")
     check_digest(digest, digest, digest.upper(), "x")
-    with pytest.raises(InputError, match="its digest says cd.*, its content has ab.*: it was damaged or edited"):
+    with pytest.raises(InputError, match=r"its digest says cd.*, its content has ab.*: it was damaged or edited"):
         check_digest(digest, "cd" * 32, digest, "x")
     with pytest.raises(InputError, match=r"has the digest abab.*\.\.\., expected .*cd.*; it is another bundle"):
         check_digest(digest, digest, "cd" * 32, "x")
