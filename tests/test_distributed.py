@@ -241,7 +241,7 @@ def test_a_run_goes_on_on_another_number_of_processes(
     assert json.loads((runs / STATUS_FILE).read_text()) == {
         "state": "interrupted",
         "exit_code": 143,
-        "reason": "143",
+        "reason": "SIGTERM",
         "step": 3,
     }
     bundle = on(after, partial(searched, runs, True))[0]
@@ -321,8 +321,10 @@ def test_a_run_that_diverges_ends_alike_everywhere(searched: Callable[..., dict[
         return ""
 
     first, second = on_ranks(2, diverging, tmp_path)
-    assert first == second
+    assert first.partition(";")[0] == second.partition(";")[0], "rank 0 alone knows of checkpoints"
     assert "not finite" in first or "the loss is" in first
+    assert "checkpoint" in first
+    assert "checkpoint" not in second
 
 
 def test_a_process_decodes_its_own_images_alone(
