@@ -184,8 +184,10 @@ class Run:
                 code = failure.exit_code
             else:
                 code = self._stop.exit_code if interrupted else 1
+            number = self._stop.number if interrupted else None
+            reason = str(failure) if number is None else signal.Signals(number).name
             with suppress(EnvironmentFault):  # a full disk has been told of already
-                self._write_status("interrupted" if interrupted else "failed", code, self._reason(failure))
+                self._write_status("interrupted" if interrupted else "failed", code, reason)
                 self._folder.write_table()
             if translated is not None:
                 raise translated from problem
@@ -383,9 +385,6 @@ class Run:
     def _write_status(self, state: str, exit_code: int | None, reason: str = "") -> None:
         status = {"state": state, "exit_code": exit_code, "reason": reason, "step": self.iteration}
         self._folder.write_status(status | ({} if self._digest is None else {"digest": self._digest}))
-
-    def _reason(self, failure: BaseException) -> str:
-        return signal.Signals(self._stop.number).name if self._stop.number is not None else str(failure)
 
     def _diverged(self, what: str) -> DivergenceError:
         path = self._folder.checkpoint()

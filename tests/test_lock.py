@@ -102,6 +102,24 @@ def test_many_who_want_it_have_it_in_turn(tmp_path: Path, monkeypatch: pytest.Mo
     assert max(worst) == 1
 
 
+def test_who_locks_a_file_that_has_been_replaced_begins_again(tmp_path: Path, monkeypatch) -> None:
+    """Its holder removed it after we had opened it, and somebody else made another: ours would lock nobody out."""
+    path, original, calls = tmp_path / LOCK_FILE, lock.try_lock, []
+
+    def late(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            path.unlink()
+            path.touch()
+        return original(descriptor)
+
+    monkeypatch.setattr(lock, "try_lock", late)
+    with folder_lock(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(FolderInUseError):
+            check_free(tmp_path)
+
+
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault), folder_lock(tmp_path / "file" / "run"):

@@ -255,6 +255,24 @@ def test_a_signal_is_the_reason(make_train_config, tmp_path, monkeypatch: pytest
     assert (status["reason"], status["exit_code"]) == ("SIGUSR1", 143)
 
 
+def test_a_fault_after_a_signal_is_the_reason_itself(make_train_config, tmp_path, monkeypatch) -> None:
+    original = WeightedIteration.__call__
+
+    def call(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    def full(*_) -> None:
+        raise EnvironmentFault("checkpoint", "No space left on device")
+
+    monkeypatch.setattr(WeightedIteration, "__call__", call)
+    monkeypatch.setattr("mapolicy.run_folder.save_checkpoint", full)
+    with pytest.raises(EnvironmentFault):
+        train_network(make_train_config(policy="none", epochs=1), run_dir=tmp_path / "run")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["exit_code"], status["reason"]) == (5, "checkpoint: No space left on device")
+
+
 def test_without_a_folder_there_is_nothing_to_go_back_to(make_train_config) -> None:
     with pytest.raises(UsageError, match="nothing to roll back to"):
         train_network(lasting(make_train_config))
