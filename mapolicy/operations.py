@@ -3,14 +3,15 @@
 Level 0 leaves an image alone, except AutoContrast and Equalize, which have no level, and the enhancers of the space
 `autoaugment`, which begin at a factor of 0.1. An input is never modified; images stay uint8 and on their device.
 
-`OPERATIONS` is the one table (name, function, range). Operations that share their arithmetic are a family: images are
-sorted by family and operation, and a family changes its images together, some at a time.
+`OPERATIONS` is the one table (name, function, range). On a CPU, compiled loops take one image after the other through
+all of its operations (`kernels`). Elsewhere torch does the work for the batch: operations that share their arithmetic
+are a family, images are sorted by family and operation, and a family changes its images together, some at a time.
 
-Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow, in `pointwise`, `blend` and
-`affine`.
+Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow, in `kernels`, and in
+`pointwise`, `blend` and `affine`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -25,6 +26,9 @@ from .space import DEFAULT_SPACE, MAX_LEVEL, OPERATION_NAMES, SPACES, OperationS
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 Values = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
+
+COMPILED = frozenset({"cpu"})  # types of device whose images `kernels` change
 
 # Channel values that a family takes at once. On a CPU, few enough for its caches, and enough to make a call's own cost
 # small; on a GPU, few beside its memory.
@@ -72,19 +76,6 @@ class Family:
             return torch.empty(len(value), 0, device=images.device)
         return torch.from_numpy(self.prepare(counts, value, *images.shape[2:])).to(images.device, non_blocking=True)
 
-    def function(self, name: str) -> Function:
-        """One of the operations alone, of the form that `Operation` has."""
-        operation = self.names.index(name)
-
-        def alone(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
-            result = images.clone(memory_format=torch.contiguous_format)
-            counts = [len(images) if number == operation else 0 for number in range(len(self.names))]
-            if self.change is not None:
-                self.change(result, counts, self.parameters(counts, value.double().cpu().numpy(), images), fill)
-            return result
-
-        return alone
-
 
 _FAMILIES = (
     Family(("Identity",), None, None),
@@ -95,13 +86,21 @@ _FAMILIES = (
     Family(("Rotate", "ShearY"), affine.coordinates, affine.gather_pixels),
 )
 
-_FUNCTIONS: Mapping[str, Function] = {
-    name: family.function(name) for name in OPERATION_NAMES for family in _FAMILIES if name in family.names
-}
 _RANKS = {name: rank for rank, name in enumerate(name for family in _FAMILIES for name in family.names)}
 
+
+def _function(name: str) -> Function:
+    """One of the operations alone, of the form that `Operation` has."""
+
+    def alone(images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+        values = value.double().cpu().numpy()[None]
+        return _apply(images, np.full(values.shape, OPERATION_NAMES.index(name)), values, fill)
+
+    return alone
+
+
 OPERATIONS: tuple[Operation, ...] = tuple(
-    Operation(name, _FUNCTIONS[name], spread) for name, spread in SPACES[DEFAULT_SPACE].ranges.items()
+    Operation(name, _function(name), spread) for name, spread in SPACES[DEFAULT_SPACE].ranges.items()
 )
 
 
@@ -147,7 +146,23 @@ def apply_operations(
     # What there is of each image but its pixels is left to numpy: short arrays cost it a fraction of what they cost
     # torch, a GPU is waited for once, here, and its results are the CPU's.
     numbers = torch.stack([numbers.detach().double() for step in steps for numbers in step]).cpu().numpy()
-    rank, value = _look_up(numbers[::2], numbers[1::2], space)
+    return _apply(images, *_look_up(numbers[::2], numbers[1::2], space), fill)
+
+
+def _apply(images: Tensor, operation: Numbers, value: Values, fill: Tensor) -> Tensor:
+    """A new tensor; operations by their positions in `OPERATION_NAMES` and values in the ranges' units, [steps, B]."""
+    if images.device.type not in COMPILED:
+        return _apply_batched(images, operation, value, fill)
+    from .kernels import transform  # takes numba, which needs a while to load
+
+    result = torch.empty(images.shape, dtype=torch.uint8)
+    transform(images.contiguous().numpy(), operation, value, fill.numpy(), result.numpy())
+    return result
+
+
+def _apply_batched(images: Tensor, operation: Numbers, value: Values, fill: Tensor) -> Tensor:
+    """`_apply` by torch, on any device."""
+    rank = np.array([_RANKS[name] for name in OPERATION_NAMES], np.int64)[operation]
     # Sorted by operation, each operation's images lie together.
     order = rank.argsort(1, kind="stable")
     value = np.take_along_axis(value, order, 1)
@@ -189,8 +204,8 @@ def _overlaps(counts: Sequence[int], start: int, stop: int) -> list[int]:
     ]
 
 
-def _look_up(index: Values, magnitude: Values, space: OperationSpace) -> tuple[npt.NDArray[np.int64], Values]:
-    """The operations' positions in the families and values in the ranges' units, [steps, B]; checks the numbers."""
+def _look_up(index: Values, magnitude: Values, space: OperationSpace) -> tuple[Numbers, Values]:
+    """Positions in `OPERATION_NAMES` and values in the ranges' units, [steps, B]; checks the numbers."""
     known = (index >= 0) & (index < len(space.ranges))
     allowed = np.abs(magnitude) <= MAX_LEVEL  # false for NaN
     if not known.all():
@@ -205,13 +220,13 @@ def _look_up(index: Values, magnitude: Values, space: OperationSpace) -> tuple[n
             "with a sign for its direction"
         )
     spreads = [spread or Range(0, 0) for spread in space.ranges.values()]
-    operation = index.astype(np.int64)
-    rank = np.array([_RANKS[name] for name in space.names], np.int64)[operation]
-    at_zero = np.array([spread.at_zero for spread in spreads], np.float64)[operation]
-    at_ten = np.array([spread.at_ten for spread in spreads], np.float64)[operation]
-    signed = np.array([spread.signed for spread in spreads], bool)[operation]
+    entry = index.astype(np.int64)
+    operation = np.array([OPERATION_NAMES.index(name) for name in space.names], np.int64)[entry]
+    at_zero = np.array([spread.at_zero for spread in spreads], np.float64)[entry]
+    at_ten = np.array([spread.at_ten for spread in spreads], np.float64)[entry]
+    signed = np.array([spread.signed for spread in spreads], bool)[entry]
     value = at_zero + (at_ten - at_zero) * np.abs(magnitude) / MAX_LEVEL
-    return rank, np.where(signed & (magnitude < 0), -value, value)
+    return operation, np.where(signed & (magnitude < 0), -value, value)
 
 
 def _resolve(space: str | OperationSpace) -> OperationSpace:
@@ -219,8 +234,8 @@ def _resolve(space: str | OperationSpace) -> OperationSpace:
         if space not in SPACES:
             raise ValueError(f"space is {space!r}; expected one of {', '.join(SPACES)}, or an OperationSpace")
         space = SPACES[space]
-    if unknown := [name for name in space.names if name not in _FUNCTIONS]:
-        raise ValueError(f"space {space.name} names {', '.join(unknown)}; expected only {', '.join(_FUNCTIONS)}")
+    if unknown := [name for name in space.names if name not in _RANKS]:
+        raise ValueError(f"space {space.name} names {', '.join(unknown)}; expected only {', '.join(OPERATION_NAMES)}")
     return space
 
 
