@@ -42,6 +42,7 @@ from .forward_mode import (
 from .models.noise import has_unequal_noise, noise_at_its_mean
 from .policy import PolicyNetwork, normalise_weights, reject_below_mean
 from .precision import at_least_single, autocast
+from .runtime import freed_memory_returned
 from .synchronised import batch_statistics
 
 
@@ -191,7 +192,8 @@ class StepOptions:
             the virtual step's.
         reject_below_mean: the weighted step leaves out samples whose weight is below the batch's mean, and weighs the
             others equally (the paper's ablation).
-        low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph.
+        low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph; on a
+            CPU freed memory goes back to the system at once (`runtime.freed_memory_returned`).
         accumulate: parts that a process's batch is computed in, one after the other, which keeps no graph either.
         synchronised: batch normalisation by the statistics of all processes' samples.
         precision: that the networks' products are computed in, in all passes; the rest is in single precision.
@@ -420,8 +422,10 @@ class BilevelStep:
         for module in self._learners:
             module.train()
         batch = Batch(images, labels, embedding, features, noise_seed)
+        frugal = self.options.low_memory and images.device.type == "cpu"
         # Only the mathematical form of attention has a forward-mode derivative; all passes must draw the same noise.
-        with nullcontext() if validation is None else sdpa_kernel(SDPBackend.MATH):
+        attention = nullcontext() if validation is None else sdpa_kernel(SDPBackend.MATH)
+        with freed_memory_returned() if frugal else nullcontext(), attention:
             return self._step(batch, validation)
 
     def _step(self, batch: Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:

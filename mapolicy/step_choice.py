@@ -56,7 +56,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
     if not always and device.type != "cpu":
         return Choice(False, "chosen on a CPU alone")
     several = "the batch is shared by several processes" if communicator().size > 1 else None
-    obstacle = several or _other_algorithm(config) or find_obstacle(network, config.image_size, channels)
+    obstacle = several or other_algorithm(config) or find_obstacle(network, config.image_size, channels)
     if obstacle is not None:
         if always:
             raise UsageError("compile", f"'always' is not possible: {obstacle}", "use --set compile=auto")
@@ -68,7 +68,8 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
     return Choice(True, "as asked for" if always else f"{lessons} hypergradients repay compiling")
 
 
-def _other_algorithm(config: RunConfig) -> str | None:
+def other_algorithm(config: RunConfig) -> str | None:
+    """Why an iteration of this configuration is not the one that can be compiled; None if it is."""
     if config.precision != "float32":
         return f"it computes in {config.precision}"
     if StepOptions.of(config) != StepOptions(clip_norm=config.clip_norm):

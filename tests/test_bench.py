@@ -257,6 +257,35 @@ def test_step_rows_and_variants() -> None:
     assert "peak_mib" not in document["rows"][0]
 
 
+def test_settings_of_another_iteration_are_a_row_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The named rows stay what their names say."""
+    seen = []
+    monkeypatch.setattr(step, "BilevelStep", lambda **parts: seen.append(parts["options"]) or (lambda *batch: None))
+    rows = step.measure_step(search_config(simultaneous=True), 1, memory=False).rows
+    assert [row.what for row in rows] == ["plain", "exact", "fast", "low_memory", "as_set", "double_backward"]
+    assert [(options.simultaneous, options.low_memory) for options in seen] == [
+        (False, False),
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiled", "message"),
+    [
+        ({"extractor": "own"}, False, r"^--set extractor=own: not a part of the step that is measured here; "),
+        ({"schedule": "theorem1", "alpha_learning_rate": 0}, False, r"^--set schedule=theorem1: "),
+        ({"copies": 2}, False, r"^--set copies=2: .*; raise --batch-size$"),
+        ({"reject_below_mean": True}, True, r"^--compile: the iteration is not the paper's; "),
+        ({"precision": "bfloat16"}, True, r"^--compile: it computes in bfloat16; "),
+    ],
+)
+def test_what_the_step_does_not_measure_is_refused(settings: dict[str, object], compiled: bool, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        step.measure_step(search_config(**settings), 1, compiled=compiled, memory=False)
+
+
 def test_a_variant_changes_the_step(case: step.StepCase, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(step, "BilevelStep", lambda **parts: seen.append(parts["rate"]().shape))

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from ..bilevel import BilevelStep, InnerRate, StepOptions, StepRecord, weighted_step
 from ..compiled import CompiledStep
 from ..config import FAST, SearchConfig
-from ..errors import EnvironmentFault
+from ..errors import EnvironmentFault, UsageError
 from ..features import feature_width
 from ..networks import build_network
 from ..optimisation import make_optimizer, make_policy_optimizer
 from ..policy import PolicyNetwork
 from ..runtime import generator, reproducible, resolve_device, seed_for
 from ..sampler import TransformationSampler
+from ..step_choice import other_algorithm
 from .double_backward import DoubleBackwardStep
 from .interleaved import Clock, Contender, Progress, measure, silent
 from .memory import peak_bytes, peak_of_process
@@ -29,8 +30,27 @@ from .report import Report
 
 PLAIN, DOUBLE_BACKWARD = "plain", "double_backward"
 COMPILED, PLAIN_COMPILED = "compiled", "plain_compiled"
+AS_SET = "as_set"
+# What makes an iteration another one than the paper's: the named rows set all of it, whatever the configuration says.
+PAPERS: Mapping[str, Any] = {
+    "meta_every": 1,
+    "meta_fraction": 1.0,
+    "simultaneous": False,
+    "low_memory": False,
+    "accumulate": 1,
+}
 # Rows of the search's own step: what each changes in the configuration.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"exact": {}, "fast": FAST, "low_memory": {"low_memory": True}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "exact": PAPERS,
+    "fast": {**PAPERS, **FAST},
+    "low_memory": {**PAPERS, "low_memory": True},
+}
+# What belongs to a run and not to one step on a given batch, with what to do instead.
+NOT_MEASURED: Mapping[str, tuple[Any, str]] = {
+    "extractor": ("shared", "a search with an extractor of its own tells its cost ratio itself"),
+    "schedule": ("cosine", "a search with it tells its cost ratio itself"),
+    "copies": (1, "raise --batch-size"),
+}
 CLASSES, CHANNELS = 100, 3
 
 
@@ -48,15 +68,24 @@ def measure_step(
         config: proxy, image_size, batch_size, validation_batch_size, optimiser, threads and device are used; the data
             set is not.
         rounds: measurements of each contender.
-        variants: rows of our own step by name, and what each changes in `config`.
+        variants: rows of our own step by name, and what each changes in `config`; where the configuration's iteration
+            is not the paper's, it gets a row of its own, `AS_SET`.
         compiled: also compile the search's step and the plain step.
         memory: also measure each contender's peak, in a process of its own.
         progress: told of each round.
 
     Raises:
-        UsageError: the network cannot be built or does not take the images.
+        UsageError: the network cannot be built or does not take the images; a setting that is not measured here, or
+            that the compiled step does not have.
         EnvironmentFault: compilation is not possible here.
     """
+    for name, (measured, instead) in NOT_MEASURED.items():
+        if (value := getattr(config, name)) != measured:
+            raise UsageError(f"--set {name}={value}", "not a part of the step that is measured here", instead)
+    if any(getattr(config, name) != value for name, value in PAPERS.items()):
+        variants = {**variants, AS_SET: {}}
+    if compiled and (obstacle := other_algorithm(config.with_changes(**PAPERS))):
+        raise UsageError("--compile", obstacle, "leave one of them out")
     device = resolve_device(config.device)
     clock = Clock.of(device)
     names = [PLAIN, *variants, DOUBLE_BACKWARD, *([COMPILED, PLAIN_COMPILED] if compiled else [])]
@@ -173,10 +202,10 @@ def contender(case: StepCase, name: str, variants: Mapping[str, Mapping[str, Any
     if name in variants:
         return _search_step(case, name, case.config.with_changes(**variants[name]))
     if name == COMPILED:
-        compiled = CompiledStep(**case.learner(case.config), strict=True)
+        compiled = CompiledStep(**case.learner(case.config.with_changes(**PAPERS)), strict=True)
         return Contender(name, lambda call: compiled(*case.arguments(call)))
     if name == DOUBLE_BACKWARD:
-        step = DoubleBackwardStep(**case.learner(case.config))
+        step = DoubleBackwardStep(**case.learner(case.config.with_changes(**PAPERS)))
         return Contender(name, lambda call: step(*case.arguments(call)))
     return _plain_step(case, name, compiled=name == PLAIN_COMPILED)
 
