@@ -1,6 +1,7 @@
 """One table of docs/evidence.md: searches on several splits, then `mapolicy compare` over all of their bundles.
 
 python benchmarks/evidence/table.py omniglot --data-dir DIR --work-dir runs/evidence
+python benchmarks/evidence/table.py omniglot-wrn16_1 --data-dir DIR --work-dir runs/evidence
 python benchmarks/evidence/table.py cifar100 --data-dir DIR --work-dir runs/evidence
 
 DIR holds the folders of images. Bundle number i is searched with seed i on split i. What stands in the work folder is
@@ -16,6 +17,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 EVERY_RIVAL = "none,uniform,trivialaugment,randaugment,sampler-only,weights-only"
+OMNIGLOT = {
+    "image_size": 32,
+    "base_augmentation": "none",
+    "cutout": 0,
+    "train_per_class": 15,
+    "validation_per_class": 2,
+    "test_per_class": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Table:
         model_args: of the networks.
         archs: networks trained with the bundles; the first one is also the proxy.
         bundles: searches, each with its own split.
+        searched_for: the table whose bundles are used; its own otherwise.
     """
 
     dataset: str
@@ -37,24 +47,18 @@ class Table:
     model_args: dict[str, object]
     archs: tuple[str, ...]
     bundles: int
+    searched_for: str | None = None
 
 
 TABLES = {
     # 136 characters of Omniglot's "small 1", 15 / 2 / 3 drawings each; the stem's stride makes a CPU search bearable.
-    "omniglot": Table(
-        "omniglot-small1",
-        {
-            "image_size": 32,
-            "base_augmentation": "none",
-            "cutout": 0,
-            "train_per_class": 15,
-            "validation_per_class": 2,
-            "test_per_class": 3,
-        },
-        epochs=40,
-        model_args={"stem_stride": 2},
-        archs=("wrn10_1",),
-        bundles=5,
+    "omniglot": Table("omniglot-small1", OMNIGLOT, 40, {"stem_stride": 2}, ("wrn10_1",), bundles=5),
+    # The same bundles, other networks.
+    "omniglot-wrn16_1": Table(
+        "omniglot-small1", OMNIGLOT, 40, {"stem_stride": 2}, ("wrn16_1",), bundles=5, searched_for="omniglot"
+    ),
+    "omniglot-resnet10t": Table(
+        "omniglot-small1", OMNIGLOT, 40, {}, ("resnet10t",), bundles=5, searched_for="omniglot"
     ),
     # 50 training and 10 meta-validation images of each class; the whole test split.
     "cifar100": Table(
@@ -101,19 +105,22 @@ def main() -> None:
     parser.add_argument("--name", help="of the results, where settings differ; the table's name otherwise")
     arguments = parser.parse_args()
     table, name = TABLES[arguments.table], arguments.name or arguments.table
-    work = arguments.work_dir / name
-    work.mkdir(parents=True, exist_ok=True)
+    searched_for = table.searched_for or name
+    searched = TABLES.get(searched_for, table)
+    work, searches = arguments.work_dir / name, arguments.work_dir / searched_for
+    for folder in (work, searches):
+        folder.mkdir(parents=True, exist_ok=True)
     bundles = []
     for number in range(arguments.bundles or table.bundles):
-        bundle = work / f"bundle{number}.safetensors"
+        bundle = searches / f"bundle{number}.safetensors"
         bundles += ["--bundle", str(bundle)]
         if not bundle.exists():
             seeds = ["--seed", str(number), "--set", f"split_seed={number}"]
             mapolicy(
-                *("search", f"folder:{table.dataset}", "--proxy", table.archs[0], "--recipe", "search-any"),
-                *options(table, arguments.data_dir, arguments.set),
+                *("search", f"folder:{table.dataset}", "--proxy", searched.archs[0], "--recipe", "search-any"),
+                *options(searched, arguments.data_dir, arguments.set),
                 *seeds,
-                *("--out", str(bundle), "--run-dir", str(work / f"search{number}"), "--force"),
+                *("--out", str(bundle), "--run-dir", str(searches / f"search{number}"), "--force"),
             )
     run = work / "compare"
     own = {key: value for key, value in table.settings.items() if key in ("image_size", "base_augmentation", "cutout")}
