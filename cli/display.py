@@ -303,6 +303,15 @@ def with_interval(figures: Mapping[str, Any], name: str, meaning: str) -> dict[s
     return {LABELS[name]: f"{value:.4f} ({low:.4f} to {high:.4f}, {meaning})"}
 
 
+def weight_shares(figures: Mapping[str, Any]) -> dict[str, str]:
+    """The line of what the weights tell apart; none where it is not known."""
+    found = [figures.get(f"weight_share_{of}") for of in ("class", "operations")]
+    if None in found:
+        return {}
+    by_class, by_operations = found
+    return {"weights' variance": f"{by_operations:.0%} between operations, {by_class:.0%} between classes"}
+
+
 def signal_to_noise(figures: Mapping[str, Any]) -> dict[str, str]:
     """The line of the signal-to-noise ratio."""
     return with_interval(figures, "signal_to_noise", "of a hypergradient, 95 % interval")

@@ -48,6 +48,7 @@ def inspect(
         "entropy of p_jk": f"{facts['entropy']:.5f} of uniform{_by_chance(manifest.results)}",
         "furthest from uniform": f"{facts['furthest']:.1%} (largest relative difference of a p_jk)",
         **display.with_interval(manifest.results, "weight_spread", "of 95 % of the last epoch's batches"),
+        **display.weight_shares(manifest.results),
         **display.signal_to_noise(manifest.results),
         "size": f"{facts['bytes']:,} bytes, {facts['parameters']['extractor']:,} parameters in the extractor, "
         f"{facts['parameters']['policy']:,} in the policy network",

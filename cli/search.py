@@ -91,6 +91,7 @@ def search(
             "alpha": f"{result['alpha']:.4f}",
             "entropy of p_jk": f"{result['entropy']:.5f} of uniform",
             **display.with_interval(result, "weight_spread", "of 95 % of the last epoch's batches"),
+            **display.weight_shares(result),
             **display.signal_to_noise(result),
             "cost": display.ratio(result["cost_ratio"]),
             "time": display.duration(result["seconds"]),

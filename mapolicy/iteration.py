@@ -14,7 +14,7 @@ from .pipeline import AugmentedBatch
 from .policies import Augmentation, SampledTransformations
 from .precision import at_least_single, autocast
 from .runtime import seed_for
-from .sampler import likeliest, relative_entropy
+from .sampler import K, likeliest, relative_entropy
 from .synchronised import batch_statistics
 from .task import Task
 
@@ -106,8 +106,10 @@ class BilevelIteration:
             noise_seed=seed_for(config.seed, config.stage, "noise", step),
             features=None if self.features is None else self.features(augmented),
         )
-        sampler.record(task.communicator.gather(transformation.pair), record.raw)
-        self.monitor.observe(record.theta_gradient, record.weights)
+        # One number for both, so that they travel once.
+        both = task.communicator.gather(augmented.labels * K**2 + transformation.pair)
+        sampler.record(both % K**2, record.raw)
+        self.monitor.observe(record.theta_gradient, record.weights, labels=both // K**2, pair=both % K**2)
         if record.hypergradient is not None:
             self._validation_loss = record.hypergradient.validation_loss
         return record.loss, lambda: self._measures(record)

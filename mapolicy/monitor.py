@@ -1,4 +1,4 @@
-"""Whether a policy has learned more than chance: agreement of successive hypergradients, spread of the weights."""
+"""Whether a policy has learned more than chance, and what its weights tell apart."""
 
 import math
 from typing import NamedTuple, Self
@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .policy import PolicyNetwork
-from .sampler import TransformationSampler, relative_entropy
+from .policy import ROUNDING, PolicyNetwork
+from .sampler import K, TransformationSampler, relative_entropy
 
 NORMAL_95 = 1.96
 UNKNOWN = -2.0  # below every cosine and every spread; a checkpoint holds finite numbers alone
 NEARLY_EQUAL = 0.02  # spread of the weights; every sample counts within some per cent of the same
+MUCH = 0.25  # share of the weights' variance
 
 
 class Estimate(NamedTuple):
@@ -21,6 +22,65 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class WeightShares(nn.Module):
+    """How much of the variance of the weights goes with a sample's class, and how much with its operations.
+
+    Sums over samples by class, by first and by second operation, in which an iteration counts 1/e after `window` ones.
+    A share is the variance between the groups' means over the whole, less what chance puts between as many groups of
+    equal samples (the adjusted R squared of an analysis of variance). First and second operation are drawn almost
+    independently, so that their shares add up.
+
+    Args:
+        classes: of the data set.
+        window: iterations.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    total: Tensor
+
+    def __init__(self, classes: int, window: int) -> None:
+        super().__init__()
+        self._groups = (classes, K, K)
+        self._keep = math.exp(-1 / window)
+        for name in ("counts", "sums"):
+            self.register_buffer(name, torch.zeros(classes + 2 * K, dtype=torch.float64))
+        # Samples, samples by what they count squared, weights, squares of weights.
+        self.register_buffer("total", torch.zeros(4, dtype=torch.float64))
+
+    def observe(self, weights: Tensor, labels: Tensor, pair: Tensor) -> None:
+        """Take in an iteration: weights float [n], labels and `Transformation.pair` int64 [n]."""
+        relative = (weights.detach() / weights.detach().mean()).double()
+        classes, _, _ = self._groups
+        place = torch.cat([labels, classes + pair // K, classes + K + pair % K])
+        self.counts.mul_(self._keep).index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
+        self.sums.mul_(self._keep).index_add_(0, place, relative.repeat(3))
+        count = torch.full((), float(len(relative)), dtype=torch.float64, device=relative.device)
+        now = torch.stack([count, count, relative.sum(), relative.square().sum()])
+        keep = torch.tensor([self._keep, self._keep**2, self._keep, self._keep], device=now.device)
+        self.total.mul_(keep).add_(now)
+
+    def figures(self) -> dict[str, float]:
+        """`weight_share_class` and `weight_share_operations`; nothing where the weights are equal or few."""
+        samples, squared, weights, squares = self.total.tolist()
+        if not samples:
+            return {}
+        mean, several = weights / samples, samples**2 / squared
+        whole = squares - samples * mean**2
+        if whole <= ROUNDING * squares:
+            return {}
+        shares = []
+        for counts, sums in zip(self.counts.split(self._groups), self.sums.split(self._groups), strict=True):
+            seen = counts > 0
+            groups = int(seen.sum())
+            if several <= groups:
+                return {}
+            between = float((counts[seen] * (sums[seen] / counts[seen] - mean) ** 2).sum())
+            shares.append(1 - (1 - between / whole) * (several - 1) / (several - groups))
+        by_class, first, second = shares
+        return {"weight_share_class": by_class, "weight_share_operations": first + second}
 
 
 class PolicyMonitor(nn.Module):
@@ -36,6 +96,7 @@ class PolicyMonitor(nn.Module):
     Args:
         width: theta's numbers.
         window: iterations that the recent figures look back on.
+        classes: of the data set.
     """
 
     previous: Tensor
@@ -45,8 +106,9 @@ class PolicyMonitor(nn.Module):
     total: Tensor
     squares: Tensor
 
-    def __init__(self, width: int, window: int) -> None:
+    def __init__(self, width: int, window: int, classes: int) -> None:
         super().__init__()
+        self.shares = WeightShares(classes, window)
         self.register_buffer("previous", torch.zeros(width))
         for name in ("cosines", "spreads"):  # the recent ones
             self.register_buffer(name, torch.full((window,), UNKNOWN))
@@ -54,18 +116,21 @@ class PolicyMonitor(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     @classmethod
-    def of(cls, policy: PolicyNetwork, window: int) -> Self:
+    def of(cls, policy: PolicyNetwork, window: int, classes: int) -> Self:
         """For a policy network, on its device."""
         parameters = list(policy.parameters())
-        return cls(sum(parameter.numel() for parameter in parameters), window).to(parameters[0].device)
+        return cls(sum(parameter.numel() for parameter in parameters), window, classes).to(parameters[0].device)
 
-    def observe(self, gradient: Tensor | None, weights: Tensor) -> None:
+    def observe(self, gradient: Tensor | None, weights: Tensor, labels: Tensor, pair: Tensor) -> None:
         """Take in an iteration.
 
         Args:
             gradient: float [width], of the validation loss with respect to theta; None if it took no hypergradient.
             weights: float [n], of its weighted step.
+            labels: int64 [n], of the samples.
+            pair: int64 [n], `Transformation.pair` of the samples.
         """
+        self.shares.observe(weights, labels, pair)
         cosine = torch.full_like(self.total, UNKNOWN)
         if gradient is not None:
             known = self.previous.any()  # a tensor: asking for it would wait for the device
@@ -108,7 +173,7 @@ class PolicyMonitor(nn.Module):
         found = {"entropy_by_chance_low": chance[0], "entropy_by_chance_high": chance[1]}
         for name, estimate in estimates.items():
             found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return {name: value for name, value in (found | self.shares.figures()).items() if math.isfinite(value)}
 
     def warnings(self, sampler: TransformationSampler) -> list[str]:
         """What a user should know before trusting the policy, each with what to try."""
@@ -129,6 +194,14 @@ class PolicyMonitor(nn.Module):
             found.append(
                 f"the weights are nearly equal (standard deviation {spread.value:.4f} of the mean): search longer, or "
                 "raise policy_learning_rate"
+            )
+        shares = self.shares.figures()
+        by_class, by_operations = (shares.get(f"weight_share_{of}", 0.0) for of in ("class", "operations"))
+        if spread.value >= NEARLY_EQUAL and by_class > max(MUCH, by_operations):
+            found.append(
+                f"the weights tell classes apart ({by_class:.0%} of their variance) more than operations "
+                f"({by_operations:.0%}): what this network's classes lack is of little use to another one; try "
+                "policy_input=embedding, or search longer"
             )
         return [f"warning: {text}" for text in found]
 

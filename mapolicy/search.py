@@ -147,7 +147,7 @@ class _Search:
         extractor = _own_extractor(config, task, device)
         theta = [*policy.parameters(), *([] if extractor is None else extractor.parameters())]
         sampler = TransformationSampler.from_config(config, task.iterations_per_epoch)
-        monitor = PolicyMonitor.of(policy, task.iterations_per_epoch)
+        monitor = PolicyMonitor.of(policy, task.iterations_per_epoch, len(task.splits.classes))
         policy_optimizer = make_policy_optimizer(config, theta, rate, task.iterations)
         state = RunState(
             modules={"network": task.network, "policy": policy, "rate": rate, "monitor": monitor}

@@ -262,7 +262,7 @@ def plan(
         communicator=task.communicator,
     )
     augmentation = SampledTransformations(sampler, config.operation_space)
-    monitor = PolicyMonitor.of(policy, task.iterations_per_epoch)
+    monitor = PolicyMonitor.of(policy, task.iterations_per_epoch, len(task.splits.classes))
     state = RunState(
         modules | {"policy": policy, "rate": rate, "monitor": monitor},
         optimizers | {"policy": policy_optimizer},

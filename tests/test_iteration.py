@@ -41,7 +41,7 @@ def test_what_the_bilevel_step_is_given(make_search_config) -> None:
     augmentation = SampledTransformations(sampler, config.operation_space)
     batch = next(task.training.batches([(3, torch.arange(256))]))
     held_out = next(task.splits.meta_validation.batches([(3, torch.arange(64))]))
-    monitor = PolicyMonitor(1, 1)
+    monitor = PolicyMonitor(1, 1, 10)
     features = lambda augmented: augmented.inputs.flatten(1)  # noqa: E731
     BilevelIteration(task, augmentation, bilevel, monitor, features)(3, batch, held_out)
     assert monitor.spread().value > 0
@@ -75,7 +75,7 @@ def test_the_policy_is_learned_every_so_many_iterations(make_search_config, monk
     monkeypatch.setattr(CostMeter, "__call__", lambda self, batch, iteration: iteration())
     sampler = TransformationSampler()
     augmentation = SampledTransformations(sampler, config.operation_space)
-    iteration = BilevelIteration(task, augmentation, bilevel, PolicyMonitor(1, 1))
+    iteration = BilevelIteration(task, augmentation, bilevel, PolicyMonitor(1, 1, 10))
     with Run(config, RunState({}, {}), task, Reporter(), None) as run:
         run.loop(iteration)
     assert len(lessons) == 10
