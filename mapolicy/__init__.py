@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import PolicyAugment as PolicyAugment
-    from .bilevel import hypergradient as hypergradient
     from .bundle import PolicyBundle as PolicyBundle
     from .compare import Comparison as Comparison
     from .compare import compare_policies as compare_policies
     from .config import SearchConfig as SearchConfig
     from .config import TrainConfig as TrainConfig
+    from .hypergradients import hypergradient as hypergradient
     from .limits import Limits as Limits
     from .operations import OPERATIONS as OPERATIONS
     from .operations import apply_operation as apply_operation
@@ -38,7 +38,7 @@ _HOMES = {
     "TransformationSampler": "sampler",
     "apply_operation": "operations",
     "compare_policies": "compare",
-    "hypergradient": "bilevel",
+    "hypergradient": "hypergradients",
     "search_policy": "search",
     "train_network": "train",
 }

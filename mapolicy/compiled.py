@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jvp, vjp
 from torch.optim import AdamW
 
-from .bilevel import Batch, BilevelStep, Hypergradient, StepOptions, StepRecord, update
+from .bilevel import BilevelStep, StepOptions, StepRecord
 from .errors import EnvironmentFault
 from .features import feature_maps, head
 from .forward_mode import load_rules
 from .graph_merging import merging_pass
+from .hypergradients import Hypergradient
+from .parts import Batch
 from .policy import PolicyNetwork, normalise_weights
+from .weighted_step import update
 
 Tensors = dict[str, Tensor]
 

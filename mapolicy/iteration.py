@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bilevel import BilevelStep, StepRecord, weighted_step
+from .bilevel import BilevelStep, StepRecord
 from .features import running_statistics
 from .monitor import PolicyMonitor, weight_spread
 from .pipeline import AugmentedBatch
@@ -17,6 +17,7 @@ from .runtime import seed_for
 from .sampler import K, likeliest, relative_entropy
 from .synchronised import batch_statistics
 from .task import Task
+from .weighted_step import weighted_step
 
 LabelledImages = tuple[Tensor, Tensor]
 Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]

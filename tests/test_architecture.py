@@ -21,13 +21,13 @@ FOLDERS = {"mapolicy": "mapolicy", "mapolicy.cli": "cli", "mapolicy.recipes": "r
 
 # From the lowest to the highest. A module imports from lower layers, or from its own where that makes no cycle.
 LAYERS = (
-    "affine blend errors launch pointwise space reporting stopping "
+    "affine blend errors kernels launch pointwise space reporting stopping "
     "models models.contract models.noise models.pyramidnet models.shake_shake models.wide_resnet",
     "lock",
     "config distributed features files loggers folding forward_mode graph_merging limits operations precision refusal "
     "runtime side_by_side",
-    "augment canonical_json images manifest_fields networks policy report.tables summary synchronised transformation "
-    "web",
+    "augment canonical_json hypergradients images manifest_fields networks parts policy report.tables summary "
+    "synchronised transformation web weighted_step",
     "bilevel chart hub image_sets notation report.curves sampler sealed splits",
     "manifest tensor_container",
     "access bundle_format checkpoint compiled datasets optimisation timm_datasets",
@@ -250,7 +250,8 @@ def test_data_files_are_packaged() -> None:
     }
     assert (ROOT / "mapolicy" / "py.typed").is_file()
     for package, folder in FOLDERS.items():
-        others = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        others = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".py"}
+        others = {path for path in others if path.parent.name != "__pycache__"}
         packaged = {path for pattern in data.get(package, []) for path in (ROOT / folder).glob(pattern)}
         assert others == packaged, package
 
@@ -409,7 +410,8 @@ def test_no_word_of_the_workshop() -> None:
     folders = [
         path for folder in ("mapolicy", "cli", "recipes", "docs", "examples") for path in (ROOT / folder).rglob("*")
     ]
-    paths = [path for path in (*folders, ROOT / "README.md") if path.is_file() and path.suffix not in (".pyc", ".png")]
+    paths = [path for path in (*folders, ROOT / "README.md") if path.is_file() and path.suffix != ".png"]
+    paths = [path for path in paths if path.parent.name != "__pycache__"]
     assert len(paths) > len(MODULES) + 17
     found = {
         str(path.relative_to(ROOT)): match[0]

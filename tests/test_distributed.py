@@ -20,12 +20,13 @@ from ranks import Ranks, on_ranks
 from torch import Tensor
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, search_policy, train_network
-from mapolicy.bilevel import Batch, BilevelStep, InnerRate, StepOptions
+from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions
 from mapolicy.distributed import ALONE, Part, all_of, communicator
 from mapolicy.errors import EnvironmentFault, InputError, TrainingError, UsageError
 from mapolicy.files import CHECKPOINT_FILE, METRICS_FILE, NETWORK_FILE, RUN_FILES, STATUS_FILE
 from mapolicy.images import Framing
 from mapolicy.networks import build_network
+from mapolicy.parts import Batch
 from mapolicy.pipeline import AugmentedBatch, Pipeline
 from mapolicy.policy import PolicyNetwork
 from mapolicy.space import EMBEDDING_WIDTH

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..bilevel import InnerRate, StepOptions, weighted_step
+from ..bilevel import InnerRate, StepOptions
 from ..features import features_and_logits, running_statistics_kept
 from ..policy import PolicyNetwork, normalise_weights
+from ..weighted_step import weighted_step
 
 
 class DoubleBackwardStep:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bilevel import BilevelStep, InnerRate, StepOptions, StepRecord, weighted_step
+from ..bilevel import BilevelStep, InnerRate, StepOptions, StepRecord
 from ..compiled import CompiledStep
 from ..config import FAST, SearchConfig
 from ..errors import EnvironmentFault, UsageError
@@ -23,6 +23,7 @@ from ..policy import PolicyNetwork
 from ..runtime import generator, reproducible, resolve_device, seed_for
 from ..sampler import TransformationSampler
 from ..step_choice import other_algorithm
+from ..weighted_step import weighted_step
 from .double_backward import DoubleBackwardStep
 from .interleaved import Clock, Contender, Progress, measure, silent
 from .memory import peak_bytes, peak_of_process
