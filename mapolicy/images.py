@@ -191,7 +191,7 @@ def _opened(content: bytes, name: str) -> Image.Image:
         raise corrupt(name, "has so many pixels that it may be a decompression bomb") from None
     except UnidentifiedImageError:
         raise corrupt(name, "is no image that Pillow can read") from None
-    except Exception as problem:
+    except Exception as problem:  # decoders raise whatever the bytes lead them to
         raise corrupt(name, f"cannot be decoded ({problem})") from None
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:

@@ -34,9 +34,7 @@ def _compiled(function: Function) -> Function:
 
 
 @_compiled
-def transform(
-    images: Pixels, operation: Integers, value: Values, fill: Pixels, result: Pixels
-) -> None:  # pragma: no cover - machine code is out of a tracer's sight, here and below
+def transform(images: Pixels, operation: Integers, value: Values, fill: Pixels, result: Pixels) -> None:
     """Apply to each image its own operations in turn.
 
     Args:

@@ -216,7 +216,7 @@ def _serve(connection: Connection, work: Work, start_method: str | None) -> None
             return
         try:
             work(piece, say)
-        except Exception as problem:
+        except Exception as problem:  # told to the parent, which raises it there
             say(Failure.of(problem))
         else:
             say(None)

@@ -35,7 +35,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "Equalize": lambda image, value, fill: ImageOps.equalize(image),
     "Rotate": lambda image, value, fill: image.rotate(value, Image.Resampling.NEAREST, fillcolor=fill),
     "Posterize": lambda image, value, fill: ImageOps.posterize(image, 8 - round(value)),
-    # Pillow asks for an int and compares with whatever it is given.
+    # Pillow is annotated for an int and compares with whatever it is given.
     "Solarize": lambda image, value, fill: ImageOps.solarize(image, value),  # type: ignore[arg-type]
     "Color": _enhancer(ImageEnhance.Color),
     "Contrast": _enhancer(ImageEnhance.Contrast),
