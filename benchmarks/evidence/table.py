@@ -57,6 +57,9 @@ TABLES = {
     "omniglot-wrn16_1": Table(
         "omniglot-small1", OMNIGLOT, 40, {"stem_stride": 2}, ("wrn16_1",), bundles=5, searched_for="omniglot"
     ),
+    "omniglot-test_resnet": Table(
+        "omniglot-small1", OMNIGLOT, 40, {}, ("test_resnet",), bundles=5, searched_for="omniglot"
+    ),
     "omniglot-resnet10t": Table(
         "omniglot-small1", OMNIGLOT, 40, {}, ("resnet10t",), bundles=5, searched_for="omniglot"
     ),
