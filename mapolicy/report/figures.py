@@ -72,7 +72,8 @@ LABELS = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Within it matplotlib draws as all of our pictures are drawn."""
     import matplotlib
 
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
@@ -169,7 +170,7 @@ def share_draw(names: Sequence[str], shares: Sequence[float]) -> Draw:
 
 def heat_figure(table: HeatTable) -> "Figure":
     """A heat map as a picture."""
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         rows, columns = table.values.shape
@@ -205,7 +206,7 @@ def tile_figure(rows: Sequence[tuple[str, Sequence[tuple[Pixels, str]]]]) -> "Fi
         for title, tiles in rows
         for start in range(0, len(tiles), TILES_IN_A_ROW)
     ]
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         columns = max(len(tiles) for _, tiles in rows)
@@ -233,7 +234,7 @@ def shown_lines(text: str) -> str:
 
 
 def _figure(draws: Sequence[Draw], columns: int, size: tuple[float, float]) -> "Figure":
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         rows = -(-len(draws) // columns)
@@ -247,7 +248,7 @@ def _figure(draws: Sequence[Draw], columns: int, size: tuple[float, float]) -> "
 
 
 def _saved(figure: "Figure", form: str, transparent: bool) -> bytes:
-    with _style():
+    with style():
         content = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
         figure.savefig(content, format=form, metadata=metadata, transparent=transparent)
