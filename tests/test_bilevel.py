@@ -2,7 +2,8 @@
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import timm
@@ -241,6 +242,22 @@ def test_low_memory_changes_nothing_but_the_memory() -> None:
         ours, theirs = getattr(low, part).state_dict(), getattr(normal, part).state_dict()
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=f"{part} {name}")
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_low_memory_returns_what_is_freed(low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    within = []
+
+    @contextmanager
+    def returned() -> Iterator[None]:
+        within.append("entered")
+        yield
+        within.append("left")
+
+    monkeypatch.setattr("mapolicy.bilevel.freed_memory_returned", returned)
+    case = Case()
+    case.run(case.step(low_memory=low))
+    assert within == (["entered", "left"] if low else [])
 
 
 @pytest.mark.parametrize("low", [False, True])
