@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,10 @@ import pytest
 import torch
 from hub_server import HubServer, serving
 from PIL import Image
+
+# Under nohup a hangup is ignored, by what tests start as well; some of them hang up on it.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # huggingface_hub reads these when it is imported, which timm does: no test reaches the real hub or the user's cache.
 HUB = HubServer()
