@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -132,11 +133,13 @@ def transfer(
 ) -> None:
     """One iteration of training with a frozen policy, with equal weights, and plain: augmentation and network.
 
+    A setting that only searches or only trainings have is of these alone.
     Example: mapolicy bench transfer --proxy wrn16_2 --arch wrn40_2
     """
     flags = {"image_size": image_size, "batch_size": batch_size, "threads": threads, "device": device}
-    search = _config(SearchConfig, proxy, settings, **flags)
-    targets = [_config(TrainConfig, name, settings, **flags) for name in arch or (proxy, LARGER)]
+    search = _config(SearchConfig, proxy, _without_those_of(TrainConfig, SearchConfig, settings), **flags)
+    trained = _without_those_of(SearchConfig, TrainConfig, settings)
+    targets = [_config(TrainConfig, name, trained, **flags) for name in arch or (proxy, LARGER)]
 
     from ..bench.transfer import measure_transfer
 
@@ -151,6 +154,12 @@ def _config(kind: type[Config], network: str, settings: list[str] | None, **flag
     """The recipe's configuration for the network, with the command's flags."""
     config, _ = options.resolve(kind, None, network, RECIPE_OF, {}, flags, settings, None)
     return config
+
+
+def _without_those_of(other: type[RunConfig], kind: type[RunConfig], settings: list[str] | None) -> list[str]:
+    """The `key=value` texts less those whose key only the other stage knows."""
+    foreign = {field.name for field in fields(other)} - {field.name for field in fields(kind)}
+    return [text for text in settings or [] if text.partition("=")[0].strip() not in foreign]
 
 
 def _progress(quiet: bool) -> Callable[[str], None]:

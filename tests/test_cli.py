@@ -759,7 +759,17 @@ ROW = {"what", "median_ms", "low_ms", "high_ms", "ratio", "against", "n"}
             ["plain", "exact", "double_backward"],
         ),
         (
-            ("transfer", "--proxy", "wrn10_1", "--arch", "wrn10_1", "--set", "cutout=4"),
+            (
+                "transfer",
+                "--proxy",
+                "wrn10_1",
+                "--arch",
+                "wrn10_1",
+                "--set",
+                "cutout=4",
+                "--set",
+                "extractor_dtype=float16",
+            ),
             ["plain", "frozen", "uniform", "outside_networks"],
         ),
     ],
