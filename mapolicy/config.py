@@ -124,6 +124,12 @@ class RunConfig:
     )
     alpha_learning_rate: float = setting("AdamW's learning rate for log alpha; 0 keeps alpha fixed", low=0)
     epsilon: float = setting("the sampler's share of uniform exploration (Eq. 5)", 0.1, low=0, high=1)
+    sampler_temperature: float = setting(
+        "p_jk goes as the policy's mean output to the power of 1 / temperature (Eq. 5: 1); below 1 it is bolder",
+        1.0,
+        low=0.01,
+        high=100,
+    )
     sampler_every: float = setting("epochs between refreshes of p_jk (s of Eq. 5)", low=0)
     sampler_history: float = setting("epochs whose policy outputs p_jk averages (r of Eq. 5)", low=0)
     meta_every: int = setting("iterations from one hypergradient to the next; 1 is the paper's", 1, low=1, high=100)

@@ -16,15 +16,16 @@ K = len(OPERATION_NAMES)
 class TransformationSampler:
     """Draws transformations from p_jk and learns p_jk from what the policy network said of them.
 
-    p_jk = (1 - epsilon) v_jk / sum(v) + epsilon / K^2, where v_jk is the mean raw policy output of the samples that
-    were given (j, k) in the last `history` iterations; pairs that were not drawn take the mean of those that were.
-    p_jk starts uniform and is refreshed every `every` iterations.
-    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 5.
+    p_jk = (1 - epsilon) u_jk / sum(u) + epsilon / K^2 with u_jk = v_jk ^ (1 / temperature), where v_jk is the mean raw
+    policy output of the samples that were given (j, k) in the last `history` iterations; pairs that were not drawn take
+    the mean of those that were. p_jk starts uniform and is refreshed every `every` iterations.
+    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 5; its temperature is 1.
 
     Args:
         epsilon: share of uniform exploration, in [0, 1].
         every: iterations between refreshes (s).
         history: iterations that v_jk averages (r).
+        temperature: above 0; the lower, the bolder p_jk follows v_jk.
         probabilities: p_jk to start from, float [K, K]; None is uniform.
         means: v_jk to start from, float [K, K].
     """
@@ -34,12 +35,13 @@ class TransformationSampler:
         epsilon: float = 0.1,
         every: int = 1,
         history: int = 1,
+        temperature: float = 1.0,
         probabilities: Tensor | None = None,
         means: Tensor | None = None,
     ) -> None:
-        if not 0 <= epsilon <= 1 or every < 1 or history < 1:
-            raise ValueError("epsilon must lie in [0, 1]; every and history must be at least 1")
-        self.epsilon, self.every, self.history = epsilon, every, history
+        if not 0 <= epsilon <= 1 or not temperature > 0 or every < 1 or history < 1:
+            raise ValueError("epsilon must lie in [0, 1], temperature above 0; every and history must be at least 1")
+        self.epsilon, self.temperature, self.every, self.history = epsilon, temperature, every, history
         uniform = torch.full((K, K), 1 / K**2, dtype=torch.float64)
         self.probabilities = (uniform if probabilities is None else probabilities).double()
         self.means = (torch.full((K, K), 0.5) if means is None else means).double()
@@ -61,6 +63,7 @@ class TransformationSampler:
             config.epsilon,
             every=max(1, round(config.sampler_every * iterations_per_epoch)),
             history=max(1, round(config.sampler_history * iterations_per_epoch)),
+            temperature=config.sampler_temperature,
             probabilities=probabilities,
             means=means,
         )
@@ -93,7 +96,9 @@ class TransformationSampler:
         values = torch.where(seen, sums / counts.clamp(min=1), 0.0)
         values = torch.where(seen, values, values[seen].mean()).reshape(K, K)
         self.means = values
-        self.probabilities = (1 - self.epsilon) * values / values.sum() + self.epsilon / K**2
+        # Over their largest first, so that no power of theirs underflows in all of them.
+        shares = (values / values.max()) ** (1 / self.temperature)
+        self.probabilities = (1 - self.epsilon) * shares / shares.sum() + self.epsilon / K**2
 
     def entropy_by_chance(self) -> tuple[float, float]:
         """Between which relative entropies p_jk would lie, 95 %, if the policy treated all transformations alike.
@@ -109,7 +114,7 @@ class TransformationSampler:
             return 0.0, 1.0
         within = float((squares[seen] - sums[seen] ** 2 / counts[seen]).clamp(min=0).sum()) / freedom
         mean = float(sums.sum() / counts.sum())
-        relative = within * float((1 / counts[seen]).mean()) / mean**2
+        relative = within * float((1 / counts[seen]).mean()) / (self.temperature * mean) ** 2
         shortfall = (1 - self.epsilon) ** 2 * relative / (2 * math.log(K**2))
         deviation = 1.96 * math.sqrt(2 / (K**2 - 1))
         return max(0.0, 1 - shortfall * (1 + deviation)), min(1.0, 1 - shortfall * (1 - deviation))

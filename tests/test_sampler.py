@@ -17,15 +17,17 @@ def batch(pairs: list[tuple[int, int]]) -> Transformation:
     return Transformation.draw_magnitudes(first, second, torch.Generator())
 
 
-def expected_probabilities(history: list[tuple[list[tuple[int, int]], list[float]]], epsilon: float) -> list[float]:
-    """Eq. 5 over the iterations in `history`."""
+def expected_probabilities(
+    history: list[tuple[list[tuple[int, int]], list[float]]], epsilon: float, power: float
+) -> list[float]:
+    """Eq. 5 over the iterations in `history`, v_jk raised to a power."""
     outputs: dict[tuple[int, int], list[float]] = defaultdict(list)
     for pairs, raw in history:
         for pair, value in zip(pairs, raw, strict=True):
             outputs[pair].append(value)
     means = {pair: sum(values) / len(values) for pair, values in outputs.items()}
     unseen = sum(means.values()) / len(means)
-    v = [means.get((j, k), unseen) for j in range(K) for k in range(K)]
+    v = [means.get((j, k), unseen) ** power for j in range(K) for k in range(K)]
     return [(1 - epsilon) * value / sum(v) + epsilon / K**2 for value in v]
 
 
@@ -35,10 +37,10 @@ def test_starts_uniform() -> None:
     assert relative_entropy(sampler.probabilities) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0])
-def test_probabilities_are_eq_5_over_the_last_r_iterations_every_s(epsilon: float) -> None:
+@pytest.mark.parametrize(("epsilon", "temperature"), [(0.0, 1.0), (0.1, 1.0), (1.0, 1.0), (0.0, 0.2), (0.1, 4.0)])
+def test_probabilities_are_eq_5_over_the_last_r_iterations_every_s(epsilon: float, temperature: float) -> None:
     every, history = 3, 5
-    sampler = TransformationSampler(epsilon, every, history)
+    sampler = TransformationSampler(epsilon, every, history, temperature)
     generator = torch.Generator().manual_seed(0)
     seen: list[tuple[list[tuple[int, int]], list[float]]] = []
     current = sampler.probabilities.flatten().tolist()
@@ -48,7 +50,7 @@ def test_probabilities_are_eq_5_over_the_last_r_iterations_every_s(epsilon: floa
         sampler.record(batch(pairs).pair, raw)
         seen.append((pairs, raw.tolist()))
         if iteration % every == 0:
-            current = expected_probabilities(seen[-history:], epsilon)
+            current = expected_probabilities(seen[-history:], epsilon, 1 / temperature)
         assert sampler.probabilities.flatten().tolist() == pytest.approx(current, rel=1e-6), iteration
         assert math.fsum(sampler.probabilities.flatten().tolist()) == pytest.approx(1, abs=1e-12)
         assert float(sampler.probabilities.min()) >= epsilon / 196 - 1e-12
@@ -60,6 +62,13 @@ def test_pairs_never_seen_take_the_mean_of_the_seen() -> None:
     assert float(sampler.means[0, 1]) == pytest.approx(0.2)
     assert float(sampler.means[2, 3]) == pytest.approx(0.6)
     assert float(sampler.means[5, 5]) == pytest.approx(0.4)
+
+
+def test_the_coldest_sampler_of_the_smallest_outputs_is_finite() -> None:
+    sampler = TransformationSampler(epsilon=0.0, temperature=0.01)
+    sampler.record(batch([(0, 1), (2, 3)]).pair, torch.tensor([1e-30, 2e-30]))
+    assert float(sampler.probabilities[2, 3]) == pytest.approx(1)
+    assert float(sampler.probabilities.sum()) == pytest.approx(1)
 
 
 def test_samples_follow_the_probabilities() -> None:
@@ -114,22 +123,26 @@ def test_entropy_is_relative_to_uniform() -> None:
     assert relative_entropy(half) == pytest.approx(math.log(2) / math.log(196))
 
 
-@pytest.mark.parametrize("arguments", [{"epsilon": -0.1}, {"epsilon": 1.1}, {"every": 0}, {"history": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"epsilon": -0.1}, {"epsilon": 1.1}, {"temperature": 0.0}, {"every": 0}, {"history": 0}]
+)
 def test_impossible_settings_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="epsilon"):
         TransformationSampler(**arguments)
 
 
-def test_entropy_by_chance_holds_for_outputs_that_know_no_operation() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_entropy_by_chance_holds_for_outputs_that_know_no_operation(temperature: float) -> None:
     """In about 95 of 100 samplers whose outputs depend on nothing but chance, and in none with a preference."""
     within = []
     for seed in range(60):
-        draws, sampler = torch.Generator().manual_seed(seed), TransformationSampler(history=4, every=4)
+        draws = torch.Generator().manual_seed(seed)
+        sampler = TransformationSampler(history=4, every=4, temperature=temperature)
         for _ in range(4):
             raw = 0.3 + 0.4 * torch.rand(800, generator=draws)
             sampler.record(sampler.sample(800, draws).pair, raw)
         low, high = sampler.entropy_by_chance()
-        assert 0.98 < low < high < 1
+        assert 0.94 < low < high < 1
         within.append(low <= relative_entropy(sampler.probabilities) <= high)
     assert 0.85 <= sum(within) / len(within) <= 1
     assert TransformationSampler().entropy_by_chance() == (0, 1), "nothing is known before the first outputs"

@@ -61,7 +61,9 @@ def test_same_seed_same_bytes(bundle: PolicyBundle, make_search_config) -> None:
     assert again.to_bytes() == bundle.to_bytes()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"epsilon": 0.2}, {"policy_learning_rate": 0.02}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"epsilon": 0.2}, {"sampler_temperature": 0.5}, {"policy_learning_rate": 0.02}]
+)
 def test_other_settings_other_policy(bundle: PolicyBundle, make_search_config, change: dict) -> None:
     other = search_policy(make_search_config(**change))
     assert not torch.equal(other.probabilities, bundle.probabilities)
