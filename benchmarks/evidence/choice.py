@@ -28,6 +28,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "both, rate 1e-2, memory 1": BOTH | {"policy_learning_rate": 1e-2, "policy_memory": 1.0},
     "both, validation batch 272": BOTH | {"validation_batch_size": 272},
     "embedding, memory 1": {"policy_input": "embedding", "policy_memory": 1.0},
+    "embedding, rate 1e-2": {"policy_input": "embedding", "policy_learning_rate": 1e-2},
+    "embedding, sampler_temperature 0.3": {"policy_input": "embedding", "sampler_temperature": 0.3},
+    "embedding, sampler_temperature 0.1": {"policy_input": "embedding", "sampler_temperature": 0.1},
 }
 
 
