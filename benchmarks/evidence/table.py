@@ -39,6 +39,7 @@ class Table:
         archs: networks trained with the bundles; the first one is also the proxy.
         bundles: searches, each with its own split.
         searched_for: the table whose bundles are used; its own otherwise.
+        modes: of the learned policy.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class Table:
     archs: tuple[str, ...]
     bundles: int
     searched_for: str | None = None
+    modes: str = "frozen"
 
 
 TABLES = {
@@ -62,6 +64,17 @@ TABLES = {
     ),
     "omniglot-resnet10t": Table(
         "omniglot-small1", OMNIGLOT, 40, {}, ("resnet10t",), bundles=5, searched_for="omniglot"
+    ),
+    # The same bundles on their own network, theta going on.
+    "omniglot-finetune": Table(
+        "omniglot-small1",
+        OMNIGLOT,
+        40,
+        {"stem_stride": 2},
+        ("wrn10_1",),
+        bundles=5,
+        searched_for="omniglot",
+        modes="frozen,finetune",
     ),
     # 50 training and 10 meta-validation images of each class; the whole test split.
     "cifar100": Table(
@@ -129,7 +142,8 @@ def main() -> None:
     own = {key: value for key, value in table.settings.items() if key in ("image_size", "base_augmentation", "cutout")}
     free = Table(table.dataset, own, table.epochs, table.model_args, table.archs, table.bundles)
     document = mapolicy(
-        *("compare", *bundles, "--against", arguments.against, "--seeds", "1", "--recipe", "train-any"),
+        *("compare", *bundles, "--against", arguments.against, "--mode", table.modes),
+        *("--seeds", "1", "--recipe", "train-any"),
         *(part for arch in table.archs for part in ("--arch", arch)),
         *options(free, arguments.data_dir, []),
         *("--jobs", str(arguments.jobs), "--run-dir", str(run), *(["--resume"] if run.exists() else [])),
