@@ -22,6 +22,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL.Image import Image as PILImage
 from torch import Tensor
@@ -32,7 +33,7 @@ from torchvision.transforms import v2
 from .operations import apply_operation
 from .space import DEFAULT_SPACE, MAX_LEVEL, SPACES, OperationSpace, Range
 
-Fill = float | Sequence[float] | None
+Fill = float | Sequence[float] | np.ndarray | np.generic | None
 
 # torchvision's order.
 _BINNED = (
@@ -96,7 +97,7 @@ class AppliedOperations:
         fill = torch.tensor(self.fill, dtype=torch.uint8, device=batch.device)
         for operation, magnitude in zip(there.operations.unbind(1), there.magnitudes.unbind(1), strict=True):
             batch = apply_operation(batch, operation, magnitude, self.space, fill)
-        result = batch.reshape(images.shape)
+        result = batch.reshape(images.shape) if self.operations.shape[1] else images.as_subclass(Tensor).clone()
         return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.Image) else result
 
     def state(self) -> dict[str, Any]:
@@ -276,7 +277,7 @@ class _PerImage(v2.Transform, ABC):  # type: ignore[misc] # torchvision has no t
             TypeError: no image, or several; images that are not uint8 tensors; masks, boxes, key points or videos.
             ValueError: a shape that is not [..., C, H, W] with C = 1 or 3.
         """
-        leaves, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        leaves, structure = tree_flatten(inputs[0] if len(inputs) == 1 else inputs)
         place = self._place_of_images(leaves)
         applied = self.draw(leaves[place], generator)
         leaves[place] = applied.apply(leaves[place])
@@ -327,12 +328,12 @@ class RandAugment(_PerImage):
         fill: Fill = None,
     ) -> None:
         super().__init__(interpolation, fill)
-        if num_ops < 0:
-            raise ValueError(f"num_ops is {num_ops}; expected 0 or more")
+        if num_ops != int(num_ops) or num_ops < 0:
+            raise ValueError(f"num_ops is {num_ops!r}; expected a whole number, 0 or more")
         _check_bins(num_magnitude_bins)
-        if not 0 <= magnitude < num_magnitude_bins:
-            raise ValueError(f"magnitude is {magnitude}; expected 0 to {num_magnitude_bins - 1}, one of the bins")
-        self.num_ops, self.magnitude, self.num_magnitude_bins = num_ops, magnitude, num_magnitude_bins
+        if magnitude != int(magnitude) or not 0 <= magnitude < num_magnitude_bins:
+            raise ValueError(f"magnitude is {magnitude!r}; expected 0 to {num_magnitude_bins - 1}, one of the bins")
+        self.num_ops, self.magnitude, self.num_magnitude_bins = int(num_ops), int(magnitude), int(num_magnitude_bins)
 
     def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
         height, width = size
@@ -374,7 +375,7 @@ class TrivialAugmentWide(_PerImage):
     ) -> None:
         super().__init__(interpolation, fill)
         _check_bins(num_magnitude_bins)
-        self.num_magnitude_bins = num_magnitude_bins
+        self.num_magnitude_bins = int(num_magnitude_bins)
 
     def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
         return _binned_space(
@@ -407,10 +408,10 @@ class UniformTransformations(_PerImage):
 
     def __init__(self, space: str | OperationSpace = DEFAULT_SPACE, fill: Fill = None) -> None:
         super().__init__("nearest", fill)
-        if isinstance(space, str):
-            if space not in SPACES:
-                raise ValueError(f"space is {space!r}; expected one of {', '.join(SPACES)}, or an OperationSpace")
+        if isinstance(space, str) and space in SPACES:
             space = SPACES[space]
+        if not isinstance(space, OperationSpace):
+            raise ValueError(f"space is {space!r}; expected one of {', '.join(SPACES)}, or an OperationSpace")
         self.space, self._space = space.name, space
 
     def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
@@ -418,8 +419,9 @@ class UniformTransformations(_PerImage):
 
 
 def _check_bins(bins: int) -> None:
-    if bins < 2:
-        raise ValueError(f"num_magnitude_bins is {bins}; expected at least 2, the weakest and the strongest")
+    if bins != int(bins) or bins < 2:
+        why = "expected a whole number, at least 2, the weakest and the strongest"
+        raise ValueError(f"num_magnitude_bins is {bins!r}; {why}")
 
 
 def _check_images(images: Any) -> None:
@@ -436,6 +438,8 @@ def _check_images(images: Any) -> None:
 
 def _colour(fill: Fill) -> tuple[int, ...]:
     """One number for all channels, or one for each."""
+    if isinstance(fill, np.ndarray | np.generic):
+        fill = fill.tolist()
     numbers = (0,) if fill is None else tuple(fill) if isinstance(fill, Sequence) else (fill,)
     for number in numbers:
         if not isinstance(number, int | float) or not 0 <= number <= 255 or number != int(number):

@@ -113,7 +113,7 @@ def compare_policies(
             otherwise, on CUDA the GPUs in turn. 1 runs them here, one after another.
         reporter: hears of the progress; None for silence.
         resume: keep the runs in `run_dir` that are finished, go on with the others; more networks, policies, seeds and
-            bundles may be asked for than at first.
+            bundles may be asked for than at first (under equal-time more seeds and bundles).
         overwrite: start anew in a folder that holds a comparison.
 
     Returns:
@@ -159,6 +159,7 @@ def _compared(
     notes = _what_to_know(searched, configs)
     record = _record(run_dir, by_digest, budget, resume, overwrite)
     if budget == "equal-time":
+        _check_epochs(record.setdefault("epochs", {}), configs, run_dir)
         record["pace"] = _pace(units[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
     combinations = _plan(units, configs, run_dir, policies, seeds, record.get("pace", {}))
     rows = {run: row for run in combinations if (row := finished_row(run)) is not None} if resume else {}
@@ -346,9 +347,32 @@ def _pace(
             label: {"seconds_per_iteration": own, "epochs": round(config.epochs * max(seconds) / own)}
             for label, own in zip(labels, seconds, strict=True)
         }
-        epochs = ", ".join(f"{label} {facts['epochs']}" for label, facts in found[config.arch].items())
+        epochs = ", ".join(
+            f"{label} {facts['epochs']}{_off(facts['epochs'] * own / (config.epochs * max(seconds)))}"
+            for (label, facts), own in zip(found[config.arch].items(), seconds, strict=True)
+        )
         noted(f"{config.arch}: epochs that take the same time: {epochs}")
     return found
+
+
+def _off(share: float) -> str:
+    """What whole epochs make of equal time, where it is 2 % or more."""
+    return f" ({share - 1:+.0%} of time)" if abs(share - 1) >= 0.02 else ""
+
+
+def _check_epochs(known: dict[str, int], configs: Sequence[TrainConfig], run_dir: Path) -> None:
+    """Each network's epochs are those that the comparison began with; what is not known yet is written to `known`.
+
+    Raises:
+        InputError: they are not.
+    """
+    changed = [
+        f"{config.arch}: epochs {before} -> {config.epochs}"
+        for config in configs
+        if (before := known.setdefault(config.arch, config.epochs)) != config.epochs
+    ]
+    if changed:
+        raise of_another(run_dir, changed)
 
 
 def _record(
@@ -417,7 +441,12 @@ def _about(bundle: PolicyBundle | DatasetPolicy) -> dict[str, Any]:
     about = {"bundle": short_digest(bundle), "digest": bundle.digest, "origin": bundle.origin}
     if isinstance(bundle, DatasetPolicy):
         return about | {"source": bundle.manifest.source}
-    return about | {"proxy": bundle.manifest.extractor.arch, "epochs": bundle.manifest.run.epochs}
+    manifest = bundle.manifest
+    return about | {
+        "proxy": manifest.extractor.arch,
+        "epochs": manifest.run.epochs,
+        "search": dict(manifest.search.settings),
+    }
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _apply(images: Tensor, operation: Numbers, value: Values, fill: Tensor) -> T
         return _apply_batched(images, operation, value, fill)
     from .kernels import transform  # takes numba, which needs a while to load
 
-    result = torch.empty(images.shape, dtype=torch.uint8)
+    result = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     transform(images.contiguous().numpy(), operation, value, fill.numpy(), result.numpy())
     return result
 

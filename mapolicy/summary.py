@@ -55,7 +55,8 @@ class Difference:
         n: units that have both.
         mean: over the units.
         half_width: of the 95 % interval around the mean (Student's t, n - 1 degrees of freedom): a difference that is
-            smaller cannot be told from none. None for one unit.
+            smaller cannot be told from none. None for one unit, and where all units have the same difference, which
+            says nothing of how far others would lie apart.
     """
 
     against: str
@@ -188,9 +189,8 @@ def _difference(own: Sequence[Row], others: Sequence[Row], unit: str) -> Differe
         found = list(_by_unit(paired, unit).values())
     if not found:
         return None
-    half = (
-        student_t(LEVEL, len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
-    )
+    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+    half = student_t(LEVEL, len(found) - 1) * spread / math.sqrt(len(found)) if spread else None
     return Difference(others[0].policy, len(found), statistics.mean(found), half)
 
 

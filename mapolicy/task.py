@@ -1,5 +1,6 @@
 """What both stages train: data, pipeline, task network, its optimiser and schedule, built from a configuration."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -79,6 +80,7 @@ class Task:
         training = splits.train_with_validation() if config.trains_on_validation else splits.train
         group = communicator()
         _check_division(config, group.size, len(splits.meta_validation))
+        _check_lone_image(config, network, splits.channels, group.size, len(splits.meta_validation))
         optimizer = make_optimizer(config, network)
         return cls(
             config=config,
@@ -126,6 +128,29 @@ class Task:
             "device": str(self.pipeline.device),
             **({"processes": f"{processes}, batch normalisation {self.config.batch_norm}"} if processes > 1 else {}),
         }
+
+
+def _check_lone_image(config: RunConfig, network: nn.Module, channels: int, processes: int, held_out: int) -> None:
+    """A batch that weights are learned over has two samples, one that is normalised over has two values.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if config.stage == "search" and config.batch_size * config.copies == 1:
+        raise UsageError("batch_size", "the weight of a lone sample is always 1", "set it to 2 or more")
+    parts = config.accumulate * processes
+    sizes = {"batch_size": config.batch_size * config.copies // parts}
+    if config.stage == "search":
+        sizes["validation_batch_size"] = min(config.validation_batch_size, held_out) // parts
+    for name in [name for name, size in sizes.items() if size == 1]:
+        image = torch.zeros(1, channels, config.image_size, config.image_size, device=next(network.parameters()).device)
+        try:
+            with torch.no_grad():
+                copy.deepcopy(network).train()(image)
+        except ValueError as problem:  # torch's normalisation layers'
+            raise UsageError(
+                name, f"{config.network} cannot train on one image at a time: {problem}", "raise it"
+            ) from None
 
 
 def _check_division(config: RunConfig, processes: int, held_out: int) -> None:

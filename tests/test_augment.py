@@ -4,6 +4,7 @@ import json
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -178,7 +179,7 @@ def test_pixels_are_torchvisions_for_a_pil_image(magnitude: int | None, channels
         assert torch.equal(result, F.pil_to_tensor(picture)), (name, exact)
 
 
-@pytest.mark.parametrize("fill", [None, 7, 7.0, [7], (7, 8, 9)])
+@pytest.mark.parametrize("fill", [None, 7, 7.0, [7], (7, 8, 9), np.uint8(7), np.array([7, 8, 9])])
 def test_fill_is_the_colour_from_outside(fill) -> None:
     white = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
     space = OperationSpace("only", {"TranslateX": Range(0, 1, signed=True)})
@@ -188,7 +189,7 @@ def test_fill_is_the_colour_from_outside(fill) -> None:
         space,
         UniformTransformations(space, fill).draw(white).fill,
     ).apply(white)
-    expected = [0, 0, 0] if fill is None else [7, 8, 9] if fill == (7, 8, 9) else [7, 7, 7]
+    expected = [0, 0, 0] if fill is None else [7, 8, 9] if np.size(fill) == 3 else [7, 7, 7]
     assert moved.unique(dim=0)[0, :, 0, 0].tolist() == expected
     assert moved.flatten(2).unique(dim=2).shape[2] == 1
 
@@ -235,7 +236,9 @@ def test_shapes(kind: type) -> None:
 def test_no_operations_change_nothing_and_the_input_stays() -> None:
     images = noise(9, 3, *SIZE)
     before = images.clone()
-    assert torch.equal(RandAugment(num_ops=0)(images), images)
+    untouched = RandAugment(num_ops=0)(images)
+    assert torch.equal(untouched, images)
+    assert untouched.data_ptr() != images.data_ptr(), "as everywhere, the result is the caller's own"
     RandAugment()(images)
     assert torch.equal(images, before)
 
@@ -388,6 +391,7 @@ def test_pickles(kind: type) -> None:
         ((tv_tensors.Video(noise(2, 3, 8, 8)),), "images alone, found Video"),
         (([tv_tensors.Image(noise(3, 8, 8)), tv_tensors.Image(noise(3, 8, 8))],), "found 2 images; stack them"),
         (("cat.png", 3), "found no image among its inputs; give it a uint8 tensor"),
+        ((), "found no image among its inputs"),
     ],
 )
 @pytest.mark.parametrize("kind", MODULES)
@@ -405,16 +409,20 @@ def test_refuses_shapes(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: RandAugment(num_ops=-1), "num_ops is -1; expected 0 or more"),
+        (lambda: RandAugment(num_ops=-1), "num_ops is -1; expected a whole number, 0 or more"),
+        (lambda: RandAugment(num_ops=1.5), "num_ops is 1.5; expected a whole number"),
+        (lambda: RandAugment(magnitude=9.5), "magnitude is 9.5; expected 0 to 30"),
+        (lambda: RandAugment(num_magnitude_bins=31.5), "num_magnitude_bins is 31.5; expected a whole number"),
         (lambda: RandAugment(magnitude=31), "magnitude is 31; expected 0 to 30"),
         (lambda: RandAugment(magnitude=-1), "magnitude is -1; expected 0 to 30"),
-        (lambda: TrivialAugmentWide(num_magnitude_bins=1), "num_magnitude_bins is 1; expected at least 2"),
+        (lambda: TrivialAugmentWide(num_magnitude_bins=1), "num_magnitude_bins is 1; expected a whole number, at"),
         (lambda: RandAugment(interpolation="bilinear"), "'bilinear'; the batched operations take the nearest pixel"),
         (lambda: TrivialAugmentWide(fill=256), "fill is 256; expected whole numbers from 0 to 255"),
         (lambda: TrivialAugmentWide(fill=[0.5]), r"fill is \[0.5\]; expected whole numbers"),
         (lambda: TrivialAugmentWide(fill={"others": 3}), "fill is {'others': 3}; expected whole numbers"),
         (lambda: TrivialAugmentWide(fill=(1, 2)).draw(noise(3, 8, 8)), "one for each of 3 channels"),
         (lambda: UniformTransformations("narrow"), "space is 'narrow'; expected one of metaaugment-v1"),
+        (lambda: UniformTransformations(None), "space is None; expected one of metaaugment-v1"),
     ],
 )
 def test_refuses_arguments(build, match: str) -> None:
@@ -429,12 +437,14 @@ def test_takes_each_spelling_of_nearest(interpolation) -> None:
 
 def test_draws_stay_on_the_cpu() -> None:
     """Also where the default device is another one: the draw does not depend on the device."""
-    space = SPACES["wide"]
+    space, images = SPACES["wide"], noise(2, 3, 8, 8)
     with torch.device("meta"):
         operations, _ = draw_operations(space, 4, 2, generator=seeded())
-        applied = TrivialAugmentWide(17).draw(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+        applied = TrivialAugmentWide(17).draw(images)
+        augmented = applied.apply(images)
     assert torch.equal(operations, draw_operations(space, 4, 2, generator=seeded())[0])
     assert applied.magnitudes.device.type == "cpu"
+    assert torch.equal(augmented, applied.apply(images)), "images stay where they are"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -785,6 +785,8 @@ def test_bench_json_and_table(mapolicy, tmp_path: Path, arguments: tuple, names:
         assert set(row) >= ROW
         assert row["n"] == 2
     assert measured.json["hardware"]["threads"] == 1
+    if arguments[0] != "operations":
+        assert "precision" in json.dumps(measured.json["settings"]["configuration"]), "what a row depends on"
     assert "round 2 of 2" in measured.err
 
     shown = mapolicy("bench", *arguments, *TINY, "--quiet")
@@ -803,6 +805,8 @@ def test_bench_json_and_table(mapolicy, tmp_path: Path, arguments: tuple, names:
         (("bench", "transfer", "--arch", "wrn99_9"), ("wrn99_9", "wrn")),
         (("bench", "operations", "--device", "tpu"), ("--device", "tpu")),
         (("bench", "step", "--set", "no_such=1"), ("no_such",)),
+        (("bench", "transfer", "--set", "no_such=1"), ("no_such",)),
+        (("bench", "transfer", "--set", "copies=2"), ("copies=2", "--batch-size")),
     ],
 )
 def test_bench_usage_errors_exit_2(mapolicy, arguments: tuple, parts: tuple) -> None:

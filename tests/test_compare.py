@@ -357,6 +357,19 @@ def test_under_equal_time_the_cheaper_runs_get_more_epochs(
     ):
         with pytest.raises(InputError, match=message):
             compare_policies(*arguments[:3], **{"against": ("none",), **changed}, resume=True)
+    longer = [config.with_changes(epochs=3)]
+    with pytest.raises(InputError, match="test_resnet: epochs 2 -> 3"):
+        compare_policies([bundle], longer, *arguments[2:], budget="equal-time", resume=True)
+
+
+def test_what_whole_epochs_make_of_equal_time_is_said(
+    bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mapolicy.compare.seconds_per_iteration", lambda *arguments: [2.5, 1.0])
+    heard = Heard()
+    compare_policies([bundle], [config], tmp_path / "run", ("none",), budget="equal-time", reporter=heard)
+    epochs = config.epochs
+    assert any(f"learned {epochs}, none {round(2.5 * epochs)} (-20% of time)" in text for text in heard.notes)
 
 
 BAD = {

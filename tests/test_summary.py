@@ -113,6 +113,13 @@ def test_one_unit_has_no_interval() -> None:
     assert entry.versus_rival.mean == 1
 
 
+def test_equal_differences_have_no_interval() -> None:
+    """Of test images so few that units tie: no spread is not certainty."""
+    rows = [row(policy, value, seed) for policy, value in (("learned", 71), ("uniform", 70)) for seed in range(2)]
+    difference = by_policy(rows)["learned"].versus_uniform
+    assert (difference.n, difference.mean, difference.half_width) == (2, 1, None)
+
+
 def test_the_search_itself_is_one_of_its_bundle() -> None:
     """Its seed is the search's: it is compared with the mean over the others' seeds, not with one of them."""
     rows = [row("proxy", 75, seed=0), *(row("uniform", value, seed) for seed, value in enumerate((60, 70, 80)))]

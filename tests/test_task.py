@@ -22,6 +22,17 @@ def test_meta_validation_images_are_trained_on_if_asked(make_train_config) -> No
     assert included.iterations_per_epoch == len(train | validation) // 256
 
 
+def test_a_lone_image_is_refused_where_it_is_normalised_over(make_train_config, make_search_config) -> None:
+    with pytest.raises(UsageError, match="batch_size: resnet10t cannot train on one image at a time"):
+        Task.build(make_train_config(policy="none", arch="resnet10t", batch_size=1), CPU)
+    vit = {"arch": "vit_tiny_patch16_224", "model_args": {"img_size": 8, "patch_size": 4}}
+    assert Task.build(make_train_config(policy="none", batch_size=1, **vit), CPU).iterations > 0
+    with pytest.raises(UsageError, match="weight of a lone sample is always 1"):
+        Task.build(make_search_config(batch_size=1), CPU)
+    with pytest.raises(UsageError, match="validation_batch_size: resnet10t cannot train"):
+        Task.build(make_search_config(proxy="resnet10t", validation_batch_size=1), CPU)
+
+
 def test_a_bundles_meta_validation_images_are_taken(make_train_config) -> None:
     chosen = torch.tensor([1, 5, 9, 700, 1200])
     task = Task.build(make_train_config(policy="none", test_per_class=1.0), CPU, meta_validation=chosen)

@@ -12,6 +12,8 @@ def difference(found: dict | None) -> str:
     """Mean and 95 % interval."""
     if found is None:
         return ""
+    if found["half_width"] is None:
+        return f"{found['mean']:+.2f}"
     low, high = found["mean"] - found["half_width"], found["mean"] + found["half_width"]
     return f"{found['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
 

@@ -109,6 +109,7 @@ def measure_step(
             "image_size": config.image_size,
             "batch_size": config.batch_size,
             "validation_batch_size": config.validation_batch_size,
+            "configuration": config.portable(),
             "variants": {name: dict(changes) for name, changes in variants.items()},
             "rounds": rounds,
         },

@@ -12,6 +12,7 @@ import torch
 from ..bundle import PolicyBundle
 from ..config import RunConfig, SearchConfig, TrainConfig
 from ..data import DataSplits, ResidentSplit
+from ..errors import UsageError
 from ..networks import check_arch
 from ..policies import NoAugmentation
 from ..policy import PolicyNetwork
@@ -43,8 +44,11 @@ def measure_transfer(
         progress: told of each round.
 
     Raises:
-        UsageError: a network cannot be built or does not take the images.
+        UsageError: a network cannot be built or does not take the images; a setting that is not measured here.
     """
+    for config in (search, *targets):
+        if config.copies != 1:
+            raise UsageError(f"--set copies={config.copies}", "a plain iteration has one", "raise --batch-size")
     device = resolve_device(search.device)
     clock = Clock.of(device)
     rows: list[Row] = []
@@ -71,6 +75,7 @@ def measure_transfer(
             "archs": [config.arch for config in targets],
             "image_size": search.image_size,
             "batch_sizes": [config.batch_size for config in targets],
+            "configuration": {"search": search.portable(), **{config.arch: config.portable() for config in targets}},
             "rounds": rounds,
         },
         threads=threads,
