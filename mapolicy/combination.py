@@ -71,7 +71,7 @@ def finished_row(combination: Combination) -> Row | None:
     path = combination.folder / CONFIG_FILE
     if not path.exists():
         return None
-    old, new = read_toml(path), combination.config.to_mapping()
+    old, new = combination.config.defaults() | read_toml(path), combination.config.to_mapping()
     # The data set's name may be typed in several ways; a bundle's fingerprint says which it is.
     free = MACHINE_FIELDS | (set() if combination.split_of is None else {"dataset"})
     differences = [

@@ -247,6 +247,11 @@ class RunConfig:
         """The configuration as a recipe that reproduces this run."""
         return tomli_w.dumps(self.to_mapping())
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The settings that have a default: what a run did before they existed."""
+        return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+
     def portable(self) -> dict[str, Any]:
         """The settings that a bundle records: all but those that say where the run took place."""
         return {key: value for key, value in self.to_mapping().items() if key not in MACHINE_FIELDS}

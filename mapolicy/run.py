@@ -336,7 +336,7 @@ class Run:
         tensors, facts, told = self._folder.load()
         if told:
             self.reporter.noted(told)
-        old, new = facts["identity"], self._identity()
+        old, new = self.config.defaults() | facts["identity"], self._identity()
         differences = [f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key]]
         if differences:
             where = str(self._folder.checkpoint())

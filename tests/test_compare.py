@@ -159,6 +159,22 @@ def test_finished_runs_are_kept_and_the_others_gone_on_with(
     assert trained == []
 
 
+def test_runs_from_before_a_setting_existed_are_kept(
+    bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list
+) -> None:
+    compare_policies([bundle], [config], tmp_path / "run", ("none",))
+    for path in (tmp_path / "run").rglob("config.toml"):
+        text = path.read_text()
+        assert "sampler_temperature = 1.0" in text
+        path.write_text(text.replace("sampler_temperature = 1.0\n", ""))
+    trained.clear()
+    compare_policies([bundle], [config], tmp_path / "run", ("none",), resume=True)
+    assert trained == []
+    changed = config.with_changes(sampler_temperature=0.5)
+    with pytest.raises(InputError, match=r"sampler_temperature 1.0 -> 0.5"):
+        compare_policies([bundle], [changed], tmp_path / "run", ("none",), resume=True)
+
+
 def test_another_comparisons_folder_is_refused_and_left_alone(
     bundle: PolicyBundle, other_bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list
 ) -> None:

@@ -178,6 +178,22 @@ def test_resume_with_other_settings_lists_each_difference(make_search_config, tm
     assert "epsilon 0.1 -> 0.3" in str(caught.value)
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(make_search_config, tmp_path, monkeypatch) -> None:
+    """It did what the setting's default does, and is another run than one with another value."""
+    config = make_search_config(epochs=1)
+    search_policy(config, run_dir=tmp_path / "run")
+
+    def older(path):
+        tensors, facts = load_checkpoint(path)
+        del facts["identity"]["sampler_temperature"]
+        return tensors, facts
+
+    monkeypatch.setattr("mapolicy.run_folder.load_checkpoint", older)
+    with pytest.raises(InputError, match=r"sampler_temperature 1.0 -> 0.5"):
+        search_policy(config.with_changes(sampler_temperature=0.5), run_dir=tmp_path / "run", resume=True)
+    search_policy(config, run_dir=tmp_path / "run", resume=True)
+
+
 def test_resume_with_other_images_is_refused(make_search_config, squares: Path, tmp_path: Path) -> None:
     config = make_search_config(dataset=f"folder:{squares}", image_size=12, batch_size=8, epochs=1)
     search_policy(config, run_dir=tmp_path / "run")
