@@ -1,4 +1,4 @@
-"""Settings of a search, compared on images that are no test images of their split: what a choice may look at.
+"""Settings of a search, compared on images that are no test images of their split.
 
 python benchmarks/evidence/choice.py --data-dir DIR --work-dir runs/choice
 

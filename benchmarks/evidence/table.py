@@ -54,7 +54,7 @@ class Table:
 
 TABLES = {
     # 136 characters of Omniglot's "small 1", 15 / 2 / 3 drawings each; the stem's stride makes a CPU search bearable.
-    "omniglot": Table("omniglot-small1", OMNIGLOT, 40, {"stem_stride": 2}, ("wrn10_1",), bundles=5),
+    "omniglot": Table("omniglot-small1", OMNIGLOT, 40, {"stem_stride": 2}, ("wrn10_1",), bundles=10),
     # The same bundles, other networks.
     "omniglot-wrn16_1": Table(
         "omniglot-small1", OMNIGLOT, 40, {"stem_stride": 2}, ("wrn16_1",), bundles=5, searched_for="omniglot"
@@ -83,7 +83,7 @@ TABLES = {
         epochs=15,
         model_args={},
         archs=("wrn10_1",),
-        bundles=5,
+        bundles=4,
     ),
 }
 
