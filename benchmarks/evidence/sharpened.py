@@ -15,7 +15,8 @@ def main() -> None:
     """Write the bundle; its policy network is the other's."""
     source, out, power = sys.argv[1:]
     bundle = PolicyBundle.load(source)
-    raised = bundle.probabilities.double() ** float(power)
+    probabilities = bundle.probabilities.double()
+    raised = (probabilities / probabilities.max()) ** float(power)
     with_probabilities(bundle, raised / raised.sum(), f"p_jk to the power of {power}.").save(out)
 
 
