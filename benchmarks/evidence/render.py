@@ -28,7 +28,7 @@ def main() -> None:
         cost = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
         cells = (
             row["arch"],
-            row["policy"],
+            row["policy"] + (", fine-tuned" if row["mode"] == "finetune" else ""),
             f"{row['test_top1']:.2f}{spread}",
             *map(difference, (row["versus_uniform"], row["versus_rival"])),
             cost,
