@@ -26,7 +26,7 @@ from .errors import InputError, MapolicyError, UsageError
 from .files import RUN_FILES, holds_something, write_atomically
 from .lock import folder_lock
 from .networks import check_arch
-from .pacing import seconds_per_iteration
+from .pacing import Pace, check_epochs, epochs_of_equal_time
 from .published import DatasetPolicy
 from .reporting import Reporter
 from .runtime import hardware, reproducible, resolve_device, versions
@@ -40,9 +40,6 @@ SUMMARY_FILE = "summary.json"
 RIVALS = tuple(name for name in POLICIES if name != "learned")
 USUAL_RIVALS = ("none", "uniform", "trivialaugment", "randaugment")
 BUDGETS = ("equal-epochs", "equal-time")
-
-# By network and policy: seconds_per_iteration, epochs.
-Pace = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -159,8 +156,8 @@ def _compared(
     notes = _what_to_know(searched, configs)
     record = _record(run_dir, by_digest, budget, resume, overwrite)
     if budget == "equal-time":
-        _check_epochs(record.setdefault("epochs", {}), configs, run_dir)
-        record["pace"] = _pace(units[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
+        check_epochs(record.setdefault("epochs", {}), configs, run_dir)
+        record["pace"] = epochs_of_equal_time(units[0], configs, policies, record.get("pace"), run_dir, reporter.noted)
     combinations = _plan(units, configs, run_dir, policies, seeds, record.get("pace", {}))
     rows = {run: row for run in combinations if (row := finished_row(run)) is not None} if resume else {}
     left = [combination for combination in combinations if combination not in rows]
@@ -313,66 +310,6 @@ def _plan(
             tested = own.with_changes(policy="none", mode="frozen", **changes)
             found.append(Combination(tested, split, bundle.digest, bundle.digest, folder, proxy=True))
     return found
-
-
-def _pace(
-    split_of: PolicyBundle | None,
-    configs: Sequence[TrainConfig],
-    policies: Sequence[Contender],
-    known: Pace | None,
-    run_dir: Path,
-    noted: Callable[[str], None],
-) -> Pace:
-    """Epochs under which every policy takes the time that the dearest takes for the configuration's.
-
-    Args:
-        split_of, configs, policies: of the comparison; of several searched bundles the first.
-        known: what was measured when the comparison began; it stays.
-        run_dir: for the error.
-        noted: hears what came out.
-
-    Raises:
-        InputError: the comparison began without one of the networks or policies.
-    """
-    labels = [policy.label for policy in policies]
-    if known is not None:
-        for config, label in product(configs, labels):
-            if label not in known.get(config.arch, {}):
-                raise of_another(run_dir, [f"{config.arch} with {label} was not measured when it began"])
-        return known
-    found: Pace = {}
-    for config in configs:
-        seconds = seconds_per_iteration(config, policies, split_of)
-        found[config.arch] = {
-            label: {"seconds_per_iteration": own, "epochs": round(config.epochs * max(seconds) / own)}
-            for label, own in zip(labels, seconds, strict=True)
-        }
-        epochs = ", ".join(
-            f"{label} {facts['epochs']}{_off(facts['epochs'] * own / (config.epochs * max(seconds)))}"
-            for (label, facts), own in zip(found[config.arch].items(), seconds, strict=True)
-        )
-        noted(f"{config.arch}: epochs that take the same time: {epochs}")
-    return found
-
-
-def _off(share: float) -> str:
-    """What whole epochs make of equal time, where it is 2 % or more."""
-    return f" ({share - 1:+.0%} of time)" if abs(share - 1) >= 0.02 else ""
-
-
-def _check_epochs(known: dict[str, int], configs: Sequence[TrainConfig], run_dir: Path) -> None:
-    """Each network's epochs are those that the comparison began with; what is not known yet is written to `known`.
-
-    Raises:
-        InputError: they are not.
-    """
-    changed = [
-        f"{config.arch}: epochs {before} -> {config.epochs}"
-        for config in configs
-        if (before := known.setdefault(config.arch, config.epochs)) != config.epochs
-    ]
-    if changed:
-        raise of_another(run_dir, changed)
 
 
 def _record(

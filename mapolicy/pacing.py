@@ -1,11 +1,15 @@
-"""How long an iteration takes under each policy, measured in turn on the same batches."""
+"""Equal time: how long an iteration takes under each policy, measured in turn on the same batches, and epochs of it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from .bundle import PolicyBundle
+from .combination import of_another
 from .config import TrainConfig
 from .contenders import Contender
 from .cost import timed
@@ -17,6 +21,69 @@ from .task import Task
 from .train import plan
 
 WARM_UP, SAMPLES = 1, 7
+
+# By network and policy: seconds_per_iteration, epochs.
+Pace = dict[str, dict[str, dict[str, Any]]]
+
+
+def epochs_of_equal_time(
+    split_of: PolicyBundle | None,
+    configs: Sequence[TrainConfig],
+    policies: Sequence[Contender],
+    known: Pace | None,
+    run_dir: Path,
+    noted: Callable[[str], None],
+) -> Pace:
+    """Epochs under which every policy takes the time that the dearest takes for the configuration's.
+
+    Args:
+        split_of, configs, policies: of the comparison; of several searched bundles the first.
+        known: what was measured when the comparison began; it stays.
+        run_dir: for the error.
+        noted: hears what came out.
+
+    Raises:
+        InputError: the comparison began without one of the networks or policies.
+    """
+    labels = [policy.label for policy in policies]
+    if known is not None:
+        for config, label in product(configs, labels):
+            if label not in known.get(config.arch, {}):
+                raise of_another(run_dir, [f"{config.arch} with {label} was not measured when it began"])
+        return known
+    found: Pace = {}
+    for config in configs:
+        seconds = seconds_per_iteration(config, policies, split_of)
+        found[config.arch] = {
+            label: {"seconds_per_iteration": own, "epochs": round(config.epochs * max(seconds) / own)}
+            for label, own in zip(labels, seconds, strict=True)
+        }
+        epochs = ", ".join(
+            f"{label} {facts['epochs']}{_off(facts['epochs'] * own / (config.epochs * max(seconds)))}"
+            for (label, facts), own in zip(found[config.arch].items(), seconds, strict=True)
+        )
+        noted(f"{config.arch}: epochs that take the same time: {epochs}")
+    return found
+
+
+def _off(share: float) -> str:
+    """What whole epochs make of equal time, where it is 2 % or more."""
+    return f" ({share - 1:+.0%} of time)" if abs(share - 1) >= 0.02 else ""
+
+
+def check_epochs(known: dict[str, int], configs: Sequence[TrainConfig], run_dir: Path) -> None:
+    """Each network's epochs are those that the comparison began with; what is not known yet is written to `known`.
+
+    Raises:
+        InputError: they are not.
+    """
+    changed = [
+        f"{config.arch}: epochs {before} -> {config.epochs}"
+        for config in configs
+        if (before := known.setdefault(config.arch, config.epochs)) != config.epochs
+    ]
+    if changed:
+        raise of_another(run_dir, changed)
 
 
 def seconds_per_iteration(

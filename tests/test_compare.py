@@ -352,7 +352,7 @@ def test_under_equal_time_the_cheaper_runs_get_more_epochs(
         asked.append([(policy.policy, policy.mode, policy.bundle(split_of).digest) for policy in policies])
         return [2.0, 5.0, 1.0]
 
-    monkeypatch.setattr("mapolicy.compare.seconds_per_iteration", seconds)
+    monkeypatch.setattr("mapolicy.pacing.seconds_per_iteration", seconds)
     arguments = ([bundle], [config.with_changes(epochs=2)], tmp_path / "run", ("none",), ("frozen", "finetune"))
     compared = compare_policies(*arguments, budget="equal-time")
     learned, digest = "learned", bundle.digest
@@ -381,7 +381,7 @@ def test_under_equal_time_the_cheaper_runs_get_more_epochs(
 def test_what_whole_epochs_make_of_equal_time_is_said(
     bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mapolicy.compare.seconds_per_iteration", lambda *arguments: [2.5, 1.0])
+    monkeypatch.setattr("mapolicy.pacing.seconds_per_iteration", lambda *arguments: [2.5, 1.0])
     heard = Heard()
     compare_policies([bundle], [config], tmp_path / "run", ("none",), budget="equal-time", reporter=heard)
     epochs = config.epochs
