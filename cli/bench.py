@@ -133,7 +133,8 @@ def transfer(
 ) -> None:
     """One iteration of training with a frozen policy, with equal weights, and plain: augmentation and network.
 
-    A setting that only searches or only trainings have is of these alone.
+    A --set that only searches or only trainings know is for these alone.
+
     Example: mapolicy bench transfer --proxy wrn16_2 --arch wrn40_2
     """
     flags = {"image_size": image_size, "batch_size": batch_size, "threads": threads, "device": device}

@@ -50,7 +50,8 @@ class Comparison:
         rows: the finished runs.
         summary: of the rows.
         failed: the other runs, and why.
-        bundles: digest and origin of each bundle; proxy and epochs of a search, source of a dataset-level policy.
+        bundles: digest and origin of each bundle; proxy, epochs and settings of a search; source of a dataset-level
+            policy.
         settings: of the runs, by network, but for policy, mode and seed.
         budget: its `kind`; of `equal-time` also the `pace`: by network and policy, the seconds that an iteration took
             and the epochs that followed.

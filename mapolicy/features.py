@@ -37,7 +37,7 @@ def feature_maps(network: nn.Module, images: Tensor) -> Tensor:
 
 def head(network: nn.Module, maps: Tensor, pre_logits: bool = False) -> Tensor:
     """The logits [B, classes] of a timm model from its feature maps, or the deep feature [B, F] before them."""
-    result: Tensor = network.forward_head(maps, pre_logits=pre_logits)  # type: ignore[operator]
+    result: Tensor = network.forward_head(maps, pre_logits=pre_logits)  # type: ignore[operator] # likewise
     return result
 
 

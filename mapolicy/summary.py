@@ -14,6 +14,7 @@ from .config import ZERO_COST_POLICIES
 
 LEVEL = 0.95
 PROXY = "proxy"
+ROUNDING = 1e-9  # points; a single one of a million test images is 1e-4
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _difference(own: Sequence[Row], others: Sequence[Row], unit: str) -> Differe
     if not found:
         return None
     spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    half = student_t(LEVEL, len(found) - 1) * spread / math.sqrt(len(found)) if spread else None
+    half = student_t(LEVEL, len(found) - 1) * spread / math.sqrt(len(found)) if spread > ROUNDING else None
     return Difference(others[0].policy, len(found), statistics.mean(found), half)
 
 

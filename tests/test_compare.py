@@ -101,6 +101,8 @@ def test_a_row_is_an_ordinary_training(bundle: PolicyBundle, config: TrainConfig
     document = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert document == json.loads(json.dumps(compared.document()))
     assert document["settings"]["test_resnet"]["epochs"] == 1
+    (about,) = document["bundles"]
+    assert about["search"] == bundle.manifest.search.settings, "what the bundles of two comparisons differ in"
     assert document["hardware"]["cpu"]
     assert document["versions"]["torch"]
 

@@ -75,7 +75,7 @@ class PooledNetwork(nn.Module):
         self.fc = self._classifier(num_classes).to(next(self.parameters()).device)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] to feature maps [B, F, H / 4, W / 4]."""
+        """Images [B, C, H, W] to feature maps [B, F, H / 4, W / 4]; each family writes its own."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
