@@ -12,9 +12,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mapolicy.augment import RandAugment, TrivialAugmentWide
-from mapolicy.runtime import versions
-from mapolicy.space import Range
+from mapolicy.runtime.machine import versions
+from mapolicy.transforms.auto_augment import RandAugment, TrivialAugmentWide
+from mapolicy.transforms.space import Range
 
 PAIRS = ((RandAugment, v2.RandAugment), (TrivialAugmentWide, v2.TrivialAugmentWide))
 

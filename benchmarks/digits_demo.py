@@ -9,9 +9,9 @@ import statistics
 import sys
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy, train_network
-from mapolicy.reporting import Reporter
-from mapolicy.runtime import versions
-from mapolicy.sampler import relative_entropy
+from mapolicy.policy.sampler import relative_entropy
+from mapolicy.runtime.machine import versions
+from mapolicy.training.callbacks import Reporter
 
 POLICIES = ("learned", "uniform", "none", "trivialaugment")
 

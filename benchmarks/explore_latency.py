@@ -22,9 +22,9 @@ from PIL import Image
 from mapolicy import SearchConfig, recipes, search_policy
 from mapolicy.bench.synthetic import synthetic_images
 from mapolicy.config import TrainConfig
-from mapolicy.explore import Explorer, Site
+from mapolicy.report.explore import Explorer, Site
 from mapolicy.report.samples import open_splits
-from mapolicy.weighing import Weighing
+from mapolicy.report.weights import Weighing
 
 PER_CLASS = 150
 

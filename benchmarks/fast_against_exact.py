@@ -17,12 +17,13 @@ from pathlib import Path
 
 from mapolicy import SearchConfig, recipes, search_policy
 from mapolicy.config import FAST
-from mapolicy.data import load_splits
-from mapolicy.evaluate import evaluate
-from mapolicy.pipeline import Pipeline
-from mapolicy.reporting import Reporter
-from mapolicy.runtime import resolve_device, versions
-from mapolicy.sampler import relative_entropy
+from mapolicy.data.splits import load_splits
+from mapolicy.policy.pipeline import Pipeline
+from mapolicy.policy.sampler import relative_entropy
+from mapolicy.runtime.device import resolve_device
+from mapolicy.runtime.machine import versions
+from mapolicy.training.callbacks import Reporter
+from mapolicy.training.evaluate import evaluate
 
 KINDS = {"exact": {}, "fast": FAST}
 DATASETS = {

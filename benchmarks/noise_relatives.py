@@ -25,15 +25,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mapolicy import SearchConfig, TransformationSampler, recipes
-from mapolicy.data import load_splits
-from mapolicy.features import running_statistics_kept
-from mapolicy.forward_mode import torchs_derivative
+from mapolicy.bilevel.forward_mode import torchs_derivative
+from mapolicy.data.splits import load_splits
 from mapolicy.models import noise
+from mapolicy.models.features import running_statistics_kept
 from mapolicy.models.pyramidnet import PyramidNet
 from mapolicy.models.shake_shake import ShakeShakeNetwork
-from mapolicy.pipeline import Pipeline
-from mapolicy.policies import SampledTransformations
-from mapolicy.runtime import resolve_device, versions
+from mapolicy.policy.augmentations import SampledTransformations
+from mapolicy.policy.pipeline import Pipeline
+from mapolicy.runtime.device import resolve_device
+from mapolicy.runtime.machine import versions
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "Shake-Shake 26 2x8d": lambda classes: ShakeShakeNetwork(8, classes),

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from mapolicy import SearchConfig, recipes
-from mapolicy.bilevel import BilevelStep, StepOptions
-from mapolicy.iteration import BilevelIteration
-from mapolicy.reporting import Reporter
-from mapolicy.run import training_plan, validation_plan
-from mapolicy.runtime import reproducible, seed_for
+from mapolicy.bilevel.bilevel_step import BilevelStep
+from mapolicy.bilevel.options import StepOptions
+from mapolicy.data.batch_sampler import training_plan, validation_plan
+from mapolicy.runtime.device import reproducible
+from mapolicy.runtime.random import seed_for
 from mapolicy.search import _Search
+from mapolicy.training.callbacks import Reporter
+from mapolicy.training.iteration import BilevelIteration
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 

@@ -26,11 +26,11 @@ from mapolicy.bench.double_backward import DoubleBackwardStep
 from mapolicy.bench.interleaved import Clock, Contender, measure
 from mapolicy.bench.report import Report
 from mapolicy.bench.step import DOUBLE_BACKWARD, PLAIN, StepCase, contender
-from mapolicy.bilevel import BilevelStep
-from mapolicy.features import features_and_logits, running_statistics_kept
-from mapolicy.policy import normalise_weights
-from mapolicy.runtime import reproducible
-from mapolicy.weighted_step import weighted_step
+from mapolicy.bilevel.bilevel_step import BilevelStep
+from mapolicy.bilevel.weighted_step import weighted_step
+from mapolicy.models.features import features_and_logits, running_statistics_kept
+from mapolicy.policy.network import normalise_weights
+from mapolicy.runtime.device import reproducible
 
 CHECKED_IMAGES, TOLERANCE = 16, 1e-9
 DISTRIBUTIONS = {"higher": "higher", "torchopt": "torchopt", "betty": "betty-ml"}

@@ -14,11 +14,13 @@ from collections.abc import Callable
 
 import torch
 
-from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions
+from mapolicy.bilevel.bilevel_step import BilevelStep
+from mapolicy.bilevel.inner_rate import InnerRate
+from mapolicy.bilevel.options import StepOptions
 from mapolicy.distributed import ALONE, Communicator, process_group
-from mapolicy.networks import build_network
-from mapolicy.policy import PolicyNetwork
-from mapolicy.space import EMBEDDING_WIDTH
+from mapolicy.models.factory import build_network
+from mapolicy.policy.network import PolicyNetwork
+from mapolicy.transforms.space import EMBEDDING_WIDTH
 
 
 class Timed(Communicator):

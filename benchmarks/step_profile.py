@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from mapolicy import SearchConfig, recipes
 from mapolicy.bench.step import COMPILED, PLAIN, PLAIN_COMPILED, StepCase, contender
-from mapolicy.runtime import hardware, reproducible, resolve_device, versions
+from mapolicy.runtime.device import reproducible, resolve_device
+from mapolicy.runtime.machine import hardware, versions
 
 FORWARD, BACKWARD = "aten::mkldnn_convolution", "aten::convolution_backward"
 

@@ -49,7 +49,7 @@ def operations(
     Albumentations and kornia take part where they are installed. Example: mapolicy bench operations --image-size 32
     """
     from ..bench.operations import measure_operations
-    from ..runtime import resolve_device
+    from ..runtime.device import resolve_device
 
     report = measure_operations(
         image_size or SIZES, batch_size, rounds, threads, resolve_device(device), _progress(quiet)

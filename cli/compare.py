@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import launch
+from ..bundle.load import SearchedFile
+from ..bundle.manifest_base import a_digest
 from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
-from ..files import write_atomically
-from ..opening import SearchedFile
-from ..sealed import a_digest
+from ..runtime import rank_environment as launch
+from ..runtime.files import write_atomically
 from . import display, options
 
 if TYPE_CHECKING:
-    from ..compare import Comparison
-    from ..summary import Difference
+    from ..compare.comparison import Comparison
+    from ..compare.stats import Difference
 
 USUAL_RIVALS = "none,uniform,trivialaugment,randaugment"
 ERRORS = {kind.exit_code: kind for kind in (UsageError, InputError, TrainingError, EnvironmentFault)}
@@ -123,8 +123,8 @@ def compare(
     if chart is not None:
         options.claim(chart, force, resume, "--chart")
 
-    from ..chart import chart as draw
-    from ..compare import compare_policies
+    from ..compare.comparison import compare_policies
+    from ..compare.plot import chart as draw
 
     reporter = display.reporter(quiet)
     for name, (_, source) in zip(arch, resolved, strict=True):
@@ -199,7 +199,7 @@ def _difference(difference: "Difference | None") -> str:
 
 def _facts(comparison: "Comparison") -> dict[str, str]:
     """What the table's figures mean, and what they were had with."""
-    from ..summary import LEVEL
+    from ..compare.stats import LEVEL
 
     facts: dict[str, str] = {}
     units = {entry.unit for entry in comparison.summary if entry.policy != "proxy"}

@@ -9,7 +9,7 @@ from ..config import SearchConfig, TrainConfig
 from . import display, options
 
 if TYPE_CHECKING:
-    from ..bundle import PolicyBundle
+    from ..policy.policy_bundle import PolicyBundle
 
 DATASET, PROXY, ARCH = "digits", "wrn10_1", "resnet10t"
 POLICIES = ("learned", "none", "trivialaugment")
@@ -33,7 +33,7 @@ def demo(
         options.claim_run(folder, force=True, resume=False)
     search_config, _ = options.resolve(SearchConfig, None, PROXY, DATASET, {}, {}, None, None)
 
-    from ..bundle import PolicyBundle
+    from ..policy.policy_bundle import PolicyBundle
     from ..search import search_policy
     from ..train import train_network
 
@@ -80,6 +80,6 @@ def demo(
 
 
 def _likeliest(bundle: "PolicyBundle") -> list[str]:
-    from ..sampler import likeliest
+    from ..policy.sampler import likeliest
 
     return [f"{first}, {second}  {100 * p:.3f}" for first, second, p in likeliest(bundle.probabilities, LISTED)]

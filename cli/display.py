@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..refusal import printable
-from ..reporting import Record, Reporter, Reporters
+from ..runtime.sanitize import printable
+from ..training.callbacks import Record, Reporter, Reporters
 
 if TYPE_CHECKING:
-    from ..forecast import Forecast
+    from ..training.dry_run import Forecast
 
 # Records' names in the order in which they are shown, with how they are written.
 SHOWN = {
@@ -220,7 +220,7 @@ def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporte
     """
     if not names:
         return display
-    from ..loggers import make_logger
+    from ..training.loggers import make_logger
 
     return Reporters(display, [make_logger(name) for name in dict.fromkeys(names)])
 

@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from ..stopping import INTERRUPT_EXIT, StopRequest
+from ..runtime.signals import INTERRUPT_EXIT, StopRequest
 
 EARLY = "mapolicy: error: interrupted: nothing had begun; give the command again"
 

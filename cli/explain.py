@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from ..files import check_readable, write_atomically
+from ..runtime.files import check_readable, write_atomically
 from . import display, options
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
+    from ..report.explain import Explanation
 
 FORMS = (".png", ".svg")
 DRAWN = 12
@@ -52,12 +52,13 @@ def explain(
     opened = options.opened(bundle, expect_digest, limits)
     policy = options.searched(opened)
 
-    from ..explanation import explain as weigh
-    from ..explanation import read_image
-    from ..notation import parse_transformations
-    from ..runtime import generator, resolve_device
-    from ..sampler import TransformationSampler
-    from ..weighing import Weighing
+    from ..policy.sampler import TransformationSampler
+    from ..report.explain import explain as weigh
+    from ..report.explain import read_image
+    from ..report.weights import Weighing
+    from ..runtime.device import resolve_device
+    from ..runtime.random import generator
+    from ..transforms.parse import parse_transformations
 
     where = resolve_device(device or "auto")
     if transformations is None:
@@ -87,7 +88,7 @@ def _print(explanation: "Explanation") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..notation import spelled
+    from ..transforms.parse import spelled
 
     console = Console()
     table = Table(title=Text(explanation.name), title_justify="left", box=None, pad_edge=False)
@@ -108,8 +109,8 @@ def _print(explanation: "Explanation") -> None:
 
 
 def _picture(found: "list[Explanation]", form: str) -> bytes:
-    from ..notation import spelled
     from ..report import figures
+    from ..transforms.parse import spelled
 
     rows = []
     for explanation in found:

@@ -28,10 +28,10 @@ def explore(
     opened = options.opened(bundle, expect_digest, limits)
     policy = options.searched(opened)
 
-    from ..explore import Explorer, Site
+    from ..report.explore import Explorer, Site
     from ..report.samples import open_splits
-    from ..runtime import resolve_device
-    from ..weighing import Weighing
+    from ..report.weights import Weighing
+    from ..runtime.device import resolve_device
 
     display.note("reading the data set")
     where = resolve_device(device or "auto")

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.download import shown_place
+from ..bundle.export import FORMS, losses
+from ..bundle.export import export as write_policy
 from ..errors import InputError, UsageError
-from ..export import FORMS, losses
-from ..export import export as write_policy
-from ..files import write_atomically
-from ..published import DatasetPolicy
-from ..web import shown_place
+from ..runtime.files import write_atomically
 from . import display, options
 
 

@@ -33,7 +33,7 @@ def import_policy(
     out = out or Path("artifacts") / f"{options.slug(stem)}.safetensors"
     options.claim(out, force, resume=False, flag="--out")
 
-    from ..importing import import_policy as make_policy
+    from ..policy.import_policy import import_policy as make_policy
 
     made = make_policy(policy, drop_unknown)
     made.save(out)

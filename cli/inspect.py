@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from ..description import describe
-from ..published import DatasetPolicy, spelled_step
+from ..bundle.dataset_level import DatasetPolicy, spelled_step
+from ..bundle.describe import describe
 from . import display, options
 
 LISTED_SUB_POLICIES = 30

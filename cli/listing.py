@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import recipes as recipe_files
-from ..space import DEFAULT_SPACE, SPACES, UNITS
+from ..transforms.space import DEFAULT_SPACE, SPACES, UNITS
 from . import display, options
 
 Word = Annotated[str | None, typer.Argument(help="List only what has it in its name or description.")]
@@ -20,7 +20,7 @@ def archs(word: Word = None, as_json: options.AsJson = False, debug: options.Deb
     A network for larger images takes small ones by --model-arg img_size=32 or by --set image_size=64, which enlarges
     them; docs/networks.md says which needs what. Example: mapolicy archs resnet
     """
-    from ..networks import known_archs
+    from ..models.factory import known_archs
 
     _list([vars(arch) for arch in known_archs(word)], word, as_json)
 
@@ -32,7 +32,7 @@ def recipes(word: Word = None, as_json: options.AsJson = False, debug: options.D
 
 def datasets(word: Word = None, as_json: options.AsJson = False, debug: options.Debug = False) -> None:
     """List the data sets. Example: mapolicy datasets folder"""
-    from ..datasets import DESCRIPTIONS
+    from ..data.dataset_factory import DESCRIPTIONS
 
     _list([{"name": name, "description": text} for name, text in DESCRIPTIONS.items()], word, as_json)
 

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import typer
 
-from .. import launch
 from ..errors import MapolicyError, UsageError
-from ..files import free_memory
-from ..stopping import INTERRUPT_EXIT, TERMINATE_EXIT
+from ..runtime import rank_environment as launch
+from ..runtime.files import free_memory
+from ..runtime.signals import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,
     compare,

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from .. import recipes
+from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.download import shown_place
+from ..bundle.limits import Limits
+from ..bundle.load import Opened, SearchedFile, open_bundle
+from ..bundle.manifest_base import a_digest
+from ..bundle.source import BUNDLE_FILE
 from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
-from ..files import CONFIG_FILE, check_writable, holds_something, remove_litter
-from ..hub import BUNDLE_FILE
-from ..limits import Limits
-from ..lock import check_free
-from ..opening import Opened, SearchedFile, open_bundle
-from ..published import DatasetPolicy
-from ..sealed import a_digest
-from ..web import shown_place
+from ..runtime.files import CONFIG_FILE, check_writable, holds_something, remove_litter
+from ..runtime.lock import check_free
 
 if TYPE_CHECKING:
-    from ..bundle import PolicyBundle
+    from ..policy.policy_bundle import PolicyBundle
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -136,7 +136,7 @@ def built(opened: Opened) -> "PolicyBundle | DatasetPolicy":
     """
     if isinstance(opened.policy, DatasetPolicy):
         return opened.policy
-    from ..bundle import PolicyBundle
+    from ..policy.policy_bundle import PolicyBundle
 
     file, fetched = opened.policy, opened.fetched
     return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
@@ -148,7 +148,7 @@ def searched(opened: Opened) -> "PolicyBundle":
     Raises:
         InputError: a dataset-level policy, which weighs nothing, or an extractor that is not its architecture's.
     """
-    from ..bundle import PolicyBundle
+    from ..policy.policy_bundle import PolicyBundle
 
     policy = built(opened)
     if isinstance(policy, PolicyBundle):

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..files import write_atomically
-from ..opening import SearchedFile
+from ..bundle.load import SearchedFile
+from ..runtime.files import write_atomically
 from . import display, options
 
 

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .. import hub
-from ..files import write_atomically
-from ..published import DatasetPolicy
+from ..bundle import hub
+from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.source import BUNDLE_FILE, CARD_FILE, PICTURE_FILE
+from ..runtime.files import write_atomically
 from . import display, options
 
 
@@ -36,25 +37,25 @@ def push(
     opened = options.opened(bundle, expect_digest, limits)
     policy, manifest = opened.policy, opened.policy.manifest
 
-    from ..card import dataset_policy_card, heat_map, measured, model_card
+    from ..bundle.model_card import dataset_policy_card, heat_map, measured, model_card
 
     rows = [measured(folder, manifest.digest) for folder in runs or []]
     if isinstance(policy, DatasetPolicy):
-        pages = {hub.CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, rows).encode()}
+        pages = {CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, rows).encode()}
     else:
         pages = {
-            hub.CARD_FILE: model_card(policy.manifest, policy.tensors, repository, licence, rows).encode(),
-            hub.PICTURE_FILE: heat_map(policy.tensors, policy.manifest.operations.names),
+            CARD_FILE: model_card(policy.manifest, policy.tensors, repository, licence, rows).encode(),
+            PICTURE_FILE: heat_map(policy.tensors, policy.manifest.operations.names),
         }
     if card_only is not None:
         for name in pages:
             options.claim(card_only / name, force=False, resume=False, flag="--card-only")
         for name, page in pages.items():
             write_atomically(card_only / name, page)
-        facts = {"card": str(card_only / hub.CARD_FILE), "digest": manifest.digest}
+        facts = {"card": str(card_only / CARD_FILE), "digest": manifest.digest}
     else:
         options.checked(opened)
-        files = {hub.BUNDLE_FILE: opened.fetched.content, **pages}
+        files = {BUNDLE_FILE: opened.fetched.content, **pages}
         commit = hub.publish(repository, files, f"Policy {manifest.digest[:12]}", private)
         facts = {"bundle": f"hf://{repository}@{commit}", "commit": commit, "digest": manifest.digest}
     if as_json:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..bundle.load import SearchedFile
+from ..bundle.manifest import Manifest
 from ..config import TrainConfig
 from ..errors import InputError, UsageError
-from ..files import CONFIG_FILE, write_atomically
-from ..manifest import Manifest
-from ..opening import SearchedFile
+from ..runtime.files import CONFIG_FILE, write_atomically
 from . import display, options
 
 if TYPE_CHECKING:
     import torch
 
-    from ..bundle import PolicyBundle
-    from ..data import DataSplits
+    from ..data.splits import DataSplits
+    from ..policy.policy_bundle import PolicyBundle
 
 
 def report(
@@ -71,10 +71,10 @@ def report(
         if against is not None and each is not None and not isinstance(each.policy, SearchedFile):
             raise InputError(each.fetched.source, "is a dataset-level policy", "--against compares searched ones")
 
-    from ..report.curves import read_run
-    from ..report.gathering import gather
+    from ..report.gather import gather
+    from ..report.metrics import read_run
     from ..report.page import page, picture_files
-    from ..runtime import resolve_device
+    from ..runtime.device import resolve_device
 
     where = resolve_device(device or "auto")
     run = read_run(Path(runs[0])) if runs else None

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import launch
 from ..config import SearchConfig
+from ..runtime import rank_environment as launch
 from . import display, options
 
 
@@ -60,7 +60,7 @@ def search(
         options.claim_run(run_dir, force, resume)
 
     from ..distributed import process_group
-    from ..runtime import resolve_device
+    from ..runtime.device import resolve_device
     from ..search import forecast_search, search_policy
 
     with process_group(resolve_device(config.device), config.patience_seconds):

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ..bundle_format import parse_bundle
+from ..bundle.fetch import fetch_container
+from ..bundle.format import parse_bundle
+from ..bundle.limits import Limits
+from ..bundle.manifest import DTYPES
 from ..errors import UsageError
-from ..limits import Limits
-from ..manifest import DTYPES
-from ..tensor_container import fetch_container
 from . import display, options
 
 
@@ -36,9 +36,9 @@ def slim(
     fetched = fetch_container(bundle, allowed)
     content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
 
-    from ..bundle import PolicyBundle
-    from ..slim import CUT
-    from ..slim import slim as make_slim
+    from ..policy.compress import CUT
+    from ..policy.compress import slim as make_slim
+    from ..policy.policy_bundle import PolicyBundle
 
     whole = PolicyBundle.from_raw(*content, fetched.source, allowed, fetched.origin)
     smaller, effect = make_slim(whole, dtype)

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .. import launch
+from ..bundle.load import SearchedFile
 from ..config import POLICIES, SEARCHED_POLICIES, TrainConfig
 from ..errors import UsageError
-from ..opening import SearchedFile
+from ..runtime import rank_environment as launch
 from . import display, options
 
 
@@ -95,7 +95,7 @@ def train(
         options.claim_run(run_dir, force, resume)
 
     from ..distributed import process_group
-    from ..runtime import resolve_device
+    from ..runtime.device import resolve_device
     from ..train import forecast_training, train_network
 
     if opened is not None and opened.fetched.origin != bundle:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mapolicy import PolicyBundle, TrainConfig, recipes
-from mapolicy.access import ResidentSplit
-from mapolicy.data import load_splits
+from mapolicy.data.loader import ResidentSplit
+from mapolicy.data.splits import load_splits
 
 CLASSES, CHANNELS, EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 1, 6, 64, 0.1
 

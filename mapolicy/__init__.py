@@ -3,53 +3,45 @@
 The names below are loaded at first use, so that importing the package (and `mapolicy --help`) does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .adapters import PolicyAugment as PolicyAugment
-    from .bundle import PolicyBundle as PolicyBundle
-    from .compare import Comparison as Comparison
-    from .compare import compare_policies as compare_policies
+    from .bilevel.hypergradients import hypergradient as hypergradient
+    from .bundle.limits import Limits as Limits
+    from .compare.comparison import Comparison as Comparison
+    from .compare.comparison import compare_policies as compare_policies
     from .config import SearchConfig as SearchConfig
     from .config import TrainConfig as TrainConfig
-    from .hypergradients import hypergradient as hypergradient
-    from .limits import Limits as Limits
-    from .operations import OPERATIONS as OPERATIONS
-    from .operations import apply_operation as apply_operation
-    from .policy import PolicyNetwork as PolicyNetwork
-    from .sampler import TransformationSampler as TransformationSampler
+    from .policy.network import PolicyNetwork as PolicyNetwork
+    from .policy.policy_augment import PolicyAugment as PolicyAugment
+    from .policy.policy_bundle import PolicyBundle as PolicyBundle
+    from .policy.sampler import TransformationSampler as TransformationSampler
     from .search import search_policy as search_policy
     from .train import TrainResult as TrainResult
     from .train import train_network as train_network
-    from .transformation import Transformation as Transformation
+    from .transforms.functional import OPERATIONS as OPERATIONS
+    from .transforms.functional import apply_operation as apply_operation
+    from .transforms.transformation import Transformation as Transformation
 
 _HOMES = {
-    "Comparison": "compare",
-    "Limits": "limits",
-    "OPERATIONS": "operations",
-    "PolicyAugment": "adapters",
-    "PolicyBundle": "bundle",
-    "PolicyNetwork": "policy",
+    "Comparison": "compare.comparison",
+    "Limits": "bundle.limits",
+    "OPERATIONS": "transforms.functional",
+    "PolicyAugment": "policy.policy_augment",
+    "PolicyBundle": "policy.policy_bundle",
+    "PolicyNetwork": "policy.network",
     "SearchConfig": "config",
     "TrainConfig": "config",
     "TrainResult": "train",
-    "Transformation": "transformation",
-    "TransformationSampler": "sampler",
-    "apply_operation": "operations",
-    "compare_policies": "compare",
-    "hypergradient": "hypergradients",
+    "Transformation": "transforms.transformation",
+    "TransformationSampler": "policy.sampler",
+    "apply_operation": "transforms.functional",
+    "compare_policies": "compare.comparison",
+    "hypergradient": "bilevel.hypergradients",
     "search_policy": "search",
     "train_network": "train",
 }
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

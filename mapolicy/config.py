@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Self, cast
 import tomli_w
 
 from .errors import InputError, MapolicyError, UsageError
-from .files import read_regular_file
-from .space import DEFAULT_SPACE, SPACES
+from .runtime.files import read_regular_file
+from .transforms.space import DEFAULT_SPACE, SPACES
 
 BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
 FILLS = ("mean", "black")

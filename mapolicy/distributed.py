@@ -10,39 +10,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import launch
 from .errors import EnvironmentFault, InputError
+from .runtime import rank_environment as launch
+from .runtime.shard import Part
 
 BUCKET = 2**23  # numbers that travel together; a network's small tensors would cost a latency each
 ORPHAN_LOOKS, ORPHAN_PATIENCE = 0.5, 8.0  # seconds between looks at the parent, and to save in when it has gone
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows `first` up to `first + count` of a batch of `whole` rows.
-
-    Draws are made for the whole batch and then cut, so that its images do not depend on how it is divided.
-    """
-
-    first: int
-    count: int
-    whole: int
-
-    def of(self, rows: Tensor, dim: int = 0) -> Tensor:
-        """These rows of a tensor that has all of them along `dim`."""
-        return rows.narrow(dim, self.first, self.count)
-
-
-def all_of(count: int) -> Part:
-    """The whole batch."""
-    return Part(0, count, count)
 
 
 class Communicator:

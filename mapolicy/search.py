@@ -10,31 +10,35 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import manifest
-from .bilevel import BilevelStep, InnerRate, StepOptions
-from .bundle import PolicyBundle
-from .bundle_format import check_input_size
-from .checkpoint import RunState
+from .bilevel.bilevel_step import BilevelStep
+from .bilevel.build_step import choose, make_step
+from .bilevel.diagnostics import PolicyMonitor
+from .bilevel.inner_rate import InnerRate
+from .bilevel.options import StepOptions
+from .bundle import manifest
+from .bundle.format import check_input_size
 from .config import SearchConfig
 from .distributed import communicator
 from .errors import UsageError
-from .evaluate import Accuracy
-from .extractor import check_extractor
-from .forecast import Forecast, forecast, forecast_before
-from .iteration import BilevelIteration
+from .models.factory import build_network
 from .models.noise import has_unequal_noise
-from .monitor import PolicyMonitor
-from .networks import build_network
-from .optimisation import make_policy_optimizer, theorem1_rate
-from .policies import SampledTransformations
-from .policy import HIDDEN_UNITS, PolicyNetwork
-from .reporting import Reporter
-from .run import Run
-from .runtime import reproducible, resolve_device, seed_for, versions
-from .sampler import TransformationSampler, relative_entropy
-from .slim import slim
-from .step_choice import choose, make_step
-from .task import Task
+from .policy.augmentations import SampledTransformations
+from .policy.compress import slim
+from .policy.extractor import check_extractor
+from .policy.network import HIDDEN_UNITS, PolicyNetwork
+from .policy.policy_bundle import PolicyBundle
+from .policy.sampler import TransformationSampler, relative_entropy
+from .runtime.device import reproducible, resolve_device
+from .runtime.machine import versions
+from .runtime.random import seed_for
+from .training.callbacks import Reporter
+from .training.checkpoint import RunState
+from .training.dry_run import Forecast, forecast, forecast_before
+from .training.evaluate import Accuracy
+from .training.iteration import BilevelIteration
+from .training.optim import make_policy_optimizer, theorem1_rate
+from .training.setup import Task
+from .training.trainer import Run
 
 
 def search_policy(

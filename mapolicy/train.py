@@ -3,7 +3,7 @@
 `search.py` is its twin: the same pieces in the same order, but the policy comes from a bundle.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,17 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .bilevel import InnerRate, StepOptions
-from .bundle import PolicyBundle
-from .bundle_format import EXTRACTOR_PREFIX
-from .checkpoint import RunState
+from .bilevel.build_step import choose, make_step
+from .bilevel.diagnostics import PolicyMonitor
+from .bilevel.inner_rate import InnerRate
+from .bilevel.options import StepOptions
+from .bundle.dataset_level import DatasetPolicy
+from .bundle.format import EXTRACTOR_PREFIX
 from .config import SEARCHED_POLICIES, TrainConfig
 from .distributed import communicator
 from .errors import InputError, UsageError
-from .files import NETWORK_FILE, write_atomically
-from .forecast import Forecast, forecast, forecast_before
-from .iteration import BilevelIteration, Iteration, WeightedIteration
 from .models.noise import has_unequal_noise
-from .monitor import PolicyMonitor
-from .optimisation import make_policy_optimizer
-from .policies import (
+from .policy.augmentations import (
     Augmentation,
     AutoAugment,
     NoAugmentation,
@@ -34,20 +31,20 @@ from .policies import (
     SampledSubPolicies,
     SampledTransformations,
 )
-from .published import DatasetPolicy
-from .refusal import refused, shown
-from .reporting import Reporter
-from .reuse import FrozenExtractor, FrozenWeights
-from .run import Run
-from .runtime import reproducible, resolve_device
-from .sampler import TransformationSampler
-from .step_choice import choose, make_step
-from .task import Task
-
-# A target may see the data at another size and under another base augmentation than the proxy did.
-FREE_DATA_SETTINGS = frozenset({"dataset", "download", "image_size", "base_augmentation", "cutout"})
-# Another data set is split as the user says.
-SPLIT_SETTINGS = frozenset({"train_per_class", "validation_per_class", "test_per_class", "split_seed"})
+from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
+from .policy.frozen import FrozenExtractor, FrozenWeights
+from .policy.policy_bundle import PolicyBundle
+from .policy.sampler import TransformationSampler
+from .runtime.device import reproducible, resolve_device
+from .runtime.files import NETWORK_FILE, write_atomically
+from .runtime.sanitize import shown
+from .training.callbacks import Reporter
+from .training.checkpoint import RunState
+from .training.dry_run import Forecast, forecast, forecast_before
+from .training.iteration import BilevelIteration, Iteration, WeightedIteration
+from .training.optim import make_policy_optimizer
+from .training.setup import Task
+from .training.trainer import Run
 
 
 @dataclass(frozen=True)
@@ -291,49 +288,6 @@ def _baseline(config: TrainConfig, task: Task) -> Augmentation:
     return PublishedPolicy(config.policy)
 
 
-class DatasetComparison:
-    """Whether a data set is the one that a bundle was searched on, as soon as each thing about it is known.
-
-    Args:
-        bundle: whose data set it should be.
-        allow: note what differs instead of refusing it.
-
-    Attributes:
-        differences: found so far; each has the data set for its subject.
-    """
-
-    def __init__(self, bundle: PolicyBundle, allow: bool) -> None:
-        self._searched, self._allow = bundle.manifest.dataset, allow
-        self.differences: tuple[str, ...] = ()
-
-    def __call__(self, name: str, classes: tuple[str, ...], images: int, fingerprint: str | None) -> None:
-        """Compare; the fingerprint is None where it is not known yet.
-
-        Raises:
-            InputError: the first difference, unless differences are allowed.
-        """
-        self.differences = tuple(self._found(classes, images, fingerprint))
-        if self.differences and not self._allow:
-            remedy = "name the data set that the policy was searched on, or add --allow-dataset-mismatch"
-            raise refused(name, self.differences[0], remedy)
-
-    def _found(self, classes: tuple[str, ...], images: int, fingerprint: str | None) -> Iterator[str]:
-        searched = self._searched
-        if len(classes) != len(searched.classes):
-            yield f"has {len(classes)} classes, the bundle's data set {len(searched.classes)}"
-        pairs = enumerate(zip(classes, searched.classes, strict=False))
-        for position, (here, there) in ((n, pair) for n, pair in pairs if pair[0] != pair[1]):
-            yield f"its class {position} is {shown(here)}, the bundle's is {shown(there)}"
-            break
-        if images != searched.counts.images:
-            yield f"has {images} images to draw from, the bundle's data set {searched.counts.images}"
-        if fingerprint not in (None, searched.fingerprint):
-            yield (
-                f"its images are not those of the bundle's {searched.name} "
-                f"(fingerprint {fingerprint[:12]}, the bundle's {searched.fingerprint[:12]})"
-            )
-
-
 def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ...]) -> str:
     return (
         f"warning: {shown(name)[1:-1]} is not the bundle's data set ({'; '.join(differences)}). The bundle's split is "
@@ -347,18 +301,6 @@ def _check_channels(bundle: PolicyBundle, task: Task) -> None:
     if task.splits.channels != channels:
         why = f"its images have {task.splits.channels} channels, the bundle's extractor takes {channels}"
         raise InputError(task.splits.name, why, "use a bundle that was searched on such images")
-
-
-def check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:
-    """The run splits and augments the data as the search did, but for the free settings.
-
-    Raises:
-        InputError: the setting that differs.
-    """
-    for name, value in bundle.data_settings().items():
-        if name not in free and getattr(config, name) != value:
-            why = f"is {getattr(config, name)!r}, the bundle was searched with {value!r}"
-            raise InputError(f"setting {name}", why, "leave it out: it comes from the bundle")
 
 
 def _refined(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer, serving
 from PIL import Image
+
+from tests.helpers.hub_server import HubServer, serving
 
 # Under nohup a hangup is ignored, by what tests start as well; some of them hang up on it.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -34,7 +35,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy  # noqa: E402
 from mapolicy.bench.synthetic import synthetic_images  # noqa: E402
-from mapolicy.run import Run  # noqa: E402
+from mapolicy.training.trainer import Run  # noqa: E402
 
 # The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
 torch.set_num_threads(1)

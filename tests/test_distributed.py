@@ -16,20 +16,23 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Ranks, on_ranks
 from torch import Tensor
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, search_policy, train_network
-from mapolicy.bilevel import BilevelStep, InnerRate, StepOptions
-from mapolicy.distributed import ALONE, Part, all_of, communicator
+from mapolicy.bilevel.bilevel_step import BilevelStep
+from mapolicy.bilevel.inner_rate import InnerRate
+from mapolicy.bilevel.microbatch import Batch
+from mapolicy.bilevel.options import StepOptions
+from mapolicy.data.decode import Framing
+from mapolicy.distributed import ALONE, communicator
 from mapolicy.errors import EnvironmentFault, InputError, TrainingError, UsageError
-from mapolicy.files import CHECKPOINT_FILE, METRICS_FILE, NETWORK_FILE, RUN_FILES, STATUS_FILE
-from mapolicy.images import Framing
-from mapolicy.networks import build_network
-from mapolicy.parts import Batch
-from mapolicy.pipeline import AugmentedBatch, Pipeline
-from mapolicy.policy import PolicyNetwork
-from mapolicy.space import EMBEDDING_WIDTH
+from mapolicy.models.factory import build_network
+from mapolicy.policy.network import PolicyNetwork
+from mapolicy.policy.pipeline import AugmentedBatch, Pipeline
+from mapolicy.runtime.files import CHECKPOINT_FILE, METRICS_FILE, NETWORK_FILE, RUN_FILES, STATUS_FILE
+from mapolicy.runtime.shard import Part, all_of
+from mapolicy.transforms.space import EMBEDDING_WIDTH
+from tests.helpers.ranks import Ranks, on_ranks
 
 CPU = torch.device("cpu")
 WITHOUT_STATISTICS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}  # layer norm

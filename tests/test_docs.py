@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from mapolicy.cli import options
 from torchvision.transforms import v2
 
 from mapolicy import recipes
+from tests.helpers.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]

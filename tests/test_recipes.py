@@ -16,12 +16,12 @@ import torch
 import mapolicy.models  # noqa: F401 - registers the paper's networks in timm
 from mapolicy import PolicyBundle, recipes, search_policy, train_network
 from mapolicy.config import MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig
-from mapolicy.datasets import NAMES as DATASETS
+from mapolicy.data.dataset_factory import NAMES as DATASETS
+from mapolicy.data.stratify import check_sizes
 from mapolicy.errors import InputError
-from mapolicy.networks import check_arch
-from mapolicy.reporting import Reporter
-from mapolicy.space import SPACES
-from mapolicy.splits import check_sizes
+from mapolicy.models.factory import check_arch
+from mapolicy.training.callbacks import Reporter
+from mapolicy.transforms.space import SPACES
 
 FOLDER = Path(recipes.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from mapolicy import PolicyBundle, TrainConfig, search_policy, train_network
-from mapolicy.checkpoint import load_checkpoint
 from mapolicy.config import RunConfig
 from mapolicy.errors import InputError, TrainingError, UsageError
-from mapolicy.networks import build_network
-from mapolicy.reporting import Reporter
-from mapolicy.runtime import seed_for
-from mapolicy.space import OPERATION_NAMES
-from mapolicy.transformation import Transformation
+from mapolicy.models.factory import build_network
+from mapolicy.runtime.random import seed_for
+from mapolicy.training.callbacks import Reporter
+from mapolicy.training.checkpoint import load_checkpoint
+from mapolicy.transforms.space import OPERATION_NAMES
+from mapolicy.transforms.transformation import Transformation
 
 
 class Log(Reporter):
@@ -97,7 +97,7 @@ def test_the_test_split_is_not_opened(make_search_config, monkeypatch: pytest.Mo
     def fail(self) -> None:
         raise AssertionError("the search opened the test split")
 
-    monkeypatch.setattr("mapolicy.data.DataSplits.test", fail)
+    monkeypatch.setattr("mapolicy.data.splits.DataSplits.test", fail)
     search_policy(make_search_config(epochs=1))
 
 
@@ -163,7 +163,7 @@ def test_every_part_of_the_state_matters(
             name: torch.zeros_like(tensor) if name.startswith(dropped) else tensor for name, tensor in tensors.items()
         }, facts
 
-    monkeypatch.setattr("mapolicy.run_folder.load_checkpoint", forgetful)
+    monkeypatch.setattr("mapolicy.training.run_folder.load_checkpoint", forgetful)
     try:
         resumed = search_policy(config, run_dir=tmp_path / "run", resume=True)
     except (TrainingError, RuntimeError):
@@ -188,7 +188,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(make_search_config, tmp_pat
         del facts["identity"]["sampler_temperature"]
         return tensors, facts
 
-    monkeypatch.setattr("mapolicy.run_folder.load_checkpoint", older)
+    monkeypatch.setattr("mapolicy.training.run_folder.load_checkpoint", older)
     with pytest.raises(InputError, match=r"sampler_temperature 1.0 -> 0.5"):
         search_policy(config.with_changes(sampler_temperature=0.5), run_dir=tmp_path / "run", resume=True)
     search_policy(config, run_dir=tmp_path / "run", resume=True)
@@ -220,7 +220,7 @@ def test_resuming_a_finished_run_keeps_its_figures(make_search_config, tmp_path:
 
 def test_a_last_update_that_diverges_is_seen(make_search_config, tmp_path: Path, monkeypatch) -> None:
     """The last loss was finite, what it led to is not."""
-    from mapolicy import bilevel
+    from mapolicy.bilevel import bilevel_step as bilevel
 
     step = bilevel.weighted_step
 

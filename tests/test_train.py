@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mapolicy import PolicyBundle, search_policy, train_network
-from mapolicy.data import load_splits
+from mapolicy.data.batch_sampler import training_plan
+from mapolicy.data.splits import load_splits
 from mapolicy.errors import InputError, UsageError
-from mapolicy.features import features_and_logits
-from mapolicy.importing import import_policy
-from mapolicy.networks import build_network
-from mapolicy.pipeline import Pipeline
-from mapolicy.policies import SampledTransformations
-from mapolicy.reporting import Reporter
-from mapolicy.run import training_plan
-from mapolicy.runtime import seed_for
-from mapolicy.sampler import TransformationSampler
+from mapolicy.models.factory import build_network
+from mapolicy.models.features import features_and_logits
+from mapolicy.policy.augmentations import SampledTransformations
+from mapolicy.policy.import_policy import import_policy
+from mapolicy.policy.pipeline import Pipeline
+from mapolicy.policy.sampler import TransformationSampler
+from mapolicy.runtime.random import seed_for
+from mapolicy.training.callbacks import Reporter
 
 CPU = torch.device("cpu")
 
@@ -138,8 +138,8 @@ def test_policies_share_weights_order_and_split(bundle: PolicyBundle, make_train
 
 
 def test_the_test_split_is_opened_once_at_the_end(make_train_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mapolicy.data import DataSplits
-    from mapolicy.run import Run
+    from mapolicy.data.splits import DataSplits
+    from mapolicy.training.trainer import Run
 
     events: list[str] = []
     iterated, test = Run._iterated, DataSplits.test
@@ -262,7 +262,7 @@ def test_another_data_set_is_refused_before_its_images_are_read(
 ) -> None:
     change, says = OTHER_DATA[kind]
     if kind != "fingerprint":
-        monkeypatch.setattr("mapolicy.data.Access.splits", lambda *_: pytest.fail("images were read"))
+        monkeypatch.setattr("mapolicy.data.splits.Access.splits", lambda *_: pytest.fail("images were read"))
     with pytest.raises(InputError) as problem:
         train_network(make_train_config(), with_data(bundle, **change(bundle.manifest.dataset)))
     assert says in str(problem.value)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from table import HERE, OMNIGLOT, Table, mapolicy, options
 
-from mapolicy.datasets import open_source
-from mapolicy.splits import per_class, shuffled_classes, take
+from mapolicy.data.dataset_factory import open_source
+from mapolicy.data.stratify import per_class, shuffled_classes, take
 
 SPLITS = range(100, 104)
 # Settings beside search-any's of the time, whose policy saw "both", with rate 1e-3 and memory 0.17.

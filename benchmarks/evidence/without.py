@@ -9,7 +9,7 @@ import sys
 import torch
 
 from mapolicy import PolicyBundle
-from mapolicy.space import OPERATION_NAMES
+from mapolicy.transforms.space import OPERATION_NAMES
 
 
 def with_probabilities(bundle: PolicyBundle, probabilities: torch.Tensor, note: str) -> PolicyBundle:

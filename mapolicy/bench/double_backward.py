@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..bilevel import InnerRate, StepOptions
-from ..features import features_and_logits, running_statistics_kept
-from ..policy import PolicyNetwork, normalise_weights
-from ..weighted_step import weighted_step
+from ..bilevel.inner_rate import InnerRate
+from ..bilevel.options import StepOptions
+from ..bilevel.weighted_step import weighted_step
+from ..models.features import features_and_logits, running_statistics_kept
+from ..policy.network import PolicyNetwork, normalise_weights
 
 
 class DoubleBackwardStep:

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..runtime import generator
-from ..sampler import TransformationSampler
-from ..transformation import Transformation
+from ..policy.sampler import TransformationSampler
+from ..runtime.random import generator
+from ..transforms.transformation import Transformation
 from .interleaved import WARM_UP, Clock, Contender, Progress, Row, measure, silent
 from .pillow import from_pillow, to_pillow, transform_by_pillow
 from .report import Report

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from ..space import DEFAULT_SPACE, MAX_LEVEL, OPERATION_NAMES, SPACES
-from ..transformation import Transformation
+from ..transforms.space import DEFAULT_SPACE, MAX_LEVEL, OPERATION_NAMES, SPACES
+from ..transforms.transformation import Transformation
 
 Fill = tuple[int, ...]
 Function = Callable[[Image.Image, float, Fill], Image.Image]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import hardware, versions
+from ..runtime.machine import hardware, versions
 from .interleaved import Row
 
 

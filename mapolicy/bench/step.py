@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bilevel import BilevelStep, InnerRate, StepOptions, StepRecord
-from ..compiled import CompiledStep
+from ..bilevel.bilevel_step import BilevelStep, StepRecord
+from ..bilevel.build_step import other_algorithm
+from ..bilevel.compiled_step import CompiledStep
+from ..bilevel.inner_rate import InnerRate
+from ..bilevel.options import StepOptions
+from ..bilevel.weighted_step import weighted_step
 from ..config import FAST, SearchConfig
 from ..errors import EnvironmentFault, UsageError
-from ..features import feature_width
-from ..networks import build_network
-from ..optimisation import make_optimizer, make_policy_optimizer
-from ..policy import PolicyNetwork
-from ..runtime import generator, reproducible, resolve_device, seed_for
-from ..sampler import TransformationSampler
-from ..step_choice import other_algorithm
-from ..weighted_step import weighted_step
+from ..models.factory import build_network
+from ..models.features import feature_width
+from ..policy.network import PolicyNetwork
+from ..policy.sampler import TransformationSampler
+from ..runtime.device import reproducible, resolve_device
+from ..runtime.random import generator, seed_for
+from ..training.optim import make_optimizer, make_policy_optimizer
 from .double_backward import DoubleBackwardStep
 from .interleaved import Clock, Contender, Progress, measure, silent
 from .memory import peak_bytes, peak_of_process

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime import generator
+from ..runtime.random import generator
 
 PATCHES = 4  # of independent colour along a side
 NOISE = 8.0  # standard deviation, levels of 255

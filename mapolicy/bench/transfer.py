@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import torch
 
-from ..bundle import PolicyBundle
 from ..config import RunConfig, SearchConfig, TrainConfig
-from ..data import DataSplits, ResidentSplit
+from ..data.splits import DataSplits, ResidentSplit
 from ..errors import UsageError
-from ..networks import check_arch
-from ..policies import NoAugmentation
-from ..policy import PolicyNetwork
-from ..runtime import reproducible, resolve_device
-from ..sampler import TransformationSampler
+from ..models.factory import check_arch
+from ..policy.augmentations import NoAugmentation
+from ..policy.network import PolicyNetwork
+from ..policy.policy_bundle import PolicyBundle
+from ..policy.sampler import TransformationSampler
+from ..runtime.device import reproducible, resolve_device
 from ..search import describe
-from ..task import Task
 from ..train import plan
+from ..training.setup import Task
 from .interleaved import Clock, Contender, Progress, Row, measure, silent
 from .report import Report
 from .synthetic import synthetic_images

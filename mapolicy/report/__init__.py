@@ -1,1 +1,19 @@
-"""A policy as a page: what is gathered is plain data, which `figures` draws and `page` writes down."""
+"""Pages and tables that show what a policy learned and how a run went."""
+
+from typing import TYPE_CHECKING
+
+from ..runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .explain import Explanation as Explanation
+    from .gather import Report as Report
+    from .weights import Weighing as Weighing
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Explanation": "explain",
+        "Report": "gather",
+        "Weighing": "weights",
+    },
+)

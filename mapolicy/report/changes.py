@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bundle import PolicyBundle
-from ..slim import WeightEffect, effect_on_weights
+from ..policy.compress import WeightEffect, effect_on_weights
+from ..policy.policy_bundle import PolicyBundle
 from .tables import HeatTable, change_table
 
 MOST = 60  # facts; settings are foreign and may be many

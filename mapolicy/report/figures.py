@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images import shown
-from .curves import Curve
+from ..data.decode import shown
+from .metrics import Curve
 from .tables import HeatTable
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from ..images import shown
-from ..notation import spelled
-from ..published import PublishedManifest, spelled_step
-from ..space import HAS_MAGNITUDE, OPERATION_NAMES
+from ..bundle.dataset_level import PublishedManifest, spelled_step
+from ..data.decode import shown
+from ..transforms.parse import spelled
+from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
 from . import figures
-from .gathering import Report
+from .gather import Report
 from .samples import Samples
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bundle import PolicyBundle
 from ..config import RunConfig
-from ..data import DataSplits, Split, load_splits
-from ..pipeline import Normalisation
-from ..runtime import generator
-from ..sampler import TransformationSampler
-from ..space import HAS_MAGNITUDE, MAX_LEVEL, OPERATION_NAMES
-from ..train import DatasetComparison
-from ..transformation import Transformation
-from ..weighing import Weighing, relative_weights
+from ..data.splits import DataSplits, Split, load_splits
+from ..policy.compatibility import DatasetComparison
+from ..policy.policy_bundle import PolicyBundle
+from ..policy.sampler import TransformationSampler
+from ..runtime.random import generator
+from ..transforms.basic import Normalisation
+from ..transforms.space import HAS_MAGNITUDE, MAX_LEVEL, OPERATION_NAMES
+from ..transforms.transformation import Transformation
 from .tables import Numbers
+from .weights import Weighing, relative_weights
 
 IDENTITY = OPERATION_NAMES.index("Identity")
 SHOWN = 12  # samples of each kind

@@ -1,0 +1,48 @@
+"""How one bilevel iteration is computed."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from ..config import RunConfig
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How an iteration is done; the defaults are the paper's algorithm.
+
+    Attributes:
+        clip_norm: largest norm of the weighted step's gradient; 0 does not clip.
+        fraction: share of the training batch and of the meta-validation batch that the hypergradient is taken on.
+        simultaneous: w and theta move at once: the weighted step has the old theta's weights, so that its gradient is
+            the virtual step's.
+        reject_below_mean: the weighted step leaves out samples whose weight is below the batch's mean, and weighs the
+            others equally (the paper's ablation).
+        low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph; on a
+            CPU freed memory goes back to the system at once (`runtime.freed_memory_returned`).
+        accumulate: parts that a process's batch is computed in, one after the other, which keeps no graph either.
+        synchronised: batch normalisation by the statistics of all processes' samples.
+        precision: that the networks' products are computed in, in all passes; the rest is in single precision.
+    """
+
+    clip_norm: float = 0.0
+    fraction: float = 1.0
+    simultaneous: bool = False
+    reject_below_mean: bool = False
+    low_memory: bool = False
+    accumulate: int = 1
+    synchronised: bool = False
+    precision: str = "float32"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """The options that a configuration names."""
+        return cls(
+            clip_norm=config.clip_norm,
+            fraction=config.meta_fraction,
+            simultaneous=config.simultaneous,
+            reject_below_mean=config.reject_below_mean,
+            low_memory=config.low_memory,
+            accumulate=config.accumulate,
+            synchronised=config.batch_norm == "synchronised",
+            precision=config.precision,
+        )

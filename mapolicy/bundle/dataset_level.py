@@ -1,0 +1,230 @@
+"""A dataset-level policy as a bundle: sub-policies of operations, without extractor, policy network and data set.
+
+AutoAugment, Fast AutoAugment and RandAugment are lists of sub-policies. One is drawn for each image, evenly; each of
+its steps is taken with its own probability, at a value in `space.Range`'s units. All samples count the same. The file
+is a safetensors container without tensors, whose manifest holds the list; it is as untrusted as any bundle.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
+
+from ..errors import UsageError
+from ..runtime.sanitize import refused, shown
+from ..transforms.space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
+from .fetch import fetch_container
+from .limits import Limits
+from .manifest_base import (
+    DATASET_LEVEL,
+    FORMAT,
+    MAX_STEPS,
+    MAX_SUB_POLICIES,
+    Draft,
+    ManifestPart,
+    PolicyFile,
+    check_digest,
+    check_format,
+    check_spelling,
+    first_problem,
+    read_json,
+    schema_of,
+)
+from .manifest_fields import Digest, Identifier, Note, OptionalText, Rule, Text, one_of
+from .safetensors_reader import RawTensor, read_container, write_container
+from .source import Fetched
+
+SCHEMA_FILE = "dataset-level.schema.json"
+MAX_LOST = 64
+
+# Least and greatest value of each operation that has a magnitude, in `space.Range`'s units.
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "Rotate": (-180.0, 180.0),
+    "Posterize": (0.0, 7.0),
+    "Solarize": (0.0, 256.0),
+    **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), (-1.0, 9.0)),
+    **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY"), (-1.0, 1.0)),
+}
+
+
+def value_range(operation: str) -> tuple[float, float]:
+    """Least and greatest value of a step with this operation; both 0 where it has no magnitude."""
+    return LIMITS.get(operation, (0.0, 0.0))
+
+
+def _values(schema: dict[str, Any]) -> None:
+    """Each operation has its own range."""
+    spans = {name: value_range(name) for name in OPERATION_NAMES}
+    schema["oneOf"] = [
+        {"properties": {"operation": {"const": name}, "value": {"minimum": low, "maximum": high}}}
+        for name, (low, high) in spans.items()
+    ]
+
+
+class Step(ManifestPart):
+    """An operation, how likely it is taken, at which value (0 where it has none), and whether in either direction."""
+
+    model_config = ConfigDict(json_schema_extra=_values)
+
+    operation: Annotated[str, one_of(OPERATION_NAMES)] = Field(description="which it is")
+    probability: Annotated[float, Field(ge=0, le=1)] = Field(description="that it is taken, else the image stays")
+    value: float = Field(description="the operation's parameter, in the units and ranges below")
+    mirrored: bool = Field(
+        description="whether the value's sign is drawn anew each time; the other one must be in range"
+    )
+
+    @model_validator(mode="after")
+    def _is_in_range(self) -> Self:
+        low, high = value_range(self.operation)
+        if not low <= self.value <= high:
+            raise ValueError(f"value of {self.operation} is {self.value:g}, expected {low:g} to {high:g}")
+        if self.mirrored and not low <= -self.value <= high:
+            raise ValueError(f"{self.operation} has no other direction, found mirrored")
+        return self
+
+
+SubPolicy = Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS), Strict(False), FailFast()]
+
+
+def _not_idle(sub_policies: tuple[tuple[Step, ...], ...]) -> tuple[tuple[Step, ...], ...]:
+    if not any(sub_policies):
+        raise ValueError("at least one step")
+    return sub_policies
+
+
+class PublishedDraft(Draft):
+    """What a dataset-level policy says of itself, before the digest is known."""
+
+    format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
+    kind: Annotated[str, one_of((DATASET_LEVEL,))] = Field(description="what tells it from a searched bundle")
+    versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)] = Field(
+        description="of the programs that wrote the bundle, by name; for the record"
+    )
+    source: Text = Field(description="where the list is from")
+    sub_policies: Annotated[
+        tuple[SubPolicy, ...],
+        Field(min_length=1, max_length=MAX_SUB_POLICIES),
+        Strict(False),
+        FailFast(),
+        Rule(_not_idle, {"contains": {"minItems": 1}}),
+    ] = Field(
+        description="one is drawn for each image, evenly, and its steps are gone through in order; one has a step"
+    )
+    lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False), FailFast()] = Field(
+        description="what of the list cannot be said here"
+    )
+    licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
+    note: Note = Field(description="free text; its only control character is the line break")
+
+
+class PublishedManifest(PublishedDraft):
+    """The manifest with the SHA-256 over itself."""
+
+    digest: Digest = Field(description="SHA-256 over the rest of the manifest")
+
+
+def json_schema() -> dict[str, Any]:
+    """As `manifest.json_schema`, of this kind of manifest; it also lies beside this module, as `SCHEMA_FILE`."""
+    return schema_of(PublishedManifest, f"mapolicy dataset-level policy, format {FORMAT}")
+
+
+@dataclass(frozen=True)
+class DatasetPolicy(PolicyFile):
+    """A dataset-level policy that was checked.
+
+    Attributes:
+        manifest: all of it.
+        origin: where it was read from; empty for one that was made here.
+    """
+
+    manifest: PublishedManifest
+    origin: str = ""
+
+    @classmethod
+    def make(cls, **parts: Any) -> Self:
+        """The policy of these fields of `PublishedDraft`; format and kind are filled in.
+
+        Raises:
+            UsageError: a part is missing, unknown or out of range; one line names it.
+        """
+        try:
+            draft = PublishedDraft(format=FORMAT, kind=DATASET_LEVEL, **parts)
+        except ValidationError as problem:
+            raise UsageError("policy to be written", first_problem(problem)) from None
+        return cls(PublishedManifest(**dict(draft), digest=_digest(draft)))
+
+    @classmethod
+    def load(
+        cls, reference: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None
+    ) -> Self:
+        """The policy in a file, at an https address or on the hub; as `PolicyBundle.load`.
+
+        Raises:
+            InputError: not a dataset-level policy that can be used; one line names the field.
+            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
+        """
+        limits = limits or Limits()
+        return cls.from_fetched(fetch_container(reference, limits), expect_digest, limits)
+
+    @classmethod
+    def from_fetched(cls, fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
+        """As `load`, of what `fetch.fetch` has returned."""
+        text, tensors = read_container(fetched.content, fetched.source, limits or Limits())
+        return cls.from_parts(text, read_json(text, fetched.source), tensors, fetched, expect_digest)
+
+    @classmethod
+    def from_parts(
+        cls,
+        text: str,
+        raw: dict[str, Any],
+        tensors: Mapping[str, RawTensor],
+        fetched: Fetched,
+        expect_digest: str | None,
+    ) -> Self:
+        """As `from_fetched`, of a container that was taken apart; arguments as of `bundle_format.check_parts`."""
+        source = fetched.source
+        if not is_listed(raw):
+            raise refused(source, "is not a dataset-level policy", "load it with PolicyBundle")
+        check_format(raw, source)
+        try:
+            manifest = PublishedManifest.model_validate(raw)
+        except ValidationError as problem:
+            raise refused(source, first_problem(problem)) from None
+        if tensors:
+            raise refused(source, f"tensor {shown(min(tensors))} is not one that a dataset-level policy has")
+        check_spelling(text, manifest, source)
+        check_digest(_digest(manifest), manifest.digest, expect_digest, source)
+        return cls(manifest, fetched.origin)
+
+    def to_bytes(self) -> bytes:
+        """The policy's file; equal policies give equal bytes."""
+        return write_container(self.manifest.to_json(), {})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the manifest, 64 hexadecimal digits: the policy's name."""
+        return self.manifest.digest
+
+
+def is_listed(raw: dict[str, Any]) -> bool:
+    """Whether these are the fields of a dataset-level policy; nothing else of them is checked."""
+    return raw.get("kind") == DATASET_LEVEL
+
+
+def has_magnitude(operation: str) -> bool:
+    """Whether a step of this operation has a value."""
+    return SPACES[DEFAULT_SPACE].ranges[operation] is not None
+
+
+def spelled_step(step: Step) -> str:
+    """A step on one line: operation, probability and, where it has one, value."""
+    sign = "+-" if step.mirrored else ""
+    value = f", {sign}{step.value:g}" if has_magnitude(step.operation) else ""
+    return f"{step.operation} ({step.probability:g}{value})"
+
+
+def _digest(draft: PublishedDraft) -> str:
+    return hashlib.sha256(draft.content().encode("ascii") + b"\n").hexdigest()

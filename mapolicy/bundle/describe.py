@@ -1,0 +1,70 @@
+"""What a searched bundle says, as plain values, without building its networks. No torch."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .format import ALPHA, MEANS, PROBABILITIES
+from .manifest import Manifest
+from .safetensors_reader import RawTensor
+
+LISTED = 5
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameters
+
+
+def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) -> dict[str, Any]:
+    """A bundle's facts as plain values.
+
+    Args:
+        manifest, tensors: as `parse_bundle` returns them.
+        size: of the file, bytes.
+    """
+    names = manifest.operations.names
+    probabilities = tensors[PROBABILITIES].array().astype(np.float64)
+    means = tensors[MEANS].array()
+    order = np.argsort(-probabilities, axis=None, kind="stable")
+
+    def entries(positions: Any) -> list[dict[str, Any]]:
+        pairs = (divmod(int(position), len(names)) for position in positions)
+        return [
+            {
+                "first": names[j],
+                "second": names[k],
+                "probability": float(probabilities[j, k]),
+                "mean_output": float(means[j, k]),
+            }
+            for j, k in pairs
+        ]
+
+    positive = probabilities[probabilities > 0]
+    return {
+        "digest": manifest.digest,
+        "format": manifest.format,
+        "dataset": manifest.dataset.model_dump(),
+        "input": manifest.input.model_dump(),
+        "operations": manifest.operations.model_dump(),
+        "extractor": manifest.extractor.model_dump(),
+        "search": manifest.search.model_dump()["settings"],
+        "run": manifest.run.model_dump(),
+        "results": manifest.results,
+        "validation_top1": manifest.results["validation_top1"],
+        "alpha": tensors[ALPHA].array().reshape(-1).tolist(),
+        "entropy": float(-(positive * np.log(positive)).sum() / math.log(probabilities.size)),
+        "furthest": float(np.abs(probabilities * probabilities.size - 1).max()),
+        "likeliest": entries(order[:LISTED]),
+        "unlikeliest": entries(order[::-1][:LISTED]),
+        "bytes": size,
+        "parameters": {
+            part: sum(
+                math.prod(tensor.shape)
+                for name, tensor in tensors.items()
+                if name.startswith(f"{part}.") and not name.endswith(BUFFERS)
+            )
+            for part in ("extractor", "policy")
+        },
+        "versions": manifest.versions,
+        "licence": manifest.licence,
+        "note": manifest.note,
+    }

@@ -1,0 +1,175 @@
+"""A file at an https address, within limits of size and time; and how a place may be shown without its secrets."""
+
+import http.client
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import Future
+from typing import IO
+from urllib.parse import SplitResult, urlsplit
+
+from ..errors import EnvironmentFault, InputError, MapolicyError, UsageError
+from .limits import Limits
+
+TIMEOUT = 30.0  # seconds without a byte
+LONGEST_DOWNLOAD = 3600.0  # seconds; a server that sends a byte now and then does not hold us for ever
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+
+
+def shown_place(reference: str) -> str:
+    """How a place may be shown: an address without account, password, query and fragment, which may be secret.
+
+    Of an address whose host is no host (a slash in a password makes one) the scheme alone is left. A text that is no
+    address comes back as it is.
+    """
+    scheme, separator, rest = reference.partition("://")
+    if not separator:
+        return reference
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    host = host.rpartition("@")[2]
+    if not _SCHEME.fullmatch(scheme):
+        return "...://..."
+    return f"{scheme}://{host}{slash}{path}" if _HOST.fullmatch(host) else f"{scheme}://..."
+
+
+def download(address: str, limits: Limits) -> bytes:
+    """The file at an address, whole, within `LONGEST_DOWNLOAD` seconds from the first connection on.
+
+    Args:
+        address: of https; of http within this machine. Redirections stay within that.
+        limits: a file of more than `file_bytes` is refused before its first byte where the server says its size.
+
+    Raises:
+        UsageError: no such address, or one that holds a password.
+        InputError: there is no such file, or it may not be read, or it is too large.
+        EnvironmentFault: the network or the server failed, or took too long.
+    """
+    start, place = _checked(address), shown_place(address)
+    deadline = time.monotonic() + LONGEST_DOWNLOAD
+    answer: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(_download(address, start, deadline, limits))
+        except BaseException as problem:  # whatever it is, it is raised where `answer` is waited for
+            answer.set_exception(problem)
+
+    # A thread of its own, because a socket's timeout bounds each wait and not their sum: names, connections, handshakes
+    # and headers can each be dripped. One that is given up ends with its connection, at the latest with the process.
+    threading.Thread(target=work, name="download", daemon=True).start()
+    try:
+        return answer.result(LONGEST_DOWNLOAD)
+    except TimeoutError:
+        raise _took_too_long(place) from None
+
+
+def too_large(place: str, size: int | None, limits: Limits) -> InputError:
+    """The refusal of a file of `size` bytes; None where it is only known to be too large."""
+    why = f"has {'more' if size is None else f'{size} bytes, more'} than the {limits.file_bytes} allowed"
+    return InputError(place, why, limits.raising("file_bytes", size))
+
+
+def _checked(address: str) -> SplitResult:
+    place = shown_place(address)
+    if not (address.isascii() and address.isprintable()) or " " in address:
+        why = "has a character that an address cannot have"
+        raise UsageError(place, why, "write it percent-encoded, a space as %20")
+    try:
+        parts = urlsplit(address)
+        # A host that cannot be shown is none, though the library may take a part of it.
+        allowed = _may_be_opened(parts, parts) and not place.endswith("://...") and parts.port != 0
+        holds_password = parts.username is not None or parts.password is not None
+    except ValueError:
+        allowed = holds_password = False
+    if not allowed:
+        raise UsageError(place, "is not a path, an https address or an hf:// reference", "give one of these")
+    if holds_password:
+        raise UsageError(place, "holds a password, which is never sent", "give a plain address")
+    return parts
+
+
+def _may_be_opened(parts: SplitResult, start: SplitResult) -> bool:
+    """Https; http within this machine, where a tunnel or a test may end, if that is where the user began."""
+    if parts.scheme == "https":
+        return True
+    return {parts.scheme, start.scheme} == {"http"} and parts.hostname in _LOOPBACK and start.hostname in _LOOPBACK
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = 5
+
+    def __init__(self, start: SplitResult, place: str) -> None:
+        self._start, self._place = start, place
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not _may_be_opened(urlsplit(newurl), self._start):
+            fp.close()
+            why = "it redirects to an address that is not https"
+            raise EnvironmentFault(self._place, why, "download it yourself and give the path")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download(address: str, start: SplitResult, deadline: float, limits: Limits) -> bytes:
+    place = shown_place(address)
+    opener = urllib.request.build_opener(_Redirects(start, place))
+    request = urllib.request.Request(address, headers={"User-Agent": "mapolicy"})
+    try:
+        with opener.open(request, timeout=min(TIMEOUT, LONGEST_DOWNLOAD)) as response:
+            return _read(response, place, deadline, limits)
+    except MapolicyError:
+        raise
+    except urllib.error.HTTPError as problem:
+        problem.close()
+        if problem.code in (401, 403):
+            why = f"asks for an account (HTTP {problem.code})"
+            raise InputError(place, why, "download it yourself and give the path") from None
+        if 400 <= problem.code < 500:
+            raise InputError(place, f"there is no such file (HTTP {problem.code})", "check the address") from None
+        raise EnvironmentFault(place, f"the server answered HTTP {problem.code}", "try again later") from None
+    except (OSError, http.client.HTTPException, ValueError) as problem:
+        raise EnvironmentFault(place, f"cannot be downloaded ({_reason(problem)})", "check the connection") from None
+
+
+def _reason(problem: Exception) -> str:
+    """Why it failed, in the system's words alone: the library's may repeat the address, or what the server said."""
+    cause = getattr(problem, "reason", problem)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return str(cause.verify_message)
+    return str(getattr(cause, "strerror", None) or type(cause).__name__)
+
+
+def _read(response: http.client.HTTPResponse, place: str, deadline: float, limits: Limits) -> bytes:
+    """The body, if it is whole and not too large; a length that the server names is checked before the first byte."""
+    announced = response.headers.get("Content-Length")
+    length = None if announced is None else int(announced)
+    if length is not None and length > limits.file_bytes:
+        raise too_large(place, length, limits)
+    content = bytearray()
+    while chunk := response.read1(2**16):
+        content += chunk
+        if len(content) > limits.file_bytes:
+            raise too_large(place, None, limits)
+        if time.monotonic() > deadline:
+            raise _took_too_long(place)
+    if length is not None and len(content) != length:
+        why = f"the download was interrupted after {len(content)} of {length} bytes"
+        raise EnvironmentFault(place, why, "try again")
+    return bytes(content)
+
+
+def _took_too_long(place: str) -> EnvironmentFault:
+    return EnvironmentFault(place, f"took longer than {LONGEST_DOWNLOAD:g} seconds", "try again later")

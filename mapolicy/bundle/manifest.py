@@ -1,0 +1,385 @@
+"""The manifest: everything that a searched bundle says about itself besides its tensors, format 1.
+
+Nothing says when, where or by whom it was made: equal searches give equal bytes.
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, WithJsonSchema, model_validator
+
+from ..config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
+from ..errors import UsageError
+from ..runtime.sanitize import refused, shown
+from ..transforms.space import EMBEDDING_OFFSET, EMBEDDING_WIDTH, EMBEDDING_WITHOUT_MAGNITUDE, OPERATION_NAMES, SPACES
+from .manifest_base import DATASET_LEVEL, FORMAT, MAX_KEYS, Draft, ManifestPart, check_format, first_problem, schema_of
+from .manifest_fields import (
+    Arch,
+    Count,
+    DatasetName,
+    Deviations,
+    Digest,
+    Identifier,
+    ManyClasses,
+    Means,
+    ModelArgs,
+    Note,
+    OptionalText,
+    Parameter,
+    PerClass,
+    Positive,
+    Setting,
+    Text,
+    one_of,
+)
+
+INTERPOLATION = "nearest"
+EMBEDDING_ABSENT = 0.0
+EXTRACTOR_CALL = "forward_head(forward_features(images), pre_logits=True)"
+CHANNELS = (1, 3)
+DTYPES = ("float32", "float16", "bfloat16")
+
+SCHEMA_FILE = "bundle.schema.json"
+
+
+class OperationRange(ManifestPart):
+    """An operation's parameter at level 0 and at level 10 (`space.Range`, units there)."""
+
+    at_zero: Parameter = Field(description="the operation's parameter at level 0")
+    at_ten: Parameter = Field(description="the same at level 10; linear in between")
+    signed: bool = Field(description="whether the parameter is mirrored for half of the draws")
+
+
+def _spaces(schema: dict[str, Any]) -> None:
+    """Each space has its own ranges."""
+    schema["oneOf"] = [
+        {"properties": {"space": {"const": name}, "ranges": {"const": _ranges(name)}}} for name in sorted(SPACES)
+    ]
+
+
+def _ranges(space: str) -> dict[str, Any]:
+    return {name: None if spread is None else vars(spread) for name, spread in SPACES[space].ranges.items()}
+
+
+class Operations(ManifestPart):
+    """The operation space: names in order, each one's range (None: it has no magnitude), how pixels are filled in."""
+
+    model_config = ConfigDict(json_schema_extra=_spaces)
+
+    space: Text = Field(description="name of the space, which fixes names and ranges")
+    names: Annotated[
+        tuple[Text, ...],
+        Field(max_length=64),
+        Strict(False),
+        FailFast(),
+        WithJsonSchema({"const": list(OPERATION_NAMES)}),
+    ] = Field(description="the operations in the order in which the tensors count them")
+    ranges: Annotated[dict[Text, OperationRange | None], Field(max_length=64)] = Field(
+        description="of each operation its parameter's range; null: it has no magnitude"
+    )
+    fill: Annotated[str, one_of(FILLS)] = Field(description="colour of pixels that an operation moves in from outside")
+    interpolation: Annotated[str, one_of((INTERPOLATION,))] = Field(description="how moved pixels are looked up")
+
+    @classmethod
+    def of(cls, space: str, fill: str) -> Self:
+        """The operations of a space that this version knows by name."""
+        ranges = {name: spread and OperationRange(**spread) for name, spread in _ranges(space).items()}
+        return cls(space=space, names=OPERATION_NAMES, ranges=ranges, fill=fill, interpolation=INTERPOLATION)
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.space not in SPACES:
+            raise ValueError(f"space {shown(self.space)} is not one of {', '.join(SPACES)}")
+        for name in self.names:
+            if name not in OPERATION_NAMES:
+                raise ValueError(f"operation {shown(name)} is unknown")
+        if len(self.names) != len(OPERATION_NAMES):
+            raise ValueError(f"{len(self.names)} operations, expected {len(OPERATION_NAMES)}")
+        for position, (found, expected) in enumerate(zip(self.names, OPERATION_NAMES, strict=True)):
+            if found != expected:
+                raise ValueError(f"operation {position} is {found}, expected {expected}")
+        known = SPACES[self.space].ranges
+        if set(self.ranges) != set(known):
+            odd = sorted(set(self.ranges) ^ set(known))[0]
+            raise ValueError(f"range of {shown(odd)} is {'unknown' if odd in self.ranges else 'missing'}")
+        for name, spread in known.items():
+            found_range = self.ranges[name]
+            triple = None if found_range is None else (found_range.at_zero, found_range.at_ten, found_range.signed)
+            wanted = None if spread is None else (spread.at_zero, spread.at_ten, spread.signed)
+            if triple != wanted:
+                raise ValueError(f"range of {name} in {self.space} is {_triple(triple)}, expected {_triple(wanted)}")
+        return self
+
+
+class Embedding(ManifestPart):
+    """How a transformation is embedded: width 2K; 0 where absent, else the level plus 1, or 11 without a magnitude."""
+
+    width: Annotated[int, one_of((EMBEDDING_WIDTH,))] = Field(description="numbers of an embedding, 2K")
+    absent: Annotated[float, one_of((EMBEDDING_ABSENT,))] = Field(description="of an operation that was not drawn")
+    offset: Annotated[float, one_of((EMBEDDING_OFFSET,))] = Field(description="added to the level of one that was")
+    without_magnitude: Annotated[float, one_of((EMBEDDING_WITHOUT_MAGNITUDE,))] = Field(
+        description="of one that was drawn and has no magnitude"
+    )
+
+    @classmethod
+    def standard(cls) -> Self:
+        """The one embedding of format 1."""
+        return cls(
+            width=EMBEDDING_WIDTH,
+            absent=EMBEDDING_ABSENT,
+            offset=EMBEDDING_OFFSET,
+            without_magnitude=EMBEDDING_WITHOUT_MAGNITUDE,
+        )
+
+
+class PolicyShape(ManifestPart):
+    """Arguments of `PolicyNetwork`."""
+
+    hidden: Annotated[int, Field(ge=1, le=65_536)] = Field(description="units of each branch, H")
+    input: Annotated[str, one_of(POLICY_INPUTS)] = Field(description="what the policy network sees: its branches")
+
+
+class Extractor(ManifestPart):
+    """The frozen proxy: timm name, constructor arguments, width of the feature, dtype in the file, how it is called."""
+
+    arch: Arch = Field(description="name in timm's registry, mapolicy's own networks included")
+    model_args: ModelArgs = Field(description="arguments of its constructor besides classes and channels")
+    feature_width: Annotated[int, Field(ge=1, le=65_536)] = Field(description="width of the deep feature, F")
+    dtype: Annotated[str, one_of(DTYPES)] = Field(description="of the extractor's tensors in the file")
+    call: Annotated[str, one_of((EXTRACTOR_CALL,))] = Field(description="how the feature is had")
+
+
+class InputContract(ManifestPart):
+    """What the extractor sees: [B, channels, size, size], pixels in [0, 1] less `mean`, divided by `std`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {
+                        "channels": {"const": n},
+                        "mean": {"maxItems": n, "minItems": n},
+                        "std": {"maxItems": n, "minItems": n},
+                    }
+                }
+                for n in CHANNELS
+            ]
+        }
+    )
+
+    size: Annotated[int, Field(ge=1, le=4096)] = Field(description="side of the extractor's square input, pixels")
+    channels: Annotated[int, one_of(CHANNELS)] = Field(description="of the images")
+    mean: Means = Field(description="subtracted from each channel's pixels, which are in [0, 1]")
+    std: Deviations = Field(description="each channel is then divided by")
+    base_augmentation: Annotated[str, one_of(BASE_AUGMENTATIONS)] = Field(
+        description="what came before the transformation"
+    )
+    cutout: Annotated[int, Field(ge=0, le=4096)] = Field(
+        description="side of the square that Cutout hid, pixels; 0 is none"
+    )
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Self:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} numbers, expected {self.channels} (channels)")
+        return self
+
+
+class Split(ManifestPart):
+    """The settings of the fixed splits (`RunConfig`)."""
+
+    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(description="seed of the split")
+    train_per_class: PerClass = Field(
+        description="training images of each class: a count, a fraction below 1, or 0 for all that were left"
+    )
+    validation_per_class: PerClass = Field(description="meta-validation images of each class, likewise")
+    test_per_class: PerClass = Field(
+        description="test images of each class; 0 where the data set has a test split of its own"
+    )
+
+
+class Counts(ManifestPart):
+    """`images`: how many the split's indices count over; of them `train` and `meta_validation` were used."""
+
+    images: Positive = Field(
+        description="images that the split's indices count over, the test images among them if "
+        "they were drawn from the same ones"
+    )
+    train: Positive = Field(description="of them for training")
+    meta_validation: Positive = Field(description="of them for meta-validation, V")
+
+
+class DatasetDescription(ManifestPart):
+    """The data set by name (never a path), its class names in order and a fingerprint of its images."""
+
+    name: DatasetName = Field(description="the data set's name; a folder's is `folder:` and its last component")
+    classes: ManyClasses = Field(description="class names by label, C of them")
+    counts: Counts = Field(description="how many images there were")
+    fingerprint: Digest = Field(description="SHA-256 of class names and of the images used")
+    split: Split = Field(description="how the split was drawn")
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        counts, classes = self.counts, len(self.classes)
+        used = counts.train + counts.meta_validation
+        if used > counts.images:
+            raise ValueError(f"counts: {used} images used, expected at most {counts.images} (images)")
+        for name, found, per_class in (
+            ("train", counts.train, self.split.train_per_class),
+            ("meta_validation", counts.meta_validation, self.split.validation_per_class),
+        ):
+            # A fraction or "all that are left" is at least one image of each class.
+            if found != per_class * classes if per_class >= 1 else found < classes:
+                wanted = f"{per_class * classes:g}" if per_class >= 1 else f"at least {classes}"
+                raise ValueError(f"counts: {name} is {found}, expected {wanted} (the split of {classes} classes)")
+        return self
+
+
+class Search(ManifestPart):
+    """`SearchConfig.portable()`: the settings as resolved."""
+
+    settings: Annotated[dict[Identifier, Setting], Field(max_length=MAX_KEYS)] = Field(
+        description="every setting of the search as resolved; for the record"
+    )
+
+    @model_validator(mode="after")
+    def _says_nothing_of_the_machine(self) -> Self:
+        for name in sorted(MACHINE_FIELDS & set(self.settings)):
+            raise ValueError(f"settings has {name}, which says where the search ran")
+        return self
+
+
+class Run(ManifestPart):
+    """What the search took; threads and device because float sums depend on them."""
+
+    epochs: Count = Field(description="passes over the training images")
+    iterations: Count = Field(description="steps of the proxy")
+    threads: Annotated[int, Field(ge=1, le=4096)] = Field(description="CPU threads")
+    device: Annotated[str, one_of(("cpu", "cuda"))] = Field(description="kind of device")
+
+
+class ManifestDraft(Draft):
+    """A manifest before the digest is known."""
+
+    format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
+    versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)] = Field(
+        description="of the programs that wrote the bundle, by name; for the record"
+    )
+    operations: Operations = Field(description="the operation space")
+    embedding: Embedding = Field(description="how the policy network is told of a transformation")
+    policy: PolicyShape = Field(description="shape of the policy network")
+    alpha: Annotated[str, one_of(ALPHAS)] = Field(description="one step size, or one for each of A parameter tensors")
+    extractor: Extractor = Field(description="the frozen proxy")
+    input: InputContract = Field(description="what the extractor sees, and how images were prepared in the search")
+    dataset: DatasetDescription = Field(description="what the policy was searched on")
+    search: Search = Field(description="how it was searched")
+    run: Run = Field(description="what the search took")
+    results: Annotated[
+        dict[Identifier, Annotated[float, Field(ge=-1e12, le=1e12)]],
+        Field(
+            max_length=MAX_KEYS,
+            json_schema_extra={
+                "required": ["validation_top1"],
+                "properties": {"validation_top1": {"minimum": 0, "maximum": 100}},
+            },
+        ),
+    ] = Field(description="figures of the search; `validation_top1` is the proxy's accuracy, per cent, for the record")
+    licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
+    note: Note = Field(description="free text; its only control character is the line break")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if "validation_top1" not in self.results:
+            raise ValueError("results has no validation_top1")
+        if not 0 <= self.results["validation_top1"] <= 100:
+            raise ValueError(f"results.validation_top1 is {self.results['validation_top1']:g}, expected 0 to 100")
+        said = self.data_settings() | {
+            "proxy": self.extractor.arch,
+            "model_args": self.extractor.model_args,
+            "alpha": self.alpha,
+            "policy_input": self.policy.input,
+        }
+        for name in sorted(set(said) & set(self.search.settings)):
+            if self.search.settings[name] != said[name]:
+                found, expected = shown(self.search.settings[name]), shown(said[name])
+                raise ValueError(f"search.settings has {name} {found}, the rest of the manifest {expected}")
+        return self
+
+    def data_settings(self) -> dict[str, Any]:
+        """The `RunConfig` fields that a training run with this bundle takes from it.
+
+        `download` is false: a bundle's word does not reach for the network, the user's does.
+        """
+        split = self.dataset.split
+        return {
+            "dataset": self.dataset.name,
+            "download": False,
+            "image_size": self.input.size,
+            "train_per_class": split.train_per_class,
+            "validation_per_class": split.validation_per_class,
+            "test_per_class": split.test_per_class,
+            "split_seed": split.seed,
+            "base_augmentation": self.input.base_augmentation,
+            "cutout": self.input.cutout,
+            "operation_space": self.operations.space,
+            "fill": self.operations.fill,
+        }
+
+
+class Manifest(ManifestDraft):
+    """A manifest with the SHA-256 over itself and the bundle's tensors."""
+
+    digest: Digest = Field(description="SHA-256 over the rest of the manifest and the tensors")
+
+    def draft(self, **changes: Any) -> ManifestDraft:
+        """A manifest without the digest, some parts replaced: what a changed policy is assembled with.
+
+        Raises:
+            UsageError: as `draft_manifest`.
+        """
+        return draft_manifest(**self.model_dump(exclude={"digest", "format", "embedding"}) | changes)
+
+
+def draft_manifest(**parts: Any) -> ManifestDraft:
+    """A manifest that this version writes; `format` and `embedding` are filled in.
+
+    Raises:
+        UsageError: a part is missing, unknown or out of range; one line names the field.
+    """
+    try:
+        return ManifestDraft(format=FORMAT, embedding=Embedding.standard(), **parts)
+    except ValidationError as problem:
+        raise UsageError("bundle manifest", first_problem(problem)) from None
+
+
+def check_manifest(raw: dict[str, Any], source: str) -> Manifest:
+    """The manifest of a searched bundle.
+
+    Args:
+        raw: its fields (`sealed.read_json`).
+        source: the bundle's name, for the error.
+
+    Raises:
+        InputError: another kind or format, or a field that is missing, unknown or out of range; one line names it.
+    """
+    if raw.get("kind") == DATASET_LEVEL:
+        why = f"is a bundle of kind {DATASET_LEVEL!r}, without extractor and policy network"
+        raise refused(source, why, "train with it or inspect it; a searched bundle is needed here")
+    if "kind" in raw:
+        why = f"is a bundle of kind {shown(raw['kind'])}, which this mapolicy does not know"
+        raise refused(source, why, "upgrade mapolicy or ask for another bundle")
+    check_format(raw, source)
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as problem:
+        raise refused(source, first_problem(problem)) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The manifest's JSON Schema, as `sealed.schema_of`; it also lies beside this module, as `SCHEMA_FILE`."""
+    return schema_of(Manifest, f"mapolicy bundle, format {FORMAT}")
+
+
+def _triple(values: tuple[float, float, bool] | None) -> str:
+    """A range for an error: whole numbers without a decimal point, as they stand in the table of spaces."""
+    return "none" if values is None else f"({values[0]:g}, {values[1]:g}, {values[2]})"

@@ -1,0 +1,287 @@
+"""A bundle's model card: the page that a repository on the hub shows, and the picture of p_jk on it.
+
+Everything in a bundle was written by others. What they wrote freely stands in code spans and code blocks, where neither
+Markdown nor HTML means anything; the front matter is written by a YAML library.
+"""
+
+import io
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import InputError
+from ..runtime.files import CONFIG_FILE, RESULT_FILE, read_regular_file
+from ..runtime.sanitize import printable
+from .dataset_level import PublishedManifest
+from .format import PROBABILITIES
+from .manifest import Manifest
+from .safetensors_reader import RawTensor
+from .source import PICTURE_FILE
+
+LARGEST_RECORD = 2**24  # bytes of a run's result or configuration
+LISTED, LISTED_SUB_POLICIES = 5, 500
+
+# Those of https://huggingface.co/docs/hub/repositories-licenses that data and weights are usually given under.
+LICENCES = frozenset(
+    {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0"}
+    | {"cc-by-nd-4.0", "cc-by-sa-4.0", "cc0-1.0", "gpl-3.0", "mit", "mpl-2.0", "openrail", "unlicense"}
+)
+
+CELL, SMALL = 54, 13  # pixels
+_HIGH, _LOW = np.array([178, 24, 43]), np.array([33, 102, 172])  # above and below uniform
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished training run with this bundle or, for comparison, with a baseline under its splits."""
+
+    arch: str
+    policy: str
+    epochs: int
+    seed: int
+    test_top1: float
+
+
+def measured(folder: Path, digest: str) -> Measured:
+    """What a run folder of `train_network` says.
+
+    Args:
+        folder: with the run's configuration and result.
+        digest: of the bundle that the run must have had.
+
+    Raises:
+        InputError: no finished run, or one with another bundle.
+    """
+    try:
+        result = json.loads(read_regular_file(folder / RESULT_FILE, LARGEST_RECORD))
+        config = tomllib.loads(read_regular_file(folder / CONFIG_FILE, LARGEST_RECORD).decode())
+        found = result["digest"]
+        policy = result["mode"] if result["policy"] == "learned" else result["policy"]
+        row = Measured(
+            str(result["arch"]), str(policy), int(config["epochs"]), int(config["seed"]), float(result["test_top1"])
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(str(folder), "is no finished training run", "name the run folder of mapolicy train") from None
+    if found != digest:
+        why = f"trained with the bundle {str(found)[:12]}, not with {digest[:12]}"
+        raise InputError(str(folder), why, "give --bundle to the baseline's run too, so that it has the same splits")
+    return row
+
+
+def model_card(
+    manifest: Manifest,
+    tensors: Mapping[str, RawTensor],
+    repository: str,
+    licence: str = "",
+    runs: Sequence[Measured] = (),
+) -> str:
+    """README.md of the bundle's repository: YAML front matter and Markdown.
+
+    Args:
+        manifest, tensors: as `bundle_format.read_bundle` returns them.
+        repository: NAMESPACE/NAME, where it will be found.
+        licence: of the repository; the bundle's own where it states one.
+        runs: what was measured with it.
+    """
+    licence = manifest.licence or licence
+    about = {"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch}
+    sections = [
+        f"# Augmentation policy for {_code(manifest.dataset.name)}",
+        "A sample-aware augmentation policy, searched once with MetaAugment (Zhou et al., AAAI 2021) and reused to "
+        "train other networks on the same data set. The file holds the policy network, the network that sees the "
+        "images for it, and the probabilities of the transformations; it is plain safetensors, and nothing in it runs.",
+        _facts(manifest, licence),
+        "## How to use it",
+        _use(manifest, repository),
+        "## What was gained",
+        _gain(runs),
+        "## What it learned",
+        f"![Probability of each pair of operations, in per cent]({PICTURE_FILE})",
+        _likeliest(manifest, tensors),
+    ]
+    if manifest.note:
+        sections += ["## Note", _block(manifest.note)]
+    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(manifest.search.settings.items()))
+    sections += ["## Settings of the search", _block(settings, "toml")]
+    return _front_matter(licence, about) + "\n\n".join(sections) + "\n"
+
+
+def dataset_policy_card(
+    manifest: PublishedManifest, repository: str, licence: str = "", runs: Sequence[Measured] = ()
+) -> str:
+    """The same for a dataset-level policy, which has no p_jk to show.
+
+    Args:
+        manifest: of the policy.
+        repository, licence, runs: as in `model_card`.
+    """
+    licence = manifest.licence or licence
+    about = {"digest": manifest.digest, "format": manifest.format, "kind": manifest.kind}
+    reference = f"hf://{repository}"
+    shell = f"mapolicy train DATASET --bundle {reference} --expect-digest {manifest.digest} --arch resnet18"
+    steps = [
+        "; ".join(f"{step.operation} {step.probability:g} {'+-' * step.mirrored}{step.value:g}" for step in steps)
+        for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]
+    ]
+    more = len(manifest.sub_policies) - len(steps)
+    sections = [
+        "# Dataset-level augmentation policy",
+        "A published policy as a mapolicy bundle: one sub-policy is drawn for each image, each of its steps is taken "
+        "with its probability, and all samples count the same. It has no network and fits every data set.",
+        f"- **digest**: {_code(manifest.digest)}\n- **source**: {_code(manifest.source)}\n"
+        f"- **lost on the way**: {', '.join(map(_code, manifest.lost)) or 'nothing'}\n"
+        f"- **licence**: {_code(licence) if licence else 'not stated: ask before you use it'}",
+        "## How to use it",
+        _block(shell, "bash"),
+        "## What was gained",
+        _gain(runs),
+        "## Sub-policies: operation, probability, value",
+        _block("\n".join([*steps, *([f"and {more} more"] if more else [])])),
+    ]
+    if manifest.note:
+        sections += ["## Note", _block(manifest.note)]
+    return _front_matter(licence, about) + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(licence: str, about: Mapping[str, Any]) -> str:
+    from huggingface_hub import ModelCardData
+
+    known = licence.lower() in LICENCES
+    data = ModelCardData(
+        license=licence.lower() if known else "other" if licence else None,
+        license_name=None if known or not licence else re.sub(r"[^a-z0-9]+", "-", licence.lower()).strip("-") or "own",
+        library_name="mapolicy",
+        tags=["mapolicy", "metaaugment", "data-augmentation", "image-classification"],
+        mapolicy=dict(about),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _facts(manifest: Manifest, licence: str) -> str:
+    data, sees = manifest.dataset, manifest.input
+    facts = {
+        "digest": _code(manifest.digest),
+        "data set": f"{_code(data.name)}, {len(data.classes)} classes, {data.counts.train} training and "
+        f"{data.counts.meta_validation} meta-validation images, fingerprint {_code(data.fingerprint)}",
+        "images": f"{sees.channels} x {sees.size} x {sees.size}, base augmentation {_code(sees.base_augmentation)}, "
+        f"Cutout {sees.cutout}",
+        "searched with": f"{_code(manifest.extractor.arch)}, {manifest.run.epochs} epochs, "
+        f"{manifest.results['validation_top1']:.2f} % top-1 on the images that the policy was learned on",
+        "operations": f"{len(manifest.operations.names)} of {_code(manifest.operations.space)}",
+        "extractor": f"{_code(manifest.extractor.arch)} stored in {_code(manifest.extractor.dtype)}",
+        "versions": ", ".join(f"{_code(name)} {_code(version)}" for name, version in manifest.versions.items()),
+        "licence": _code(licence) if licence else "not stated: ask before you use it",
+    }
+    return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
+
+
+def _use(manifest: Manifest, repository: str) -> str:
+    reference, name = f"hf://{repository}", manifest.dataset.name
+    # A bundle knows the name of a folder, not where it lies; what timm reads from the network is for the user to name.
+    typed = "folder:PATH " if name.startswith("folder:") else f"{name} " if "/" in name else ""
+    shell = f"mapolicy train {typed}--bundle {reference} --expect-digest {manifest.digest} --arch resnet18"
+    python = (
+        "from mapolicy import PolicyAugment, PolicyBundle\n\n"
+        f'bundle = PolicyBundle.load("{reference}", expect_digest="{manifest.digest}")\n'
+        "policy = PolicyAugment(bundle)  # where MixUp stands in a training loop"
+    )
+    why = (
+        "The digest is the policy's name: another file under this address is refused. `@COMMIT` after the name pins it."
+    )
+    return f"{_block(shell, 'bash')}\n\n{_block(python, 'python')}\n\n{why}"
+
+
+def _gain(runs: Sequence[Measured]) -> str:
+    if not runs:
+        return (
+            "**Not measured.** A search network's accuracy on the images that the policy was learned on says nothing "
+            "about what other networks gain. Compare with `--policy uniform` (the same operations, "
+            "equal weights) and `--policy trivialaugment` under the same budget."
+        )
+    rows = [
+        f"| {_code(run.arch)} | {_code(run.policy)} | {run.epochs} | {run.seed} | {run.test_top1:.2f} |" for run in runs
+    ]
+    head = "| network | policy | epochs | seed | test top-1 % |\n|---|---|---|---|---|"
+    single = "" if len({run.seed for run in runs}) > 1 else "\n\nOne seed: differences may be chance."
+    return "\n".join([head, *rows]) + single
+
+
+def _likeliest(manifest: Manifest, tensors: Mapping[str, RawTensor]) -> str:
+    values, names = _probabilities(tensors), manifest.operations.names
+    order = np.argsort(-values, axis=None, kind="stable")
+
+    def line(title: str, positions: Any) -> str:
+        pairs = (divmod(int(position), len(names)) for position in positions)
+        return f"- **{title}**: " + "; ".join(f"{names[j]}, {names[k]} ({values[j, k]:.3%})" for j, k in pairs)
+
+    uniform = f"Each of {values.size} pairs would have {1 / values.size:.3%} if all were as likely."
+    return "\n".join([uniform, "", line("likeliest", order[:LISTED]), line("unlikeliest", order[::-1][:LISTED])])
+
+
+def heat_map(tensors: Mapping[str, RawTensor], names: Sequence[str]) -> bytes:
+    """p_jk as a PNG: a row for each first operation, a column for each second one, per cent in the cells.
+
+    Args:
+        tensors: of the bundle.
+        names: of the operations, in order.
+    """
+    values = _probabilities(tensors)
+    # Colours span what there is: policies differ from uniform by a tenth or by a factor of ten.
+    relative = values * values.size - 1
+    strength = relative / max(float(np.abs(relative).max()), 1e-4)
+    font = ImageFont.load_default(SMALL)
+    margin = max(round(font.getlength(name)) for name in names) + 16
+    side = margin + CELL * len(names)
+    picture = Image.new("RGB", (side + 8, side + 32), "white")
+    draw = ImageDraw.Draw(picture)
+    for position, name in enumerate(names):
+        middle = margin + CELL * position + CELL // 2
+        draw.text((margin - 8, middle), name, "black", font, anchor="rm")
+        label = Image.new("RGB", (margin - 8, 20), "white")
+        ImageDraw.Draw(label).text((0, 10), name, "black", font, anchor="lm")
+        picture.paste(label.rotate(90, expand=True), (middle - 10, 0))
+    for j, row in enumerate(values):
+        for k, value in enumerate(row):
+            left, top = margin + CELL * k, margin + CELL * j
+            share = abs(float(strength[j, k]))
+            colour = 255 + (np.where(relative[j, k] > 0, _HIGH, _LOW) - 255) * share
+            draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), tuple(int(part) for part in colour))
+            ink = "white" if share > 0.6 else "black"
+            draw.text((left + CELL // 2 - 1, top + CELL // 2 - 1), f"{100 * value:.2f}", ink, font, anchor="mm")
+    legend = (
+        f"rows: first operation, columns: second; p_jk in %, uniform {100 / values.size:.2f}; red above, blue below"
+    )
+    draw.text((margin, side + 18), legend, "black", font, anchor="lm")
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def _probabilities(tensors: Mapping[str, RawTensor]) -> Any:
+    return np.asarray(tensors[PROBABILITIES].array(), dtype=np.float64)
+
+
+def _fence(text: str, shortest: int) -> str:
+    return "`" * max(shortest, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+
+
+def _code(text: str) -> str:
+    """A code span. A bar would end a table's cell even there."""
+    text = printable(text).replace("|", "¦").strip() or "-"
+    fence = _fence(text, 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _block(text: str, language: str = "text") -> str:
+    """A fenced block, whose fence is longer than any in the text."""
+    fence = _fence(text, 3)
+    lines = "\n".join(printable(line) for line in text.split("\n"))
+    return f"{fence}{language}\n{lines}\n{fence}"

@@ -1,0 +1,281 @@
+"""The safetensors container as bytes: a writer with one spelling and a reader that refuses everything but that shape.
+
+The reader is stricter than safetensors' own, which accepts holes in names, duplicate keys and zip polyglots. The
+writer is ours because safetensors' serialiser has another signature in every few releases, and a bundle's bytes must
+not depend on the release installed. Layout: github.com/huggingface/safetensors, README, "Format".
+"""
+
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.files import ReadAt
+from ..runtime.sanitize import NEW_COPY, refused, shown
+from . import canonical_json
+from .limits import Limits
+
+METADATA_KEY = "mapolicy"
+MAX_DEPTH = 3
+MAX_DIMENSIONS = 8
+# Lists, tables and keys of a tensor's entry with its name, and of the header with its metadata.
+_ENTRY, _FRAME = 7, 4
+MAX_NAME = 200
+
+# BF16 has no numpy type: its bits are the upper half of a float32's.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+}
+# Bytes; a smaller file is read whole as soon as its header.
+SOON_READ = 2**26
+_BF16_EXPONENT = 0x7F80
+_CHUNK = 2**20
+
+_NAME = re.compile(
+    r"alpha|sampler\.(probabilities|means)|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
+    r"|extractor(\.[A-Za-z0-9_]+)+"
+)
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as it stands in the file.
+
+    Attributes:
+        dtype: a key of `DTYPES`.
+        shape: sizes, each at least 1; () is a scalar.
+        data: little-endian, row-major bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    def array(self) -> npt.NDArray[Any]:
+        """A view of the numbers, read-only; uint16 bit patterns for BF16."""
+        return np.frombuffer(self.data, dtype=DTYPES[self.dtype]).reshape(self.shape)
+
+    def is_finite(self) -> bool:
+        """No NaN and no infinity. Works in chunks: at most a few MiB besides the tensor itself."""
+        flat = self.array().reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            if self.dtype == "BF16":
+                # An exponent of all ones is NaN or an infinity.
+                if bool(((part & _BF16_EXPONENT) == _BF16_EXPONENT).any()):
+                    return False
+            elif self.dtype != "I64" and not bool(np.isfinite(part).all()):
+                return False
+        return True
+
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest number of a tensor that is finite, in chunks like `is_finite`."""
+        flat = self.array().reshape(-1)
+        least, most = math.inf, -math.inf
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            if self.dtype == "BF16":
+                part = (part.astype("<u4") << 16).view("<f4")
+            least, most = min(least, float(part.min())), max(most, float(part.max()))
+        return least, most
+
+
+def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
+    """The file's bytes: equal arguments give equal bytes, in whatever order the mapping has its names.
+
+    Args:
+        metadata: value of the one metadata key, `mapolicy`.
+        tensors: by name.
+    """
+    # Widest type first keeps every tensor aligned to its own size; safetensors' own writer does the same.
+    names = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].itemsize, name))
+    entries = [f'"__metadata__":{canonical_json.canonical({METADATA_KEY: metadata})}']
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + len(tensor.data)
+        entry = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        entries.append(f"{canonical_json.canonical(name)}:{canonical_json.canonical(entry)}")
+    header = f"{{{','.join(entries)}}}".encode("ascii")
+    header += b" " * (-len(header) % 8)
+    return b"".join((struct.pack("<Q", len(header)), header, *(tensors[name].data for name in names)))
+
+
+def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, dict[str, RawTensor]]:
+    """The metadata and the tensors (views of `content`, not copies).
+
+    Args:
+        content: a whole file.
+        source: its name, for the error.
+        limits: of the header and the number of tensors.
+
+    Raises:
+        InputError: anything but a container as `write_container` makes it; one line says what and where.
+    """
+    start, metadata, places = check_header(source, lambda at, count: content[at : at + count], len(content), limits)
+    data = memoryview(content)[start:].toreadonly()
+    return metadata, {
+        name: RawTensor(dtype, shape, data[begin:end]) for name, (dtype, shape, begin, end) in places.items()
+    }
+
+
+# Dtype, shape, first byte and the one after the last, counted from the header's end; by name.
+Places = dict[str, tuple[str, tuple[int, ...], int, int]]
+
+
+def check_header(source: str, read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
+    """Where the tensors begin, the metadata, and each tensor's place, from the header alone.
+
+    Raises:
+        InputError: the header is not one that `write_container` makes.
+    """
+    try:
+        return _read_header(read_at, size, limits)
+    except _ContainerError as problem:
+        raise refused(source, problem.why, problem.remedy) from None
+
+
+class _ContainerError(Exception):
+    """What is wrong with the container, and what to do."""
+
+    def __init__(self, why: str, remedy: str = NEW_COPY) -> None:
+        self.why, self.remedy = why, remedy
+
+
+def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
+    """Where the header ends, the metadata, and the tensors' places, which fill the file."""
+    if size < 10:
+        raise _ContainerError(f"has {size} bytes, too few for a bundle")
+    beginning = read_at(0, 512)
+    (length,) = struct.unpack_from("<Q", beginning)
+    if beginning[8:9] != b"{" or length > limits.header_bytes:
+        kind = looks_like(beginning)
+        if kind:
+            raise _ContainerError(f"is no bundle: it looks like {kind}")
+        if length > limits.header_bytes:
+            remedy = limits.raising("header_bytes", length) if length <= size - 8 else NEW_COPY
+            why = f"says its header has {length} bytes, more than the {limits.header_bytes} allowed"
+            raise _ContainerError(why, remedy)
+        raise _ContainerError("is no safetensors file: its header does not begin with '{'")
+    start = 8 + length
+    if start > size:
+        raise _ContainerError(f"ends inside its header ({size} bytes, the header reaches to {start})")
+    if length % 8:
+        raise _ContainerError(f"has a header of {length} bytes, expected a multiple of 8")
+    if _holds_a_zip_archive(read_at, size):
+        raise _ContainerError("is a zip archive as well, which other programs would unpack or run")
+    try:
+        most = _ENTRY * limits.tensors + _FRAME
+        header = canonical_json.parse(read_at(8, length), MAX_DEPTH, most, most)
+    except canonical_json.TooLargeError as problem:
+        tensors = math.ceil((problem.found - _FRAME) / _ENTRY)
+        raise _ContainerError(f"header {problem}", limits.raising("tensors", tensors)) from None
+    except ValueError as problem:
+        raise _ContainerError(f"header {problem}") from None
+    return start, _metadata(header.pop("__metadata__", None)), dict(_places(header, size - start))
+
+
+def _metadata(found: object) -> str:
+    if not isinstance(found, dict) or METADATA_KEY not in found:
+        raise _ContainerError(f"is no policy bundle: its header has no metadata {METADATA_KEY!r}")
+    for key in found:
+        if key != METADATA_KEY:
+            raise _ContainerError(f"has metadata {shown(key)}, expected {METADATA_KEY!r} alone")
+    value = found[METADATA_KEY]
+    if not isinstance(value, str):
+        raise _ContainerError(f"metadata {METADATA_KEY!r} is {shown(value)}, expected a text")
+    return value
+
+
+def _places(header: dict[str, object], data: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int, int]]]:
+    """The entries of `Places`, of a file with so many bytes of data."""
+    end = 0
+    for name, entry in header.items():
+        if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+            raise _ContainerError(f"has a tensor {shown(name)}, which is not a name that bundles have")
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise _ContainerError(f"tensor {shown(name)} has not just dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise _ContainerError(f"tensor {shown(name)} has dtype {shown(dtype)}, expected {', '.join(DTYPES)}")
+        if not _is_integers(shape, least=1, most=2**40) or len(shape) > MAX_DIMENSIONS:
+            found = canonical_json.canonical(shape)
+            why = f"expected at most {MAX_DIMENSIONS} sizes of 1 or more"
+            raise _ContainerError(f"tensor {shown(name)} has shape {shown(found)}, {why}")
+        if not _is_integers(offsets, least=0, most=2**63) or len(offsets) != 2:
+            found = canonical_json.canonical(offsets)
+            raise _ContainerError(f"tensor {shown(name)} has data_offsets {shown(found)}, expected [begin, end]")
+        begin, expected_begin = offsets[0], end
+        end = begin + math.prod(shape) * DTYPES[dtype].itemsize
+        if begin != expected_begin:
+            kind = "a hole" if begin > expected_begin else "an overlap"
+            raise _ContainerError(f"tensor {shown(name)} begins at {begin}, expected {expected_begin} ({kind})")
+        if begin % DTYPES[dtype].itemsize:
+            raise _ContainerError(f"tensor {shown(name)} begins at {begin}, which its type's size does not divide")
+        if offsets[1] != end:
+            raise _ContainerError(f"tensor {shown(name)} ends at {offsets[1]}, its shape and dtype say {end}")
+        if end > data:
+            raise _ContainerError(f"is truncated: tensor {shown(name)} ends at {end} of {data} bytes of data")
+        yield name, (dtype, tuple(shape), begin, end)
+    if end != data:
+        raise _ContainerError(f"has {data - end} bytes after its last tensor")
+
+
+def _is_integers(values: object, least: int, most: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
+
+
+_MAGIC = (
+    (b"PK", "a zip archive (a .pt, .npz or .zip file)"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not fetched"),
+)
+
+
+def looks_like(content: bytes) -> str:
+    """What a file seems to be that is no bundle; empty where nothing is recognised."""
+    for magic, kind in _MAGIC:
+        if content.startswith(magic):
+            return kind
+    if content[0] == 0x80 and content[1] in range(2, 6):
+        return "a pickle (an old .pt or .pkl file)"
+    if content[257:262] == b"ustar":
+        return "a tar archive"
+    text = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"<"):
+        return "an HTML or XML page"
+    if text.startswith((b"{", b"[")):
+        return "JSON"
+    if text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text):
+        return "a text file"
+    return ""
+
+
+def _holds_a_zip_archive(read_at: ReadAt, size: int) -> bool:
+    """Whether zip readers find an archive at the file's end: an end record, and the directory that it points to."""
+    tail_start = max(0, size - 65_557)  # the longest comment, and the end record
+    tail = read_at(tail_start, size - tail_start)
+    position = tail.rfind(b"PK\x05\x06")
+    while position >= 0:
+        place = tail_start + position
+        if place >= 20 and read_at(place - 20, 4) == b"PK\x06\x07":  # the locator of a zip64 archive
+            return True
+        if position + 16 <= len(tail):
+            (directory,) = struct.unpack_from("<I", tail, position + 12)
+            if 0 < directory <= place and read_at(place - directory, 4) == b"PK\x01\x02":
+                return True
+        position = tail.rfind(b"PK\x05\x06", 0, position)
+    return False

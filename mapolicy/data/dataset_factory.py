@@ -1,0 +1,264 @@
+"""Data sets by name: what can be read, and what is said when it cannot."""
+
+import difflib
+import errno
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import EnvironmentFault, InputError, UsageError
+from .decode import shown
+from .image_dataset import ArrayImages, FileImages, ImageSet, Source, check_same_classes
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "digits": "1,797 grey 8x8 digits of 10 classes; come with scikit-learn",
+    "cifar10": "60,000 colour 32x32 images of 10 classes; downloaded",
+    "cifar100": "60,000 colour 32x32 images of 100 classes; downloaded",
+    "omniglot": "32,460 105x105 drawings of 1,623 characters; downloaded",
+    "imagenet": "ImageNet's class folders in DATA_DIR/imagenet/train and val; never downloaded",
+    "folder:PATH": "a folder with a folder of images for each class, or with train and test (or val) of such",
+    "torch/NAME": "a data set of torchvision, through timm.data.create_dataset",
+    "hfds/NAME": "a data set of the Hugging Face Hub, through timm; hfids/NAME streams it",
+    "tfds/NAME": "a data set of TensorFlow Datasets, through timm",
+    "wds/NAME": "a web data set, through timm",
+}
+NAMES = tuple(name for name in DESCRIPTIONS if not set(name) & set(":/"))
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+TEST_FOLDERS = ("test", "val")
+ALLOW = "name DATASET yourself if that is what you want, or set download=true"
+LAYOUT = "put the images of each class into a folder of its own"
+
+
+def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, download: bool = True) -> Source:
+    """A data set's classes and training pool, and the way to its test split.
+
+    Args:
+        name: `digits`, `cifar10`, `cifar100`, `omniglot`, `imagenet`, `folder:PATH`, or a name of
+            `timm.data.create_dataset` with one of the prefixes `torch/`, `hfds/`, `hfids/`, `tfds/`, `wds/`.
+        data_dir: folder that data sets are read from and downloaded to.
+        memory_limit_gib: GiB that a data set may take which can only be read from beginning to end.
+        download: whether a data set that is not there may be fetched. Without, nothing reaches for the network: timm's
+            names are refused, because only its readers know whether they would.
+
+    Raises:
+        UsageError: no such name, or one of timm's without `download`.
+        InputError: the data set is missing, cannot or may not be downloaded, or is not laid out as it must be.
+        EnvironmentFault: the download cannot be written.
+    """
+    kind, _, rest = name.partition(":")
+    prefix, slash, _ = name.partition("/")
+    if kind == "folder":
+        source = _open_folder(rest, data_dir)
+    elif slash and prefix.lower() in TIMM_PREFIXES:
+        if not download:
+            why = f"{shown(name)!r} is read through timm, maybe from the network, and download is false"
+            raise UsageError("data set", why, ALLOW)
+        from .timm_datasets import open_timm
+
+        source = open_timm(name, data_dir, memory_limit_gib)
+    elif name in NAMES:
+        source = _OPENERS[name](name, data_dir, download)
+    else:
+        close = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=2)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"use {', '.join(NAMES)}, folder:PATH or timm's"
+        raise UsageError("data set", f"there is none called {shown(name)!r}", remedy)
+    return _checked(source)
+
+
+def _checked(source: Source) -> Source:
+    labels, classes = source.pool.labels, source.classes
+    if len(classes) < 2:
+        raise InputError(source.where, f"has {len(classes)} class, and a network needs at least two", LAYOUT)
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
+        raise InputError(source.where, f"has a label outside its {len(classes)} classes", "check the data set")
+    sizes = torch.bincount(labels, minlength=len(classes)).tolist()
+    if 0 in sizes:
+        raise InputError(
+            source.where, f"class {shown(classes[sizes.index(0)])!r} has no images", "add some or remove the class"
+        )
+    return source
+
+
+# ---- digits
+
+
+def _open_digits(name: str, data_dir: Path, download: bool) -> Source:
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    arrays = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # levels 0 to 16
+    return Source(name, name, tuple(str(digit) for digit in range(10)), ArrayImages(arrays, bunch.target), None)
+
+
+# ---- folders
+
+
+def _open_folder(text: str, data_dir: Path) -> Source:
+    if not text or "\0" in text:
+        raise UsageError("data set", "folder: needs a path behind it", "write folder:PATH")
+    path = Path(text).expanduser()
+    if not path.exists() and Path(text).name == text:
+        path = data_dir / text  # a bundle names the folder without its path
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, and the name would change
+    name = f"folder:{shown(path.name)}"
+    tests = [path / folder for folder in TEST_FOLDERS if (path / "train").is_dir() and (path / folder).is_dir()]
+    return _folder_source(name, path / "train", tests[0]) if tests else _folder_source(name, path, None)
+
+
+def _open_imagenet(name: str, data_dir: Path, download: bool) -> Source:
+    folder = data_dir / "imagenet"
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            remedy = "ImageNet cannot be downloaded: put its class folders into train/ and val/ there"
+            raise InputError(shown(folder), f"there is no folder {part} in it", remedy)
+    return _folder_source(name, folder / "train", folder / "val")
+
+
+def _folder_source(name: str, train: Path, test: Path | None) -> Source:
+    classes, pool = list_folder(train)
+
+    def open_test(folder: Path) -> ImageSet:
+        found, images = list_folder(folder)
+        check_same_classes(shown(folder), classes, found)
+        return images
+
+    if test is None:
+        return Source(name, shown(train), classes, pool, None)
+    return Source(name, shown(train), classes, pool, lambda: open_test(test), check_test=lambda: open_test(test))
+
+
+def list_folder(folder: Path) -> tuple[tuple[str, ...], FileImages]:
+    """Class names and images of a folder of class folders, both in the order of their names.
+
+    Hidden folders and files are passed over; folders within a class folder belong to the class; links to folders
+    within a class folder are not followed.
+
+    Raises:
+        InputError: the folder is missing, is none, is empty, has no class folders, or cannot be read.
+    """
+    try:
+        entries = sorted(entry.name for entry in os.scandir(folder))
+        classes = tuple(entry for entry in entries if (folder / entry).is_dir() and not entry.startswith("."))
+        if not entries:
+            raise InputError(shown(folder), "is empty", LAYOUT)
+        if not classes:
+            raise InputError(shown(folder), f"has {len(entries)} files and no class folders", LAYOUT)
+        found = [(file, label) for label, name in enumerate(classes) for file in _image_files(folder, name)]
+    except OSError as problem:
+        why = problem.strerror or "cannot be read"
+        remedy = "name folder:PATH, or the folder above it with --data-dir"
+        raise InputError(shown(problem.filename or folder), why, remedy) from None
+    return classes, FileImages(folder, [file for file, _ in found], [label for _, label in found])
+
+
+def _image_files(folder: Path, below: str) -> list[str]:
+    """Image files below a folder, relative to `folder`, sorted."""
+
+    def give_up(problem: OSError) -> None:
+        raise problem
+
+    return sorted(
+        (Path(parent) / file).relative_to(folder).as_posix()
+        for parent, _, files in os.walk(folder / below, onerror=give_up)
+        for file in files
+        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+    )
+
+
+# ---- downloads
+
+
+def _open_cifar(name: str, data_dir: Path, download: bool) -> Source:
+    from torchvision import datasets
+
+    kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+    def part(train: bool) -> tuple[tuple[str, ...], ImageSet]:
+        archives = {kind.filename: kind.tgz_md5}
+        with _fetching(name, data_dir, archives, download):
+            # Where the archive is whole, torchvision unpacks it and fetches nothing.
+            found = kind(str(data_dir), train=train, download=download or _are_whole(data_dir, archives))
+            return tuple(found.classes), ArrayImages(found.data, found.targets)
+
+    classes, pool = part(train=True)
+    return Source(name, name, classes, pool, lambda: part(train=False)[1])
+
+
+def _open_omniglot(name: str, data_dir: Path, download: bool) -> Source:
+    from torchvision.datasets import Omniglot
+    from torchvision.datasets.utils import download_url
+
+    folder = data_dir / Omniglot.folder
+    files: list[str] = []
+    archives = {f"{part}.zip": md5 for part, md5 in Omniglot.zips_md5.items()}
+    with _fetching(name, folder, archives, download):
+        if not download and not _are_whole(folder, archives):
+            raise FileNotFoundError(folder)
+        # Not the class itself: it lists folders in the file system's order, and it takes an archive whose unpacking
+        # was interrupted for a whole one.
+        for part, md5 in Omniglot.zips_md5.items():
+            download_url(f"{Omniglot.download_url_prefix}/{part}.zip", str(folder), f"{part}.zip", md5)
+            with zipfile.ZipFile(folder / f"{part}.zip") as archive:
+                wanted = sorted(file for file in archive.namelist() if file.endswith(".png"))
+                if not all((folder / file).is_file() for file in wanted):
+                    archive.extractall(folder)
+            files += wanted
+    # images_background/<alphabet>/<character>/<image>.png
+    characters = [str(Path(*Path(file).parts[1:-1]).as_posix()) for file in files]
+    classes = tuple(dict.fromkeys(characters))
+    label = {character: number for number, character in enumerate(classes)}
+    return Source(name, name, classes, FileImages(folder, files, [label[each] for each in characters]), None)
+
+
+@contextmanager
+def _fetching(name: str, folder: Path, archives: dict[str, str], download: bool) -> Iterator[None]:
+    """Around a download of torchvision's, which checks an archive's MD5 before it opens it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    except (
+        Exception
+    ) as problem:  # torchvision's downloads raise RuntimeError, OSError, EOFError, zipfile's own and more
+        for each in missing:  # what was made only to hold the download
+            with suppress(OSError):
+                each.rmdir()
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            why = os.strerror(problem.errno)
+            raise EnvironmentFault(shown(folder), why, "name a data_dir that can be written") from problem
+        why = f"can be neither found there nor downloaded ({problem})"
+        wanted = " and ".join(archives)
+        remedy = f"connect to the network, or put {wanted} there yourself"
+        if not download:
+            why = "is not there, and download is false"
+            remedy = f"{ALLOW}, or put {wanted} there"
+        if bad := [each for each, md5 in archives.items() if _wrong_checksum(folder / each, md5)]:
+            why = f"{bad[0]} is not the published file (wrong MD5) and was not opened ({problem})"
+        raise InputError(f"{name} in {shown(folder)}", shown(why)[:150], remedy) from problem
+
+
+def _are_whole(folder: Path, archives: dict[str, str]) -> bool:
+    return all((folder / each).exists() and not _wrong_checksum(folder / each, md5) for each, md5 in archives.items())
+
+
+def _wrong_checksum(path: Path, md5: str) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
+    return path.exists() and not check_integrity(str(path), md5)
+
+
+_OPENERS: dict[str, Callable[[str, Path, bool], Source]] = {
+    "digits": _open_digits,
+    "cifar10": _open_cifar,
+    "cifar100": _open_cifar,
+    "omniglot": _open_omniglot,
+    "imagenet": _open_imagenet,
+}

@@ -1,0 +1,97 @@
+"""Features and logits of any timm model in one forward."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+
+def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The deep feature [B, F], detached, and the logits [B, classes] of normalised images [B, C, H, W].
+
+    The feature is what timm calls pre-logits. The logits are exactly those of `network(images)`, noise and running
+    statistics included: heads may hold dropout or normalisation between the feature and the last layer. The feature is
+    taken from the same maps by a second pass of the head, which is small, draws its noise after the logits' and leaves
+    the running statistics alone.
+    """
+    maps = feature_maps(network, images)
+    logits = head(network, maps)
+    with torch.no_grad(), running_statistics_kept(network):
+        features = head(network, maps, pre_logits=True)
+    return features, logits
+
+
+def deep_features(network: nn.Module, images: Tensor) -> Tensor:
+    """The deep feature [B, F] alone."""
+    return head(network, feature_maps(network, images), pre_logits=True)
+
+
+def feature_maps(network: nn.Module, images: Tensor) -> Tensor:
+    """What the body of a timm model makes of normalised images [B, C, H, W]."""
+    maps: Tensor = network.forward_features(images)  # type: ignore[operator] # timm's models are typed as modules
+    return maps
+
+
+def head(network: nn.Module, maps: Tensor, pre_logits: bool = False) -> Tensor:
+    """The logits [B, classes] of a timm model from its feature maps, or the deep feature [B, F] before them."""
+    result: Tensor = network.forward_head(maps, pre_logits=pre_logits)  # type: ignore[operator] # likewise
+    return result
+
+
+@contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within it normalisation layers in training mode use the batch's statistics and leave the running ones alone."""
+    name = "track_running_stats"
+    layers = [module for module in network.modules() if getattr(module, name, False) and module.training]
+    for layer in layers:
+        setattr(layer, name, False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, name, True)
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of the network's normalisation layers; no counts."""
+    layers = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
+    return [buffer for layer in layers for buffer in layer.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
+    """Width of the network's deep feature, found by forwards of two images; the network is left as it was.
+
+    Raises:
+        UsageError: the network does not take images of this size, or its forward is not its head after its body, in
+            training mode with the same noise as in evaluation mode.
+    """
+    name = type(network).__name__
+    training = network.training
+    device = next(network.parameters()).device
+    images = torch.linspace(-1, 1, 2 * channels * image_size**2, device=device)
+    images = images.reshape(2, channels, image_size, image_size)
+    devices = [device] if device.type == "cuda" else []
+    matches = True
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), running_statistics_kept(network.train()):
+            for mode in (True, False):
+                network.train(mode)
+                torch.manual_seed(0)
+                features, logits = features_and_logits(network, images)
+                torch.manual_seed(0)
+                matches = matches and torch.allclose(logits, network(images), rtol=1e-3, atol=1e-4)
+    except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as problem:
+        reason = str(problem).strip().split("\n")[0] or type(problem).__name__
+        raise UsageError(
+            f"network {name}",
+            f"does not take {channels} x {image_size} x {image_size} images ({reason})",
+            "try --model-arg img_size=..., another image_size or another arch",
+        ) from None
+    finally:
+        network.train(training)
+    if features.ndim != 2 or not matches:
+        raise UsageError(f"network {name}", "has no single feature that its logits follow from", "use another arch")
+    return features.shape[1]

@@ -1,0 +1,156 @@
+"""What each `--policy` does to a batch in the pipeline: sampled transformations, published policies, nothing."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ..bundle.dataset_level import Step
+from ..runtime.shard import Part, all_of
+from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
+from ..transforms.functional import OPERATIONS
+from ..transforms.space import OPERATION_NAMES
+from ..transforms.transformation import Transformation
+from .sampler import TransformationSampler
+
+SMALLEST = 4  # side of an image that every operation takes, pixels
+
+
+class Augmentation(Protocol):
+    """A policy's part of the pipeline, between base augmentation and Cutout."""
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augment uint8 images [B, C, H, W]; also the transformations used, where they are ours.
+
+        Args:
+            images: left as they are.
+            fill: uint8 [C], colour of pixels that come from outside the image.
+            generator: on the CPU; the only source of randomness.
+            part: which rows of a batch the images are; None for all of it.
+        """
+        ...
+
+
+class NoAugmentation:
+    """Leaves the base augmentation's images as they are."""
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """The images themselves."""
+        return images, None
+
+
+class SampledTransformations:
+    """A transformation for each image, drawn from p_jk: uniform, learned or still being learned.
+
+    Args:
+        sampler: draws the transformations.
+        space: name of the operation space.
+    """
+
+    def __init__(self, sampler: TransformationSampler, space: str) -> None:
+        self.sampler, self.space = sampler, space
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """Transformed images, and by what."""
+        part = part or all_of(len(images))
+        transformation = self.sampler.sample(part.whole, generator).part(part).to(images.device)
+        return transformation.apply(images, self.space, fill), transformation
+
+
+class SampledSubPolicies:
+    """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
+
+    Args:
+        sub_policies: as in a `published.PublishedManifest`.
+    """
+
+    def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:
+        longest = max(len(steps) for steps in sub_policies)
+        shape = (len(sub_policies), longest)
+        self._operation = torch.zeros(shape, dtype=torch.int64)
+        self._probability, self._value = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
+        self._mirrored = torch.zeros(shape, dtype=torch.bool)
+        for row, steps in enumerate(sub_policies):
+            for column, step in enumerate(steps):
+                self._operation[row, column] = OPERATION_NAMES.index(step.operation)
+                self._probability[row, column] = step.probability
+                self._value[row, column] = step.value
+                self._mirrored[row, column] = step.mirrored
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
+        part = part or all_of(len(images))
+        chosen = part.of(torch.randint(0, len(self._operation), (part.whole,), generator=generator))
+        shape = (part.whole, self._operation.shape[1])
+        taken = part.of(torch.rand(shape, generator=generator)) < self._probability[chosen]
+        turned = (part.of(torch.randint(0, 2, shape, generator=generator)) == 1) & self._mirrored[chosen]
+        operation, value = self._operation[chosen], self._value[chosen]
+        value = torch.where(turned, -value, value)
+        images = images.clone()
+        for step in range(shape[1]):
+            for index in operation[taken[:, step], step].unique().tolist():
+                rows = (taken[:, step] & (operation[:, step] == index)).nonzero().flatten()
+                values, rows = value[rows, step].to(images.device), rows.to(images.device)
+                images[rows] = OPERATIONS[index].function(images[rows], values, fill)
+        return images, None
+
+
+PUBLISHED_POLICIES = {"trivialaugment": TrivialAugmentWide, "randaugment": RandAugment}
+
+
+class PublishedPolicy:
+    """TrivialAugment or RandAugment with torchvision's defaults and our fill, a choice for each image.
+
+    Args:
+        name: a key of `PUBLISHED_POLICIES`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._build = PUBLISHED_POLICIES[name]
+        self._augment: RandAugment | TrivialAugmentWide | None = None
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; there is no transformation, since the levels are not those of one of our spaces."""
+        if self._augment is None:
+            self._augment = self._build(fill=fill.tolist())
+        part = part or all_of(len(images))
+        drawn = self._augment.draw(images[:1].expand(part.whole, -1, -1, -1), generator)
+        return drawn[part.first : part.first + part.count].apply(images), None
+
+
+class AutoAugment:
+    """torchvision's AutoAugment with our fill, image by image, because it draws one sub-policy for a whole batch.
+
+    Args:
+        dataset: data set's name; there is a policy for CIFAR and one for everything else (ImageNet's).
+    """
+
+    def __init__(self, dataset: str) -> None:
+        cifar = dataset.startswith("cifar")
+        self._policy = v2.AutoAugmentPolicy.CIFAR10 if cifar else v2.AutoAugmentPolicy.IMAGENET
+        self._augment: v2.AutoAugment | None = None
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; their operations are torchvision's, so there is no transformation of ours."""
+        if self._augment is None:
+            self._augment = v2.AutoAugment(self._policy, fill=fill.tolist())
+        # torchvision draws from torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            for _ in range(0 if part is None else part.first):  # it draws as it goes; the pixels do not matter
+                self._augment(images.new_zeros(images.shape[1], SMALLEST, SMALLEST))
+            return torch.stack([self._augment(image) for image in images]), None

@@ -1,0 +1,70 @@
+"""Whether a run's data set and settings are those that a bundle was searched with."""
+
+from collections.abc import Iterator, Set
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..runtime.sanitize import refused, shown
+from .policy_bundle import PolicyBundle
+
+# A target may see the data at another size and under another base augmentation than the proxy did.
+FREE_DATA_SETTINGS = frozenset({"dataset", "download", "image_size", "base_augmentation", "cutout"})
+
+
+# Another data set is split as the user says.
+SPLIT_SETTINGS = frozenset({"train_per_class", "validation_per_class", "test_per_class", "split_seed"})
+
+
+class DatasetComparison:
+    """Whether a data set is the one that a bundle was searched on, as soon as each thing about it is known.
+
+    Args:
+        bundle: whose data set it should be.
+        allow: note what differs instead of refusing it.
+
+    Attributes:
+        differences: found so far; each has the data set for its subject.
+    """
+
+    def __init__(self, bundle: PolicyBundle, allow: bool) -> None:
+        self._searched, self._allow = bundle.manifest.dataset, allow
+        self.differences: tuple[str, ...] = ()
+
+    def __call__(self, name: str, classes: tuple[str, ...], images: int, fingerprint: str | None) -> None:
+        """Compare; the fingerprint is None where it is not known yet.
+
+        Raises:
+            InputError: the first difference, unless differences are allowed.
+        """
+        self.differences = tuple(self._found(classes, images, fingerprint))
+        if self.differences and not self._allow:
+            remedy = "name the data set that the policy was searched on, or add --allow-dataset-mismatch"
+            raise refused(name, self.differences[0], remedy)
+
+    def _found(self, classes: tuple[str, ...], images: int, fingerprint: str | None) -> Iterator[str]:
+        searched = self._searched
+        if len(classes) != len(searched.classes):
+            yield f"has {len(classes)} classes, the bundle's data set {len(searched.classes)}"
+        pairs = enumerate(zip(classes, searched.classes, strict=False))
+        for position, (here, there) in ((n, pair) for n, pair in pairs if pair[0] != pair[1]):
+            yield f"its class {position} is {shown(here)}, the bundle's is {shown(there)}"
+            break
+        if images != searched.counts.images:
+            yield f"has {images} images to draw from, the bundle's data set {searched.counts.images}"
+        if fingerprint not in (None, searched.fingerprint):
+            yield (
+                f"its images are not those of the bundle's {searched.name} "
+                f"(fingerprint {fingerprint[:12]}, the bundle's {searched.fingerprint[:12]})"
+            )
+
+
+def check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:
+    """The run splits and augments the data as the search did, but for the free settings.
+
+    Raises:
+        InputError: the setting that differs.
+    """
+    for name, value in bundle.data_settings().items():
+        if name not in free and getattr(config, name) != value:
+            why = f"is {getattr(config, name)!r}, the bundle was searched with {value!r}"
+            raise InputError(f"setting {name}", why, "leave it out: it comes from the bundle")

@@ -1,0 +1,115 @@
+"""A bundle's policy at work on another network's batches: its extractor sees them, its policy network weighs them."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..distributed import ALONE, Communicator
+from ..models.features import deep_features
+from ..models.fuse import agree, folded
+from ..transforms.basic import Normalisation
+from ..transforms.transformation import Transformation
+from .network import PolicyNetwork, reject_below_mean, weights_of_logits
+from .pipeline import AugmentedBatch
+from .policy_bundle import PolicyBundle
+
+PROBE_IMAGES = 8
+HALF_TOLERANCE = 0.05  # of the largest feature; bfloat16 has 8 significant bits
+
+
+def extractor_dtype(device: torch.device) -> torch.dtype:
+    """What an extractor computes in: half precision on CUDA, where it saves time. The one place to change it.
+
+    bfloat16, because it reaches as far as float32: an activation that float16 cannot hold would end the run. Cards that
+    only emulate it gain nothing.
+    """
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if half else torch.float32
+
+
+class FrozenExtractor:
+    """The proxy of a bundle, in evaluation mode, on images of its own size with its own normalisation.
+
+    It computes channels-last, with BatchNorm folded into convolutions, in `extractor_dtype`. Both are compared with the
+    network as it is, on images drawn once for all, and left out where the features differ. What it returns has no graph
+    and may be used in one. For a policy that reads no features no network is built.
+
+    Args:
+        bundle: whose extractor it is.
+        device: where it shall run.
+        dtype: what it computes in; None takes `extractor_dtype`.
+    """
+
+    def __init__(self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        contract = bundle.manifest.input
+        self._size, self._dtype = contract.size, torch.float32
+        self._normalisation = Normalisation(contract.mean, contract.std, device)
+        self._network: nn.Module | None = None
+        if bundle.manifest.policy.input != "embedding":
+            self._build(bundle, device, extractor_dtype(device) if dtype is None else dtype)
+
+    def _build(self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype) -> None:
+        cpu, contract = torch.device("cpu"), bundle.manifest.input
+        draws = torch.Generator().manual_seed(0)
+        shape = (PROBE_IMAGES, contract.channels, contract.size, contract.size)
+        images = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
+        probe = Normalisation(contract.mean, contract.std, cpu)(images)
+        with torch.autocast(cpu.type, enabled=False):
+            network = folded(bundle.build_extractor(cpu), deep_features, probe)
+        self._network = network.to(device)
+        if dtype == torch.float32:
+            return
+        expected = self(images.to(device))
+        self._network, self._dtype = copy.deepcopy(network).to(device, dtype), dtype
+        try:
+            if agree(self(images.to(device)), expected, HALF_TOLERANCE):
+                return
+        except RuntimeError:  # a network that makes float32 numbers of its own does not mix them with half ones
+            pass
+        self._network, self._dtype = network, torch.float32
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Deep features, float32 [n, F], of uint8 images [n, C, H, W] of any size; [n, 0] if the policy reads none."""
+        if self._network is None:
+            return torch.empty(len(images), 0, device=images.device)
+        with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
+            if images.shape[-2:] != (self._size, self._size):
+                images = F.interpolate(images.float(), size=(self._size,) * 2, mode="bilinear", antialias=True)
+            features = deep_features(self._network, self._normalisation(images).to(self._dtype))
+        # A copy made outside is no inference tensor: autograd may keep it, where the policy goes on being learned.
+        return features.to(torch.float32, copy=True)
+
+
+class FrozenWeights:
+    """The weights that a bundle's policy gives to an augmented batch.
+
+    Args:
+        extractor: of the bundle.
+        policy: of the bundle; not changed.
+        rejects: leave out samples of weight below the batch's mean and weigh the others equally (ablation).
+        communicator: to the processes that have the other parts of a batch.
+    """
+
+    def __init__(
+        self,
+        extractor: FrozenExtractor,
+        policy: PolicyNetwork,
+        rejects: bool = False,
+        communicator: Communicator = ALONE,
+    ) -> None:
+        self._extractor, self._policy, self._rejects = extractor, policy, rejects
+        self._communicator = communicator
+
+    def __call__(self, batch: AugmentedBatch) -> Tensor:
+        """P_i of Eq. 4, float [n] with sum 1, of the whole batch; this part of it must carry its transformations."""
+        assert batch.transformation is not None
+        return self.of(batch.images, batch.transformation)
+
+    def of(self, images: Tensor, transformation: Transformation) -> Tensor:
+        """The same for augmented uint8 images [n, C, H, W] and what they were augmented by."""
+        with torch.no_grad():
+            logits = self._policy.logits(self._extractor(images), transformation.embed())
+            weights = weights_of_logits(self._communicator.gather(logits))
+            return reject_below_mean(weights) if self._rejects else weights

@@ -1,0 +1,88 @@
+"""The policy network: how much an augmented sample's loss shall count."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import POLICY_INPUTS
+from ..transforms.space import EMBEDDING_WIDTH
+
+HIDDEN_UNITS = 100
+SATURATED = 1e-30  # float32's normal numbers end at 1.2e-38
+ROUNDING = 1e-6  # relative; equal weights may lie below their own mean by rounding
+
+
+class PolicyNetwork(nn.Module):
+    """Two small branches, one for the image's deep feature and one for its transformation's embedding, and a sigmoid.
+
+    Source: MetaAugment (Zhou et al., AAAI 2021), section "Policy network". 67,201 parameters for 640-d features.
+    The last layer starts at zero, so that every sample starts with the same weight.
+
+    Args:
+        feature_width: width of the deep feature.
+        embedding_width: 2K.
+        hidden: units of each branch.
+        policy_input: "both", or "features" or "embedding" alone (the paper's ablations).
+    """
+
+    def __init__(
+        self,
+        feature_width: int,
+        embedding_width: int = EMBEDDING_WIDTH,
+        hidden: int = HIDDEN_UNITS,
+        policy_input: str = "both",
+    ) -> None:
+        super().__init__()
+        if policy_input not in POLICY_INPUTS:
+            raise ValueError(f"policy_input {policy_input!r} is not one of {', '.join(POLICY_INPUTS)}")
+        self.feature_layer = nn.Linear(feature_width, hidden) if policy_input != "embedding" else None
+        self.embedding_layer = nn.Linear(embedding_width, hidden) if policy_input != "features" else None
+        branches = [layer for layer in (self.feature_layer, self.embedding_layer) if layer is not None]
+        self.output = nn.Linear(hidden * len(branches), 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """The raw policy outputs, float [B] in (0, 1).
+
+        Args:
+            features: float [B, feature_width].
+            embedding: float [B, embedding_width].
+        """
+        return torch.sigmoid(self.logits(features, embedding))
+
+    def logits(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """What the sigmoid is taken of, float [B]; arguments as of `forward`."""
+        branches = []
+        if self.feature_layer is not None:
+            branches.append(F.relu(self.feature_layer(features)))
+        if self.embedding_layer is not None:
+            branches.append(F.relu(self.embedding_layer(embedding)))
+        logits: Tensor = self.output(torch.cat(branches, dim=1)).squeeze(1)
+        return logits
+
+
+def normalise_weights(raw: Tensor) -> Tensor:
+    """Raw policy outputs [B] divided by their sum over the batch: the weights P_i of Eq. 2 and 4, which sum to 1."""
+    return raw / raw.sum()
+
+
+def weights_of_logits(logits: Tensor) -> Tensor:
+    """The weights P_i of Eq. 4, float [B] with sum 1, where a policy is not learned: finite for all finite logits [B].
+
+    They are `normalise_weights(sigmoid(logits))` to the bit, unless all of these sigmoids are below `SATURATED`. In
+    float32 they become 0 at -104, and their quotients 0 / 0. There sigmoid(x) = exp(x) to more digits than float32 has,
+    so that the same quotients are the softmax of the logits, which does not underflow.
+    """
+    raw = torch.sigmoid(logits)
+    # Not asked but selected: on a GPU a question waits for the answer.
+    return torch.where(raw.amax() < SATURATED, torch.softmax(logits, 0), normalise_weights(raw))
+
+
+def reject_below_mean(weights: Tensor) -> Tensor:
+    """Weights [B] of 0 for samples below the mean weight and equal ones, with sum 1, for the others.
+
+    Source: MetaAugment's ablation (Zhou et al., AAAI 2021), which rejects instead of reweighting.
+    """
+    kept = (weights >= weights.mean() * (1 - ROUNDING)).to(weights.dtype)
+    return kept / kept.sum()

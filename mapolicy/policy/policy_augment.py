@@ -1,0 +1,293 @@
+"""The policy inside somebody else's training loop, in the place where MixUp stands.
+
+    policy = PolicyAugment(PolicyBundle.load("digits.safetensors"))
+    for images, labels in loader:                   # uint8 [B, C, H, W], int64 [B]
+        inputs, targets = policy(images, labels)    # float32 [B, C, H, W], float32 [B, classes]
+        loss = F.cross_entropy(network(inputs), targets)
+
+With targets B * P_i * onehot(y_i), the mean cross entropy over the batch is sum_i P_i CE_i, in loss and gradient: the
+weighted step of MetaAugment (Zhou et al., AAAI 2021), Eq. 4, taken by a trainer that knows nothing of weights.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from ..transforms.basic import Normalisation
+from ..transforms.transformation import Transformation
+from .augmentations import SampledTransformations
+from .frozen import FrozenExtractor, FrozenWeights
+from .pipeline import Pipeline, PipelineSettings
+from .policy_bundle import PolicyBundle
+from .sampler import TransformationSampler
+
+MODES = ("frozen", "sampler")
+
+
+def weighted_targets(labels: Tensor, weights: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
+    """Soft targets under which a mean cross entropy weighs its samples.
+
+    mean_i CE(logits_i, targets_i) = sum_i weights_i * CE(logits_i, y_i, label_smoothing), with the label smoothing of
+    `torch.nn.functional.cross_entropy`: (1 - s) onehot(y_i) + s / classes. A row sums to B * weights_i.
+
+    Args:
+        labels: int64 [B], in [0, classes).
+        weights: float [B], P_i with sum 1.
+        classes: number of logits.
+        label_smoothing: s, in [0, 1).
+
+    Returns:
+        [B, classes] in the dtype of `weights`.
+    """
+    onehot = F.one_hot(labels, classes).to(weights.dtype)
+    smoothed = (1 - label_smoothing) * onehot + label_smoothing / classes
+    return (len(labels) * weights)[:, None] * smoothed
+
+
+class PolicyAugment:
+    """A bundle's policy as a step of a training loop: augments, normalises and weighs a batch of uint8 images.
+
+    What the loop must keep to:
+
+    - Its loss is the mean cross entropy over soft targets (`torch.nn.CrossEntropyLoss`,
+      `timm.loss.SoftTargetCrossEntropy`), without label smoothing of its own, which would not be weighted. Other losses
+      (binary cross entropy, distillation) take `sample` and `weights`.
+    - Base augmentation (flip, crop) comes before and leaves uint8; transformation, Cutout and normalisation are done
+      here. MixUp and a second normalisation are left out.
+    - It is called where the batch is trained on, not in a DataLoader worker, and not in evaluation, where `normalise`
+      is the whole of it.
+
+    P_i has sum 1, up to float32's rounding, over the batch that is given: over each rank's batch, and over each part of
+    an accumulated gradient.
+
+    It is no `torch.nn.Module`, so that its frozen networks get into no optimiser, no checkpoint and no train mode.
+    It computes in float32, also under autocast; it draws from generators of its own, never from the global one.
+
+    Args:
+        bundle: the policy.
+        mode: "frozen" draws transformations from p_jk and weighs with the frozen extractor and policy network;
+            "sampler" draws from p_jk and weighs all samples equally, without any network.
+        label_smoothing: of the targets, in [0, 1); each sample's smoothing has the sample's weight. The loss becomes
+            sum_i P_i CE_i with torch's `label_smoothing`.
+        seed: with `rank` and `step` it fixes every draw.
+        rank: of this process; ranks draw differently.
+        device: of the images, and of the networks; None takes that of the first images.
+        mean, std: one number per channel, for pixels in [0, 1], of the normalisation that the trained network expects;
+            None takes the bundle's. The extractor keeps its own.
+        cutout: side of the hidden square, pixels; None takes the bundle's, 0 hides nothing.
+        base_augmentation: also flip and crop as the bundle's search did.
+
+    Attributes:
+        classes: names of the bundle's classes; labels are positions in it.
+        step: calls so far. Set it, or load a `state_dict`, to go on as if never interrupted.
+
+    Raises:
+        ValueError: an argument cannot be used.
+        TypeError: `bundle` is no `PolicyBundle`.
+    """
+
+    def __init__(
+        self,
+        bundle: PolicyBundle,
+        mode: str = "frozen",
+        *,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        rank: int = 0,
+        device: torch.device | str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        cutout: int | None = None,
+        base_augmentation: bool = False,
+    ) -> None:
+        given: object = bundle
+        if not isinstance(given, PolicyBundle):
+            remedy = "; give PolicyBundle.load(path)" if isinstance(given, str | os.PathLike) else ""
+            raise TypeError(f"bundle is a {type(given).__name__}, expected a PolicyBundle{remedy}")
+        contract, operations = bundle.manifest.input, bundle.manifest.operations
+        if mode == "finetune":
+            raise ValueError(
+                "mode 'finetune' needs the hypergradient of the network that is trained, which no foreign loop has; "
+                "use `mapolicy train --mode finetune`, or mode 'frozen' here"
+            )
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1)")
+        if cutout is not None and cutout < 0:
+            raise ValueError(f"cutout is {cutout}, expected pixels, or 0 for none")
+        if base_augmentation and contract.base_augmentation == "random_resized_crop":
+            raise ValueError(
+                "base_augmentation: the bundle's is random_resized_crop, which belongs where images are decoded; "
+                "crop and flip in the data set, and leave base_augmentation out"
+            )
+        if (mean is None) != (std is None):
+            raise ValueError("one of mean and std is missing; give both or neither")
+        self._mean, self._std = (
+            tuple(map(float, own if given is None else given))
+            for own, given in ((contract.mean, mean), (contract.std, std))
+        )
+        numbers = (*self._mean, *self._std)
+        if not (
+            len(self._mean) == len(self._std) == contract.channels
+            and all(map(math.isfinite, numbers))
+            and min(self._std) > 0
+        ):
+            raise ValueError(
+                f"mean is {self._mean}, std {self._std}; both need a finite number for each of {contract.channels} "
+                "channels, std above 0"
+            )
+        self.classes = tuple(bundle.manifest.dataset.classes)
+        self.step = 0
+        self._bundle, self._mode, self._label_smoothing, self._seed = bundle, mode, label_smoothing, seed
+        self._settings = PipelineSettings(
+            base_augmentation=contract.base_augmentation if base_augmentation else "none",
+            cutout=contract.cutout if cutout is None else cutout,
+            fill=operations.fill,
+            copies=1,
+            seed=seed,
+            stage=f"adapter-{rank}",
+        )
+        sampler = TransformationSampler(probabilities=bundle.probabilities)
+        self._augmentation = SampledTransformations(sampler, operations.space)
+        self._device: torch.device | None = None
+        if device is not None:
+            # Where "cuda" is, images say "cuda:0".
+            self._settle(torch.empty(0, device=device).device)
+
+    def _settle(self, device: torch.device) -> None:
+        """Build everything that lives on a device."""
+        contract = self._bundle.manifest.input
+        # The policy's colours are the data set's, whatever normalisation the trained network expects.
+        self._pipeline = Pipeline(self._settings, contract.mean, contract.std, device)
+        self._normalisation = Normalisation(self._mean, self._std, device)
+        self._frozen: FrozenWeights | None = None
+        if self._mode == "frozen":
+            self._frozen = FrozenWeights(FrozenExtractor(self._bundle, device), self._bundle.build_policy().to(device))
+        self._device = device
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch to train on; counts as one step.
+
+        Args:
+            images: uint8 [B, C, H, W], left as they are.
+            labels: int64 [B], positions in `classes`, where the images are.
+
+        Returns:
+            float32 [B, C, H, W], augmented and normalised; float32 [B, classes], targets that sum to B up to rounding:
+            a row sums to B * P_i, not to 1.
+
+        Raises:
+            ValueError: images or labels of another kind; says how to mend it.
+            RuntimeError: called in a DataLoader worker.
+        """
+        self._check(images)
+        self._check_labels(labels, images)
+        augmented, transformation = self.sample(images)
+        weights = self.weights(augmented, transformation)
+        targets = weighted_targets(labels, weights, len(self.classes), self._label_smoothing)
+        return self.normalise(augmented), targets
+
+    def sample(self, images: Tensor) -> tuple[Tensor, Transformation]:
+        """Augmented uint8 images [B, C, H, W] and what was done to them; counts as one step.
+
+        Raises:
+            ValueError, RuntimeError: as `__call__`.
+        """
+        self._check(images)
+        if get_worker_info() is not None:
+            raise RuntimeError(
+                "PolicyAugment was called in a DataLoader worker, where each worker would make the same draws; "
+                "call it in the training loop, on the batch that the loader yields"
+            )
+        augmented, transformation = self._pipeline.transform(images, self._augmentation, self.step)
+        assert transformation is not None
+        self.step += 1
+        return augmented, transformation
+
+    def weights(self, images: Tensor, transformation: Transformation) -> Tensor:
+        """P_i of Eq. 4, float32 [B] with sum 1; 1 / B each in mode "sampler".
+
+        Args:
+            images: uint8 [B, C, H, W], augmented: what `sample` has returned.
+            transformation: of these images.
+
+        Raises:
+            ValueError: images of another kind, or another number of transformations.
+        """
+        self._check(images)
+        if len(transformation) != len(images):
+            raise ValueError(f"{len(images)} images came with {len(transformation)} transformations")
+        if self._frozen is None:
+            return torch.full((len(images),), 1 / len(images), device=images.device)
+        # A policy network in half precision would give another weight than the one that the search learned from.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._frozen.of(images, transformation.to(images.device))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Float32 [B, C, H, W], as the trained network expects them, of uint8 images; also for evaluation.
+
+        Raises:
+            ValueError: images of another kind.
+        """
+        self._check(images)
+        return self._normalisation(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the step, and whose it is. The same on every rank."""
+        return {"step": self.step, "seed": self._seed, "digest": self._bundle.digest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the step of `state`.
+
+        Raises:
+            ValueError: it is no such state, or of another seed or another bundle, so that the run would not go on as it
+                was.
+        """
+        own = self.state_dict()
+        if missing := sorted(own.keys() - state.keys()):
+            raise ValueError(f"the state has no {' and no '.join(missing)}; give what `state_dict` has returned")
+        for name, value in own.items():
+            if name != "step" and state[name] != value:
+                raise ValueError(f"the state's {name} is {state[name]!r}, this policy's {value!r}; build it as it was")
+        step = state["step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"the state's step is {step!r}, expected a whole number of 0 or more")
+        self.step = step
+
+    def _check(self, images: Tensor) -> None:
+        """Images are what the policy was searched on; the first ones decide the device."""
+        channels = self._bundle.manifest.input.channels
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"images are {images.dtype}, expected torch.uint8; end the loader's transform with PILToTensor, "
+                "without ToTensor, ToDtype and Normalize: the policy works on pixels and normalises afterwards"
+            )
+        if images.ndim != 4 or 0 in images.shape:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected a batch [B, {channels}, H, W]")
+        if images.shape[1] != channels:
+            raise ValueError(
+                f"images have {images.shape[1]} channels, the policy was searched on {channels}; convert them before"
+            )
+        if self._device is None:
+            self._settle(images.device)
+        if images.device != self._device:
+            raise ValueError(f"images are on {images.device}, the policy is on {self._device}; move them there first")
+
+    def _check_labels(self, labels: Tensor, images: Tensor) -> None:
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 ({len(images)},): class "
+                "positions; soft labels (MixUp, CutMix) and the policy's weights do not go together"
+            )
+        if labels.device != images.device:
+            raise ValueError(f"labels are on {labels.device}, images on {images.device}; move them there first")
+        low, high = (int(bound) for bound in labels.aminmax())
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(f"labels lie in [{low}, {high}], the bundle's {len(self.classes)} classes from 0 on")

@@ -1,0 +1,243 @@
+"""The policy bundle: one file that holds a searched policy and all that is needed to go on with it.
+
+    bundle = PolicyBundle.load("cifar10.safetensors")
+    policy, extractor = bundle.build_policy(), bundle.build_extractor(device)
+
+A bundle comes from another team. `bundle_format` has checked its bytes before anything here sees them; here the
+architecture is checked, without weights, before a network is built. Nothing in a bundle is run, and nothing in it can
+name a file or an address to open.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..bundle import format as bundle_format
+from ..bundle.fetch import fetch_container
+from ..bundle.format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
+from ..bundle.limits import Limits
+from ..bundle.manifest import Manifest, ManifestDraft
+from ..bundle.manifest_base import PolicyFile
+from ..bundle.safetensors_reader import RawTensor
+from .extractor import check_architecture, classifier_tensors, fresh_extractor, probe_extractor
+from .network import PolicyNetwork
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyBundle(PolicyFile):
+    """A searched policy. Made by `load`, `from_bytes`, `from_raw` or `assemble`, which check it.
+
+    Attributes:
+        manifest: everything but the tensors, with the digest.
+        tensors: by name, on the CPU, not to be changed: `policy.*` float32; `alpha` float32 [] or [parameter tensors
+            of the proxy]; `sampler.probabilities` and `sampler.means` float32 [K, K]; `extractor.*` in the manifest's
+            `extractor.dtype` (buffers that count: int64); `split.meta_validation` int64, increasing.
+        origin: where it was read from (`source.Fetched.origin`); empty for one that was made here.
+        limits: under which it was loaded, and under which what it writes must be readable.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+    origin: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies and other processes, where a read-only view of a mapping cannot go.
+        return vars(self) | {"tensors": dict(self.tensors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"tensors": MappingProxyType(state["tensors"])})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
+        """The bundle in a file, which may lie elsewhere.
+
+        Args:
+            path: a .safetensors file; as a text also an https address, or `hf://NAMESPACE/NAME[@REVISION]`.
+            expect_digest: the digest that it must have; None accepts any.
+            limits: of its size; None takes the default ones.
+
+        Raises:
+            InputError: not a bundle that can be used; one line names the field, what was found, what was expected.
+            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
+        """
+        limits = limits or Limits()
+        fetched = fetch_container(path, limits)
+        manifest, raw = bundle_format.parse_bundle(fetched.content, fetched.source, expect_digest, limits)
+        return cls.from_raw(manifest, raw, fetched.source, limits, fetched.origin)
+
+    @classmethod
+    def from_bytes(
+        cls, content: bytes, source: str = "bundle", expect_digest: str | None = None, limits: Limits | None = None
+    ) -> Self:
+        """The bundle in these bytes; as `load`."""
+        manifest, raw = bundle_format.parse_bundle(content, source, expect_digest, limits)
+        return cls.from_raw(manifest, raw, source, limits)
+
+    @classmethod
+    def from_raw(
+        cls,
+        manifest: Manifest,
+        raw: Mapping[str, RawTensor],
+        source: str = "bundle",
+        limits: Limits | None = None,
+        origin: str = "",
+    ) -> Self:
+        """The bundle that `bundle_format.read_bundle` has read, once its architecture is checked.
+
+        Args:
+            manifest, raw: as it returned them.
+            source: its name, for the error.
+            limits: of the extractor's parameters; None takes the default ones.
+            origin: where it was read from.
+
+        Raises:
+            InputError: the extractor's tensors are not those of its arch.
+        """
+        limits = limits or Limits()
+        check_architecture(manifest, raw, source, limits)
+        tensors = MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()})
+        return cls(manifest, tensors, origin, limits)
+
+    @classmethod
+    def assemble(
+        cls,
+        draft: ManifestDraft,
+        *,
+        policy: Mapping[str, Tensor],
+        alpha: Tensor,
+        probabilities: Tensor,
+        means: Tensor,
+        extractor: Mapping[str, Tensor],
+        meta_validation: Tensor,
+        limits: Limits | None = None,
+    ) -> Self:
+        """The bundle of a finished search.
+
+        Args:
+            draft: the manifest but for the digest.
+            policy: state dict of the policy network.
+            alpha: float [] or [parameter tensors of the proxy].
+            probabilities: p_jk, float [K, K].
+            means: mean raw policy outputs, float [K, K].
+            extractor: state dict of the proxy; stored in the draft's `extractor.dtype`.
+            meta_validation: int64 [n], positions of the meta-validation images, in any order.
+            limits: under which it must be readable; None takes the default ones.
+
+        Raises:
+            InputError: what `load` would refuse.
+        """
+        stored = _DTYPES[bundle_format.STORED_DTYPES[draft.extractor.dtype]]
+        tensors = {f"{POLICY_PREFIX}{name}": tensor.float() for name, tensor in policy.items()}
+        tensors |= {ALPHA: alpha.float(), PROBABILITIES: probabilities.float(), MEANS: means.float()}
+        tensors[META_VALIDATION] = meta_validation.long().sort().values
+        for name, tensor in extractor.items():
+            tensors[f"{EXTRACTOR_PREFIX}{name}"] = tensor.to(stored) if tensor.is_floating_point() else tensor.long()
+        raw = {name: _to_raw(tensor) for name, tensor in tensors.items()}
+        content = bundle_format.serialise(draft, raw, limits)
+        return cls.from_bytes(content, "bundle to be written", limits=limits)
+
+    def to_bytes(self) -> bytes:
+        """The bundle's file; equal bundles give equal bytes."""
+        raw = {name: _to_raw(tensor) for name, tensor in self.tensors.items()}
+        return bundle_format.serialise(self.manifest, raw, self.limits)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over manifest and tensors, 64 hexadecimal digits: the policy's name."""
+        return self.manifest.digest
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_jk, float32 [K, K], sums to 1; a copy."""
+        return self.tensors[PROBABILITIES].clone()
+
+    @property
+    def means(self) -> Tensor:
+        """Mean raw policy output of each pair (v_jk of Eq. 5), float32 [K, K] in [0, 1]; a copy."""
+        return self.tensors[MEANS].clone()
+
+    @property
+    def alpha(self) -> Tensor:
+        """Step size of the virtual step (Eq. 2), float32 [] or [parameter tensors of the proxy]; a copy."""
+        return self.tensors[ALPHA].clone()
+
+    @property
+    def meta_validation(self) -> Tensor:
+        """Positions of the meta-validation images in the data set, int64 [n], increasing; a copy."""
+        return self.tensors[META_VALIDATION].clone()
+
+    def data_settings(self) -> dict[str, Any]:
+        """The `RunConfig` fields that a training run takes from this bundle (`Manifest.data_settings`).
+
+        Nothing is downloaded with them; add `{"download": True}` where the bundle's data set may be fetched.
+        """
+        return self.manifest.data_settings()
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the file holds the proxy's classifier, which the deep feature does not need."""
+        return self.classifier_tensors() <= self.tensors.keys()
+
+    def classifier_tensors(self) -> frozenset[str]:
+        """Names of the tensors of the proxy's classifier, whether the file holds them or not."""
+        return classifier_tensors(self._fresh_extractor(torch.device("meta")))
+
+    def build_policy(self) -> PolicyNetwork:
+        """The policy network, float32 on the CPU, a new one each time."""
+        shape = self.manifest.policy
+        with torch.random.fork_rng(devices=[]):
+            policy = PolicyNetwork(
+                self.manifest.extractor.feature_width, self.manifest.embedding.width, shape.hidden, shape.input
+            )
+        policy.load_state_dict(self._part(POLICY_PREFIX))
+        return policy
+
+    def build_extractor(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The frozen proxy, a new one each time: eval mode, no gradients; for its features, not for its logits.
+
+        The weights of a classifier that the file does not hold mean nothing.
+
+        Args:
+            device: where it shall live.
+            dtype: what it computes in, whatever the file stores.
+
+        Raises:
+            InputError: it does not take images of the bundle's size, or its features of two plain ones are not finite.
+        """
+        network = self._fresh_extractor(torch.device("cpu"))
+        # Not strict: the classifier may be missing, and nothing else can (`check_architecture`).
+        network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
+        network.eval().requires_grad_(False)
+        # On the CPU: an index out of range there is an exception, on CUDA the end of the process's context.
+        probe_extractor(self.manifest, network, self.origin or "bundle")
+        return network.to(device, dtype)
+
+    def _fresh_extractor(self, device: torch.device) -> nn.Module:
+        part, classes, channels = (
+            self.manifest.extractor,
+            len(self.manifest.dataset.classes),
+            self.manifest.input.channels,
+        )
+        return fresh_extractor(part, classes, channels, device, self.origin or "bundle")
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def _to_torch(tensor: RawTensor) -> Tensor:
+    # A copy: the tensor can be written to, and the file's bytes are let go.
+    return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+def _to_raw(tensor: Tensor) -> RawTensor:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return RawTensor(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().data)

@@ -1,0 +1,152 @@
+"""The sampler: the probability p_jk of drawing operation j, then operation k (Eq. 5 of MetaAugment)."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..transforms.space import OPERATION_NAMES
+from ..transforms.transformation import Transformation
+
+K = len(OPERATION_NAMES)
+
+
+class TransformationSampler:
+    """Draws transformations from p_jk and learns p_jk from what the policy network said of them.
+
+    p_jk = (1 - epsilon) u_jk / sum(u) + epsilon / K^2 with u_jk = v_jk ^ (1 / temperature), where v_jk is the mean raw
+    policy output of the samples that were given (j, k) in the last `history` iterations; pairs that were not drawn take
+    the mean of those that were. p_jk starts uniform and is refreshed every `every` iterations.
+    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 5; its temperature is 1.
+
+    Args:
+        epsilon: share of uniform exploration, in [0, 1].
+        every: iterations between refreshes (s).
+        history: iterations that v_jk averages (r).
+        temperature: above 0; the lower, the bolder p_jk follows v_jk.
+        probabilities: p_jk to start from, float [K, K]; None is uniform.
+        means: v_jk to start from, float [K, K].
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.1,
+        every: int = 1,
+        history: int = 1,
+        temperature: float = 1.0,
+        probabilities: Tensor | None = None,
+        means: Tensor | None = None,
+    ) -> None:
+        if not 0 <= epsilon <= 1 or not temperature > 0 or every < 1 or history < 1:
+            raise ValueError("epsilon must lie in [0, 1], temperature above 0; every and history must be at least 1")
+        self.epsilon, self.temperature, self.every, self.history = epsilon, temperature, every, history
+        uniform = torch.full((K, K), 1 / K**2, dtype=torch.float64)
+        self.probabilities = (uniform if probabilities is None else probabilities).double()
+        self.means = (torch.full((K, K), 0.5) if means is None else means).double()
+        self.iteration = 0
+        self._sums = torch.zeros(history, K * K)
+        self._squares = torch.zeros(history, K * K)
+        self._counts = torch.zeros(history, K * K, dtype=torch.int32)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: RunConfig,
+        iterations_per_epoch: int,
+        probabilities: Tensor | None = None,
+        means: Tensor | None = None,
+    ) -> Self:
+        """The sampler that a configuration describes in epochs."""
+        return cls(
+            config.epsilon,
+            every=max(1, round(config.sampler_every * iterations_per_epoch)),
+            history=max(1, round(config.sampler_history * iterations_per_epoch)),
+            temperature=config.sampler_temperature,
+            probabilities=probabilities,
+            means=means,
+        )
+
+    def sample(self, batch: int, generator: torch.Generator) -> Transformation:
+        """`batch` transformations on the CPU: pairs from p_jk, levels uniform, directions fair."""
+        pair = torch.multinomial(self.probabilities.flatten(), batch, replacement=True, generator=generator)
+        return Transformation.draw_magnitudes(pair // K, pair % K, generator)
+
+    def record(self, pair: Tensor, raw: Tensor) -> None:
+        """Take in one iteration; refresh p_jk when it is due.
+
+        Args:
+            pair: int64 [B], `Transformation.pair`.
+            raw: float [B], the policy's outputs before normalisation.
+        """
+        row = self.iteration % self.history
+        pair, raw = pair.cpu(), raw.detach().float().cpu()
+        self._sums[row] = torch.zeros(K * K).index_add_(0, pair, raw)
+        self._squares[row] = torch.zeros(K * K).index_add_(0, pair, raw.square())
+        self._counts[row] = torch.bincount(pair, minlength=K * K).int()
+        self.iteration += 1
+        if self.iteration % self.every == 0:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        sums = self._sums.sum(0, dtype=torch.float64)
+        counts = self._counts.sum(0)
+        seen = counts > 0
+        values = torch.where(seen, sums / counts.clamp(min=1), 0.0)
+        values = torch.where(seen, values, values[seen].mean()).reshape(K, K)
+        self.means = values
+        # Over their largest first, so that no power of theirs underflows in all of them.
+        shares = (values / values.max()) ** (1 / self.temperature)
+        self.probabilities = (1 - self.epsilon) * shares / shares.sum() + self.epsilon / K**2
+
+    def entropy_by_chance(self) -> tuple[float, float]:
+        """Between which relative entropies p_jk would lie, 95 %, if the policy treated all transformations alike.
+
+        v_jk would still differ, by the samples that each pair happened to get: by s^2 / n_jk, where s^2 is the outputs'
+        variance within pairs. To second order the entropy falls short of the uniform one by half of p_jk's relative
+        variance, and that varies as chi-squared with K^2 - 1 degrees of freedom. (0, 1) before two outputs of a pair.
+        """
+        counts, sums = self._counts.sum(0).double(), self._sums.sum(0, dtype=torch.float64)
+        seen, squares = counts > 0, self._squares.sum(0, dtype=torch.float64)
+        freedom = float((counts - 1).clamp(min=0).sum())
+        if not freedom:
+            return 0.0, 1.0
+        within = float((squares[seen] - sums[seen] ** 2 / counts[seen]).clamp(min=0).sum()) / freedom
+        mean = float(sums.sum() / counts.sum())
+        relative = within * float((1 / counts[seen]).mean()) / (self.temperature * mean) ** 2
+        shortfall = (1 - self.epsilon) ** 2 * relative / (2 * math.log(K**2))
+        deviation = 1.96 * math.sqrt(2 / (K**2 - 1))
+        return max(0.0, 1 - shortfall * (1 + deviation)), min(1.0, 1 - shortfall * (1 - deviation))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, less the iteration's number."""
+        return {
+            "probabilities": self.probabilities,
+            "means": self.means,
+            "sums": self._sums,
+            "squares": self._squares,
+            "counts": self._counts,
+        }
+
+    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
+        """Go on from `state` as it was after `iteration` iterations."""
+        self.probabilities, self.means = state["probabilities"].clone(), state["means"].clone()
+        self._sums, self._squares = state["sums"].clone(), state["squares"].clone()
+        self._counts = state["counts"].clone()
+        self.iteration = iteration
+
+
+def relative_entropy(probabilities: Tensor) -> float:
+    """Entropy of p_jk over that of the uniform distribution: 1 is uniform, 0 is a single pair."""
+    p = probabilities.double().flatten()
+    return float(-torch.special.xlogy(p, p).sum() / math.log(p.numel()))
+
+
+def likeliest(probabilities: Tensor, count: int) -> list[tuple[str, str, float]]:
+    """The `count` likeliest transformations of p_jk, float [K, K]: first operation, second operation, probability."""
+    values, positions = probabilities.flatten().topk(count)
+    pairs = [divmod(position, K) for position in positions.tolist()]
+    return [
+        (OPERATION_NAMES[j], OPERATION_NAMES[k], value) for (j, k), value in zip(pairs, values.tolist(), strict=True)
+    ]

@@ -1,0 +1,230 @@
+"""Files that are whole or absent: written under a temporary name, synced, renamed; read once, with a size cap."""
+
+import errno
+import glob
+import os
+import resource
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import EnvironmentFault, InputError
+from .lock import LOCK_FILE, try_lock
+
+TOKEN_DIGITS = 8  # of a temporary name
+
+# Bytes of a file: so many from a position on, fewer at its end.
+ReadAt = Callable[[int, int], bytes]
+
+# A run folder's files.
+CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.jsonl"
+TABLE_FILE = "metrics.csv"
+STATUS_FILE = "status.json"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.safetensors"
+RESULT_FILE = "result.json"
+NETWORK_FILE = "network.safetensors"
+RUN_FILES = (
+    *(CONFIG_FILE, METRICS_FILE, TABLE_FILE, STATUS_FILE, RESULT_FILE, NETWORK_FILE),
+    *(CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE),
+)
+
+
+def write_atomically(path: Path, content: bytes | bytearray, previous: Path | None = None) -> None:
+    """Write a regular file so that a reader sees the old content or the new one, never a part.
+
+    The mode follows the umask, as for any new file. A link at `path` is refused, not followed or replaced.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+        previous: name that the old file gets, once the new one is whole; None lets it go.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written, the disk is full, or `path` is no regular file.
+    """
+    try:
+        _refuse_odd(path)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN_DIGITS // 2)}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                try_lock(descriptor)  # says that it is no litter
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                if previous is not None and path.exists():
+                    path.replace(previous)
+                os.replace(temporary, path)  # noqa: PTH105 - Path.replace hides which of the two names failed
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+    except OSError as problem:
+        raise _write_fault(path, len(content), problem) from None
+
+
+def remove_litter(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed writers of the folder's file, or of all its files, have left behind."""
+    pattern = f".{'*' if name is None else glob.escape(name)}.{'[0-9a-f]' * TOKEN_DIGITS}.tmp"
+    for path in folder.glob(pattern):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            if try_lock(descriptor):  # its writer is dead
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a run, or anything else, is in a folder.
+
+    Raises:
+        EnvironmentFault: it cannot be looked at.
+    """
+    try:
+        return folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir())
+    except OSError as problem:
+        raise EnvironmentFault(str(folder), problem.strerror or "cannot be used", "use another --run-dir") from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, or nothing of it.
+
+    Raises:
+        EnvironmentFault: the disk is full, or the file cannot be written.
+    """
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as problem:
+        with suppress(OSError):
+            os.truncate(path, before)
+        raise _write_fault(path, len(line) + 1, problem) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file that is there has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work starts whether `path` can be written.
+
+    Raises:
+        EnvironmentFault: as `write_atomically` would.
+    """
+    # Folders that are not there yet are not made: a run that is refused later leaves nothing behind.
+    try:
+        _refuse_odd(path)
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        probe = folder / f".{secrets.token_hex(TOKEN_DIGITS // 2)}.tmp"
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        probe.unlink()
+    except OSError as problem:
+        raise _write_fault(path, 0, problem) from None
+
+
+def read_regular_file(
+    path: Path,
+    largest: int,
+    too_large: Callable[[int], str] = lambda size: "check the file",
+    look: Callable[[ReadAt, int], None] = lambda read_at, size: None,
+) -> bytes:
+    """The content of a regular file, read once.
+
+    Args:
+        path: the file; a link to a regular file is followed.
+        largest: bytes; a larger file is refused before it is read.
+        too_large: what to do about a file of that many bytes.
+        look: may refuse the open file, of which it gets the size, before it is read whole. It settles nothing else: the
+            file may change in between.
+
+    Raises:
+        InputError: missing, no regular file (a FIFO does not hang), larger than `largest`.
+        EnvironmentFault: there is not enough memory for it.
+    """
+    if "\0" in str(path):
+        raise InputError(ascii(str(path)), "no file can have this name", "check the path")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    except OSError as problem:
+        raise InputError(str(path), problem.strerror or "cannot be opened", "check the path") from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
+            raise InputError(str(path), f"is {kind}", "name a file")
+        if facts.st_size > largest:
+            why = f"has {facts.st_size} bytes, more than the {largest} allowed"
+            raise InputError(str(path), why, too_large(facts.st_size))
+        look(lambda position, count: os.pread(descriptor, count, position), facts.st_size)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            # Not `largest`: reading takes a buffer of the size that is asked for.
+            content = file.read(facts.st_size + 1)
+        if len(content) != facts.st_size:
+            raise InputError(str(path), "changed while it was read", "try again when nothing writes to it")
+        return content
+    except MemoryError:
+        why = f"has {facts.st_size} bytes; {free_memory()}"
+        raise EnvironmentFault(str(path), why, "free some, or use another machine") from None
+    except OSError as problem:
+        raise InputError(str(path), problem.strerror or "cannot be read", "check the path") from None
+    finally:
+        os.close(descriptor)
+
+
+def free_memory() -> str:
+    """How much memory is left for this process, in words."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limit = "" if allowed == resource.RLIM_INFINITY else f", and the process may have {allowed} in all"
+    return f"{free} bytes of memory are free{limit}"
+
+
+def check_readable(path: Path) -> None:
+    """Find out before the work starts that a file is there and has something in it.
+
+    Raises:
+        InputError: missing, no regular file, empty.
+    """
+    try:
+        facts = path.stat()
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or "no file can have this name"
+        raise InputError(str(path), why, "check the path") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise InputError(
+            str(path), "is a folder" if stat.S_ISDIR(facts.st_mode) else "is no regular file", "name a file"
+        )
+    if not facts.st_size:
+        raise InputError(str(path), "is empty", "name another file")
+
+
+def _refuse_odd(path: Path) -> None:
+    if "\0" in str(path):
+        raise EnvironmentFault(ascii(str(path)), "no file can have this name", "name another output")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise EnvironmentFault(str(path), "is a link or no regular file", "name another output")
+
+
+def _write_fault(path: Path, needed: int, problem: OSError) -> EnvironmentFault:
+    why = problem.strerror or "cannot be written"
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        why = f"{why} ({needed} bytes needed, {shutil.disk_usage(existing).free} free)"
+        return EnvironmentFault(str(path), why, "make room or name another output")
+    return EnvironmentFault(str(path), why, "name an output in a folder that can be written")

@@ -1,0 +1,26 @@
+"""A process's share of a batch."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `first` up to `first + count` of a batch of `whole` rows.
+
+    Draws are made for the whole batch and then cut, so that its images do not depend on how it is divided.
+    """
+
+    first: int
+    count: int
+    whole: int
+
+    def of(self, rows: Tensor, dim: int = 0) -> Tensor:
+        """These rows of a tensor that has all of them along `dim`."""
+        return rows.narrow(dim, self.first, self.count)
+
+
+def all_of(count: int) -> Part:
+    """The whole batch."""
+    return Part(0, count, count)

@@ -1,0 +1,130 @@
+"""What a run will take: parameters, memory, iterations, time. Found by a few iterations that are undone."""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..data.batch_sampler import training_plan, validation_plan
+from ..data.splits import worker_faults
+from .checkpoint import RunState
+from .iteration import Iteration, LabelledImages, Outcome
+from .memory import out_of_memory
+from .step_time import timed
+
+WARM_UP = 1
+SAMPLES = 2  # of each kind of iteration
+WORTH_MEASURING = 20  # iterations of a run
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes:
+        parameters: of the network that is trained.
+        iterations: of the whole run.
+        seconds_per_iteration: median of a few, batches and their augmentation included; where only some iterations
+            learn the policy, the mean over a period.
+        seconds: of all iterations, validation and test not included.
+        memory_bytes: the most that was in use up to now, on a GPU by torch's allocator, on a CPU by the process.
+        device: kind of device.
+    """
+
+    parameters: int
+    iterations: int
+    seconds_per_iteration: float
+    seconds: float
+    memory_bytes: int
+    device: str
+
+    def figures(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return asdict(self)
+
+    def facts(self) -> dict[str, str]:
+        """What a user is told when the run starts, beside parameters and iterations."""
+        where = "of the GPU" if self.device == "cuda" else "in this process"
+        return {
+            "memory": f"{self.memory_bytes / 2**30:.2f} GiB {where} after the first iterations",
+            "time": f"about {_in_words(self.seconds)} ({self.seconds_per_iteration:.3g} s an iteration)",
+        }
+
+
+def forecast(iteration: Iteration, state: RunState) -> Forecast:
+    """Measure the first iterations of a run that has not begun; what moves in them is put back.
+
+    Args:
+        iteration: of the run.
+        state: all that moves.
+
+    Raises:
+        TrainingError: memory has run out.
+    """
+    task, config = iteration.task, iteration.task.config
+    device = task.pipeline.device
+    # The first batch again and again: a real iteration that learns, and one that does not where there are such.
+    kinds = [0] if iteration.period == 1 or not iteration.learns_policy(0) else [0, 1]
+    steps = [0] * WARM_UP + [step for step in kinds for _ in range(SAMPLES)]
+    _, positions = training_plan(config, len(task.training), 0)[0]
+    lessons = [step for step in steps if iteration.learns_policy(step)]
+    validation = task.splits.meta_validation
+    held_out = iter(task.batches(validation, validation_plan(config, len(validation), lessons)))
+    batches = iter(task.batches(task.training, [(step, positions) for step in steps], augment=True))
+    before = state.tensors()
+    seconds: dict[int, list[float]] = {}
+    try:
+        with worker_faults():
+            for step in steps:
+                _, elapsed = timed(partial(_one, iteration, step, batches, held_out), device)
+                seconds.setdefault(step, []).append(elapsed)
+    except (RuntimeError, MemoryError) as problem:
+        translated = out_of_memory(problem, config, 0)
+        raise problem if translated is None else translated from problem
+    state.restore(before, 0)
+    task.schedule.step_update(0)
+    for module in state.modules.values():
+        module.zero_grad()
+    seconds[0] = seconds[0][WARM_UP:]
+    medians = [statistics.median(seconds[step]) for step in kinds]
+    each = medians[0] if len(medians) == 1 else (medians[0] + (iteration.period - 1) * medians[1]) / iteration.period
+    return Forecast(
+        parameters=sum(parameter.numel() for parameter in task.network.parameters()),
+        iterations=task.iterations,
+        seconds_per_iteration=each,
+        seconds=each * task.iterations,
+        memory_bytes=_memory(device),
+        device=device.type,
+    )
+
+
+def _one(
+    iteration: Iteration, step: int, batches: Iterator[LabelledImages], held_out: Iterator[LabelledImages]
+) -> Outcome:
+    return iteration(step, next(batches), next(held_out) if iteration.learns_policy(step) else None)
+
+
+def forecast_before(iteration: Iteration, state: RunState, resume: bool) -> Forecast | None:
+    """What to tell of memory and time when a run starts: nothing of one that is short, or that goes on."""
+    if resume or iteration.task.iterations < WORTH_MEASURING:
+        return None
+    return forecast(iteration, state)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _in_words(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

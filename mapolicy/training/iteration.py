@@ -1,0 +1,183 @@
+"""One iteration of either stage: augment the batch, weigh it, step."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..bilevel.bilevel_step import BilevelStep, StepRecord
+from ..bilevel.diagnostics import PolicyMonitor, weight_spread
+from ..bilevel.weighted_step import weighted_step
+from ..models.features import running_statistics
+from ..models.sync_batch_norm import batch_statistics
+from ..policy.augmentations import Augmentation, SampledTransformations
+from ..policy.pipeline import AugmentedBatch
+from ..policy.sampler import K, likeliest, relative_entropy
+from ..runtime.precision import at_least_single, autocast
+from ..runtime.random import seed_for
+from .setup import Task
+
+LabelledImages = tuple[Tensor, Tensor]
+Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]
+
+
+class Iteration(Protocol):
+    """What a run repeats.
+
+    Attributes:
+        task: what it trains.
+        period: iterations after which the work of an iteration repeats.
+    """
+
+    task: Task
+    period: int
+
+    def learns_policy(self, step: int) -> bool:
+        """Whether iteration `step` needs a meta-validation batch."""
+        ...
+
+    def likeliest(self, count: int) -> list[tuple[str, str, float]]:
+        """The transformations that it draws most, as `sampler.likeliest`; none where nothing is drawn from p_jk."""
+        ...
+
+    def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
+        """Update the network, and the policy where it is learned.
+
+        Args:
+            step: number of the iteration, from 0.
+            batch: uint8 images [B, C, H, W] and int64 labels [B].
+            held_out: the same of the meta-validation split where the iteration learns the policy, else None.
+
+        Returns:
+            The loss, float [], and a function that computes what else is worth logging.
+        """
+        ...
+
+
+Features = Callable[[AugmentedBatch], Tensor]
+Weights = Callable[[AugmentedBatch], Tensor]  # of the whole batch, all processes' parts in order
+
+
+class BilevelIteration:
+    """Search, and training with a policy that goes on being learned.
+
+    Args:
+        task: of the run.
+        augmentation: with the sampler that is learned.
+        bilevel: the step.
+        monitor: watches it.
+        features: of a frozen extractor, float [n, F]; None takes the task network's own.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        augmentation: SampledTransformations,
+        bilevel: BilevelStep,
+        monitor: PolicyMonitor,
+        features: Features | None = None,
+    ) -> None:
+        self.task, self.augmentation, self.bilevel, self.monitor = task, augmentation, bilevel, monitor
+        self.features = features
+        self.period = task.config.meta_every
+        self._validation_loss: Tensor | None = None
+
+    def learns_policy(self, step: int) -> bool:
+        """Every `meta_every` iterations."""
+        return step % self.period == 0
+
+    def likeliest(self, count: int) -> list[tuple[str, str, float]]:
+        """Of the sampler."""
+        return likeliest(self.augmentation.sampler.probabilities, count)
+
+    def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
+        """As `Iteration`."""
+        task, config, sampler = self.task, self.task.config, self.augmentation.sampler
+        task.schedule.step_update(step)
+        augmented = task.pipeline.augment(*batch, self.augmentation, step)
+        transformation = augmented.transformation
+        assert transformation is not None
+        record = self.bilevel(
+            augmented.inputs,
+            augmented.labels,
+            transformation.embed(),
+            None if held_out is None else (task.pipeline.normalise(held_out[0]), held_out[1]),
+            noise_seed=seed_for(config.seed, config.stage, "noise", step),
+            features=None if self.features is None else self.features(augmented),
+        )
+        # One number for both, so that they travel once.
+        both = task.communicator.gather(augmented.labels * K**2 + transformation.pair)
+        sampler.record(both % K**2, record.raw)
+        self.monitor.observe(record.theta_gradient, record.weights, labels=both // K**2, pair=both % K**2)
+        if record.hypergradient is not None:
+            self._validation_loss = record.hypergradient.validation_loss
+        return record.loss, lambda: self._measures(record)
+
+    def _measures(self, record: StepRecord) -> Mapping[str, float]:
+        # Of the last hypergradient; none yet where a run goes on between two.
+        known = {} if self._validation_loss is None else {"validation_loss": float(self._validation_loss)}
+        return known | {
+            "alpha": float(record.alpha.mean()),
+            "entropy": relative_entropy(self.augmentation.sampler.probabilities),
+            "weight_spread": float(weight_spread(record.weights)),
+            **self.monitor.recent(),
+            "learning_rate": self.task.optimizer.param_groups[0]["lr"],
+        }
+
+
+class WeightedIteration:
+    """Training with given weights: a frozen policy's, or equal ones.
+
+    Args:
+        task: of the run.
+        augmentation: the policy's part of the pipeline.
+        weights: of the whole of an augmented batch, float [n] with sum 1; None weighs all samples equally.
+    """
+
+    period = 1
+
+    def __init__(self, task: Task, augmentation: Augmentation, weights: Weights | None = None) -> None:
+        self.task, self.augmentation, self.weights = task, augmentation, weights
+
+    def learns_policy(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def likeliest(self, count: int) -> list[tuple[str, str, float]]:
+        """None: what is drawn does not move."""
+        return []
+
+    def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
+        """As `Iteration`; `held_out` is not used."""
+        task, config = self.task, self.task.config
+        task.schedule.step_update(step)
+        augmented = task.pipeline.augment(*batch, self.augmentation, step)
+        communicator = task.communicator
+        part = communicator.part(len(augmented.labels) * communicator.size)
+        if self.weights is None:
+            weights = torch.full((part.whole,), 1 / part.whole, device=augmented.inputs.device)
+        else:
+            weights = self.weights(augmented)
+        own = part.of(weights).chunk(config.accumulate)
+        task.network.train()
+        losses = self._losses(augmented, step)
+        loss = weighted_step(losses, own, task.network, task.optimizer, config.clip_norm, communicator)
+        communicator.average(running_statistics(task.network))
+        return loss, lambda: {
+            "weight_spread": float(weight_spread(weights)),
+            "learning_rate": task.optimizer.param_groups[0]["lr"],
+        }
+
+    def _losses(self, augmented: AugmentedBatch, step: int) -> Iterator[Tensor]:
+        """Of each part of the batch, float [n], with their graph; each draws noise of its own."""
+        task, config = self.task, self.task.config
+        seed = seed_for(config.seed, config.stage, "noise", step)
+        halves = (half.chunk(config.accumulate) for half in (augmented.inputs, augmented.labels))
+        for number, (inputs, labels) in enumerate(zip(*halves, strict=True)):
+            torch.manual_seed(seed + 2 * (task.communicator.rank * config.accumulate + number))
+            synchronised = batch_statistics(config.batch_norm == "synchronised", task.communicator)
+            with autocast(config.precision, inputs.device), synchronised:
+                logits = task.network(inputs)
+            yield F.cross_entropy(at_least_single(logits), labels, reduction="none")

@@ -1,0 +1,168 @@
+"""What both stages train: data, pipeline, task network, its optimiser and schedule, built from a configuration."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..config import RunConfig
+from ..data.batch_sampler import Plan
+from ..data.splits import Check, DataSplits, Split, load_splits
+from ..distributed import ALONE, Communicator, communicator
+from ..errors import UsageError
+from ..models.factory import build_network, check_arch
+from ..models.features import feature_width
+from ..policy.pipeline import Pipeline
+from ..runtime.random import seed_for
+from .evaluate import Accuracy, evaluate
+from .optim import RateSchedule, make_optimizer, make_schedule
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task network about to be trained.
+
+    Attributes:
+        config: of the run.
+        splits: the data set.
+        training: the split to train on.
+        pipeline: from uint8 images to the network's input.
+        network: with fresh weights, on the device.
+        feature_width: of the network's deep feature.
+        optimizer, schedule: of the network.
+        communicator: to the processes that train the same network on other parts of a batch.
+    """
+
+    config: RunConfig
+    splits: DataSplits
+    training: Split
+    pipeline: Pipeline
+    network: nn.Module
+    feature_width: int
+    optimizer: torch.optim.Optimizer
+    schedule: RateSchedule
+    communicator: Communicator = ALONE
+
+    @classmethod
+    def build(
+        cls,
+        config: RunConfig,
+        device: torch.device,
+        meta_validation: Tensor | None = None,
+        check: Check | None = None,
+    ) -> Self:
+        """Everything that a configuration names.
+
+        Args:
+            config: of either stage.
+            device: where data and network shall live.
+            meta_validation: int64, the bundle's meta-validation images; None draws them.
+            check: looks at the data set, before its images are read and before the network is built.
+
+        Raises:
+            UsageError, InputError: the data or the network cannot be had or do not fit each other.
+        """
+        check_arch(config.network)
+        splits = load_splits(config, device, config.stage, meta_validation, check)
+        return cls.over(config, splits, device)
+
+    @classmethod
+    def over(cls, config: RunConfig, splits: DataSplits, device: torch.device) -> Self:
+        """The same over a data set that has been split already.
+
+        Raises:
+            UsageError: the network cannot be had or does not fit the data.
+        """
+        seed = seed_for(config.seed, config.stage, "network", 0)
+        network = build_network(config.network, config.model_args, len(splits.classes), splits.channels, seed, device)
+        training = splits.train_with_validation() if config.trains_on_validation else splits.train
+        group = communicator()
+        _check_division(config, group.size, len(splits.meta_validation))
+        _check_lone_image(config, network, splits.channels, group.size, len(splits.meta_validation))
+        optimizer = make_optimizer(config, network)
+        return cls(
+            config=config,
+            splits=splits,
+            training=training,
+            pipeline=Pipeline(config, splits.mean, splits.std, device, group),
+            network=network,
+            feature_width=feature_width(network, config.image_size, splits.channels),
+            optimizer=optimizer,
+            schedule=make_schedule(config, optimizer, len(training) // config.batch_size),
+            communicator=group,
+        )
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Whole batches in the split to train on."""
+        return len(self.training) // self.config.batch_size
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs * self.iterations_per_epoch
+
+    def validation_accuracy(self) -> Accuracy:
+        """Accuracy of the network on the meta-validation split."""
+        return self.accuracy(self.splits.meta_validation)
+
+    def accuracy(self, split: Split) -> Accuracy:
+        """Accuracy of the network on a split."""
+        return evaluate(self.network, split, self.pipeline, self.config.batch_size, self.communicator)
+
+    def batches(self, split: Split, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of every batch of a plan; arguments as of `Split.batches`."""
+        own = [(step, self.communicator.part(len(positions)).of(positions)) for step, positions in plan]
+        return split.batches(own, augment)
+
+    def facts(self) -> dict[str, str]:
+        """What a user wants to know when the run starts."""
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        splits, processes = self.splits, self.communicator.size
+        return {
+            "images": f"{len(self.training)} training, {len(splits.meta_validation)} meta-validation",
+            "classes": str(len(splits.classes)),
+            "network": f"{parameters / 1e6:.2f} million parameters",
+            "device": str(self.pipeline.device),
+            **({"processes": f"{processes}, batch normalisation {self.config.batch_norm}"} if processes > 1 else {}),
+        }
+
+
+def _check_lone_image(config: RunConfig, network: nn.Module, channels: int, processes: int, held_out: int) -> None:
+    """A batch that weights are learned over has two samples, one that is normalised over has two values.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if config.stage == "search" and config.batch_size * config.copies == 1:
+        raise UsageError("batch_size", "the weight of a lone sample is always 1", "set it to 2 or more")
+    parts = config.accumulate * processes
+    sizes = {"batch_size": config.batch_size * config.copies // parts}
+    if config.stage == "search":
+        sizes["validation_batch_size"] = min(config.validation_batch_size, held_out) // parts
+    for name in [name for name, size in sizes.items() if size == 1]:
+        image = torch.zeros(1, channels, config.image_size, config.image_size, device=next(network.parameters()).device)
+        try:
+            with torch.no_grad():
+                copy.deepcopy(network).train()(image)
+        except ValueError as problem:  # torch's normalisation layers'
+            raise UsageError(
+                name, f"{config.network} cannot train on one image at a time: {problem}", "raise it"
+            ) from None
+
+
+def _check_division(config: RunConfig, processes: int, held_out: int) -> None:
+    """Every process has as many images of a batch as every other, and in as many parts of equal size.
+
+    Raises:
+        UsageError: a batch cannot be divided so.
+    """
+    parts = processes * config.accumulate
+    held_out = min(config.validation_batch_size, held_out)
+    for name, count in (("batch_size", config.batch_size), ("validation_batch_size", held_out)):
+        if count % parts:
+            why = f"{count} images are not divided by {processes} processes x accumulate {config.accumulate}"
+            raise UsageError(name, why, f"set it to a multiple of {parts}")

@@ -1,0 +1,447 @@
+"""Batched RandAugment, TrivialAugmentWide and MetaAugment's uniform sampling, one choice for each image.
+
+torchvision's modules of the same names draw once for whatever they are given, so that a batch gets one choice. These
+draw for each image, apply the batched operations, and can say what they did and do it again:
+
+    augment = RandAugment()
+    images, applied = augment(images, return_applied=True)
+    applied.names()  # [["Rotate", "Color"], ["Identity", "ShearX"], ...]
+    same = applied.apply(originals)
+
+A choice is distributed as torchvision's: the same operations with equal probability, the same values in each of the
+bins, either direction with probability 1/2. What an operation does to the pixels is what torchvision does to a PIL
+image, bit for bit. Tensors torchvision computes in another way: Color, Contrast, Sharpness and AutoContrast differ by 1
+grey level, some angles of ShearX, ShearY and Rotate by which neighbour is nearest, some thresholds of Solarize in the
+pixels that equal them (`benchmarks/RESULTS.md` counts them).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL.Image import Image as PILImage
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .functional import apply_operation
+from .space import DEFAULT_SPACE, MAX_LEVEL, SPACES, OperationSpace, Range
+
+Fill = float | Sequence[float] | np.ndarray | np.generic | None
+
+# torchvision's order.
+_BINNED = (
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
+    *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedOperations:
+    """What was, or shall be, done to each image of a batch: N operations, one after the other.
+
+    Attributes:
+        operations: int64 [B, N], positions in the space.
+        magnitudes: float64 [B, N] in [-10, 10]: the size is the level, the sign the direction, for operations that have
+            one; 0 for operations without magnitude.
+        space: what the levels mean.
+        fill: the colour of pixels that come from outside the image, one number for each channel.
+    """
+
+    operations: Tensor
+    magnitudes: Tensor
+    space: OperationSpace
+    fill: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Self:
+        """That of some of the images; a single number gives a batch of one."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[rows][None] if isinstance(rows, int) else tensor[rows]
+
+        return type(self)(chosen(self.operations), chosen(self.magnitudes), self.space, self.fill)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        operations, magnitudes = (part.to(device, non_blocking=True) for part in (self.operations, self.magnitudes))
+        return type(self)(operations, magnitudes, self.space, self.fill)
+
+    def names(self) -> list[list[str]]:
+        """The operations' names, in the order of their application, for each image."""
+        return [[self.space.names[index] for index in row] for row in self.operations.tolist()]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """The images with these operations applied; every call with the same images gives the same bits.
+
+        Args:
+            images: uint8 [..., C, H, W], B of them, left as they are; a `tv_tensors.Image` stays one.
+
+        Raises:
+            TypeError: images of another kind or dtype.
+            ValueError: another shape, or another number of images or channels than the operations were drawn for.
+        """
+        _check_images(images)
+        if prod(images.shape[:-3]) != len(self):
+            raise ValueError(f"{prod(images.shape[:-3])} images came with the operations of {len(self)}")
+        batch = images.as_subclass(Tensor).reshape(len(self), *images.shape[-3:])
+        there = self.to(batch.device)
+        fill = torch.tensor(self.fill, dtype=torch.uint8, device=batch.device)
+        for operation, magnitude in zip(there.operations.unbind(1), there.magnitudes.unbind(1), strict=True):
+            batch = apply_operation(batch, operation, magnitude, self.space, fill)
+        result = batch.reshape(images.shape) if self.operations.shape[1] else images.as_subclass(Tensor).clone()
+        return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.Image) else result
+
+    def state(self) -> dict[str, Any]:
+        """Everything as lists, numbers and strings, for JSON; operations by name."""
+        ranges = {name: None if spread is None else asdict(spread) for name, spread in self.space.ranges.items()}
+        return {
+            "operations": self.names(),
+            "magnitudes": self.magnitudes.tolist(),
+            "space": {"name": self.space.name, "ranges": ranges},
+            "fill": list(self.fill),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """What `state` was made of, to the bit, on the CPU.
+
+        Raises:
+            ValueError: `state` has not made this.
+        """
+        try:
+            spreads = state["space"]["ranges"]
+            ranges = {name: None if spread is None else Range(**spread) for name, spread in spreads.items()}
+            space = OperationSpace(state["space"]["name"], ranges)
+            operations = [[space.names.index(name) for name in row] for row in state["operations"]]
+            shape = (len(operations), len(operations[0]) if operations else 0)
+            return cls(
+                torch.tensor(operations, dtype=torch.int64, device="cpu").reshape(shape),
+                torch.tensor(state["magnitudes"], dtype=torch.float64, device="cpu").reshape(shape),
+                space,
+                tuple(state["fill"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"this is no state of applied operations ({error!r}); give what state() returned"
+            ) from error
+
+
+def draw_operations(
+    space: OperationSpace,
+    batch: int,
+    num_ops: int,
+    levels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Operations for each image, independently and with replacement, at random magnitudes.
+
+    Each operation is equally likely, its level uniform, either direction equally likely. An image's choice depends on
+    the generator's state and the image's place in the batch, not on how many images follow.
+
+    Args:
+        space: whose operations.
+        batch: B.
+        num_ops: N.
+        levels: float64 [K, n] in [0, 10], the levels that each of the space's K operations can have; None stands for
+            all of [0, 10].
+        generator: on the CPU; None is torch's global one.
+
+    Returns:
+        int64 [B, N] and float64 [B, N] on the CPU, as in `AppliedOperations`.
+    """
+    which, how_much, direction = torch.rand(
+        batch, num_ops, 3, dtype=torch.float64, generator=generator, device="cpu"
+    ).unbind(2)
+    operations = (which * len(space.names)).long()
+    level = how_much * MAX_LEVEL if levels is None else levels[operations, (how_much * levels.shape[1]).long()]
+    # What multiplies a level that points back: -1 for a signed operation, 0 for one without a magnitude.
+    factors = [(1, -1 if spread.signed else 1) if spread is not None else (0, 0) for spread in space.ranges.values()]
+    return operations, level * torch.tensor(factors, device="cpu")[operations, (direction < 0.5).long()]
+
+
+@lru_cache(maxsize=64)  # draws are made for one batch after the other, mostly of one size
+def _binned_space(
+    name: str,
+    bins: int,
+    size: tuple[int, int],
+    translation: tuple[float, float],
+    shear: float,
+    rotation: float,
+    enhancement: float,
+    bits: int,
+) -> tuple[OperationSpace, Tensor]:
+    """torchvision's augmentation space, its bins as levels of ours.
+
+    Bin i of n is level 10 i / (n - 1), to torchvision's float32 rounding, except where it rounds further: translations
+    to whole pixels, towards zero, and Posterize to whole bits.
+    Source: `_augmentation_space` in torchvision.transforms.autoaugment.
+
+    Args:
+        name: of the space.
+        bins: n, at least 2.
+        size: height and width of the images.
+        translation: at the last bin, pixels along height and width.
+        shear: at the last bin, pixels per pixel.
+        rotation: at the last bin, degrees.
+        enhancement: at the last bin, the factor less 1.
+        bits: at the last bin, dropped by Posterize.
+
+    Returns:
+        The space, and float64 [K, bins], the level of each operation in each bin.
+    """
+    (height, width), (down, across) = size, translation
+    # Value in the first bin and in the last, in torchvision's units, and what a unit is in ours.
+    ends = {
+        **dict.fromkeys(("ShearX", "ShearY"), (0, shear, 1)),
+        "TranslateX": (0, across, 1 / width),
+        "TranslateY": (0, down, 1 / height),
+        "Rotate": (0, rotation, 1),
+        **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), (0, enhancement, 1)),
+        "Posterize": (0, bits, 1),
+        "Solarize": (1, 0, 255),
+    }
+    ranges: dict[str, Range | None] = dict.fromkeys(_BINNED)
+    levels = torch.zeros(len(ranges), bins, dtype=torch.float64, device="cpu")
+    for row, operation in enumerate(_BINNED):
+        if operation not in ends:
+            continue
+        start, end, unit = ends[operation]
+        values = torch.linspace(start, end, bins, device="cpu").double()
+        first, last = values[0].item(), values[-1].item()
+        if operation.startswith("Translate"):
+            values = values.trunc()
+        elif operation == "Posterize":
+            kept = (8 - torch.arange(bins, device="cpu") / ((bins - 1) / bits)).round()
+            values = 8 - kept.double()
+        ranges[operation] = Range(first * unit, last * unit, signed=operation not in ("Posterize", "Solarize"))
+        levels[row] = MAX_LEVEL * (values - first) / (last - first)
+    return OperationSpace(name, ranges), levels
+
+
+class _PerImage(v2.Transform, ABC):  # type: ignore[misc] # torchvision has no types
+    """What the modules share: everything but what is drawn from."""
+
+    num_ops: int
+
+    def __init__(self, interpolation: str | int | v2.InterpolationMode, fill: Fill) -> None:
+        super().__init__()
+        if interpolation not in ("nearest", v2.InterpolationMode.NEAREST, 0):
+            raise ValueError(f"interpolation is {interpolation!r}; the batched operations take the nearest pixel only")
+        self.interpolation = "nearest"
+        self.fill = fill
+        self._fill = _colour(fill)
+
+    @abstractmethod
+    def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
+        """What is drawn from for images of a height and width, as `draw_operations` takes it."""
+
+    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> AppliedOperations:
+        """A choice for each of the images, on the CPU and not yet applied.
+
+        Args:
+            images: uint8 [..., C, H, W]; their number and size are used.
+            generator: on the CPU; None is torch's global one.
+
+        Raises:
+            TypeError, ValueError: images of another kind, dtype or shape; `fill` has another number of channels.
+        """
+        _check_images(images)
+        channels, height, width = images.shape[-3:]
+        if len(self._fill) not in (1, channels):
+            raise ValueError(f"fill is {self.fill!r}; expected one number, or one for each of {channels} channels")
+        fill = self._fill * channels if len(self._fill) == 1 else self._fill
+        space, levels = self._space_for((height, width))
+        drawn = draw_operations(space, prod(images.shape[:-3]), self.num_ops, levels, generator)
+        return AppliedOperations(*drawn, space, fill)
+
+    def forward(self, *inputs: Any, generator: torch.Generator | None = None, return_applied: bool = False) -> Any:
+        """The inputs with the images augmented, in the structure in which they came.
+
+        Args:
+            inputs: as torchvision's v2 transforms take them: an image, a batch, or any nesting of tuples, lists and
+                dictionaries with one of these in it: the `tv_tensors.Image`, or without one the first plain tensor.
+                Everything else (labels, paths) passes through.
+            generator: on the CPU; None is torch's global one, as in torchvision.
+            return_applied: return (inputs, `AppliedOperations`); the latter on the CPU.
+
+        Raises:
+            TypeError: no image, or several; images that are not uint8 tensors; masks, boxes, key points or videos.
+            ValueError: a shape that is not [..., C, H, W] with C = 1 or 3.
+        """
+        leaves, structure = tree_flatten(inputs[0] if len(inputs) == 1 else inputs)
+        place = self._place_of_images(leaves)
+        applied = self.draw(leaves[place], generator)
+        leaves[place] = applied.apply(leaves[place])
+        outputs = tree_unflatten(leaves, structure)
+        return (outputs, applied) if return_applied else outputs
+
+    def _place_of_images(self, leaves: Sequence[Any]) -> int:
+        name = type(self).__name__
+        for leaf in leaves:
+            if isinstance(leaf, PILImage):
+                raise TypeError(f"{name} works on tensors, found a PIL image; put v2.PILToTensor() before it")
+            if isinstance(leaf, tv_tensors.TVTensor) and not isinstance(leaf, tv_tensors.Image):
+                raise TypeError(
+                    f"{name} augments images alone, found {type(leaf).__name__}; its operations are for classification"
+                )
+        explicit = [place for place, leaf in enumerate(leaves) if isinstance(leaf, tv_tensors.Image)]
+        plain = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        if not plain:
+            raise TypeError(f"{name} found no image among its inputs; give it a uint8 tensor [..., C, H, W]")
+        if len(explicit) > 1:
+            raise TypeError(f"{name} found {len(explicit)} images; stack them into one batch, or call it for each")
+        return (explicit or plain)[0]
+
+
+class RandAugment(_PerImage):
+    """RandAugment on a batch: `num_ops` random operations for each image, all at one magnitude.
+
+    Source: Cubuk et al., "RandAugment" (NeurIPS 2020), with the operations, values and defaults of
+    `torchvision.transforms.v2.RandAugment`; called as described in `forward`.
+
+    Args:
+        num_ops: operations for each image, drawn with replacement.
+        magnitude: which bin, from 0.
+        num_magnitude_bins: at least 2.
+        interpolation: "nearest", the only one.
+        fill: colour of pixels that come from outside, 0 to 255, for all channels or for each; None is black.
+
+    Raises:
+        ValueError: an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_ops: int = 2,
+        magnitude: int = 9,
+        num_magnitude_bins: int = 31,
+        interpolation: str | int | v2.InterpolationMode = "nearest",
+        fill: Fill = None,
+    ) -> None:
+        super().__init__(interpolation, fill)
+        if num_ops != int(num_ops) or num_ops < 0:
+            raise ValueError(f"num_ops is {num_ops!r}; expected a whole number, 0 or more")
+        _check_bins(num_magnitude_bins)
+        if magnitude != int(magnitude) or not 0 <= magnitude < num_magnitude_bins:
+            raise ValueError(f"magnitude is {magnitude!r}; expected 0 to {num_magnitude_bins - 1}, one of the bins")
+        self.num_ops, self.magnitude, self.num_magnitude_bins = int(num_ops), int(magnitude), int(num_magnitude_bins)
+
+    def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
+        height, width = size
+        space, levels = _binned_space(
+            "randaugment",
+            self.num_magnitude_bins,
+            size,
+            translation=(150 / 331 * height, 150 / 331 * width),
+            shear=0.3,
+            rotation=30,
+            enhancement=0.9,
+            bits=4,
+        )
+        return space, levels[:, [self.magnitude]]
+
+
+class TrivialAugmentWide(_PerImage):
+    """TrivialAugment on a batch: one random operation for each image, at a random magnitude of a wide range.
+
+    Source: Mueller and Hutter, "TrivialAugment" (ICCV 2021), with the operations, values and defaults of
+    `torchvision.transforms.v2.TrivialAugmentWide`; called as described in `forward`.
+
+    Args:
+        num_magnitude_bins: at least 2.
+        interpolation: "nearest", the only one.
+        fill: colour of pixels that come from outside, 0 to 255, for all channels or for each; None is black.
+
+    Raises:
+        ValueError: an argument cannot be used.
+    """
+
+    num_ops = 1
+
+    def __init__(
+        self,
+        num_magnitude_bins: int = 31,
+        interpolation: str | int | v2.InterpolationMode = "nearest",
+        fill: Fill = None,
+    ) -> None:
+        super().__init__(interpolation, fill)
+        _check_bins(num_magnitude_bins)
+        self.num_magnitude_bins = int(num_magnitude_bins)
+
+    def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
+        return _binned_space(
+            "trivialaugmentwide",
+            self.num_magnitude_bins,
+            size,
+            translation=(32, 32),
+            shear=0.99,
+            rotation=135,
+            enhancement=0.99,
+            bits=6,
+        )
+
+
+class UniformTransformations(_PerImage):
+    """Two operations of ours for each image, every pair and every level equally likely.
+
+    The sampler of MetaAugment (Zhou et al., AAAI 2021) before it has learned anything, without the weights; called as
+    described in `forward`.
+
+    Args:
+        space: a name in `mapolicy.transforms.space.SPACES`, or an `OperationSpace`.
+        fill: colour of pixels that come from outside, 0 to 255, for all channels or for each; None is black.
+
+    Raises:
+        ValueError: an argument cannot be used.
+    """
+
+    num_ops = 2
+
+    def __init__(self, space: str | OperationSpace = DEFAULT_SPACE, fill: Fill = None) -> None:
+        super().__init__("nearest", fill)
+        if isinstance(space, str) and space in SPACES:
+            space = SPACES[space]
+        if not isinstance(space, OperationSpace):
+            raise ValueError(f"space is {space!r}; expected one of {', '.join(SPACES)}, or an OperationSpace")
+        self.space, self._space = space.name, space
+
+    def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
+        return self._space, None
+
+
+def _check_bins(bins: int) -> None:
+    if bins != int(bins) or bins < 2:
+        why = "expected a whole number, at least 2, the weakest and the strongest"
+        raise ValueError(f"num_magnitude_bins is {bins!r}; {why}")
+
+
+def _check_images(images: Any) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images are {type(images).__name__}, expected a torch.uint8 tensor [..., C, H, W]")
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"images are {images.dtype}, expected torch.uint8; augment before v2.ToDtype and v2.Normalize "
+            "(of several plain tensors the first one counts as the images)"
+        )
+    if images.ndim < 3 or images.shape[-3] not in (1, 3) or 0 in images.shape[-2:]:
+        raise ValueError(f"images have shape {tuple(images.shape)}, expected [..., C, H, W] with C = 1 or 3")
+
+
+def _colour(fill: Fill) -> tuple[int, ...]:
+    """One number for all channels, or one for each."""
+    if isinstance(fill, np.ndarray | np.generic):
+        fill = fill.tolist()
+    numbers = (0,) if fill is None else tuple(fill) if isinstance(fill, Sequence) else (fill,)
+    for number in numbers:
+        if not isinstance(number, int | float) or not 0 <= number <= 255 or number != int(number):
+            raise ValueError(f"fill is {fill!r}; expected whole numbers from 0 to 255, one or one for each channel")
+    return tuple(int(number) for number in numbers)

@@ -1,0 +1,36 @@
+"""How long an iteration takes: in turn, the first left out, over whole periods."""
+
+from collections.abc import Callable
+
+import torch
+
+from mapolicy import PolicyBundle
+from mapolicy.compare.equal_time import SAMPLES, WARM_UP, seconds_per_iteration
+from mapolicy.compare.policies import Contender
+from mapolicy.training.iteration import BilevelIteration
+
+
+def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
+    """Seconds are the test's own: how long it really takes decides nothing."""
+    rounds: list[list[float]] = [
+        [100.0 * (number < WARM_UP) + number, 9.0, 50.0] for number in range(WARM_UP + SAMPLES)
+    ]
+    answers = [seconds for turn in rounds for seconds in turn]
+    lessons: list[int] = []
+    original = BilevelIteration.__call__
+
+    def noting(self, step, batch, held_out):
+        lessons.append(held_out is not None)
+        return original(self, step, batch, held_out)
+
+    def timed(work: Callable[[], None], device: torch.device) -> tuple[None, float]:
+        return work(), answers.pop(0)
+
+    monkeypatch.setattr(BilevelIteration, "__call__", noting)
+    monkeypatch.setattr("mapolicy.compare.equal_time.timed", timed)
+    config = make_train_config(arch="wrn10_1", batch_size=64, meta_every=2)
+    policies = [Contender("learned"), Contender("uniform"), Contender("learned", "finetune")]
+    kept = sorted(turn[0] for turn in rounds[WARM_UP:])
+    assert seconds_per_iteration(config, policies, bundle) == [kept[SAMPLES // 2], 9.0, 25.0]
+    assert answers == []
+    assert lessons == [True, False] * (WARM_UP + SAMPLES)

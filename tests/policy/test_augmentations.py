@@ -1,0 +1,130 @@
+"""Policies' parts of the pipeline."""
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from mapolicy.bundle.dataset_level import Step
+from mapolicy.policy.augmentations import (
+    AutoAugment,
+    NoAugmentation,
+    PublishedPolicy,
+    SampledSubPolicies,
+    SampledTransformations,
+)
+from mapolicy.policy.sampler import TransformationSampler
+from mapolicy.transforms.auto_augment import RandAugment, TrivialAugmentWide
+from mapolicy.transforms.functional import OPERATIONS
+
+FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)
+
+
+def noise(batch: int, channels: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, channels, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+def test_none_leaves_the_images_alone() -> None:
+    images = noise(3)
+    assert NoAugmentation()(images, FILL, torch.Generator()) == (images, None)
+
+
+def test_sampled_transformations_are_those_it_reports() -> None:
+    augmentation = SampledTransformations(TransformationSampler(), "wide")
+    images = noise(64)
+    augmented, transformation = augmentation(images, FILL, torch.Generator().manual_seed(1))
+    assert transformation is not None
+    assert torch.equal(augmented, transformation.apply(images, "wide", FILL))
+    assert len(transformation.pair.unique()) > 30
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(PublishedPolicy, "trivialaugment"), (PublishedPolicy, "randaugment"), (AutoAugment, "cifar10")],
+)
+def test_published_policies_choose_for_each_image(kind: type, name: str, channels: int) -> None:
+    image = noise(1, channels)
+    images = image.expand(32, -1, -1, -1)
+    augmented, transformation = kind(name)(images, FILL[:channels], torch.Generator().manual_seed(1))
+    assert transformation is None
+    assert augmented.shape == images.shape
+    assert augmented.dtype == torch.uint8
+    assert len({bytes(one.numpy().tobytes()) for one in augmented}) > 8, "each image has its own operations"
+
+
+@pytest.mark.parametrize(("name", "module"), [("trivialaugment", TrivialAugmentWide), ("randaugment", RandAugment)])
+def test_published_policy_has_the_defaults_and_our_fill(name: str, module: type) -> None:
+    images = noise(40)
+    augmented, _ = PublishedPolicy(name)(images, FILL, torch.Generator().manual_seed(5))
+    assert torch.equal(augmented, module(fill=[10, 20, 30])(images, generator=torch.Generator().manual_seed(5)))
+
+
+def test_autoaugment_is_torchvisions_with_our_fill() -> None:
+    images = noise(6)
+    augmented, _ = AutoAugment("digits")(images, FILL, torch.Generator().manual_seed(5))
+    reference = v2.AutoAugment(fill=[10, 20, 30])
+    torch.manual_seed(5)
+    assert torch.equal(augmented, torch.stack([reference(image) for image in images]))
+
+
+def test_autoaugment_has_a_policy_for_cifar_and_one_for_the_rest() -> None:
+    images, draws = noise(24), torch.Generator().manual_seed(2)
+    cifar, _ = AutoAugment("cifar100")(images, FILL, draws)
+    other, _ = AutoAugment("folder:birds")(images, FILL, draws)
+    assert not torch.equal(cifar, other)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(PublishedPolicy, "randaugment"), (AutoAugment, "digits")])
+def test_published_policies_leave_the_global_generator_alone(kind: type, name: str) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    kind(name)(noise(4), FILL, torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def step(operation: str, probability: float = 1.0, value: float = 0.0, mirrored: bool = False) -> Step:
+    return Step(operation=operation, probability=probability, value=value, mirrored=mirrored)
+
+
+def by_value(images: torch.Tensor, operation: str, value: float) -> torch.Tensor:
+    (function,) = (entry.function for entry in OPERATIONS if entry.name == operation)
+    return function(images, torch.full((len(images),), value, dtype=torch.float64), FILL)
+
+
+def test_steps_are_taken_in_order_at_their_values() -> None:
+    images = noise(6)
+    before = images.clone()
+    policy = SampledSubPolicies([[step("Rotate", value=20.0), step("Posterize", value=3.0)]])
+    found, transformation = policy(images, FILL, torch.Generator().manual_seed(0))
+    expected = by_value(by_value(images, "Rotate", 20.0), "Posterize", 3.0)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, by_value(by_value(images, "Posterize", 3.0), "Rotate", 20.0))
+    assert transformation is None
+    assert torch.equal(images, before)
+
+
+def test_sub_policies_probabilities_and_directions_come_as_often_as_said() -> None:
+    # Four outcomes of one pixel row: unchanged, inverted, moved left, moved right.
+    images = torch.arange(16, dtype=torch.uint8).expand(8000, 1, 4, 16)
+    fill = torch.tensor([255], dtype=torch.uint8)
+    policy = SampledSubPolicies(
+        [[step("Solarize", 0.3)], [step("TranslateX", 0.8, 0.25, mirrored=True)], [step("Equalize", 0.0)], []]
+    )
+    found, _ = policy(images, fill, torch.Generator().manual_seed(0))
+    inverted = (found[:, 0, 0, 0] == 255) & (found[:, 0, 0, 15] == 240)
+    left, right = found[:, 0, 0, 0] == 4, (found[:, 0, 0, 0] == 255) & (found[:, 0, 0, 15] == 11)
+    unchanged = (found == images).flatten(1).all(1)
+    assert bool((inverted | left | right | unchanged).all())
+    for share, expected in ((inverted, 0.075), (left, 0.1), (right, 0.1)):
+        deviation = (expected * (1 - expected) / len(images)) ** 0.5
+        assert abs(float(share.float().mean()) - expected) < 5 * deviation
+
+
+def test_sub_policies_depend_on_the_generator_alone() -> None:
+    policy = SampledSubPolicies([[step("Rotate", 0.5, 30.0, mirrored=True)], [step("Color", 0.5, -0.5)]])
+    before = torch.get_rng_state()
+    first, again, other = (policy(noise(9), FILL, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
