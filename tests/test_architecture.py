@@ -75,10 +75,10 @@ def test_no_files_import_each_other() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_the_house_is_as_high_as_its_documents_say() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    heights = floors()
-    assert f"{len(heights)} rooms on {max(heights.values()) + 1} floors, {len(arrows())} arrows" in text
+def test_the_house_stays_low() -> None:
+    """89 flat modules had 17 floors and 292 arrows; `python -m tests.helpers.imports` draws what there is."""
+    assert max(floors().values()) < 13
+    assert len(arrows()) < 130
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_policy_file_is_checked_without_torch_and_without_a_network() -> None:
     for entry in ALL_IMPORTS:
         if room(entry.module) == "bundle":
             assert entry.what.split(".")[0] not in ("torch", "timm", "torchvision"), entry
-            if entry.module.rpartition(".")[2] not in ("hub", "download"):
+            if entry.module.rpartition(".")[2] not in ("hub", "download", "model_card"):
                 assert entry.what.split(".")[0] not in ("huggingface_hub", "urllib", "http", "socket", "ssl"), entry
 
 

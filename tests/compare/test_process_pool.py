@@ -73,7 +73,7 @@ def test_what_fails_is_told_and_the_others_are_done(tmp_path: Path) -> None:
     assert done[0] == Failure(4, "iteration 3", "the loss is nan", "lower it")
     assert (done[1].exit_code, done[1].what) == (1, "ZeroDivisionError")
     assert "oh (line " in done[1].why
-    assert "test_side_by_side.py" in done[1].why
+    assert "test_process_pool.py" in done[1].why
     assert done[2].exit_code == 5
     assert done[2].why == "was killed by SIGKILL"
     assert done[3] is None

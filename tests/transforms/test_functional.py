@@ -242,7 +242,7 @@ def test_operations_own_functions_do_the_same() -> None:
 
 MEASURE_MEMORY = """
 import pathlib, re, torch
-from mapolicy import operations as module
+from mapolicy.transforms import functional as module
 from mapolicy.transforms.transformation import Transformation
 
 def peak():
