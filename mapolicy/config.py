@@ -5,15 +5,29 @@ command-line flags and `--set`. What results is saved with the run and, less the
 in the bundle.
 """
 
+import dataclasses
 import difflib
-import math
+import sys
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import tomli_w
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from .errors import InputError, MapolicyError, UsageError
 from .runtime.files import read_regular_file
@@ -29,7 +43,9 @@ MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
 EXTRACTORS = ("shared", "own")
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16")
+STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
+DEVICES = ("auto", "cpu", "cuda")
 BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
@@ -38,7 +54,6 @@ ON_DIVERGENCE = ("stop", "rollback")
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # that networks may be asked for by
 
 LARGEST_RECIPE = 2**20  # bytes
-LARGEST = 1e300  # a whole number beyond it is no float
 
 # What `--fast` stands for: nothing is approximated, theta and alpha are learned by every sixth batch.
 FAST: Mapping[str, Any] = {"meta_every": 6}
@@ -59,137 +74,202 @@ MACHINE_FIELDS = frozenset(
 )
 
 
-def setting(
-    description: str,
-    default: Any = MISSING,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """A field with its meaning and its range (both ends included)."""
-    metadata = {"description": description, "low": low, "high": high, "choices": choices}
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The type of a setting that takes one of several names: `Annotated[str, OneOf(names)]`.
+
+    Attributes:
+        names: the names, or a function that gives them. The function is called for each check, so a name that is
+            registered later is valid too.
+    """
+
+    names: Collection[str] | Callable[[], Collection[str]]
+
+    def listed(self) -> list[str]:
+        """The names that are valid now."""
+        return list(self.names() if callable(self.names) else self.names)
+
+    def check(self, value: str) -> str:
+        """Return the value.
+
+        Raises:
+            ValueError: it is none of the names.
+        """
+        if value not in self.listed():
+            raise ValueError(f"{value!r} is not one of {', '.join(self.listed())}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return handler.generate_schema(Annotated[str, AfterValidator(self.check)])
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": self.listed()}
 
 
-@dataclass(frozen=True, kw_only=True)
+def _toml_table(value: object) -> object:
+    if isinstance(value, dict) and not _is_toml(value):
+        raise ValueError(f"{value!r} cannot be written as TOML", "give numbers, texts, lists and tables")
+    return value
+
+
+def _is_toml(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_toml(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_toml, value))
+    return isinstance(value, str | bool | int | float)
+
+
+Table = Annotated[dict[str, Any], BeforeValidator(_toml_table)]
+Network = Annotated[str, AfterValidator(lambda name: SHORT_NAMES.get(name, name))]
+
+# No text is read as a number, no number as a truth value, and a whole number is a number.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """What search and train have in common."""
 
     stage: ClassVar[str]
     network_field: ClassVar[str]
+    if TYPE_CHECKING:
+        __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
-    model_args: dict[str, Any] = setting("extra arguments of the network's constructor", {})
-    dataset: str = setting("digits, cifar10, cifar100, omniglot, imagenet, folder:PATH or a timm data set name")
-    data_dir: str = setting("folder that data sets are read from and downloaded to", "data")
-    download: bool = setting("fetch a data set that is not in data_dir, where it can be fetched", True)
-    image_size: int = setting("side of the square network input, pixels", low=1, high=4096)
-    train_per_class: float = setting(
-        "training images of each class: a count, a fraction below 1, or 0 for all that are left", low=0
+    model_args: Table = Field(default_factory=dict, description="extra arguments of the network's constructor")
+    dataset: str = Field(
+        description="digits, cifar10, cifar100, omniglot, imagenet, folder:PATH or a timm data set name"
     )
-    validation_per_class: float = setting("meta-validation images of each class: a count, or a fraction below 1", low=0)
-    test_per_class: float = setting(
-        "test images of each class, where the data set has no test split of its own: a count, or a fraction below 1",
-        low=0,
+    data_dir: str = Field("data", description="folder that data sets are read from and downloaded to")
+    download: bool = Field(
+        True, description="download the data set if it is not in data_dir and mapolicy knows its address"
     )
-    split_seed: int = setting("seed of the splits; runs to be compared share it", 0, low=0, high=2**31)
-    skip_corrupt: bool = setting("leave out images that cannot be decoded instead of stopping", False)
-    workers: int = setting("processes that decode images of data sets too large for memory", 4, low=0, high=256)
-    memory_limit_gib: float = setting("largest data set kept in memory as one uint8 tensor, GiB", 4.0, low=0)
+    image_size: int = Field(ge=1, le=4096, description="side of the square network input, pixels")
+    train_per_class: float = Field(
+        ge=0, description="training images of each class: a count, a fraction below 1, or 0 for all that remain"
+    )
+    validation_per_class: float = Field(
+        ge=0, description="meta-validation images of each class: a count, or a fraction below 1"
+    )
+    test_per_class: float = Field(
+        ge=0, description="test images of each class if the data set has no test split: a count, or a fraction below 1"
+    )
+    split_seed: int = Field(
+        0, ge=0, le=2**31, description="seed of the splits; use the same one for runs that you compare"
+    )
+    skip_corrupt: bool = Field(False, description="skip images that cannot be decoded instead of stopping")
+    workers: int = Field(
+        4, ge=0, le=256, description="processes that decode images of data sets that do not fit in memory"
+    )
+    memory_limit_gib: float = Field(4.0, ge=0, description="largest data set kept in memory as one uint8 tensor, GiB")
 
-    base_augmentation: str = setting("what comes before the policy's transformation", choices=BASE_AUGMENTATIONS)
-    cutout: int = setting("side of the square that Cutout hides, pixels; 0 is none", low=0)
-    operation_space: str = setting("name of the operations' ranges", DEFAULT_SPACE, choices=tuple(SPACES))
-    fill: str = setting("colour of pixels that an operation moves in from outside", "mean", choices=FILLS)
-    copies: int = setting("transformations of every image in a batch (the paper's MT)", 1, low=1, high=64)
+    base_augmentation: Annotated[str, OneOf(BASE_AUGMENTATIONS)] = Field(
+        description="augmentation before the policy's transformation"
+    )
+    cutout: int = Field(ge=0, le=4096, description="side of Cutout's square, pixels; 0 turns Cutout off")
+    operation_space: Annotated[str, OneOf(SPACES)] = Field(
+        DEFAULT_SPACE, description="name of the table of the operations' ranges"
+    )
+    fill: Annotated[str, OneOf(FILLS)] = Field(
+        "mean", description="colour of pixels that an operation moves in from outside"
+    )
+    copies: int = Field(1, ge=1, le=64, description="transformations of every image in a batch (the paper's MT)")
 
-    epochs: int = setting("passes over the training split", low=1, high=1_000_000)
-    batch_size: int = setting("images in a training batch of all processes, before copies", low=1, high=1_000_000)
-    optimizer: str = setting("a timm optimizer; `sgd` is Nesterov, `momentum` is plain", "sgd")
-    learning_rate: float = setting("task network's learning rate, after warm-up", low=0)
-    momentum: float = setting("task network's momentum", 0.9, low=0, high=1)
-    weight_decay: float = setting("task network's weight decay", low=0)
-    decay_all: bool = setting("decay biases and normalisation layers too", True)
-    clip_norm: float = setting("largest global gradient norm; 0 does not clip", low=0)
-    warmup_epochs: int = setting("epochs of linear warm-up before the cosine schedule", 0, low=0)
+    epochs: int = Field(ge=1, le=1_000_000, description="passes over the training split")
+    batch_size: int = Field(
+        ge=1, le=1_000_000, description="images in a training batch over all processes, before copies"
+    )
+    optimizer: str = Field("sgd", description="a timm optimizer; `sgd` is Nesterov, `momentum` is plain")
+    learning_rate: float = Field(ge=0, description="task network's learning rate, after warm-up")
+    momentum: float = Field(0.9, ge=0, le=1, description="task network's momentum")
+    weight_decay: float = Field(ge=0, description="task network's weight decay")
+    decay_all: bool = Field(True, description="decay biases and normalisation layers too")
+    clip_norm: float = Field(ge=0, description="largest global gradient norm; 0 does not clip")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up before the cosine schedule")
 
-    validation_batch_size: int = setting("meta-validation images of one hypergradient", low=1, high=1_000_000)
-    policy_learning_rate: float = setting("AdamW's learning rate for theta (beta of Eq. 3)", low=0)
-    policy_memory: float = setting(
-        "share of the run over which what theta has learned fades to 1/e, towards equal weights; 0 forgets nothing",
+    validation_batch_size: int = Field(ge=1, le=1_000_000, description="meta-validation images of one hypergradient")
+    policy_learning_rate: float = Field(ge=0, description="AdamW's learning rate for theta (beta of Eq. 3)")
+    policy_memory: float = Field(
         0.0,
-        low=0,
+        ge=0,
+        description="share of the run in which what theta learned decays to 1/e, towards equal weights; 0: no decay",
     )
-    alpha_learning_rate: float = setting("AdamW's learning rate for log alpha; 0 keeps alpha fixed", low=0)
-    epsilon: float = setting("the sampler's share of uniform exploration (Eq. 5)", 0.1, low=0, high=1)
-    sampler_temperature: float = setting(
-        "p_jk goes as the policy's mean output to the power of 1 / temperature (Eq. 5: 1); below 1 it is bolder",
+    alpha_learning_rate: float = Field(ge=0, description="AdamW's learning rate for log alpha; 0 keeps alpha fixed")
+    epsilon: float = Field(0.1, ge=0, le=1, description="the sampler's share of uniform exploration (Eq. 5)")
+    sampler_temperature: float = Field(
         1.0,
-        low=0.01,
-        high=100,
+        ge=0.01,
+        le=100,
+        description="p_jk is proportional to the mean output to the power 1 / temperature; 1 is the paper's (Eq. 5)",
     )
-    sampler_every: float = setting("epochs between refreshes of p_jk (s of Eq. 5)", low=0)
-    sampler_history: float = setting("epochs whose policy outputs p_jk averages (r of Eq. 5)", low=0)
-    meta_every: int = setting("iterations from one hypergradient to the next; 1 is the paper's", 1, low=1, high=100)
-    meta_fraction: float = setting(
-        "share of the training and of the meta-validation batch that a hypergradient is taken on; 1 is the paper's",
+    sampler_every: float = Field(ge=0, description="epochs between refreshes of p_jk (s of Eq. 5)")
+    sampler_history: float = Field(ge=0, description="epochs of policy outputs that p_jk averages (r of Eq. 5)")
+    meta_every: int = Field(
+        1, ge=1, le=100, description="iterations from one hypergradient to the next; 1 is the paper's"
+    )
+    meta_fraction: float = Field(
         1.0,
-        low=1e-6,
-        high=1,
+        ge=1e-6,
+        le=1,
+        description="share of the training and meta-validation batches that the hypergradient uses; 1 is the paper's",
     )
-    simultaneous: bool = setting(
-        "w and theta move at once: the weighted step has the old theta's weights and needs no backward of its own",
+    simultaneous: bool = Field(
         False,
+        description="update w and theta together: w's step uses the old theta's weights and no extra backward pass",
     )
-    reject_below_mean: bool = setting(
-        "leave out samples of weight below the batch's mean and weigh the others equally (ablation)", False
+    reject_below_mean: bool = Field(
+        False,
+        description="drop samples with a weight below the batch's mean and give the others equal weights (ablation)",
     )
-    low_memory: bool = setting("compute a forward again instead of keeping its graph", False)
-    accumulate: int = setting(
-        "parts that each process computes its batch in, one after the other; the batch stays batch_size", 1, low=1
+    low_memory: bool = Field(False, description="recompute a forward pass instead of keeping its graph")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="micro-batches that each process splits its batch into; the batch stays batch_size",
     )
-    precision: str = setting(
-        "that the task network's products are computed in while it trains; all else is float32",
-        "float32",
-        choices=PRECISIONS,
+    precision: Annotated[str, OneOf(PRECISIONS)] = Field(
+        "float32", description="dtype of the task network's matrix products in training; everything else is float32"
     )
-    batch_norm: str = setting(
-        "statistics of batch normalisation: of each process's part alone, or of the batch over all processes",
+    batch_norm: Annotated[str, OneOf(BATCH_NORMS)] = Field(
         "local",
-        choices=BATCH_NORMS,
+        description="statistics of batch normalisation: of each process's images, or of the batch over all processes",
     )
-    compile: str = setting(
-        "compile the bilevel step: where a long run repays it, never or always", "auto", choices=COMPILE
+    compile: Annotated[str, OneOf(COMPILE)] = Field(
+        "auto", description="compile the bilevel step: auto compiles long runs; never and always override it"
     )
 
-    seed: int = setting("seed of everything but the splits", 0, low=0, high=2**31)
-    device: str = setting("auto, cpu or cuda", "auto", choices=("auto", "cpu", "cuda"))
-    threads: int = setting("CPU threads of torch; 0 takes torch's own number", 0, low=0, high=1024)
-    patience_seconds: float = setting(
-        "seconds without a sign of life after which another process of the run is given up", 600.0, low=1
+    seed: int = Field(0, ge=0, le=2**31, description="seed of everything but the splits")
+    device: Annotated[str, OneOf(DEVICES)] = Field(
+        "auto", description="device of the run; auto is cuda if there is one"
     )
-    checkpoint_minutes: float = setting("minutes between checkpoints; one is also written at the end", 10.0, low=0)
-    on_divergence: str = setting(
-        "after a loss that is not finite: stop, or go back to the last checkpoint and on at half the learning rates",
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 keeps torch's own number")
+    patience_seconds: float = Field(
+        600.0, ge=1, description="seconds to wait for another process of the run before giving up"
+    )
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="minutes between checkpoints; one is also written at the end"
+    )
+    on_divergence: Annotated[str, OneOf(ON_DIVERGENCE)] = Field(
         "stop",
-        choices=ON_DIVERGENCE,
+        description="after a loss that is not finite: stop, or return to the last checkpoint with half the rates",
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_the_fix(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return validate(values)
+        except ValidationError as problem:
+            raise _usage_error(cls, problem) from None
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
-        object.__setattr__(self, self.network_field, SHORT_NAMES.get(self.network, self.network))
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 "warmup_epochs",
                 f"{self.warmup_epochs} epochs of warm-up leave nothing of {self.epochs} epochs",
                 "set warmup_epochs below epochs",
             )
-        if self.precision == "float16":
-            why = "each of its gradients needs a scale, which is found by updates that fail"
-            raise UsageError("precision float16", why, "use bfloat16, which needs none, or float32")
         if self.accumulate > 1 and self.batch_norm == "synchronised":
             why = "the statistics of all parts are not known while the first is computed"
             raise UsageError("batch_norm synchronised", why, "set accumulate=1 or batch_norm=local")
@@ -224,24 +304,15 @@ class RunConfig:
             source: what the settings come from, for the error's text.
             error: raised for an unknown key, a missing one or a value out of range.
         """
-        known = [spec.name for spec in fields(cls)]
-        for key in values:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                remedy = f"did you mean {close[0]}?" if close else f"{cls.stage} has no such setting"
-                raise error(source, f"unknown setting {key!r}", remedy)
-        required = (spec for spec in fields(cls) if spec.default is MISSING and spec.default_factory is MISSING)
-        for spec in required:
-            if spec.name not in values:
-                raise error(source, f"setting {spec.name!r} is missing", f"it means: {spec.metadata['description']}")
         try:
             return cls(**values)
         except UsageError as problem:
-            raise error(source, f"{problem.what}: {problem.why}", problem.remedy) from None
+            why = problem.why if problem.what == cls.__name__ else f"{problem.what}: {problem.why}"
+            raise error(source, why, problem.remedy) from None
 
     def to_mapping(self) -> dict[str, Any]:
         """Every setting by field name."""
-        return asdict(self)
+        return dataclasses.asdict(self)
 
     def to_toml(self) -> str:
         """The configuration as a recipe that reproduces this run."""
@@ -250,7 +321,21 @@ class RunConfig:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The settings that have a default: what a run did before they existed."""
-        return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+        return {
+            name: setting.get_default(call_default_factory=True)
+            for name, setting in cls.settings().items()
+            if not setting.is_required()
+        }
+
+    @classmethod
+    def settings(cls) -> Mapping[str, FieldInfo]:
+        """Every setting by name: its type, range, default and description."""
+        return cls.__pydantic_fields__
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of a configuration, with ranges, defaults and descriptions."""
+        return TypeAdapter(cls).json_schema()
 
     def portable(self) -> dict[str, Any]:
         """The settings that a bundle records: all but those that say where the run took place."""
@@ -258,32 +343,32 @@ class RunConfig:
 
     def with_changes(self, **changes: Any) -> Self:
         """A copy with some settings changed."""
-        return replace(self, **changes)
+        return dataclasses.replace(self, **changes)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SearchConfig(RunConfig):
     """Settings of `search_policy`."""
 
     stage: ClassVar[str] = "search"
     network_field: ClassVar[str] = "proxy"
 
-    proxy: str = setting("timm name of the network that searches")
-    alpha: str = setting("one learnable inner rate, or one for every parameter tensor", "scalar", choices=ALPHAS)
-    alpha_initial: float = setting("alpha of the first virtual step (Eq. 2)", low=1e-8, high=1e6)
-    policy_input: str = setting("what the policy network sees", "both", choices=POLICY_INPUTS)
-    extractor: str = setting(
-        "the proxy gives the policy's features, or a second network of its kind that is trained with theta (ablation)",
+    proxy: Network = Field(description="timm name of the proxy network that the search trains")
+    alpha: Annotated[str, OneOf(ALPHAS)] = Field(
+        "scalar", description="one learnable inner learning rate, or one for each parameter tensor"
+    )
+    alpha_initial: float = Field(ge=1e-8, le=1e6, description="alpha of the first virtual step (Eq. 2)")
+    policy_input: Annotated[str, OneOf(POLICY_INPUTS)] = Field("both", description="input of the policy network")
+    extractor: Annotated[str, OneOf(EXTRACTORS)] = Field(
         "shared",
-        choices=EXTRACTORS,
+        description="network of the policy's features: the proxy, or a second one trained with theta (ablation)",
     )
-    schedule: str = setting(
-        "cosine, or Theorem 1's constant rates: alpha_initial is its c, policy_learning_rate c', learning_rate c''",
+    schedule: Annotated[str, OneOf(SCHEDULES)] = Field(
         "cosine",
-        choices=SCHEDULES,
+        description="cosine, or Theorem 1's constants: alpha_initial is c, policy_learning_rate c', learning_rate c''",
     )
-    extractor_dtype: str = setting(
-        "what the bundle stores the proxy's weights in", "float32", choices=("float32", "float16", "bfloat16")
+    extractor_dtype: Annotated[str, OneOf(STORED_DTYPES)] = Field(
+        "float32", description="dtype of the proxy's weights in the bundle"
     )
 
     def __post_init__(self) -> None:
@@ -300,17 +385,21 @@ class SearchConfig(RunConfig):
         return self.schedule == "theorem1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig(RunConfig):
     """Settings of `train_network`."""
 
     stage: ClassVar[str] = "train"
     network_field: ClassVar[str] = "arch"
 
-    arch: str = setting("timm name of the network to train")
-    policy: str = setting("learned (from a bundle), a half of it, or one of the baselines", "learned", choices=POLICIES)
-    mode: str = setting("keep the bundle's policy frozen, or go on learning it", "frozen", choices=MODES)
-    include_validation: bool = setting("train on the meta-validation images too", False)
+    arch: Network = Field(description="timm name of the network to train")
+    policy: Annotated[str, OneOf(POLICIES)] = Field(
+        "learned", description="learned (from a bundle), one of its two halves, or a baseline"
+    )
+    mode: Annotated[str, OneOf(MODES)] = Field(
+        "frozen", description="keep the bundle's policy frozen, or go on training it"
+    )
+    include_validation: bool = Field(False, description="train on the meta-validation images as well")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -344,42 +433,49 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(str(path), f"not TOML ({problem})", "mend the file") from None
 
 
-def _checked(spec: Field[Any], value: Any) -> Any:
-    """The value, of the field's own type and within its range."""
-    kinds: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}
-    wanted = kinds.get(spec.type, (dict,))
-    low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        raise UsageError(spec.name, f"{value!r} is not {_KIND_NAMES[wanted[-1]]}", f"it means: {_meaning(spec)}")
-    if isinstance(value, dict) and not _is_toml(value):
-        raise UsageError(spec.name, f"{value!r} cannot be written as TOML", "give numbers, texts, lists and tables")
-    if choices is not None and value not in choices:
-        raise UsageError(spec.name, f"{value!r} is not one of {', '.join(choices)}")
-    if spec.type in (int, float):
-        number = cast(float, value)
-        if (
-            abs(number) > LARGEST
-            or not math.isfinite(number)
-            or (low is not None and number < low)
-            or (high is not None and number > high)
-        ):
-            span = f"at least {low}" if high is None else f"between {low} and {high}"
-            text = "a number this large" if isinstance(number, int) and abs(number) > LARGEST else str(number)
-            raise UsageError(spec.name, f"{text} is not a finite number {span}", f"it means: {_meaning(spec)}")
-        return float(number) if spec.type is float else number
-    return value
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+}
+_FIRST = ("unexpected_keyword_argument", "missing")  # a misspelled name is also a missing one
 
 
-def _is_toml(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_toml(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_toml, value))
-    return isinstance(value, str | bool | int | float)
+def _usage_error(kind: type[RunConfig], problem: ValidationError) -> UsageError:
+    """The error of the first setting that pydantic rejects, with what to type instead."""
+    errors = problem.errors(include_url=False)
+    error = min(errors, key=lambda each: _FIRST.index(each["type"]) if each["type"] in _FIRST else len(_FIRST))
+    name, settings = str(error["loc"][0]), kind.settings()
+    if name not in settings:
+        close = difflib.get_close_matches(name, settings, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"{kind.stage} has no such setting"
+        return UsageError(kind.__name__, f"unknown setting {name!r}", remedy)
+    meaning = f"it means: {settings[name].description}"
+    match error["type"]:
+        case "missing":
+            return UsageError(kind.__name__, f"setting {name!r} is missing", meaning)
+        case "value_error":
+            why, *remedies = error["ctx"]["error"].args
+            return UsageError(name, why, *remedies)
+        case other if other in _KINDS and not _is_huge(error["input"]):
+            return UsageError(name, f"{error['input']!r} is not {_KINDS[other]}", meaning)
+        case _:
+            return UsageError(
+                name, f"{_number(error['input'])} is not a finite number {_range(settings[name])}", meaning
+            )
 
 
-def _meaning(spec: Field[Any]) -> str:
-    return str(spec.metadata["description"])
+def _range(setting: FieldInfo) -> str:
+    ends = {end: getattr(limit, end) for limit in setting.metadata for end in ("ge", "le") if hasattr(limit, end)}
+    return f"between {ends['ge']} and {ends['le']}" if "le" in ends else f"at least {ends['ge']}"
 
 
-_KIND_NAMES = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", dict: "a table"}
+def _number(value: object) -> str:
+    return "a number this large" if _is_huge(value) else str(value)
+
+
+def _is_huge(value: object) -> bool:
+    """Whether it is a whole number that no float holds, and that may be too long to print."""
+    return type(value) is int and value.bit_length() > sys.float_info.max_exp

@@ -2,15 +2,17 @@
 
 import math
 import tomllib
-from dataclasses import MISSING, FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import jsonschema
 import pytest
 import timm
+from pydantic import TypeAdapter, ValidationError
 
 import mapolicy.models  # noqa: F401 - registers the networks in timm
-from mapolicy.config import FAST, MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig, read_toml
+from mapolicy.config import FAST, MACHINE_FIELDS, OneOf, RunConfig, SearchConfig, TrainConfig, read_toml
 from mapolicy.errors import InputError, UsageError
 
 COMMON = {
@@ -42,10 +44,10 @@ POLICIES = (
 )  # fmt: skip
 STAGES = pytest.mark.parametrize("kind", REQUIRED, ids=lambda kind: kind.stage)
 NUMBERS = [
-    pytest.param(kind, spec, id=f"{kind.stage}-{spec.name}")
+    pytest.param(kind, name, setting.annotation, id=f"{kind.stage}-{name}")
     for kind in REQUIRED
-    for spec in fields(kind)
-    if spec.type in (int, float)
+    for name, setting in kind.settings().items()
+    if setting.annotation in (int, float)
 ]
 
 
@@ -55,17 +57,17 @@ def make(kind: type[RunConfig] = TrainConfig, **changes: Any) -> RunConfig:
 
 @STAGES
 def test_every_field_is_described(kind: type[RunConfig]) -> None:
-    assert len(fields(kind)) > 35
-    for spec in fields(kind):
-        assert len(spec.metadata["description"].split()) >= 3, spec.name
+    schema = kind.json_schema()["properties"]
+    assert list(schema) == [spec.name for spec in fields(kind)] == list(kind.settings())
+    assert len(schema) > 35
+    for name, setting in schema.items():
+        assert len(setting["description"].split()) >= 3, name
 
 
 @STAGES
 def test_required_fields_are_those_that_must_be_told(kind: type[RunConfig]) -> None:
-    without_default = {
-        spec.name for spec in fields(kind) if spec.default is MISSING and spec.default_factory is MISSING
-    }
-    assert without_default == set(REQUIRED[kind])
+    assert set(kind.json_schema()["required"]) == set(REQUIRED[kind])
+    assert set(kind.settings()) - set(kind.defaults()) == set(REQUIRED[kind])
     for name in REQUIRED[kind]:
         values = {key: value for key, value in REQUIRED[kind].items() if key != name}
         with pytest.raises(InputError, match=rf"^recipe r: setting '{name}' is missing; it means: "):
@@ -127,20 +129,21 @@ def test_a_whole_number_is_a_number() -> None:
     assert type(config.learning_rate) is float
 
 
-@pytest.mark.parametrize(("kind", "spec"), NUMBERS)
-def test_numbers_keep_to_their_range(kind: type[RunConfig], spec: Any) -> None:
-    low, high = spec.metadata["low"], spec.metadata["high"]
+@pytest.mark.parametrize(("kind", "name", "number"), NUMBERS)
+def test_numbers_keep_to_their_range(kind: type[RunConfig], name: str, number: type[int] | type[float]) -> None:
+    schema = kind.json_schema()["properties"][name]
+    low, high = schema["minimum"], schema.get("maximum")
     assert low is not None
     assert low >= 0, "nothing here may be negative"
     inside = [end for end in (low, high) if end is not None]
     for end in inside:
-        assert getattr(make(kind, **{spec.name: spec.type(end)}), spec.name) == end
-    outside = [low - 1] if spec.type is int else [math.nextafter(low, -math.inf), math.nan, math.inf, -math.inf]
+        assert getattr(make(kind, **{name: number(end)}), name) == end
+    outside = [low - 1] if number is int else [math.nextafter(low, -math.inf), math.nan, math.inf, -math.inf]
     if high is not None:
-        outside.append(high + 1 if spec.type is int else math.nextafter(high, math.inf))
+        outside.append(high + 1 if number is int else math.nextafter(high, math.inf))
     for value in outside:
-        with pytest.raises(InputError, match=f"{spec.name}: .* is not a finite number (at least|between) {low}"):
-            make(kind, **{spec.name: spec.type(value) if spec.type is float else int(value)})
+        with pytest.raises(InputError, match=f"{name}: .* is not a finite number (at least|between) {low}"):
+            make(kind, **{name: number(value)})
 
 
 @pytest.mark.parametrize("name", ["epochs", "learning_rate"])
@@ -168,6 +171,36 @@ def test_choices(kind: type[RunConfig], name: str, choices: tuple[str, ...]) -> 
         with pytest.raises(InputError) as refusal:
             make(kind, **{name: other})
         assert refusal.value.why == f"{name}: {other!r} is not one of {', '.join(choices)}"
+
+
+def test_a_name_that_is_registered_later_is_a_choice_too() -> None:
+    names = ["first"]
+    kind = TypeAdapter(Annotated[str, OneOf(lambda: names)])
+    with pytest.raises(ValidationError, match="'second' is not one of first"):
+        kind.validate_python("second")
+    names.append("second")
+    assert kind.validate_python("second") == "second"
+    assert kind.json_schema()["enum"] == names
+
+
+@STAGES
+def test_a_constructor_names_the_setting_that_is_wrong(kind: type[RunConfig]) -> None:
+    with pytest.raises(UsageError, match=r"^epochs: 2\.0 is not a whole number; it means: "):
+        kind(**REQUIRED[kind] | {"epochs": 2.0})
+    with pytest.raises(UsageError, match=rf"^{kind.__name__}: setting 'dataset' is missing; it means: "):
+        kind()
+    with pytest.raises(UsageError, match=rf"^{kind.__name__}: unknown setting 'epoch'; did you mean epochs"):
+        kind(epoch=2)
+
+
+@STAGES
+def test_the_schema_accepts_what_the_constructor_accepts(kind: type[RunConfig]) -> None:
+    schema = kind.json_schema()
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    assert valid(REQUIRED[kind])
+    assert valid(make(kind).to_mapping())
+    for change in ({"epochs": 0}, {"epochs": "2"}, {"fill": "white"}, {"zzz": 1}, {"momentum": 1.5}):
+        assert not valid(REQUIRED[kind] | change), change
 
 
 def test_settings_that_contradict_each_other() -> None:

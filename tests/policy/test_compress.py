@@ -159,4 +159,4 @@ def test_synthetic_images_look_like_the_data_set(whole: PolicyBundle) -> None:
 
 
 def test_the_setting_knows_the_formats_dtypes() -> None:
-    assert SearchConfig.__dataclass_fields__["extractor_dtype"].metadata["choices"] == DTYPES
+    assert tuple(SearchConfig.json_schema()["properties"]["extractor_dtype"]["enum"]) == DTYPES
