@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..bundle.load import SearchedFile
-from ..bundle.manifest_base import a_digest
+from ..bundle.manifest_base import parse_digest
 from ..config import ZERO_COST_POLICIES, TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
 from ..runtime import rank_environment as launch
@@ -56,7 +56,7 @@ def compare(
         typer.Option(
             help="Refuse a bundle with another digest; one for each --bundle.",
             metavar="SHA256",
-            callback=lambda texts: [a_digest(text) for text in texts or ()],
+            callback=lambda texts: [parse_digest(text) for text in texts or ()],
         ),
     ] = None,
     chart: Annotated[

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ..bundle.dataset_level import DatasetPolicy
-from ..bundle.download import shown_place
-from ..bundle.export import FORMS, losses
+from ..bundle.download import redacted
+from ..bundle.export import FORMS, omissions
 from ..bundle.export import export as write_policy
 from ..errors import InputError, UsageError
 from ..runtime.files import write_atomically
@@ -35,13 +35,13 @@ def export(
     opened = options.opened(bundle, expect_digest, limits).policy
     if isinstance(opened, DatasetPolicy):
         why = "is a dataset-level policy, which has no p_jk"
-        raise InputError(shown_place(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
+        raise InputError(redacted(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
     manifest = opened.manifest
     write_atomically(out, write_policy(manifest, opened.tensors, form).encode())
     if as_json:
-        display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(losses(form))})
+        display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(omissions(form))})
         return
     display.print_figures({"policy": str(out), "digest": manifest.digest})
     print("\nlost:")
-    for loss in losses(form):
-        print(f"  {loss}")
+    for omission in omissions(form):
+        print(f"  {omission}")

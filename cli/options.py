@@ -9,14 +9,14 @@ import typer
 
 from .. import recipes
 from ..bundle.dataset_level import DatasetPolicy
-from ..bundle.download import shown_place
+from ..bundle.download import redacted
 from ..bundle.limits import Limits
 from ..bundle.load import Opened, SearchedFile, open_bundle
-from ..bundle.manifest_base import a_digest
+from ..bundle.manifest_base import parse_digest
 from ..bundle.source import BUNDLE_FILE
 from ..config import FAST, RunConfig
 from ..errors import InputError, UsageError
-from ..runtime.files import CONFIG_FILE, check_writable, holds_something, remove_litter
+from ..runtime.files import CONFIG_FILE, check_writable, has_files, remove_litter
 from ..runtime.lock import check_free
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ ExpectDigest = Annotated[
     typer.Option(
         help="Refuse a bundle with another digest.",
         metavar="SHA256",
-        callback=lambda text: None if text is None else a_digest(text),
+        callback=lambda text: None if text is None else parse_digest(text),
     ),
 ]
 BundleLimits = Annotated[
@@ -205,7 +205,7 @@ def claim_run(folder: Path, force: bool, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(str(folder), "is no folder", "use another --run-dir")
     check_free(folder)
-    if holds_something(folder) and not (force or resume):
+    if has_files(folder) and not (force or resume):
         raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
     check_writable(folder / CONFIG_FILE)
 
@@ -217,7 +217,7 @@ def slug(text: str) -> str:
 
 def file_name(reference: str) -> str:
     """`hf://ns/name@v1` and `https://host/name.safetensors?a=b` both become name.safetensors."""
-    plain = shown_place(reference)
+    plain = redacted(reference)
     if plain.startswith("hf://"):
         parts = plain.removeprefix("hf://").partition("@")[0].split("/")
         plain = parts[-1] if len(parts) > 2 else f"{parts[-1]}.safetensors"

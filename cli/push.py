@@ -37,9 +37,9 @@ def push(
     opened = options.opened(bundle, expect_digest, limits)
     policy, manifest = opened.policy, opened.policy.manifest
 
-    from ..bundle.model_card import dataset_policy_card, heat_map, measured, model_card
+    from ..bundle.model_card import dataset_policy_card, heat_map, model_card, read_run
 
-    rows = [measured(folder, manifest.digest) for folder in runs or []]
+    rows = [read_run(folder, manifest.digest) for folder in runs or []]
     if isinstance(policy, DatasetPolicy):
         pages = {CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, rows).encode()}
     else:

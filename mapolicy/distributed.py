@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import EnvironmentFault, InputError
 from .runtime import rank_environment as launch
-from .runtime.shard import Part
+from .runtime.shard import Shard
 
 BUCKET = 2**23  # numbers that travel together; a network's small tensors would cost a latency each
 ORPHAN_LOOKS, ORPHAN_PATIENCE = 0.5, 8.0  # seconds between looks at the parent, and to save in when it has gone
@@ -35,10 +35,10 @@ class Communicator:
 
     rank, size, sent = 0, 1, 0
 
-    def part(self, whole: int) -> Part:
+    def shard(self, whole: int) -> Shard:
         """This process's rows of a batch; `size` divides `whole`."""
         count = whole // self.size
-        return Part(self.rank * count, count, whole)
+        return Shard(self.rank * count, count, whole)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """For tensors of the same shapes in every process, their sums over the processes; without a graph."""
@@ -64,7 +64,7 @@ class Communicator:
         return content
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """Within it the first process of each machine is before the others: what it fetches they find."""
         yield
 
@@ -108,7 +108,7 @@ class Group(Communicator):
         own = rows.detach().contiguous()
         found = [torch.empty_like(own) for _ in range(self.size)]
         self.sent += own.nbytes
-        with peers_needed():
+        with peer_faults():
             dist.all_gather(found, own)
         return torch.cat([rows if rank == self.rank else other for rank, other in enumerate(found)])
 
@@ -126,13 +126,13 @@ class Group(Communicator):
             values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         values = values.to(self._device)
         self.sent += values.nbytes
-        with peers_needed():
+        with peer_faults():
             dist.broadcast(values, src=0)
         return values.cpu().numpy().tobytes()
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """As `Communicator.in_turn`."""
+    def local_main_process_first(self) -> Iterator[None]:
+        """As `Communicator.local_main_process_first`."""
         first = launch.local_rank() == 0
         if not first:
             self.largest(0)
@@ -147,7 +147,7 @@ class Group(Communicator):
 
     def _reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         self.sent += values.nbytes
-        with peers_needed():
+        with peer_faults():
             dist.all_reduce(values, operation)
 
 
@@ -174,7 +174,7 @@ def communicator() -> Communicator:
 
 
 @contextmanager
-def peers_needed() -> Iterator[None]:
+def peer_faults() -> Iterator[None]:
     """Turns what torch says of a process that has ended or does not answer into an error of ours.
 
     Raises:

@@ -37,7 +37,7 @@ from .policy.policy_bundle import PolicyBundle
 from .policy.sampler import TransformationSampler
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, write_atomically
-from .runtime.sanitize import shown
+from .runtime.sanitize import escaped
 from .training.callbacks import Reporter
 from .training.checkpoint import RunState
 from .training.dry_run import Forecast, forecast, forecast_before
@@ -290,7 +290,7 @@ def _baseline(config: TrainConfig, task: Task) -> Augmentation:
 
 def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ...]) -> str:
     return (
-        f"warning: {shown(name)[1:-1]} is not the bundle's data set ({'; '.join(differences)}). The bundle's split is "
+        f"warning: {escaped(name)} is not the bundle's data set ({'; '.join(differences)}). The bundle's split is "
         f"not used: this one is drawn with split_seed {config.split_seed}, and images that the policy learned from may "
         "be test images in it. Nothing says that the policy suits these images."
     )

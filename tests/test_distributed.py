@@ -23,14 +23,14 @@ from mapolicy.bilevel.bilevel_step import BilevelStep
 from mapolicy.bilevel.inner_rate import InnerRate
 from mapolicy.bilevel.microbatch import Batch
 from mapolicy.bilevel.options import StepOptions
-from mapolicy.data.decode import Framing
+from mapolicy.data.decode import ResizedCrop
 from mapolicy.distributed import ALONE, communicator
 from mapolicy.errors import EnvironmentFault, InputError, TrainingError, UsageError
 from mapolicy.models.factory import build_network
 from mapolicy.policy.network import PolicyNetwork
 from mapolicy.policy.pipeline import AugmentedBatch, Pipeline
 from mapolicy.runtime.files import CHECKPOINT_FILE, METRICS_FILE, NETWORK_FILE, RUN_FILES, STATUS_FILE
-from mapolicy.runtime.shard import Part, all_of
+from mapolicy.runtime.shard import Shard, whole_batch
 from mapolicy.transforms.space import EMBEDDING_WIDTH
 from tests.helpers.ranks import Ranks, on_ranks
 
@@ -41,7 +41,7 @@ WITHOUT_STATISTICS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 
 def test_a_process_alone_is_all_there_is() -> None:
     rows = torch.arange(6.0, requires_grad=True)
     assert communicator() is ALONE
-    assert ALONE.part(6) == all_of(6) == Part(0, 6, 6)
+    assert ALONE.shard(6) == whole_batch(6) == Shard(0, 6, 6)
     assert ALONE.gather(rows) is rows
     assert ALONE.sum([rows])[0] is rows
     assert (ALONE.largest(3, 0), ALONE.broadcast(b"x"), ALONE.sent) == ([3, 0], b"x", 0)
@@ -58,7 +58,7 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
         mean = torch.tensor([float(group.rank)])
         group.average([mean])
         return {
-            "part": group.part(6),
+            "part": group.shard(6),
             "gathered": gathered.detach(),
             "gradient": rows.grad,
             "sums": group.sum(tensors),
@@ -69,7 +69,7 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
 
     size = 3
     for rank, got in enumerate(on_ranks(size, told, tmp_path)):
-        assert got["part"] == Part(2 * rank, 2, 6)
+        assert got["part"] == Shard(2 * rank, 2, 6)
         assert got["gathered"].tolist() == [0, 1, 10, 11, 20, 21]
         assert got["gradient"].tolist() == [2 * rank, 2 * rank + 1]
         assert [total.tolist() for total in got["sums"]] == [[[6] * 3] * 2, 3, [[3, 3], [3, 3]]]
@@ -120,10 +120,10 @@ class Steps:
 
             def own(*shape: int, draws: torch.Generator = draws) -> Tensor:
                 drawn = torch.randn(*shape, generator=draws, dtype=torch.float64).to(self.dtype)
-                return group.part(len(drawn)).of(drawn)
+                return group.shard(len(drawn)).of(drawn)
 
             def classes(count: int, draws: torch.Generator = draws) -> Tensor:
-                return group.part(count).of(torch.randint(4, (count,), generator=draws))
+                return group.shard(count).of(torch.randint(4, (count,), generator=draws))
 
             validation = own(lessons, 1, 8, 8), classes(lessons)
             images, labels, embedding = own(batch, 1, 8, 8), classes(batch), own(batch, EMBEDDING_WIDTH)
@@ -352,9 +352,9 @@ def test_a_process_decodes_its_own_images_alone(
 
     def trained() -> tuple[list[int], Tensor]:
         decoded, images = [], []
-        original, augment = Framing.random, Pipeline.augment
+        original, augment = ResizedCrop.random, Pipeline.augment
 
-        def random(self: Framing, image: Any, index: int, step: int) -> Any:
+        def random(self: ResizedCrop, image: Any, index: int, step: int) -> Any:
             decoded.append(index)
             return original(self, image, index, step)
 
@@ -364,7 +364,7 @@ def test_a_process_decodes_its_own_images_alone(
             return batch
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Framing, "random", random)
+            patch.setattr(ResizedCrop, "random", random)
             patch.setattr(Pipeline, "augment", seen)
             train_network(config)
         return decoded, torch.cat(images)

@@ -262,7 +262,7 @@ def test_another_data_set_is_refused_before_its_images_are_read(
 ) -> None:
     change, says = OTHER_DATA[kind]
     if kind != "fingerprint":
-        monkeypatch.setattr("mapolicy.data.splits.Access.splits", lambda *_: pytest.fail("images were read"))
+        monkeypatch.setattr("mapolicy.data.splits.SplitLoader.load", lambda *_: pytest.fail("images were read"))
     with pytest.raises(InputError) as problem:
         train_network(make_train_config(), with_data(bundle, **change(bundle.manifest.dataset)))
     assert says in str(problem.value)

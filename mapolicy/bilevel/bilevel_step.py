@@ -25,7 +25,7 @@ from ..models.noise import has_unequal_noise, noise_at_its_mean
 from ..models.sync_batch_norm import batch_statistics
 from ..policy.network import PolicyNetwork, normalise_weights, reject_below_mean
 from ..runtime.device import freed_memory_returned
-from ..runtime.precision import at_least_single, autocast
+from ..runtime.precision import at_least_float32, autocast
 from .forward_mode import Losses, Parameters, Recording, agrees_with_torch, recorded
 from .hypergradients import Hypergradient, hypergradient_along, weighted_gradient
 from .inner_rate import InnerRate
@@ -164,7 +164,7 @@ class BilevelStep:
             weights = normalise_weights(raw)
             if options.reject_below_mean:
                 weights = reject_below_mean(weights)
-        own = forwards.shares(communicator.part(len(weights)).of(weights))
+        own = forwards.shares(communicator.shard(len(weights)).of(weights))
         if learned is not None and not learned.validation_loss.isfinite():
             loss = learned.validation_loss  # theta has not moved, and w does not either
         elif options.simultaneous and learned is not None:
@@ -197,8 +197,8 @@ class BilevelStep:
         with recorded() if records else nullcontext() as recording:
             with self._computing(batch.images):
                 own, logits = features_and_logits(self.network, batch.images)
-            losses = F.cross_entropy(at_least_single(logits), batch.labels, reduction="none")
-        return Forward(losses, at_least_single(own) if batch.features is None else batch.features, recording)
+            losses = F.cross_entropy(at_least_float32(logits), batch.labels, reduction="none")
+        return Forward(losses, at_least_float32(own) if batch.features is None else batch.features, recording)
 
     def _raw(self, forwards: Forwards) -> Tensor:
         """The policy's outputs before normalisation, float [n], of this process's samples."""
@@ -206,7 +206,7 @@ class BilevelStep:
         if self.extractor is not None:
             with self._computing(forwards.images):
                 own = deep_features(self.extractor, forwards.images)
-            own = at_least_single(own)
+            own = at_least_float32(own)
         raw: Tensor = self.policy(own, forwards.embedding)
         return raw
 
@@ -217,7 +217,7 @@ class BilevelStep:
         network, parameters, communicator = self.network, self._parameters(), self.communicator
         raw, alpha = communicator.gather(self._raw(forwards)), self.rate()
         weights = normalise_weights(raw)
-        own = forwards.shares(communicator.part(len(weights)).of(weights.detach()))
+        own = forwards.shares(communicator.shard(len(weights)).of(weights.detach()))
         with running_statistics_kept(network):
             self._check_rules(forwards.parts[0], forwards.recording)
             gradients = weighted_gradient(forwards.graphs(keep_graph), own, list(parameters.values()), keep_graph)
@@ -257,7 +257,7 @@ class BilevelStep:
             torch.manual_seed(part.noise_seed + 1)
             with self._computing(images):
                 logits = functional_call(network, dict(at), (images,))
-            return F.cross_entropy(at_least_single(logits), labels) * share
+            return F.cross_entropy(at_least_float32(logits), labels) * share
 
         return loss
 
@@ -269,7 +269,7 @@ class BilevelStep:
             torch.manual_seed(batch.noise_seed)
             with self._computing(batch.images):
                 logits = functional_call(network, dict(at), (batch.images,))
-            return F.cross_entropy(at_least_single(logits), batch.labels, reduction="none")
+            return F.cross_entropy(at_least_float32(logits), batch.labels, reduction="none")
 
         return losses
 

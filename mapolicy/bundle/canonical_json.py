@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.sanitize import shown
+from ..runtime.sanitize import quoted
 
 _STEP = np.zeros(256, dtype=np.int8)
 _STEP[list(b"[{")] = 1
@@ -84,7 +84,7 @@ def _table(widest: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise _NotStrictError(f"has the key {shown(twice)} twice")
+        raise _NotStrictError(f"has the key {quoted(twice)} twice")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
 
 from ..errors import UsageError
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import invalid_bundle, quoted
 from ..transforms.space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
 from .fetch import fetch_container
 from .limits import Limits
@@ -187,14 +187,14 @@ class DatasetPolicy(PolicyFile):
         """As `from_fetched`, of a container that was taken apart; arguments as of `bundle_format.check_parts`."""
         source = fetched.source
         if not is_listed(raw):
-            raise refused(source, "is not a dataset-level policy", "load it with PolicyBundle")
+            raise invalid_bundle(source, "is not a dataset-level policy", "load it with PolicyBundle")
         check_format(raw, source)
         try:
             manifest = PublishedManifest.model_validate(raw)
         except ValidationError as problem:
-            raise refused(source, first_problem(problem)) from None
+            raise invalid_bundle(source, first_problem(problem)) from None
         if tensors:
-            raise refused(source, f"tensor {shown(min(tensors))} is not one that a dataset-level policy has")
+            raise invalid_bundle(source, f"tensor {quoted(min(tensors))} is not one that a dataset-level policy has")
         check_spelling(text, manifest, source)
         check_digest(_digest(manifest), manifest.digest, expect_digest, source)
         return cls(manifest, fetched.origin)

@@ -22,7 +22,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
-def shown_place(reference: str) -> str:
+def redacted(reference: str) -> str:
     """How a place may be shown: an address without account, password, query and fragment, which may be secret.
 
     Of an address whose host is no host (a slash in a password makes one) the scheme alone is left. A text that is no
@@ -50,7 +50,7 @@ def download(address: str, limits: Limits) -> bytes:
         InputError: there is no such file, or it may not be read, or it is too large.
         EnvironmentFault: the network or the server failed, or took too long.
     """
-    start, place = _checked(address), shown_place(address)
+    start, place = _checked(address), redacted(address)
     deadline = time.monotonic() + LONGEST_DOWNLOAD
     answer: Future[bytes] = Future()
 
@@ -72,11 +72,11 @@ def download(address: str, limits: Limits) -> bytes:
 def too_large(place: str, size: int | None, limits: Limits) -> InputError:
     """The refusal of a file of `size` bytes; None where it is only known to be too large."""
     why = f"has {'more' if size is None else f'{size} bytes, more'} than the {limits.file_bytes} allowed"
-    return InputError(place, why, limits.raising("file_bytes", size))
+    return InputError(place, why, limits.how_to_raise("file_bytes", size))
 
 
 def _checked(address: str) -> SplitResult:
-    place = shown_place(address)
+    place = redacted(address)
     if not (address.isascii() and address.isprintable()) or " " in address:
         why = "has a character that an address cannot have"
         raise UsageError(place, why, "write it percent-encoded, a space as %20")
@@ -124,7 +124,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _download(address: str, start: SplitResult, deadline: float, limits: Limits) -> bytes:
-    place = shown_place(address)
+    place = redacted(address)
     opener = urllib.request.build_opener(_Redirects(start, place))
     request = urllib.request.Request(address, headers={"User-Agent": "mapolicy"})
     try:

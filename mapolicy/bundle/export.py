@@ -1,6 +1,6 @@
 """A bundle's p_jk for loops without mapolicy: as torchvision transforms (Python) or an albumentations policy (JSON).
 
-Neither can say all of it. What is lost is said: in the Python file, and by `losses`.
+Neither can say all of it. What is lost is said: in the Python file, and by `omissions`.
 """
 
 import json
@@ -22,7 +22,7 @@ _ALWAYS = (
     "the weights P_i: every sample counts the same",
     "base augmentation, Cutout and normalisation: add your own",
 )
-_LOSSES = {
+_OMISSIONS = {
     "torchvision": (
         *_ALWAYS,
         f"continuous levels of Posterize, Solarize and Sharpness: {BINS} levels stand for them",
@@ -39,9 +39,9 @@ _LOSSES = {
 }
 
 
-def losses(form: str) -> tuple[str, ...]:
+def omissions(form: str) -> tuple[str, ...]:
     """What an exported policy of this form (a key of `FORMS`) leaves out or does otherwise."""
-    return _LOSSES[form]
+    return _OMISSIONS[form]
 
 
 def export(manifest: Manifest, tensors: Mapping[str, RawTensor], form: str) -> str:
@@ -91,7 +91,7 @@ _PYTHON = '''\
 """Augmentation policy {digest}
 as torchvision transforms, written by mapolicy. `policy()` transforms uint8 images, tensors or Pillow's.
 
-What it lacks: {losses}.
+What it lacks: {omissions}.
 """
 
 from torchvision.transforms import v2
@@ -150,7 +150,7 @@ def _torchvision(
     }
     return _PYTHON.format(
         digest=digest,
-        losses="; ".join(losses("torchvision")),
+        omissions="; ".join(omissions("torchvision")),
         fill=fill,
         operations="\n".join(f'        "{name}": {code[name]},' for name in ranges),
         pairs="\n".join(f'    ("{first}", "{second}", {probability!r}),' for first, second, probability in pairs),

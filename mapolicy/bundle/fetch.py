@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..runtime.files import ReadAt
 from .limits import Limits
-from .safetensors_reader import SOON_READ, check_header
-from .source import Fetched, Look, is_remote, read_file
+from .safetensors_reader import SMALL_FILE, check_header
+from .source import Fetched, Precheck, is_remote, read_file
 
 
-def fetch(reference: str | os.PathLike[str], limits: Limits, look: Look = lambda read_at, size: None) -> Fetched:
+def fetch(reference: str | os.PathLike[str], limits: Limits, look: Precheck = lambda read_at, size: None) -> Fetched:
     """The file that a path, an https address or an `hf://` reference names.
 
     Args:
@@ -32,9 +32,9 @@ def fetch(reference: str | os.PathLike[str], limits: Limits, look: Look = lambda
         from .hub import from_hub
 
         return from_hub(address, limits, look)
-    from .download import download, shown_place
+    from .download import download, redacted
 
-    place = shown_place(address)
+    place = redacted(address)
     return Fetched(download(address, limits), place, place)
 
 
@@ -47,7 +47,7 @@ def fetch_container(reference: str | os.PathLike[str], limits: Limits) -> Fetche
     """
 
     def look(read_at: ReadAt, size: int) -> None:
-        if size > SOON_READ:
+        if size > SMALL_FILE:
             check_header(str(reference), read_at, size, limits)
 
     return fetch(reference, limits, look)

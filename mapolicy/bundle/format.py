@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import invalid_bundle, quoted
 from ..transforms.space import OPERATION_NAMES
 from . import canonical_json
 from .fetch import fetch_container
@@ -117,8 +117,8 @@ def check_input_size(size: int, source: str, limits: Limits | None = None) -> No
     allowed = (limits or Limits()).pixels
     if size * size > allowed:
         why = f"input.size {size} means {size * size} pixels, more than the {allowed} allowed"
-        remedy = limits.raising("pixels", size * size) if limits else "search with a smaller image_size"
-        raise refused(source, why, remedy)
+        remedy = limits.how_to_raise("pixels", size * size) if limits else "search with a smaller image_size"
+        raise invalid_bundle(source, why, remedy)
 
 
 def serialise(draft: ManifestDraft, tensors: Mapping[str, RawTensor], limits: Limits | None = None) -> bytes:
@@ -157,23 +157,25 @@ def _check_layout(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], sou
     expected = dict(_expected_tensors(manifest))
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
-            raise refused(source, f"tensor {shown(name)} is missing")
+            raise invalid_bundle(source, f"tensor {quoted(name)} is missing")
         tensor = tensors[name]
         if tensor.dtype != dtype:
-            raise refused(source, f"tensor {shown(name)} has dtype {tensor.dtype}, expected {dtype}")
+            raise invalid_bundle(source, f"tensor {quoted(name)} has dtype {tensor.dtype}, expected {dtype}")
         if shape is None:
             if len(tensor.shape) != 1:
-                raise refused(source, f"tensor {shown(name)} has {len(tensor.shape)} dimensions, expected 1")
+                raise invalid_bundle(source, f"tensor {quoted(name)} has {len(tensor.shape)} dimensions, expected 1")
         elif tensor.shape != shape:
-            raise refused(source, f"tensor {shown(name)} has shape {shown(str(tensor.shape))}, expected {shape}")
+            raise invalid_bundle(
+                source, f"tensor {quoted(name)} has shape {quoted(str(tensor.shape))}, expected {shape}"
+            )
     stored = STORED_DTYPES[manifest.extractor.dtype]
     for name, tensor in tensors.items():
         if name in expected:
             continue
         if not name.startswith(EXTRACTOR_PREFIX):
-            raise refused(source, f"tensor {shown(name)} is not one that this bundle's policy has")
+            raise invalid_bundle(source, f"tensor {quoted(name)} is not one that this bundle's policy has")
         if tensor.dtype not in (stored, "I64"):
-            raise refused(source, f"tensor {shown(name)} has dtype {tensor.dtype}, expected {stored} or I64")
+            raise invalid_bundle(source, f"tensor {quoted(name)} has dtype {tensor.dtype}, expected {stored} or I64")
 
 
 def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str, tuple[int, ...] | None]]]:
@@ -200,35 +202,37 @@ def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], sou
     """Finite everywhere, variances, p_jk a distribution, means outputs of a sigmoid, alpha a step size, split a set."""
     for name in sorted(tensors):
         if not tensors[name].is_finite():
-            raise refused(source, f"tensor {shown(name)} has NaN or infinite values")
+            raise invalid_bundle(source, f"tensor {quoted(name)} has NaN or infinite values")
         # Batch normalisation divides by the root of the one, and counts in the other.
         if name.endswith((".running_var", ".num_batches_tracked")) and (least := tensors[name].bounds()[0]) < 0:
-            raise refused(source, f"tensor {shown(name)} has the value {least:.6g}, expected none below 0")
+            raise invalid_bundle(source, f"tensor {quoted(name)} has the value {least:.6g}, expected none below 0")
         if name.startswith(POLICY_PREFIX):
             for value in tensors[name].bounds():
                 if abs(value) > MAX_POLICY:
                     why = (
-                        f"tensor {shown(name)} has the value {value:.6g}, expected {MAX_POLICY:g} at most, either sign"
+                        f"tensor {quoted(name)} has the value {value:.6g}, expected {MAX_POLICY:g} at most, either sign"
                     )
-                    raise refused(source, why)
+                    raise invalid_bundle(source, why)
     probabilities = np.asarray(tensors[PROBABILITIES].array(), dtype=np.float64)
     if probabilities.min() < 0:
-        raise refused(source, f"{PROBABILITIES} has the value {probabilities.min():.6g}, expected none below 0")
+        raise invalid_bundle(source, f"{PROBABILITIES} has the value {probabilities.min():.6g}, expected none below 0")
     if abs(probabilities.sum() - 1) > SUM_TOLERANCE:
-        raise refused(source, f"{PROBABILITIES} sums to {probabilities.sum():.6g}, expected 1")
+        raise invalid_bundle(source, f"{PROBABILITIES} sums to {probabilities.sum():.6g}, expected 1")
     means = np.asarray(tensors[MEANS].array(), dtype=np.float64)
     for value in (means.min(), means.max()):
         if not 0 <= value <= 1:
-            raise refused(source, f"{MEANS} has the value {value:.6g}, expected 0 to 1")
+            raise invalid_bundle(source, f"{MEANS} has the value {value:.6g}, expected 0 to 1")
     alpha = np.asarray(tensors[ALPHA].array(), dtype=np.float64)
     for value in (alpha.min(), alpha.max()):
         if not 0 < value <= MAX_ALPHA:
-            raise refused(source, f"{ALPHA} has the value {value:.6g}, expected above 0 and at most {MAX_ALPHA:g}")
+            raise invalid_bundle(
+                source, f"{ALPHA} has the value {value:.6g}, expected above 0 and at most {MAX_ALPHA:g}"
+            )
     indices = tensors[META_VALIDATION].array().astype(np.int64)
     images = manifest.dataset.counts.images
     for index in (indices.min(), indices.max()):
         if not 0 <= index < images:
-            raise refused(source, f"{META_VALIDATION} has the index {index}, expected 0 to {images - 1}")
+            raise invalid_bundle(source, f"{META_VALIDATION} has the index {index}, expected 0 to {images - 1}")
     # Compared, not subtracted: a difference of int64 can wrap around.
     if not bool((indices[1:] > indices[:-1]).all()):
-        raise refused(source, f"{META_VALIDATION} is not in increasing order without repeats")
+        raise invalid_bundle(source, f"{META_VALIDATION} is not in increasing order without repeats")

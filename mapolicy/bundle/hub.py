@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ..errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.files import write_atomically
-from .download import shown_place, too_large
+from .download import redacted, too_large
 from .limits import Limits
-from .source import BUNDLE_FILE, Fetched, Look, read_file
+from .source import BUNDLE_FILE, Fetched, Precheck, read_file
 
 FORM = "hf://NAMESPACE/NAME[/FILE][@REVISION]"
 
@@ -79,15 +79,15 @@ def check_repository(repository: str) -> None:
     """
     if not _REPOSITORY.fullmatch(repository):
         raise UsageError(
-            shown_place(repository), "is not a repository's name", "give NAMESPACE/NAME, such as birdlab/birds-policy"
+            redacted(repository), "is not a repository's name", "give NAMESPACE/NAME, such as birdlab/birds-policy"
         )
 
 
-def from_hub(reference: str, limits: Limits, look: Look) -> Fetched:
+def from_hub(reference: str, limits: Limits, look: Precheck) -> Fetched:
     """The file that an `hf://` reference names; arguments and errors of `fetch.fetch`."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise UsageError(shown_place(reference), "is not a reference to the hub", f"the form is {FORM}")
+        raise UsageError(redacted(reference), "is not a reference to the hub", f"the form is {FORM}")
     repository, file, revision = match[1], match[2] or BUNDLE_FILE, match[3] or "main"
     with _one_line(reference):
         import huggingface_hub as hf

@@ -53,7 +53,7 @@ class Limits:
             values[name] = int(number)
         return cls(**values)
 
-    def raising(self, name: str, needed: int | None) -> str:
+    def how_to_raise(self, name: str, needed: int | None) -> str:
         """What to do where `needed` is over the limit `name`; None stands for an unknown number over it."""
         assert needed is None or getattr(self, name) < needed
         return f"if you trust its sender, add --limit {name}={needed or 'NUMBER'} (in Python: Limits)"

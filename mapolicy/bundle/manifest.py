@@ -9,7 +9,7 @@ from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, WithJ
 
 from ..config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
 from ..errors import UsageError
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import invalid_bundle, quoted
 from ..transforms.space import EMBEDDING_OFFSET, EMBEDDING_WIDTH, EMBEDDING_WITHOUT_MAGNITUDE, OPERATION_NAMES, SPACES
 from .manifest_base import DATASET_LEVEL, FORMAT, MAX_KEYS, Draft, ManifestPart, check_format, first_problem, schema_of
 from .manifest_fields import (
@@ -88,10 +88,10 @@ class Operations(ManifestPart):
     @model_validator(mode="after")
     def _is_known(self) -> Self:
         if self.space not in SPACES:
-            raise ValueError(f"space {shown(self.space)} is not one of {', '.join(SPACES)}")
+            raise ValueError(f"space {quoted(self.space)} is not one of {', '.join(SPACES)}")
         for name in self.names:
             if name not in OPERATION_NAMES:
-                raise ValueError(f"operation {shown(name)} is unknown")
+                raise ValueError(f"operation {quoted(name)} is unknown")
         if len(self.names) != len(OPERATION_NAMES):
             raise ValueError(f"{len(self.names)} operations, expected {len(OPERATION_NAMES)}")
         for position, (found, expected) in enumerate(zip(self.names, OPERATION_NAMES, strict=True)):
@@ -100,7 +100,7 @@ class Operations(ManifestPart):
         known = SPACES[self.space].ranges
         if set(self.ranges) != set(known):
             odd = sorted(set(self.ranges) ^ set(known))[0]
-            raise ValueError(f"range of {shown(odd)} is {'unknown' if odd in self.ranges else 'missing'}")
+            raise ValueError(f"range of {quoted(odd)} is {'unknown' if odd in self.ranges else 'missing'}")
         for name, spread in known.items():
             found_range = self.ranges[name]
             triple = None if found_range is None else (found_range.at_zero, found_range.at_ten, found_range.signed)
@@ -301,7 +301,7 @@ class ManifestDraft(Draft):
         }
         for name in sorted(set(said) & set(self.search.settings)):
             if self.search.settings[name] != said[name]:
-                found, expected = shown(self.search.settings[name]), shown(said[name])
+                found, expected = quoted(self.search.settings[name]), quoted(said[name])
                 raise ValueError(f"search.settings has {name} {found}, the rest of the manifest {expected}")
         return self
 
@@ -364,15 +364,15 @@ def check_manifest(raw: dict[str, Any], source: str) -> Manifest:
     """
     if raw.get("kind") == DATASET_LEVEL:
         why = f"is a bundle of kind {DATASET_LEVEL!r}, without extractor and policy network"
-        raise refused(source, why, "train with it or inspect it; a searched bundle is needed here")
+        raise invalid_bundle(source, why, "train with it or inspect it; a searched bundle is needed here")
     if "kind" in raw:
-        why = f"is a bundle of kind {shown(raw['kind'])}, which this mapolicy does not know"
-        raise refused(source, why, "upgrade mapolicy or ask for another bundle")
+        why = f"is a bundle of kind {quoted(raw['kind'])}, which this mapolicy does not know"
+        raise invalid_bundle(source, why, "upgrade mapolicy or ask for another bundle")
     check_format(raw, source)
     try:
         return Manifest.model_validate(raw)
     except ValidationError as problem:
-        raise refused(source, first_problem(problem)) from None
+        raise invalid_bundle(source, first_problem(problem)) from None
 
 
 def json_schema() -> dict[str, Any]:

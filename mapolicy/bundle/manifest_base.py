@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import UsageError
 from ..runtime import files
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import escaped, invalid_bundle, quoted
 from . import canonical_json
 
 FORMAT = 1
@@ -83,9 +83,9 @@ def read_json(text: str, source: str) -> dict[str, Any]:
     try:
         raw = canonical_json.parse(text.encode("utf-8", "surrogatepass"), MAX_DEPTH, MAX_KEYS, most)
     except ValueError as problem:
-        raise refused(source, f"manifest {problem}") from None
+        raise invalid_bundle(source, f"manifest {problem}") from None
     if not isinstance(raw, dict):
-        raise refused(source, f"manifest is {shown(raw)}, expected a JSON object")
+        raise invalid_bundle(source, f"manifest is {quoted(raw)}, expected a JSON object")
     return raw
 
 
@@ -96,10 +96,10 @@ def check_format(raw: dict[str, Any], source: str) -> None:
         InputError: the version is missing, or another one.
     """
     if "format" not in raw:
-        raise refused(source, f"manifest has no format version; this mapolicy reads format {FORMAT}")
+        raise invalid_bundle(source, f"manifest has no format version; this mapolicy reads format {FORMAT}")
     if type(raw["format"]) is not int or raw["format"] != FORMAT:
-        why = f"is a bundle of format {shown(raw['format'])}; this mapolicy reads format {FORMAT}"
-        raise refused(source, why, "upgrade mapolicy or ask for another bundle")
+        why = f"is a bundle of format {quoted(raw['format'])}; this mapolicy reads format {FORMAT}"
+        raise invalid_bundle(source, why, "upgrade mapolicy or ask for another bundle")
 
 
 def check_spelling(text: str, manifest: Draft, source: str) -> None:
@@ -109,17 +109,17 @@ def check_spelling(text: str, manifest: Draft, source: str) -> None:
         InputError: the text is another spelling of the manifest.
     """
     if text != manifest.to_json():
-        raise refused(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
+        raise invalid_bundle(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
 
 
-def a_digest(text: str) -> str:
+def parse_digest(text: str) -> str:
     """A digest that somebody typed, as it is compared: in small letters.
 
     Raises:
         UsageError: it is no digest.
     """
     if not re.fullmatch("[0-9a-f]{64}", text.lower()):
-        raise UsageError("expected digest", f"{shown(text)} is not 64 hexadecimal digits", "copy it from `inspect`")
+        raise UsageError("expected digest", f"{quoted(text)} is not 64 hexadecimal digits", "copy it from `inspect`")
     return text.lower()
 
 
@@ -132,10 +132,10 @@ def check_digest(computed: str, stated: str, expected: str | None, source: str) 
     """
     if not hmac.compare_digest(computed, stated):
         why = f"its digest says {stated[:12]}, its content has {computed[:12]}: it was damaged or edited"
-        raise refused(source, why)
-    if expected is not None and (expected := a_digest(expected)) != computed:
-        why = f"has the digest {computed[:12]}..., expected {shown(expected, 20)}"
-        raise refused(source, why, "it is another bundle than the one asked for")
+        raise invalid_bundle(source, why)
+    if expected is not None and (expected := parse_digest(expected)) != computed:
+        why = f"has the digest {computed[:12]}..., expected {quoted(expected, 20)}"
+        raise invalid_bundle(source, why, "it is another bundle than the one asked for")
 
 
 def schema_of(manifest: type[ManifestPart], title: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def first_problem(problem: ValidationError) -> str:
     """The first error as `manifest <field>: ...`, printable ASCII; pydantic's own text is many lines."""
     error = problem.errors(include_url=False)[0]
     place = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    field = f"manifest {shown(place, 60)[1:-1]}" if place else "manifest"
+    field = f"manifest {escaped(place, 60)}" if place else "manifest"
     match error["type"]:
         case "missing":
             return f"{field} is missing"
@@ -166,15 +166,15 @@ def first_problem(problem: ValidationError) -> str:
         case "value_error" if isinstance(error["input"], dict):
             return f"{field}: {error['ctx']['error']}"
         case "value_error":
-            return f"{field}: found {shown(error['input'])}, expected {error['ctx']['error']}"
+            return f"{field}: found {quoted(error['input'])}, expected {error['ctx']['error']}"
         case "too_long" | "string_too_long":
             return f"{field}: found {_with_length(error['input'])}, expected at most {error['ctx']['max_length']}"
         case "too_short" | "string_too_short":
             return f"{field}: found {_with_length(error['input'])}, expected at least {error['ctx']['min_length']}"
         case _:
             expected = error["msg"].removeprefix("Input should be ")  # pydantic's words: "a valid string"
-            return f"{field}: found {shown(error['input'])}, expected {expected}"
+            return f"{field}: found {quoted(error['input'])}, expected {expected}"
 
 
 def _with_length(value: Any) -> str:
-    return f"{shown(value)} of {len(value)} characters" if isinstance(value, str) else shown(value)
+    return f"{quoted(value)} of {len(value)} characters" if isinstance(value, str) else quoted(value)

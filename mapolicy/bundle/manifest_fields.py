@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, FailFast, Field, GetJsonSchemaHandler, Strict
 
-from ..runtime.sanitize import shown
+from ..runtime.sanitize import quoted
 
 MAX_COUNT = 2**40
 MAX_CLASSES = 100_000
@@ -64,11 +64,11 @@ def check_model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, value in arguments.items():
         if name not in MODEL_ARGS:
-            raise ValueError(f"argument {shown(name)} is not one that a bundle may give (manifest_fields.MODEL_ARGS)")
+            raise ValueError(f"argument {quoted(name)} is not one that a bundle may give (manifest_fields.MODEL_ARGS)")
         kind, least, most = MODEL_ARGS[name]
         fits = type(value) is kind or (kind is float and type(value) is int)
         if not fits or not least <= value <= most:
-            raise ValueError(f"argument {name} is {shown(value)}, expected {kind.__name__} between {least} and {most}")
+            raise ValueError(f"argument {name} is {quoted(value)}, expected {kind.__name__} between {least} and {most}")
     return dict(arguments)
 
 
@@ -128,7 +128,7 @@ def _count_or_fraction(value: float) -> float:
 def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         ((twice, _),) = Counter(names).most_common(1)
-        raise ValueError(f"each name once ({shown(twice)} is there again)")
+        raise ValueError(f"each name once ({quoted(twice)} is there again)")
     return names
 
 

@@ -39,7 +39,7 @@ _HIGH, _LOW = np.array([178, 24, 43]), np.array([33, 102, 172])  # above and bel
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunResult:
     """A finished training run with this bundle or, for comparison, with a baseline under its splits."""
 
     arch: str
@@ -49,7 +49,7 @@ class Measured:
     test_top1: float
 
 
-def measured(folder: Path, digest: str) -> Measured:
+def read_run(folder: Path, digest: str) -> RunResult:
     """What a run folder of `train_network` says.
 
     Args:
@@ -64,7 +64,7 @@ def measured(folder: Path, digest: str) -> Measured:
         config = tomllib.loads(read_regular_file(folder / CONFIG_FILE, LARGEST_RECORD).decode())
         found = result["digest"]
         policy = result["mode"] if result["policy"] == "learned" else result["policy"]
-        row = Measured(
+        row = RunResult(
             str(result["arch"]), str(policy), int(config["epochs"]), int(config["seed"]), float(result["test_top1"])
         )
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -80,7 +80,7 @@ def model_card(
     tensors: Mapping[str, RawTensor],
     repository: str,
     licence: str = "",
-    runs: Sequence[Measured] = (),
+    runs: Sequence[RunResult] = (),
 ) -> str:
     """README.md of the bundle's repository: YAML front matter and Markdown.
 
@@ -114,7 +114,7 @@ def model_card(
 
 
 def dataset_policy_card(
-    manifest: PublishedManifest, repository: str, licence: str = "", runs: Sequence[Measured] = ()
+    manifest: PublishedManifest, repository: str, licence: str = "", runs: Sequence[RunResult] = ()
 ) -> str:
     """The same for a dataset-level policy, which has no p_jk to show.
 
@@ -198,7 +198,7 @@ def _use(manifest: Manifest, repository: str) -> str:
     return f"{_block(shell, 'bash')}\n\n{_block(python, 'python')}\n\n{why}"
 
 
-def _gain(runs: Sequence[Measured]) -> str:
+def _gain(runs: Sequence[RunResult]) -> str:
     if not runs:
         return (
             "**Not measured.** A search network's accuracy on the images that the policy was learned on says nothing "

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.files import ReadAt
-from ..runtime.sanitize import NEW_COPY, refused, shown
+from ..runtime.sanitize import NEW_COPY, invalid_bundle, quoted
 from . import canonical_json
 from .limits import Limits
 
@@ -35,7 +35,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
 }
 # Bytes; a smaller file is read whole as soon as its header.
-SOON_READ = 2**26
+SMALL_FILE = 2**26
 _BF16_EXPONENT = 0x7F80
 _CHUNK = 2**20
 
@@ -140,7 +140,7 @@ def check_header(source: str, read_at: ReadAt, size: int, limits: Limits) -> tup
     try:
         return _read_header(read_at, size, limits)
     except _ContainerError as problem:
-        raise refused(source, problem.why, problem.remedy) from None
+        raise invalid_bundle(source, problem.why, problem.remedy) from None
 
 
 class _ContainerError(Exception):
@@ -157,11 +157,11 @@ def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, 
     beginning = read_at(0, 512)
     (length,) = struct.unpack_from("<Q", beginning)
     if beginning[8:9] != b"{" or length > limits.header_bytes:
-        kind = looks_like(beginning)
+        kind = guess_kind(beginning)
         if kind:
             raise _ContainerError(f"is no bundle: it looks like {kind}")
         if length > limits.header_bytes:
-            remedy = limits.raising("header_bytes", length) if length <= size - 8 else NEW_COPY
+            remedy = limits.how_to_raise("header_bytes", length) if length <= size - 8 else NEW_COPY
             why = f"says its header has {length} bytes, more than the {limits.header_bytes} allowed"
             raise _ContainerError(why, remedy)
         raise _ContainerError("is no safetensors file: its header does not begin with '{'")
@@ -177,7 +177,7 @@ def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, 
         header = canonical_json.parse(read_at(8, length), MAX_DEPTH, most, most)
     except canonical_json.TooLargeError as problem:
         tensors = math.ceil((problem.found - _FRAME) / _ENTRY)
-        raise _ContainerError(f"header {problem}", limits.raising("tensors", tensors)) from None
+        raise _ContainerError(f"header {problem}", limits.how_to_raise("tensors", tensors)) from None
     except ValueError as problem:
         raise _ContainerError(f"header {problem}") from None
     return start, _metadata(header.pop("__metadata__", None)), dict(_places(header, size - start))
@@ -188,10 +188,10 @@ def _metadata(found: object) -> str:
         raise _ContainerError(f"is no policy bundle: its header has no metadata {METADATA_KEY!r}")
     for key in found:
         if key != METADATA_KEY:
-            raise _ContainerError(f"has metadata {shown(key)}, expected {METADATA_KEY!r} alone")
+            raise _ContainerError(f"has metadata {quoted(key)}, expected {METADATA_KEY!r} alone")
     value = found[METADATA_KEY]
     if not isinstance(value, str):
-        raise _ContainerError(f"metadata {METADATA_KEY!r} is {shown(value)}, expected a text")
+        raise _ContainerError(f"metadata {METADATA_KEY!r} is {quoted(value)}, expected a text")
     return value
 
 
@@ -200,30 +200,30 @@ def _places(header: dict[str, object], data: int) -> Iterator[tuple[str, tuple[s
     end = 0
     for name, entry in header.items():
         if len(name) > MAX_NAME or not _NAME.fullmatch(name):
-            raise _ContainerError(f"has a tensor {shown(name)}, which is not a name that bundles have")
+            raise _ContainerError(f"has a tensor {quoted(name)}, which is not a name that bundles have")
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise _ContainerError(f"tensor {shown(name)} has not just dtype, shape and data_offsets")
+            raise _ContainerError(f"tensor {quoted(name)} has not just dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise _ContainerError(f"tensor {shown(name)} has dtype {shown(dtype)}, expected {', '.join(DTYPES)}")
+            raise _ContainerError(f"tensor {quoted(name)} has dtype {quoted(dtype)}, expected {', '.join(DTYPES)}")
         if not _is_integers(shape, least=1, most=2**40) or len(shape) > MAX_DIMENSIONS:
             found = canonical_json.canonical(shape)
             why = f"expected at most {MAX_DIMENSIONS} sizes of 1 or more"
-            raise _ContainerError(f"tensor {shown(name)} has shape {shown(found)}, {why}")
+            raise _ContainerError(f"tensor {quoted(name)} has shape {quoted(found)}, {why}")
         if not _is_integers(offsets, least=0, most=2**63) or len(offsets) != 2:
             found = canonical_json.canonical(offsets)
-            raise _ContainerError(f"tensor {shown(name)} has data_offsets {shown(found)}, expected [begin, end]")
+            raise _ContainerError(f"tensor {quoted(name)} has data_offsets {quoted(found)}, expected [begin, end]")
         begin, expected_begin = offsets[0], end
         end = begin + math.prod(shape) * DTYPES[dtype].itemsize
         if begin != expected_begin:
             kind = "a hole" if begin > expected_begin else "an overlap"
-            raise _ContainerError(f"tensor {shown(name)} begins at {begin}, expected {expected_begin} ({kind})")
+            raise _ContainerError(f"tensor {quoted(name)} begins at {begin}, expected {expected_begin} ({kind})")
         if begin % DTYPES[dtype].itemsize:
-            raise _ContainerError(f"tensor {shown(name)} begins at {begin}, which its type's size does not divide")
+            raise _ContainerError(f"tensor {quoted(name)} begins at {begin}, which its type's size does not divide")
         if offsets[1] != end:
-            raise _ContainerError(f"tensor {shown(name)} ends at {offsets[1]}, its shape and dtype say {end}")
+            raise _ContainerError(f"tensor {quoted(name)} ends at {offsets[1]}, its shape and dtype say {end}")
         if end > data:
-            raise _ContainerError(f"is truncated: tensor {shown(name)} ends at {end} of {data} bytes of data")
+            raise _ContainerError(f"is truncated: tensor {quoted(name)} ends at {end} of {data} bytes of data")
         yield name, (dtype, tuple(shape), begin, end)
     if end != data:
         raise _ContainerError(f"has {data - end} bytes after its last tensor")
@@ -245,7 +245,7 @@ _MAGIC = (
 )
 
 
-def looks_like(content: bytes) -> str:
+def guess_kind(content: bytes) -> str:
     """What a file seems to be that is no bundle; empty where nothing is recognised."""
     for magic, kind in _MAGIC:
         if content.startswith(magic):

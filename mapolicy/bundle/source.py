@@ -14,7 +14,7 @@ from .limits import Limits
 
 BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"  # in a repository on the hub
 
-Look = Callable[[ReadAt, int], None]
+Precheck = Callable[[ReadAt, int], None]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Fetched:
 
     Attributes:
         content: the bytes, unchecked.
-        source: as it was named, for errors; an address as `web.shown_place` has it.
+        source: as it was named, for errors; an address as `web.redacted` has it.
         origin: what finds the same file again: the path, the address as in `source`, or `hf://...@COMMIT`.
         commit: of the hub's repository; None elsewhere.
     """
@@ -39,7 +39,7 @@ def is_remote(reference: str | os.PathLike[str]) -> bool:
     return isinstance(reference, str) and "://" in reference
 
 
-def read_file(path: Path, limits: Limits, look: Look = lambda read_at, size: None) -> bytes:
+def read_file(path: Path, limits: Limits, look: Precheck = lambda read_at, size: None) -> bytes:
     """The bytes of a regular file.
 
     Args:
@@ -50,4 +50,4 @@ def read_file(path: Path, limits: Limits, look: Look = lambda read_at, size: Non
     Raises:
         InputError: there is no such file, it may not be read, or it is too large.
     """
-    return read_regular_file(path, limits.file_bytes, partial(limits.raising, "file_bytes"), look)
+    return read_regular_file(path, limits.file_bytes, partial(limits.how_to_raise, "file_bytes"), look)

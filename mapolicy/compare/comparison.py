@@ -25,7 +25,7 @@ from ..models.factory import check_arch
 from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_settings
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.device import reproducible, resolve_device
-from ..runtime.files import RUN_FILES, holds_something, write_atomically
+from ..runtime.files import RUN_FILES, has_files, write_atomically
 from ..runtime.lock import folder_lock
 from ..runtime.machine import hardware, versions
 from ..training.callbacks import Reporter
@@ -325,7 +325,7 @@ def _record(
     """
     path = run_dir / COMPARISON_FILE
     record: dict[str, Any] = {"budget": budget, "bundles": list(bundles)}
-    if holds_something(run_dir) and not (resume or overwrite):
+    if has_files(run_dir) and not (resume or overwrite):
         raise UsageError(str(run_dir), "holds a run", "use --resume, --force or another --run-dir")
     if resume:
         if not path.exists():

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import MapolicyError
-from ..runtime.signals import handling, stop_after
+from ..runtime.signals import signal_handlers, stop_exception
 
 POLL = 1.0  # seconds
 ENVIRONMENT_EXIT = 5
@@ -96,7 +96,7 @@ def side_by_side(
             for worker in workers:
                 worker.end()
     if stopped:
-        raise stop_after(stopped[0])
+        raise stop_exception(stopped[0])
 
 
 class _Worker:
@@ -170,7 +170,7 @@ def _stopping(workers: Sequence[_Worker]) -> Iterator[list[int]]:
                 worker.stop()
         stopped.append(number)
 
-    with handling(note):
+    with signal_handlers(note):
         yield stopped
 
 

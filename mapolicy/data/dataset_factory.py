@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import EnvironmentFault, InputError, UsageError
-from .decode import shown
+from ..runtime.sanitize import printable
 from .image_dataset import ArrayImages, FileImages, ImageSet, Source, check_same_classes
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -59,7 +59,7 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
         source = _open_folder(rest, data_dir)
     elif slash and prefix.lower() in TIMM_PREFIXES:
         if not download:
-            why = f"{shown(name)!r} is read through timm, maybe from the network, and download is false"
+            why = f"{printable(name)!r} is read through timm, maybe from the network, and download is false"
             raise UsageError("data set", why, ALLOW)
         from .timm_datasets import open_timm
 
@@ -69,7 +69,7 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
     else:
         close = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=2)
         remedy = f"did you mean {' or '.join(close)}?" if close else f"use {', '.join(NAMES)}, folder:PATH or timm's"
-        raise UsageError("data set", f"there is none called {shown(name)!r}", remedy)
+        raise UsageError("data set", f"there is none called {printable(name)!r}", remedy)
     return _checked(source)
 
 
@@ -82,7 +82,7 @@ def _checked(source: Source) -> Source:
     sizes = torch.bincount(labels, minlength=len(classes)).tolist()
     if 0 in sizes:
         raise InputError(
-            source.where, f"class {shown(classes[sizes.index(0)])!r} has no images", "add some or remove the class"
+            source.where, f"class {printable(classes[sizes.index(0)])!r} has no images", "add some or remove the class"
         )
     return source
 
@@ -108,7 +108,7 @@ def _open_folder(text: str, data_dir: Path) -> Source:
     if not path.exists() and Path(text).name == text:
         path = data_dir / text  # a bundle names the folder without its path
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, and the name would change
-    name = f"folder:{shown(path.name)}"
+    name = f"folder:{printable(path.name)}"
     tests = [path / folder for folder in TEST_FOLDERS if (path / "train").is_dir() and (path / folder).is_dir()]
     return _folder_source(name, path / "train", tests[0]) if tests else _folder_source(name, path, None)
 
@@ -118,7 +118,7 @@ def _open_imagenet(name: str, data_dir: Path, download: bool) -> Source:
     for part in ("train", "val"):
         if not (folder / part).is_dir():
             remedy = "ImageNet cannot be downloaded: put its class folders into train/ and val/ there"
-            raise InputError(shown(folder), f"there is no folder {part} in it", remedy)
+            raise InputError(printable(folder), f"there is no folder {part} in it", remedy)
     return _folder_source(name, folder / "train", folder / "val")
 
 
@@ -127,12 +127,12 @@ def _folder_source(name: str, train: Path, test: Path | None) -> Source:
 
     def open_test(folder: Path) -> ImageSet:
         found, images = list_folder(folder)
-        check_same_classes(shown(folder), classes, found)
+        check_same_classes(printable(folder), classes, found)
         return images
 
     if test is None:
-        return Source(name, shown(train), classes, pool, None)
-    return Source(name, shown(train), classes, pool, lambda: open_test(test), check_test=lambda: open_test(test))
+        return Source(name, printable(train), classes, pool, None)
+    return Source(name, printable(train), classes, pool, lambda: open_test(test), check_test=lambda: open_test(test))
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], FileImages]:
@@ -148,14 +148,14 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], FileImages]:
         entries = sorted(entry.name for entry in os.scandir(folder))
         classes = tuple(entry for entry in entries if (folder / entry).is_dir() and not entry.startswith("."))
         if not entries:
-            raise InputError(shown(folder), "is empty", LAYOUT)
+            raise InputError(printable(folder), "is empty", LAYOUT)
         if not classes:
-            raise InputError(shown(folder), f"has {len(entries)} files and no class folders", LAYOUT)
+            raise InputError(printable(folder), f"has {len(entries)} files and no class folders", LAYOUT)
         found = [(file, label) for label, name in enumerate(classes) for file in _image_files(folder, name)]
     except OSError as problem:
         why = problem.strerror or "cannot be read"
         remedy = "name folder:PATH, or the folder above it with --data-dir"
-        raise InputError(shown(problem.filename or folder), why, remedy) from None
+        raise InputError(printable(problem.filename or folder), why, remedy) from None
     return classes, FileImages(folder, [file for file, _ in found], [label for _, label in found])
 
 
@@ -233,7 +233,7 @@ def _fetching(name: str, folder: Path, archives: dict[str, str], download: bool)
                 each.rmdir()
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             why = os.strerror(problem.errno)
-            raise EnvironmentFault(shown(folder), why, "name a data_dir that can be written") from problem
+            raise EnvironmentFault(printable(folder), why, "name a data_dir that can be written") from problem
         why = f"can be neither found there nor downloaded ({problem})"
         wanted = " and ".join(archives)
         remedy = f"connect to the network, or put {wanted} there yourself"
@@ -242,7 +242,7 @@ def _fetching(name: str, folder: Path, archives: dict[str, str], download: bool)
             remedy = f"{ALLOW}, or put {wanted} there"
         if bad := [each for each, md5 in archives.items() if _wrong_checksum(folder / each, md5)]:
             why = f"{bad[0]} is not the published file (wrong MD5) and was not opened ({problem})"
-        raise InputError(f"{name} in {shown(folder)}", shown(why)[:150], remedy) from problem
+        raise InputError(f"{name} in {printable(folder)}", printable(why)[:150], remedy) from problem
 
 
 def _are_whole(folder: Path, archives: dict[str, str]) -> bool:

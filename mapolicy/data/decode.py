@@ -33,18 +33,13 @@ class CorruptImageError(InputError):
     """An image that cannot be decoded; `skip_corrupt` leaves it out."""
 
 
-def shown(text: object) -> str:
-    """The text with what a terminal must not get (control and format characters, lone surrogates) replaced by `?`."""
-    return printable(str(text))
-
-
 def corrupt(name: str, why: str) -> CorruptImageError:
     """The error for one bad image."""
-    return CorruptImageError(shown(name), shown(why)[:100], "mend or remove it, or set skip_corrupt")
+    return CorruptImageError(printable(name), printable(why)[:100], "mend or remove it, or set skip_corrupt")
 
 
 @contextmanager
-def refusing_bombs() -> Iterator[None]:
+def bombs_as_errors() -> Iterator[None]:
     """Within it Pillow's warning about a decompression bomb is an error, as its error is.
 
     Warning filters belong to the whole process, so this stands around a pass over many images, not around each.
@@ -101,7 +96,7 @@ def decode(content: bytes, name: str) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Framing:
+class ResizedCrop:
     """How a decoded image becomes the network's input.
 
     Args:

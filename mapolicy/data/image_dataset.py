@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from .decode import corrupt, decode, is_gray, read_file, shown
+from ..runtime.sanitize import printable
+from .decode import corrupt, decode, is_gray, read_file
 
 
 class ImageSet(ABC):
@@ -156,5 +157,5 @@ def check_same_classes(where: str, expected: tuple[str, ...], found: tuple[str, 
     if expected == found:
         return
     odd = sorted(set(expected) ^ set(found))
-    why = f"class {shown(odd[0])!r} is in only one of the two splits" if odd else "classes are in another order"
+    why = f"class {printable(odd[0])!r} is in only one of the two splits" if odd else "classes are in another order"
     raise InputError(where, f"test and training split differ: {why}", "give both the same classes")

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import EnvironmentFault, MapolicyError
+from ..runtime.sanitize import printable
 from .batch_sampler import Plan
-from .decode import Framing, refusing_bombs, shown
+from .decode import ResizedCrop, bombs_as_errors
 from .image_dataset import ImageSet
 
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ class Split(ABC):
         """
 
     @abstractmethod
-    def joined(self, other: Self) -> Self:
+    def merge(self, other: Self) -> Self:
         """This split and another of the same data set as one."""
 
 
@@ -86,7 +87,7 @@ class ResidentSplit(Split):
             rows, labels = rows.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             yield self.images.index_select(0, rows), labels
 
-    def joined(self, other: Self) -> Self:
+    def merge(self, other: Self) -> Self:
         """As `Split.joined`; both share their images."""
         rows, labels, indices = _merged(
             (self.rows, self.labels, self.indices), (other.rows, other.labels, other.indices)
@@ -105,7 +106,9 @@ class StreamedSplit(Split):
         workers: processes; the batches do not depend on their number.
     """
 
-    def __init__(self, images: ImageSet, framing: Framing, indices: Tensor, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, images: ImageSet, framing: ResizedCrop, indices: Tensor, device: torch.device, workers: int
+    ) -> None:
         self.images, self.framing, self.indices = images, framing, indices
         self.labels = images.labels[indices]
         self.device = device
@@ -138,7 +141,7 @@ class StreamedSplit(Split):
             # Torch ends workers when the iterator is collected, and a traceback that is kept would put that off.
             getattr(batches, "_shutdown_workers", lambda: None)()
 
-    def joined(self, other: Self) -> Self:
+    def merge(self, other: Self) -> Self:
         """As `Split.joined`; read as this split is."""
         (indices,) = _merged((self.indices,), (other.indices,))
         return type(self)(self.images, self.framing, indices, self.device, self.workers)
@@ -147,7 +150,7 @@ class StreamedSplit(Split):
 class _PlannedBatches(Dataset[Any]):
     """Item (step, positions) is a batch; what was wrong with an image is an item too, as torch would wrap an error."""
 
-    def __init__(self, images: ImageSet, framing: Framing, indices: list[int], augment: bool) -> None:
+    def __init__(self, images: ImageSet, framing: ResizedCrop, indices: list[int], augment: bool) -> None:
         self.images, self.framing, self.indices, self.augment = images, framing, indices, augment
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Tensor | MapolicyError:
@@ -155,7 +158,7 @@ class _PlannedBatches(Dataset[Any]):
         size = self.framing.image_size
         batch = torch.empty(len(positions), self.framing.channels, size, size, dtype=torch.uint8)
         try:
-            with refusing_bombs():
+            with bombs_as_errors():
                 for row, position in enumerate(positions):
                     index = self.indices[position]
                     image = self.images.read(index)
@@ -181,14 +184,14 @@ def worker_faults() -> Iterator[None]:
     except RuntimeError as problem:
         if not str(problem).startswith("DataLoader "):
             raise
-        why = shown(str(problem).splitlines()[0])[:120]
+        why = printable(str(problem).splitlines()[0])[:120]
         raise EnvironmentFault(
             "a data worker", why, "check memory and disk, or set workers lower, then resume"
         ) from problem
 
 
 @dataclass(frozen=True)
-class Access:
+class SplitLoader:
     """How the images of a run are held.
 
     Args:
@@ -198,12 +201,12 @@ class Access:
         memory_limit_gib: GiB up to which images are resident.
     """
 
-    framing: Framing
+    framing: ResizedCrop
     device: torch.device
     workers: int
     memory_limit_gib: float
 
-    def splits(self, images: ImageSet, groups: Sequence[Tensor]) -> list[Split]:
+    def load(self, images: ImageSet, groups: Sequence[Tensor]) -> list[Split]:
         """Splits of one image set: all resident, in one tensor, or all streamed.
 
         Args:
@@ -239,7 +242,7 @@ class Access:
         return held
 
 
-def each_of(items: Sequence[int], function: Callable[[int], Result]) -> list[Result]:
+def threaded_map(items: Sequence[int], function: Callable[[int], Result]) -> list[Result]:
     """The function's results in the order of the items, worked out by several threads; the first error is raised."""
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -1,4 +1,4 @@
-"""A data set as training needs it: fixed splits, statistics, a fingerprint. `access.py` says how batches are had."""
+"""A data set as training needs it: fixed splits, statistics, a fingerprint. Batches are loaded in `loader.py`."""
 
 import hashlib
 import json
@@ -13,10 +13,11 @@ from torch import Tensor
 from ..config import RunConfig
 from ..distributed import communicator
 from ..errors import InputError, UsageError
+from ..runtime.sanitize import printable
 from .dataset_factory import open_source
-from .decode import EVALUATION_SHARE, CorruptImageError, Framing, refusing_bombs, shown
+from .decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors
 from .image_dataset import ImageSet, Source
-from .loader import Access, ResidentSplit, Split, StreamedSplit, each_of, worker_faults
+from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .stratify import check_given, check_sizes, per_class, shuffled_classes, take, without
 
 __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits", "worker_faults"]
@@ -80,7 +81,7 @@ class DataSplits:
 
     def train_with_validation(self) -> Split:
         """Training and meta-validation split as one."""
-        return self.train.joined(self.meta_validation)
+        return self.train.merge(self.meta_validation)
 
 
 def load_splits(
@@ -111,7 +112,7 @@ def load_splits(
     )
     if meta_validation is None and config.validation_per_class == 0:
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
-    with communicator().in_turn():
+    with communicator().local_main_process_first():
         source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download)
     pool, classes = source.pool, source.classes
     if check is not None:
@@ -147,9 +148,9 @@ def load_splits(
     random_crop = config.base_augmentation == "random_resized_crop"
     share = EVALUATION_SHARE if random_crop else 1.0
     channels = 1 if _all_gray(pool, eligible) else 3
-    framing = Framing(channels, config.image_size, share, random_crop, config.seed, stage)
-    access = Access(framing, device, config.workers, config.memory_limit_gib)
-    train_split, validation_split = access.splits(pool, [train, validation])
+    framing = ResizedCrop(channels, config.image_size, share, random_crop, config.seed, stage)
+    loader = SplitLoader(framing, device, config.workers, config.memory_limit_gib)
+    train_split, validation_split = loader.load(pool, [train, validation])
     mean, std = _statistics(train_split, channels)
     used = torch.cat([train, validation]).sort().values
     fingerprint = _fingerprint(classes, pool, used)
@@ -169,11 +170,11 @@ def load_splits(
         fingerprint=fingerprint,
         corrupt=tuple(bad.values()),
         resident=isinstance(train_split, ResidentSplit),
-        _open_test=lambda: _open_test(source, test, access, config.skip_corrupt),
+        _open_test=lambda: _open_test(source, test, loader, config.skip_corrupt),
     )
 
 
-def _open_test(source: Source, drawn: Tensor, access: Access, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
+def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
     if source.open_test is None and len(drawn) == 0:
         raise _no_test_split(source)
     images = source.open_test() if source.open_test else source.pool
@@ -182,7 +183,7 @@ def _open_test(source: Source, drawn: Tensor, access: Access, skip_corrupt: bool
     indices = indices[[index not in bad for index in indices.tolist()]]
     if len(indices) == 0:
         raise InputError(source.where, "its test split has no images", "add some")
-    (split,) = access.splits(images, [indices])
+    (split,) = loader.load(images, [indices])
     return split, tuple(bad.values())
 
 
@@ -199,20 +200,20 @@ def _corrupt(images: ImageSet, indices: Tensor) -> dict[int, str]:
         try:
             images.read(index)
         except CorruptImageError as problem:
-            return f"{shown(images.name(index))}: {problem.why}"
+            return f"{printable(images.name(index))}: {problem.why}"
         return ""
 
     order = indices.tolist()
-    with refusing_bombs():
-        return {index: why for index, why in zip(order, each_of(order, fault), strict=True) if why}
+    with bombs_as_errors():
+        return {index: why for index, why in zip(order, threaded_map(order, fault), strict=True) if why}
 
 
 def _all_gray(images: ImageSet, orders: Sequence[Tensor]) -> bool:
     """Whether images have one channel, judged by the first few of each class, `INSPECTED_IMAGES` or so altogether."""
     few = math.ceil(INSPECTED_IMAGES / len(orders))
     inspected = torch.cat([order.sort().values[:few] for order in orders]).tolist()
-    with refusing_bombs():
-        return all(each_of(inspected, images.gray))
+    with bombs_as_errors():
+        return all(threaded_map(inspected, images.gray))
 
 
 def _statistics(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -249,7 +250,7 @@ def _fingerprint(classes: Collection[str], images: ImageSet, indices: Tensor) ->
 
     digest = hashlib.sha256(json.dumps(["contents" if whole else "names", *classes]).encode())
     digest.update(torch.stack([indices, images.labels[indices]]).numpy().astype("<i8").tobytes())
-    with refusing_bombs():  # some image sets decode to get at the content
-        for each in each_of(order, evidence):
+    with bombs_as_errors():  # some image sets decode to get at the content
+        for each in threaded_map(order, evidence):
             digest.update(each)
     return digest.hexdigest()

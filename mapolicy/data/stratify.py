@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from ..runtime.random import generator
-from .decode import shown
+from ..runtime.sanitize import printable
 
 
 def check_sizes(**values: float) -> None:
@@ -85,7 +85,7 @@ def take(
         if len(order) < count:
             raise InputError(
                 setting,
-                f"asks for {count} images of class {shown(name)!r}, which has {len(order)} left",
+                f"asks for {count} images of class {printable(name)!r}, which has {len(order)} left",
                 "lower the images per class or add some",
             )
     taken = torch.cat([order[:count] for order, count in zip(orders, counts, strict=True)])

@@ -12,7 +12,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, UsageError
-from .decode import corrupt, decode, is_gray, shown
+from ..runtime.sanitize import printable
+from .decode import corrupt, decode, is_gray
 from .image_dataset import ArrayImages, FileImages, ImageSet, Source, check_same_classes
 
 # Splits that torchvision has no labelled test images for.
@@ -93,7 +94,7 @@ def open_timm(name: str, data_dir: Path, memory_limit_gib: float) -> Source:
     """
     prefix, _, rest = name.partition("/")
     if not rest.strip("/"):
-        raise UsageError("data set", f"nothing stands behind {shown(prefix)}/", f"write {shown(prefix)}/NAME")
+        raise UsageError("data set", f"nothing stands behind {printable(prefix)}/", f"write {printable(prefix)}/NAME")
     dataset = _create(name, data_dir, "train")
     classes, pool = _images(dataset, name, memory_limit_gib)
     split = _test_split(prefix.lower(), rest.lower(), dataset, data_dir)
@@ -101,12 +102,12 @@ def open_timm(name: str, data_dir: Path, memory_limit_gib: float) -> Source:
     def open_test() -> ImageSet:
         # Where the reader knows no names, its numbers are those of the pool, whichever of them occur.
         found, images = _images(_create(name, data_dir, str(split)), name, memory_limit_gib, len(classes))
-        check_same_classes(shown(name), classes, found)
+        check_same_classes(printable(name), classes, found)
         return images
 
     # A reader may take a path for a name; data sets are recorded without paths.
     public = f"{prefix}/{Path(rest).name}" if Path(rest).is_absolute() or Path(rest).exists() else name
-    return Source(shown(public), shown(name), classes, pool, open_test if split else None)
+    return Source(printable(public), printable(name), classes, pool, open_test if split else None)
 
 
 def whole_labels(labels: Iterable[Any]) -> list[int]:
@@ -119,7 +120,7 @@ def whole_labels(labels: Iterable[Any]) -> list[int]:
     for label in labels:
         number = label.item() if isinstance(label, (torch.Tensor, np.generic)) else label
         if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError("data set", f"label {shown(number)[:40]!r} is no whole number", "use another data set")
+            raise InputError("data set", f"label {printable(number)[:40]!r} is no whole number", "use another data set")
         result.append(number)
     return result
 
@@ -132,10 +133,12 @@ def _create(name: str, data_dir: Path, split: str) -> Any:
             return create_dataset(name, root=str(data_dir), split=split, download=True)
     except ImportError as problem:
         package = problem.name or "a package"
-        raise InputError(shown(name), f"needs {package}, which is not installed", f"pip install {package}") from problem
+        raise InputError(
+            printable(name), f"needs {package}, which is not installed", f"pip install {package}"
+        ) from problem
     except Exception as problem:  # every reader has errors of its own
         why = f"timm cannot open its split {split} ({type(problem).__name__}: {problem})"
-        raise InputError(shown(name), shown(why)[:150], "check the name and data_dir") from problem
+        raise InputError(printable(name), printable(why)[:150], "check the name and data_dir") from problem
 
 
 def _images(
@@ -172,7 +175,7 @@ def _held(dataset: Iterable[tuple[Image.Image, Any]], name: str, memory_limit_gi
         used += array.nbytes
         if used > memory_limit_gib * 2**30:
             why = f"can only be read in order, and takes more than memory_limit_gib = {memory_limit_gib:g}"
-            raise InputError(shown(name), why, "raise memory_limit_gib, or use a map-style data set (hfds/)")
+            raise InputError(printable(name), why, "raise memory_limit_gib, or use a map-style data set (hfds/)")
         arrays.append(array)
         labels.append(label)
     return ArrayImages(arrays, whole_labels(labels))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 SMALL_IMAGES = {"input_size": (3, 32, 32), "num_classes": 10, "first_conv": "conv1", "classifier": "fc", "url": ""}
 
 
-def untrained(*names: str) -> Mapping[str, Any]:
+def untrained_cfgs(*names: str) -> Mapping[str, Any]:
     """timm's description of networks for 32x32 images that there are no weights of."""
     # timm asks for a tag where weights come from; there are none.
     configurations: Mapping[str, Any] = generate_default_cfgs({f"{name}.untrained": SMALL_IMAGES for name in names})

@@ -20,7 +20,7 @@ TOLERANCE = 1e-4  # of the largest output; folding alone moves it by about 1e-6,
 Function = Callable[[nn.Module, Tensor], Tensor]
 
 
-def folded(network: nn.Module, function: Function, images: Tensor) -> nn.Module:
+def fuse_conv_bn(network: nn.Module, function: Function, images: Tensor) -> nn.Module:
     """A copy of the network in which each BatchNorm that alone follows a convolution has become part of it.
 
     The pairs are found while the images pass, so that any control flow will do; nothing is traced and no code is
@@ -35,7 +35,7 @@ def folded(network: nn.Module, function: Function, images: Tensor) -> nn.Module:
     with torch.no_grad():
         expected = function(network, images)
     result = copy.deepcopy(network)
-    pairs = convolutions_with_normalisation(result, function, images)
+    pairs = fusable_pairs(result, function, images)
     replacements: dict[nn.Module, nn.Module] = {}
     for convolution, normalisation in pairs:
         exact = copy.deepcopy(convolution).double(), copy.deepcopy(normalisation).double()
@@ -58,9 +58,7 @@ def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool(difference.isfinite() and difference <= tolerance * expected.abs().max())
 
 
-def convolutions_with_normalisation(
-    network: nn.Module, function: Function, images: Tensor
-) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def fusable_pairs(network: nn.Module, function: Function, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """The pairs that can be folded: each layer is used once, and the convolution's output by that BatchNorm alone.
 
     Read off autograd's graph of the function, which shows every use that the outcome depends on.

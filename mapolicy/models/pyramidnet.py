@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from .contract import PooledNetwork, untrained
+from .contract import PooledNetwork, untrained_cfgs
 from .noise import ShakeDrop
 
 STEM_WIDTH = 16
@@ -117,7 +117,7 @@ def _pyramidnet(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Mo
     return network
 
 
-default_cfgs = untrained("pyramidnet110_a48", "pyramidnet272_a200")
+default_cfgs = untrained_cfgs("pyramidnet110_a48", "pyramidnet272_a200")
 
 
 @register_model

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from .contract import PooledNetwork, untrained
+from .contract import PooledNetwork, untrained_cfgs
 from .noise import ShakeShake
 
 DEPTH = 26
@@ -100,7 +100,7 @@ def _shake_shake(name: str, pretrained: bool, width: int, **arguments: Any) -> n
     return network
 
 
-default_cfgs = untrained("shakeshake26_2x32d", "shakeshake26_2x96d", "shakeshake26_2x112d")
+default_cfgs = untrained_cfgs("shakeshake26_2x32d", "shakeshake26_2x96d", "shakeshake26_2x112d")
 
 
 @register_model

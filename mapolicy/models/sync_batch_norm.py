@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from ..distributed import Communicator
-from ..runtime.precision import at_least_single
+from ..runtime.precision import at_least_float32
 
 
 def synchronised_batch_norm(
@@ -35,7 +35,7 @@ def synchronised_batch_norm(
     Source: Ioffe and Szegedy, "Batch Normalization" (ICML 2015); the running variance is the unbiased one, as torch's.
     """
     with torch.no_grad():
-        value = at_least_single(forward_ad.unpack_dual(input).primal.detach())
+        value = at_least_float32(forward_ad.unpack_dual(input).primal.detach())
         var, mean = torch.var_mean(value, _all_but_channels(value), correction=0)
         means, variances = communicator.gather(torch.stack([mean, var])[None]).unbind(1)
         mean = means.mean(0)
@@ -69,7 +69,7 @@ class _Normalisation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, inverse = ctx.saved_tensors
-        unit, gradient = _unit(input, mean, inverse), at_least_single(gradients[0])
+        unit, gradient = _unit(input, mean, inverse), at_least_float32(gradients[0])
         change, by_bias, by_weight = _centred(gradient, unit, ctx.communicator)
         by_input = (change * _along(weight * inverse, unit)).to(input.dtype)
         return by_input, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None, None
@@ -81,7 +81,7 @@ class _Normalisation(torch.autograd.Function):
         unit = _unit(input, mean, inverse)
         found = torch.zeros_like(unit)
         if by_input is not None:
-            change, _, _ = _centred(at_least_single(by_input), unit, ctx.communicator)
+            change, _, _ = _centred(at_least_float32(by_input), unit, ctx.communicator)
             found = change * _along(weight * inverse, unit)
         if by_weight is not None:
             found = found + unit * _along(by_weight, unit)
@@ -100,7 +100,7 @@ def _centred(change: Tensor, unit: Tensor, communicator: Communicator) -> tuple[
 
 
 def _unit(input: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-    value = at_least_single(input)
+    value = at_least_float32(input)
     return (value - _along(mean, value)) * _along(inverse, value)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from .contract import PooledNetwork, untrained
+from .contract import PooledNetwork, untrained_cfgs
 
 # At most three digits for the depth and two for the width: a name may come from a stranger's file.
 NAME = re.compile(r"wrn([1-9][0-9]{1,2})_([1-9][0-9]?)", re.ASCII)
@@ -116,7 +116,7 @@ def register(name: str) -> bool:
 
     build.__name__ = name
     build.__doc__ = f"WRN-{depth}-{widen_factor}."
-    default_cfgs.update(untrained(name))
+    default_cfgs.update(untrained_cfgs(name))
     register_model(build)
     return True
 

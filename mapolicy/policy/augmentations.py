@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ..bundle.dataset_level import Step
-from ..runtime.shard import Part, all_of
+from ..runtime.shard import Shard, whole_batch
 from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
 from ..transforms.functional import OPERATIONS
 from ..transforms.space import OPERATION_NAMES
@@ -22,7 +22,7 @@ class Augmentation(Protocol):
     """A policy's part of the pipeline, between base augmentation and Cutout."""
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augment uint8 images [B, C, H, W]; also the transformations used, where they are ours.
 
@@ -30,7 +30,7 @@ class Augmentation(Protocol):
             images: left as they are.
             fill: uint8 [C], colour of pixels that come from outside the image.
             generator: on the CPU; the only source of randomness.
-            part: which rows of a batch the images are; None for all of it.
+            shard: which rows of the batch the images are; None for all of it.
         """
         ...
 
@@ -39,7 +39,7 @@ class NoAugmentation:
     """Leaves the base augmentation's images as they are."""
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """The images themselves."""
         return images, None
@@ -57,11 +57,11 @@ class SampledTransformations:
         self.sampler, self.space = sampler, space
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Transformed images, and by what."""
-        part = part or all_of(len(images))
-        transformation = self.sampler.sample(part.whole, generator).part(part).to(images.device)
+        shard = shard or whole_batch(len(images))
+        transformation = self.sampler.sample(shard.whole, generator).shard(shard).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
 
 
@@ -86,14 +86,14 @@ class SampledSubPolicies:
                 self._mirrored[row, column] = step.mirrored
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
-        part = part or all_of(len(images))
-        chosen = part.of(torch.randint(0, len(self._operation), (part.whole,), generator=generator))
-        shape = (part.whole, self._operation.shape[1])
-        taken = part.of(torch.rand(shape, generator=generator)) < self._probability[chosen]
-        turned = (part.of(torch.randint(0, 2, shape, generator=generator)) == 1) & self._mirrored[chosen]
+        shard = shard or whole_batch(len(images))
+        chosen = shard.of(torch.randint(0, len(self._operation), (shard.whole,), generator=generator))
+        shape = (shard.whole, self._operation.shape[1])
+        taken = shard.of(torch.rand(shape, generator=generator)) < self._probability[chosen]
+        turned = (shard.of(torch.randint(0, 2, shape, generator=generator)) == 1) & self._mirrored[chosen]
         operation, value = self._operation[chosen], self._value[chosen]
         value = torch.where(turned, -value, value)
         images = images.clone()
@@ -120,14 +120,14 @@ class PublishedPolicy:
         self._augment: RandAugment | TrivialAugmentWide | None = None
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; there is no transformation, since the levels are not those of one of our spaces."""
         if self._augment is None:
             self._augment = self._build(fill=fill.tolist())
-        part = part or all_of(len(images))
-        drawn = self._augment.draw(images[:1].expand(part.whole, -1, -1, -1), generator)
-        return drawn[part.first : part.first + part.count].apply(images), None
+        shard = shard or whole_batch(len(images))
+        drawn = self._augment.draw(images[:1].expand(shard.whole, -1, -1, -1), generator)
+        return drawn[shard.first : shard.first + shard.count].apply(images), None
 
 
 class AutoAugment:
@@ -143,7 +143,7 @@ class AutoAugment:
         self._augment: v2.AutoAugment | None = None
 
     def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, part: Part | None = None
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; their operations are torchvision's, so there is no transformation of ours."""
         if self._augment is None:
@@ -151,6 +151,6 @@ class AutoAugment:
         # torchvision draws from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed())
-            for _ in range(0 if part is None else part.first):  # it draws as it goes; the pixels do not matter
+            for _ in range(0 if shard is None else shard.first):  # it draws as it goes; the pixels do not matter
                 self._augment(images.new_zeros(images.shape[1], SMALLEST, SMALLEST))
             return torch.stack([self._augment(image) for image in images]), None

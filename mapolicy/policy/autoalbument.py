@@ -18,7 +18,7 @@ from typing import Any
 
 from ..bundle.dataset_level import Step, value_range
 from ..bundle.manifest_base import MAX_STEPS
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import invalid_bundle, quoted
 
 SEQUENCES = 1000  # of a policy; its stages' chances are met to their sub-policies' number in 1000
 DEPTH, KEYS, ENTRIES = 16, 64, 100_000  # of the JSON: of a policy of 10 sub-policies 12, 16 and 8,000
@@ -129,7 +129,7 @@ def _member(part: dict[str, Any], place: str, source: str) -> Member:
 def _parts(part: Any, expected: str, place: str, source: str) -> list[dict[str, Any]]:
     """The transforms within a composition."""
     if not isinstance(part, dict):
-        raise _refused(source, place, shown(part), f"a {expected} of albumentations")
+        raise _refused(source, place, quoted(part), f"a {expected} of albumentations")
     name = _name(part, place, source)
     inner = part.get("transforms")
     if name != expected or not isinstance(inner, list) or not all(isinstance(each, dict) for each in inner):
@@ -142,7 +142,7 @@ def _name(part: dict[str, Any], place: str, source: str) -> str:
     full = part.get("__class_fullname__")
     name = full.rpartition(".")[2] if isinstance(full, str) else ""
     if not (name.isidentifier() and name.isascii() and len(name) <= _LONGEST_NAME):
-        raise _refused(source, f"{place}: __class_fullname__", shown(full), "a transform's name")
+        raise _refused(source, f"{place}: __class_fullname__", quoted(full), "a transform's name")
     return name
 
 
@@ -156,7 +156,7 @@ def _limits(value: Any, place: str, source: str) -> tuple[float, float]:
 
 def _number(value: Any, place: str, source: str) -> float:
     if type(value) not in (int, float) or not abs(value) <= 1e6:
-        raise _refused(source, place, shown(value), "a number")
+        raise _refused(source, place, quoted(value), "a number")
     return float(value)
 
 
@@ -178,4 +178,4 @@ def _shares(chances: Sequence[float], total: int) -> list[int]:
 
 
 def _refused(source: str, place: str, found: str, expected: str) -> Exception:
-    return refused(source, f"{place}: found {found}, expected {expected}", REMEDY)
+    return invalid_bundle(source, f"{place}: found {found}, expected {expected}", REMEDY)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Set
 
 from ..config import TrainConfig
 from ..errors import InputError
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import invalid_bundle, quoted
 from .policy_bundle import PolicyBundle
 
 # A target may see the data at another size and under another base augmentation than the proxy did.
@@ -39,7 +39,7 @@ class DatasetComparison:
         self.differences = tuple(self._found(classes, images, fingerprint))
         if self.differences and not self._allow:
             remedy = "name the data set that the policy was searched on, or add --allow-dataset-mismatch"
-            raise refused(name, self.differences[0], remedy)
+            raise invalid_bundle(name, self.differences[0], remedy)
 
     def _found(self, classes: tuple[str, ...], images: int, fingerprint: str | None) -> Iterator[str]:
         searched = self._searched
@@ -47,7 +47,7 @@ class DatasetComparison:
             yield f"has {len(classes)} classes, the bundle's data set {len(searched.classes)}"
         pairs = enumerate(zip(classes, searched.classes, strict=False))
         for position, (here, there) in ((n, pair) for n, pair in pairs if pair[0] != pair[1]):
-            yield f"its class {position} is {shown(here)}, the bundle's is {shown(there)}"
+            yield f"its class {position} is {quoted(here)}, the bundle's is {quoted(there)}"
             break
         if images != searched.counts.images:
             yield f"has {images} images to draw from, the bundle's data set {searched.counts.images}"

@@ -17,7 +17,7 @@ from ..bundle.safetensors_reader import RawTensor
 from ..errors import UsageError
 from ..models.factory import build_network
 from ..models.features import deep_features
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import escaped, invalid_bundle, quoted
 
 # Beyond it the policy network's products could overflow (`bundle_format.MAX_POLICY`).
 MAX_FEATURE = 1e12
@@ -47,12 +47,16 @@ def check_extractor(
     allowed = (limits or Limits()).parameters
     if size > allowed:
         why = f"extractor.arch {extractor.arch} has {size} parameters, more than the {allowed} allowed"
-        raise refused(source, why, limits.raising("parameters", size) if limits else "search with a smaller proxy")
+        raise invalid_bundle(
+            source, why, limits.how_to_raise("parameters", size) if limits else "search with a smaller proxy"
+        )
     width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
     if width is None or not hasattr(network, "forward_head"):
-        raise refused(source, f"extractor.arch {extractor.arch} has no features", "search with another proxy")
+        raise invalid_bundle(source, f"extractor.arch {extractor.arch} has no features", "search with another proxy")
     if width != extractor.feature_width:
-        raise refused(source, f"extractor.feature_width is {extractor.feature_width}, {extractor.arch} has {width}")
+        raise invalid_bundle(
+            source, f"extractor.feature_width is {extractor.feature_width}, {extractor.arch} has {width}"
+        )
     return network
 
 
@@ -75,11 +79,11 @@ def fresh_extractor(extractor: Extractor, classes: int, channels: int, device: t
     except UsageError as problem:
         # A name that is not known is said in the reason.
         named = "" if problem.what == "arch" else f"{extractor.arch} "
-        why = f"extractor.arch {named}{shown(problem.why, 120)[1:-1]}"
-        raise refused(source, why, "install the mapolicy and timm that wrote it") from None
+        why = f"extractor.arch {named}{escaped(problem.why, 120)}"
+        raise invalid_bundle(source, why, "install the mapolicy and timm that wrote it") from None
     except Exception as problem:  # timm's constructors fail in any way on arguments they were not written for
-        raise refused(
-            source, f"extractor.arch {extractor.arch} cannot be built: {shown(str(problem), 60)[1:-1]}"
+        raise invalid_bundle(
+            source, f"extractor.arch {extractor.arch} cannot be built: {escaped(str(problem), 60)}"
         ) from None
 
 
@@ -109,15 +113,17 @@ def probe_extractor(manifest: Manifest, network: nn.Module, source: str) -> None
         with torch.no_grad():
             features = deep_features(network, (pixels - mean) / std)
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
-        reason = shown(str(problem).strip().split("\n")[0], 60)[1:-1]
-        raise refused(source, f"extractor.arch {arch} does not take images of input.size {shape} ({reason})") from None
+        reason = escaped(str(problem).strip().split("\n")[0], 60)
+        raise invalid_bundle(
+            source, f"extractor.arch {arch} does not take images of input.size {shape} ({reason})"
+        ) from None
     if features.shape != (2, manifest.extractor.feature_width):
         why = f"extractor.feature_width is {manifest.extractor.feature_width}, {arch} gives {tuple(features.shape[1:])}"
-        raise refused(source, why)
+        raise invalid_bundle(source, why)
     largest = float(features.abs().max())  # NaN where there is one
     if not largest <= MAX_FEATURE:
         why = f"extractor.arch {arch} gives plain images a feature of {largest:g}, expected at most {MAX_FEATURE:g}"
-        raise refused(source, why)
+        raise invalid_bundle(source, why)
 
 
 def check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str, limits: Limits) -> None:
@@ -140,21 +146,21 @@ def check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source:
         expected = {name: tensor for name, tensor in expected.items() if name not in classifier}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            raise refused(source, f"tensor {shown(name)} of {manifest.extractor.arch} is missing")
+            raise invalid_bundle(source, f"tensor {quoted(name)} of {manifest.extractor.arch} is missing")
         if name not in expected:
-            raise refused(source, f"tensor {shown(name)} is not one of {manifest.extractor.arch}")
+            raise invalid_bundle(source, f"tensor {quoted(name)} is not one of {manifest.extractor.arch}")
         shape = tuple(expected[name].shape)
         if found[name].shape != shape:
-            raise refused(
-                source, f"tensor {shown(name)} has shape {shown(str(found[name].shape), 32)[1:-1]}, expected {shape}"
+            raise invalid_bundle(
+                source, f"tensor {quoted(name)} has shape {escaped(str(found[name].shape), 32)}, expected {shape}"
             )
         if (found[name].dtype != "I64") != expected[name].is_floating_point():
-            raise refused(
+            raise invalid_bundle(
                 source,
-                f"tensor {shown(name)} has dtype {found[name].dtype}, {manifest.extractor.arch} has another kind",
+                f"tensor {quoted(name)} has dtype {found[name].dtype}, {manifest.extractor.arch} has another kind",
             )
     layers = sum(1 for _ in network.parameters())
     if manifest.alpha == "per-layer" and raw[ALPHA].shape != (layers,):
-        raise refused(
+        raise invalid_bundle(
             source, f"alpha has {raw[ALPHA].shape[0]} numbers, expected {layers} (parameter tensors of the extractor)"
         )

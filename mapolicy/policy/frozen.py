@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..distributed import ALONE, Communicator
 from ..models.features import deep_features
-from ..models.fuse import agree, folded
+from ..models.fuse import agree, fuse_conv_bn
 from ..transforms.basic import Normalisation
 from ..transforms.transformation import Transformation
 from .network import PolicyNetwork, reject_below_mean, weights_of_logits
@@ -57,7 +57,7 @@ class FrozenExtractor:
         images = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
         probe = Normalisation(contract.mean, contract.std, cpu)(images)
         with torch.autocast(cpu.type, enabled=False):
-            network = folded(bundle.build_extractor(cpu), deep_features, probe)
+            network = fuse_conv_bn(bundle.build_extractor(cpu), deep_features, probe)
         self._network = network.to(device)
         if dtype == torch.float32:
             return

@@ -16,7 +16,7 @@ from ..bundle.dataset_level import MAX_LOST, DatasetPolicy, Step, has_magnitude
 from ..bundle.manifest_base import MAX_STEPS, MAX_SUB_POLICIES
 from ..errors import UsageError
 from ..runtime.files import read_regular_file
-from ..runtime.sanitize import refused, shown
+from ..runtime.sanitize import invalid_bundle, quoted
 from . import autoalbument
 
 LARGEST_LIST = 2**20  # bytes
@@ -82,7 +82,7 @@ def _made(
 
     parts = [tuple(steps) for steps in sub_policies]
     if not any(parts):
-        raise refused(source, "no operation of it has a counterpart", "name a policy with some of AutoAugment's")
+        raise invalid_bundle(source, "no operation of it has a counterpart", "name a policy with some of AutoAugment's")
     if (more := len(lost) - MAX_LOST + 1) > 1:
         lost = [*lost[: MAX_LOST - 1], f"{more} more operations: no counterpart"]
     return DatasetPolicy.make(
@@ -147,7 +147,7 @@ def _from_file(path: Path, drop_unknown: bool) -> DatasetPolicy:
         try:
             document = canonical_json.parse(content, autoalbument.DEPTH, autoalbument.KEYS, autoalbument.ENTRIES)
         except ValueError as problem:
-            raise refused(source, str(problem), autoalbument.REMEDY) from None
+            raise invalid_bundle(source, str(problem), autoalbument.REMEDY) from None
         return _from_autoalbument(document, source, drop_unknown)
     return _from_list(_parsed(content, source), source)
 
@@ -158,7 +158,7 @@ def _from_autoalbument(document: dict[str, Any], source: str, drop_unknown: bool
     total = f"{sum(shares.values()):.1%} of all draws"
     if shares and not drop_unknown:
         why = f"has operations without counterpart here, {total}: {', '.join(names)}"
-        raise refused(source, why, "add --drop-unknown to leave them out")
+        raise invalid_bundle(source, why, "add --drop-unknown to leave them out")
     lost = [f"{name}: no counterpart, {shares[name]:.2%} of all draws" for name in names]
     note = f"Without {', '.join(names)}: {total}." if names else ""
     return _made("AutoAlbument's policy", sub_policies, [*autoalbument.ABOUT_PIXELS, *lost], source, note[:4000])
@@ -168,25 +168,27 @@ def _parsed(content: bytes, source: str) -> Any:
     """A list in JSON, or in Python's spelling of it: tuples, single quotes, a comma before the end."""
     remedy = f"name a file with the list alone, {LIST_FORM}"
     if odd := _NOT_PLAIN.search(content):
-        raise refused(source, f"has the character {odd[0].decode('latin-1')!a}, which no list of this kind has", remedy)
+        raise invalid_bundle(
+            source, f"has the character {odd[0].decode('latin-1')!a}, which no list of this kind has", remedy
+        )
     text = _LAST_COMMA.sub(b"", content.translate(_AS_JSON))
     text = re.sub(rb"\b(True|False)\b", lambda found: found[0].lower(), text)  # so that they are named as wrong
     try:
         return canonical_json.parse(text, 3, 0, 1 + MAX_SUB_POLICIES * (1 + MAX_STEPS))
     except ValueError as problem:
-        raise refused(source, str(problem), remedy) from None
+        raise invalid_bundle(source, str(problem), remedy) from None
 
 
 def _from_list(found: Any, source: str) -> DatasetPolicy:
     remedy = f"expected {LIST_FORM}"
     if not isinstance(found, list) or not 1 <= len(found) <= MAX_SUB_POLICIES:
-        raise refused(source, f"is {shown(found)}, expected 1 to {MAX_SUB_POLICIES} sub-policies", remedy)
+        raise invalid_bundle(source, f"is {quoted(found)}, expected 1 to {MAX_SUB_POLICIES} sub-policies", remedy)
     lost: Counter[str] = Counter()
     sub_policies = []
     for position, steps in enumerate(found):
         if not isinstance(steps, list) or len(steps) > MAX_STEPS:
-            why = f"sub-policy {position} is {shown(steps)}, expected at most {MAX_STEPS} steps"
-            raise refused(source, why, remedy)
+            why = f"sub-policy {position} is {quoted(steps)}, expected at most {MAX_STEPS} steps"
+            raise invalid_bundle(source, why, remedy)
         converted = [
             _fast_autoaugment_step(step, f"sub-policy {position} step {number}", source)
             for number, step in enumerate(steps)
@@ -202,13 +204,13 @@ def _fast_autoaugment_step(step: Any, place: str, source: str) -> Step | str:
     """A step, or the name of an operation that has no counterpart."""
     remedy = f"expected {LIST_FORM}"
     if not isinstance(step, list) or len(step) != 3:
-        raise refused(source, f"{place} is {shown(step)}, expected operation, probability and level", remedy)
+        raise invalid_bundle(source, f"{place} is {quoted(step)}, expected operation, probability and level", remedy)
     operation, probability, level = step
     if not (isinstance(operation, str) and operation.isidentifier() and operation.isascii() and len(operation) <= 40):
-        raise refused(source, f"{place}: operation is {shown(operation)}, expected a name", remedy)
+        raise invalid_bundle(source, f"{place}: operation is {quoted(operation)}, expected a name", remedy)
     for name, value in (("probability", probability), ("level", level)):
         if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise refused(source, f"{place}: {name} is {shown(value)}, expected a number from 0 to 1", remedy)
+            raise invalid_bundle(source, f"{place}: {name} is {quoted(value)}, expected a number from 0 to 1", remedy)
     if operation == "Invert":
         return _step(operation, float(probability), 0.0, False)
     if operation not in _FAST_AUTOAUGMENT:

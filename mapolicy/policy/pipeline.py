@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..distributed import ALONE, Communicator
 from ..runtime.random import generator
-from ..runtime.shard import Part
+from ..runtime.shard import Shard
 from ..transforms.basic import Normalisation, cutout, flip, pad_and_crop
 from ..transforms.transformation import Transformation
 from .augmentations import Augmentation
@@ -104,23 +104,23 @@ class Pipeline:
         """The part of `augment` that stays uint8: the augmented images, and their transformations."""
         config = self.config
         images = _repeated(images, config.copies)
-        part = self._communicator.part(len(images) * self._communicator.size)
-        images = self._base(images, generator(config.seed, config.stage, "base", step), part)
+        shard = self._communicator.shard(len(images) * self._communicator.size)
+        images = self._base(images, generator(config.seed, config.stage, "base", step), shard)
         images, transformation = augmentation(
-            images, self._fill, generator(config.seed, config.stage, "transformation", step), part
+            images, self._fill, generator(config.seed, config.stage, "transformation", step), shard
         )
         if config.cutout:
             draws = generator(config.seed, config.stage, "cutout", step)
-            images = cutout(images, config.cutout, self._mean_colour, draws, part)
+            images = cutout(images, config.cutout, self._mean_colour, draws, shard)
         return images, transformation
 
-    def _base(self, images: Tensor, draws: torch.Generator, part: Part) -> Tensor:
+    def _base(self, images: Tensor, draws: torch.Generator, shard: Shard) -> Tensor:
         if self.config.base_augmentation == "none":
             return images
-        images = flip(images, draws, part)
+        images = flip(images, draws, shard)
         if self.config.base_augmentation == "random_resized_crop":
             return images
-        return pad_and_crop(images, round(images.shape[-1] * CROP_PADDING_SHARE), draws, part)
+        return pad_and_crop(images, round(images.shape[-1] * CROP_PADDING_SHARE), draws, shard)
 
 
 def _repeated(tensor: Tensor, copies: int) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import InputContract
-from ..data.decode import EVALUATION_SHARE, CorruptImageError, Framing, decode, read_file, refusing_bombs, shown
+from ..data.decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors, decode, read_file
 from ..errors import InputError
+from ..runtime.sanitize import printable
 from ..transforms.parse import spelled
 from ..transforms.space import OPERATION_NAMES
 from ..transforms.transformation import Transformation
@@ -65,9 +66,9 @@ def read_image(path: str, contract: InputContract) -> Tensor:
         InputError: it cannot be read.
     """
     share = EVALUATION_SHARE if contract.base_augmentation == "random_resized_crop" else 1.0
-    framing = Framing(contract.channels, contract.size, share, random_crop=False, seed=0, stage="explain")
+    framing = ResizedCrop(contract.channels, contract.size, share, random_crop=False, seed=0, stage="explain")
     try:
-        with refusing_bombs():
+        with bombs_as_errors():
             return torch.tensor(framing.central(decode(read_file(path), path)))
     except CorruptImageError as problem:
         raise InputError(problem.what, problem.why, "name images that Pillow can read") from None
@@ -86,4 +87,4 @@ def explain(weighing: Weighing, image: Tensor, transformation: Transformation, n
     there = transformation.to(weighing.device)
     augmented = weighing.augmented(batch, there)
     weights = relative_weights(weighing.logits(augmented, there)).cpu()
-    return Explanation(shown(name), image, augmented.cpu(), transformation, weights, ranks(weights))
+    return Explanation(printable(name), image, augmented.cpu(), transformation, weights, ranks(weights))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.decode import shown
 from ..data.splits import Split
 from ..errors import EnvironmentFault, MapolicyError, UsageError
 from ..policy.sampler import TransformationSampler
 from ..runtime.random import generator
+from ..runtime.sanitize import printable
 from ..transforms.parse import parse_transformations, spelled
 from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
 from ..transforms.transformation import Transformation
@@ -73,7 +73,7 @@ class Explorer:
         return [
             {
                 "image": at,
-                "class": shown(self.classes[int(self._labels[at])]),
+                "class": printable(self.classes[int(self._labels[at])]),
                 "picture": png_address(self._images[at].cpu()),
             }
             for at in range(max(start, 0), min(max(start, 0) + AT_ONCE, len(self)))
@@ -118,7 +118,7 @@ class Explorer:
         before, after = self._images[image].cpu(), augmented[0].cpu()
         return {
             "transformation": spelled(chosen)[0],
-            "class": shown(self.classes[int(self._labels[image])]),
+            "class": printable(self.classes[int(self._labels[image])]),
             "weight": weight,
             "rank": 1 + int((self._reference > logits[0]).sum()),
             "of": len(self._reference) + 1,
@@ -230,7 +230,7 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str]) -> "Starle
         try:
             return JSONResponse(function(request))
         except MapolicyError as problem:
-            return JSONResponse({"error": shown(problem)}, 400)
+            return JSONResponse({"error": printable(problem)}, 400)
 
     def images(request: "Request") -> "Response":
         return answer(request, lambda asked: explorer.choice(_number(asked, "start")))
@@ -252,7 +252,7 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str]) -> "Starle
 def _number(request: "Request", name: str) -> int:
     text = request.query_params.get(name, "0")
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise UsageError(name, f"{shown(text[:20])!r} is no number of an image")
+        raise UsageError(name, f"{printable(text[:20])!r} is no number of an image")
     return int(text)
 
 

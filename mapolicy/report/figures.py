@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decode import shown
+from ..runtime.sanitize import printable
 from .metrics import Curve
 from .tables import HeatTable
 
@@ -273,5 +273,5 @@ def _inline(figure: "Figure", name: str) -> str:
 
 
 def _short(text: str, longest: int = LONGEST_NAME) -> str:
-    text = shown(text)
+    text = printable(text)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

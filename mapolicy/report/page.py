@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..bundle.dataset_level import PublishedManifest, spelled_step
-from ..data.decode import shown
+from ..runtime.sanitize import printable
 from ..transforms.parse import spelled
 from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
 from . import figures
@@ -133,7 +133,7 @@ def png_address(image: Tensor, largest: int = LARGEST_TILE) -> str:
 
 
 def _plain(text: str) -> str:
-    return "\n".join(shown(line) for line in text.split("\n"))
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _facts(report: Report) -> dict[str, str]:

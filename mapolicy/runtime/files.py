@@ -84,7 +84,7 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
             os.close(descriptor)
 
 
-def holds_something(folder: Path) -> bool:
+def has_files(folder: Path) -> bool:
     """Whether a run, or anything else, is in a folder.
 
     Raises:

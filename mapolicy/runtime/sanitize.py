@@ -1,4 +1,4 @@
-"""How an untrusted file is refused: one line of printable ASCII that an error's form has room for."""
+"""Text from untrusted files and servers, made safe for a terminal, a page and a one-line error."""
 
 from typing import Any
 
@@ -8,38 +8,54 @@ NEW_COPY = "ask its sender for a good copy"
 
 _LONGEST_ERROR = 240 - len("mapolicy: error: ")
 _LONGEST_SOURCE = 64
-_LONGEST_SHOWN = 48
+_LONGEST_VALUE = 48
 
 
-def refused(source: str, why: str, remedy: str = NEW_COPY) -> InputError:
-    """The error to raise.
+def invalid_bundle(source: str, why: str, remedy: str = NEW_COPY) -> InputError:
+    """The error for a file that is rejected: one line of printable ASCII, at most 240 characters.
 
     Args:
-        source: the file's name, as the user gave it; of a long one the end is kept.
-        why: field, what was found, what was expected; foreign data in it through `shown`. Cut where it is too long.
+        source: the file's name as the user gave it. Only the end of a long name is kept.
+        why: field, what was found, what was expected; text from the file in it through `quoted` or `escaped`. It is cut
+            where it is too long.
         remedy: what to do.
     """
     name = ascii(source)[1:-1]
     if len(name) > _LONGEST_SOURCE:
         name = f"...{name[3 - _LONGEST_SOURCE :]}"
     room = _LONGEST_ERROR - len(f"{name}: ; {remedy}")
-    text = ascii(why)[1:-1] if not (why.isascii() and why.isprintable()) else why
+    text = why if why.isascii() and why.isprintable() else ascii(why)[1:-1]
     return InputError(name, text if len(text) <= room else f"{text[: room - 3]}...", remedy)
 
 
-def printable(text: str) -> str:
-    """Foreign text on one line, as a terminal or a page may have it: what is not printable becomes `?`."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+def printable(text: object) -> str:
+    """The text, any script kept, with each character that does not print replaced by `?`.
+
+    Control and format characters would move the cursor of a terminal, forge lines or turn the direction of writing.
+    """
+    return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
-def shown(value: Any, longest: int = _LONGEST_SHOWN) -> str:
-    """Foreign data for an error: printable ASCII, shortened in the middle; of a list or table its size."""
+def quoted(value: Any, longest: int = _LONGEST_VALUE) -> str:
+    """A value for an error message as Python writes it: a text in quotes, a list or table as its size.
+
+    Printable ASCII of at most `longest` characters, shortened in the middle.
+    """
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
-    # Cut before escaping: a text of a megabyte escapes to ten.
-    cut = isinstance(value, str) and len(value) > longest
-    text = ascii(value[:longest] + value[-longest:] if cut else value)
-    if len(text) <= longest:
-        return text
+    return _shortened(ascii(_without_middle(value, longest) if isinstance(value, str) else value), longest)
+
+
+def escaped(text: str, longest: int = _LONGEST_VALUE) -> str:
+    """A text for an error message without quotes: printable ASCII of at most `longest` characters, as in `quoted`."""
+    return _shortened(ascii(_without_middle(text, longest))[1:-1], longest)
+
+
+def _without_middle(text: str, longest: int) -> str:
+    """A text whose middle is not shown anyway: escaping a megabyte would make it ten."""
+    return text[:longest] + text[-longest:] if len(text) > 2 * longest else text
+
+
+def _shortened(text: str, longest: int) -> str:
     half = (longest - 3) // 2
-    return f"{text[:half]}...{text[-half:]}"
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Rows `first` up to `first + count` of a batch of `whole` rows.
 
     Draws are made for the whole batch and then cut, so that its images do not depend on how it is divided.
@@ -21,6 +21,6 @@ class Part:
         return rows.narrow(dim, self.first, self.count)
 
 
-def all_of(count: int) -> Part:
+def whole_batch(count: int) -> Shard:
     """The whole batch."""
-    return Part(0, count, count)
+    return Shard(0, count, count)

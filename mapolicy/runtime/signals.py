@@ -29,16 +29,16 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """What the process exits with: 130 after SIGINT, 143 after the others."""
-        return exit_code_after(self.number or signal.SIGINT)
+        return exit_code_for(self.number or signal.SIGINT)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within it a signal ends the run as an exception; outside the main thread Python hears none."""
-        with handling(self._hear):
+        with signal_handlers(self._hear):
             yield
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Within it the first signal is only noted, for `obey`. A second one does not wait."""
         self._patient = True
         try:
@@ -47,16 +47,16 @@ class StopRequest:
             self._patient = False
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def immediate(self) -> Iterator[None]:
         """Within it, inside `waiting`, no signal waits, nor one that came before."""
         self._patient = False
         try:
-            self.obey()
+            self.raise_if_stopped()
             yield
         finally:
             self._patient = True
 
-    def obey(self) -> None:
+    def raise_if_stopped(self) -> None:
         """End the run if a signal came.
 
         Raises:
@@ -64,7 +64,7 @@ class StopRequest:
             SystemExit: after another signal, with the exit code.
         """
         if self.number is not None:
-            raise stop_after(self.number)
+            raise stop_exception(self.number)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
@@ -73,11 +73,11 @@ class StopRequest:
                 return
         elif number != signal.SIGINT and time.monotonic() - self._heard < ECHO:
             return
-        self.obey()
+        self.raise_if_stopped()
 
 
 @contextmanager
-def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Within it the handler gets the signals that stop a run, if this is the main thread.
 
     What was ignored stays ignored, as `nohup` means it; but for SIGINT, which shells ignore for background jobs.
@@ -94,11 +94,11 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, old)
 
 
-def exit_code_after(number: int) -> int:
+def exit_code_for(number: int) -> int:
     """What a process exits with that a signal has stopped."""
     return INTERRUPT_EXIT if number == signal.SIGINT else TERMINATE_EXIT
 
 
-def stop_after(number: int) -> BaseException:
+def stop_exception(number: int) -> BaseException:
     """The exception that ends a run which a signal has stopped."""
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(exit_code_after(number))
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(exit_code_for(number))

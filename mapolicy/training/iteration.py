@@ -15,7 +15,7 @@ from ..models.sync_batch_norm import batch_statistics
 from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.pipeline import AugmentedBatch
 from ..policy.sampler import K, likeliest, relative_entropy
-from ..runtime.precision import at_least_single, autocast
+from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from .setup import Task
 
@@ -155,12 +155,12 @@ class WeightedIteration:
         task.schedule.step_update(step)
         augmented = task.pipeline.augment(*batch, self.augmentation, step)
         communicator = task.communicator
-        part = communicator.part(len(augmented.labels) * communicator.size)
+        shard = communicator.shard(len(augmented.labels) * communicator.size)
         if self.weights is None:
-            weights = torch.full((part.whole,), 1 / part.whole, device=augmented.inputs.device)
+            weights = torch.full((shard.whole,), 1 / shard.whole, device=augmented.inputs.device)
         else:
             weights = self.weights(augmented)
-        own = part.of(weights).chunk(config.accumulate)
+        own = shard.of(weights).chunk(config.accumulate)
         task.network.train()
         losses = self._losses(augmented, step)
         loss = weighted_step(losses, own, task.network, task.optimizer, config.clip_norm, communicator)
@@ -180,4 +180,4 @@ class WeightedIteration:
             synchronised = batch_statistics(config.batch_norm == "synchronised", task.communicator)
             with autocast(config.precision, inputs.device), synchronised:
                 logits = task.network(inputs)
-            yield F.cross_entropy(at_least_single(logits), labels, reduction="none")
+            yield F.cross_entropy(at_least_float32(logits), labels, reduction="none")

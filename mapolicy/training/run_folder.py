@@ -21,7 +21,7 @@ from ..runtime.files import (
     STATUS_FILE,
     TABLE_FILE,
     append_line,
-    holds_something,
+    has_files,
     remove_litter,
     sync,
     write_atomically,
@@ -53,7 +53,7 @@ class RunFolder:
             return
         if resume and not any((self.path / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
             raise InputError(str(self.path), NO_CHECKPOINT, "use --force")
-        if not (resume or overwrite) and holds_something(self.path):
+        if not (resume or overwrite) and has_files(self.path):
             raise UsageError(str(self.path), "holds a run", "use --resume, --force or another --run-dir")
 
     def begin(self, config: RunConfig) -> None:

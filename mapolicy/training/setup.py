@@ -115,7 +115,7 @@ class Task:
 
     def batches(self, split: Split, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of every batch of a plan; arguments as of `Split.batches`."""
-        own = [(step, self.communicator.part(len(positions)).of(positions)) for step, positions in plan]
+        own = [(step, self.communicator.shard(len(positions)).of(positions)) for step, positions in plan]
         return split.batches(own, augment)
 
     def facts(self) -> dict[str, str]:

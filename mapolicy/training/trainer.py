@@ -172,7 +172,7 @@ class Run:
         rolls_back = self.config.on_divergence == "rollback"
         if rolls_back and self.iteration == 0:
             self.checkpoint()
-        with worker_faults(), self._stop.waiting():
+        with worker_faults(), self._stop.deferred():
             while True:
                 try:
                     self._to_the_end(iteration, meter)
@@ -182,7 +182,7 @@ class Run:
                         raise
                     self._roll_back(problem)
             self._agree()
-        self._stop.obey()
+        self._stop.raise_if_stopped()
         return self._cost_ratio
 
     def _to_the_end(self, iteration: Iteration, meter: CostMeter) -> None:
@@ -210,7 +210,7 @@ class Run:
             self._iterated(*outcome)
         try:
             # It may take long, and changes nothing; but several processes stop at an iteration's end alone.
-            with self._stop.at_once() if self._group.size == 1 else nullcontext():
+            with self._stop.immediate() if self._group.size == 1 else nullcontext():
                 measures = {} if self.config.trains_on_validation else vars(self.task.validation_accuracy())
         except (KeyboardInterrupt, SystemExit):
             self.checkpoint()
@@ -248,7 +248,7 @@ class Run:
         if self._agree(now >= self._next_checkpoint) or self._stop.number is not None:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
-        self._stop.obey()
+        self._stop.raise_if_stopped()
 
     def _agree(self, due: bool = False) -> bool:
         """Whether it is time to save, for any process; all stop where one has heard a signal."""

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..runtime.shard import Part, all_of
+from ..runtime.shard import Shard, whole_batch
 
 
-def flip(images: Tensor, generator: torch.Generator, part: Part | None = None) -> Tensor:
-    """Mirror each image left to right with probability 1/2. uint8 [B, C, H, W]; `part`: which rows of a batch."""
-    part = part or all_of(len(images))
-    chosen = part.of(torch.randint(0, 2, (part.whole,), generator=generator))
+def flip(images: Tensor, generator: torch.Generator, shard: Shard | None = None) -> Tensor:
+    """Mirror each image left to right with probability 1/2. uint8 [B, C, H, W]; `shard`: its rows of the batch."""
+    shard = shard or whole_batch(len(images))
+    chosen = shard.of(torch.randint(0, 2, (shard.whole,), generator=generator))
     return _blended(images, images.flip(3), _everywhere(chosen, images)[:, None, None, None])
 
 
-def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator, part: Part | None = None) -> Tensor:
-    """Pad with black on every side, then cut each image out at a random place. uint8 [B, C, H, W]; `part` as above."""
+def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator, shard: Shard | None = None) -> Tensor:
+    """Pad with black on every side, then cut each image out at a random place. uint8 [B, C, H, W]; `shard` as above."""
     batch, channels, height, width = images.shape
-    part = part or all_of(batch)
-    rows, columns = part.of(torch.randint(0, 2 * padding + 1, (2, part.whole), generator=generator), dim=1)
+    shard = shard or whole_batch(batch)
+    rows, columns = shard.of(torch.randint(0, 2 * padding + 1, (2, shard.whole), generator=generator), dim=1)
     tall, wide = height + 2 * padding, width + 2 * padding
     padded = images.new_zeros(batch, channels, tall, wide)
     padded[..., padding : padding + height, padding : padding + width] = images
@@ -31,7 +31,7 @@ def pad_and_crop(images: Tensor, padding: int, generator: torch.Generator, part:
     return windows.index_select(0, (first[:, None, None] + within).flatten()).view(images.shape)
 
 
-def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator, part: Part | None = None) -> Tensor:
+def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator, shard: Shard | None = None) -> Tensor:
     """Hide a square of each image, its centre anywhere, so that a part of it may lie outside. uint8 [B, C, H, W].
 
     Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017): rows
@@ -42,12 +42,12 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator, 
         side: pixels.
         fill: uint8 [C]; the mean colour, which normalises to (about) zero as in the source.
         generator: on the CPU.
-        part: which rows of a batch the images are; None for all of it.
+        shard: which rows of the batch the images are; None for all of it.
     """
     _, _, height, width = images.shape
-    part = part or all_of(len(images))
+    shard = shard or whole_batch(len(images))
     rows, columns = (
-        part.of(torch.randint(0, extent, (part.whole, 1), generator=generator)) for extent in (height, width)
+        shard.of(torch.randint(0, extent, (shard.whole, 1), generator=generator)) for extent in (height, width)
     )
     down = torch.arange(height) - (rows - side // 2)
     across = torch.arange(width) - (columns - side // 2)

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..runtime.shard import Part
+from ..runtime.shard import Shard
 from .functional import apply_operations
 from .space import (
     DEFAULT_SPACE,
@@ -56,10 +56,10 @@ class Transformation:
             self.magnitude2.to(device, non_blocking=True),
         )
 
-    def part(self, part: Part) -> "Transformation":
-        """Those of a part of the batch."""
+    def shard(self, shard: Shard) -> "Transformation":
+        """The transformations of these rows of the batch."""
         return Transformation(
-            part.of(self.first), part.of(self.second), part.of(self.magnitude1), part.of(self.magnitude2)
+            shard.of(self.first), shard.of(self.second), shard.of(self.magnitude1), shard.of(self.magnitude2)
         )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mapolicy.bundle import download as web
-from mapolicy.bundle.download import download, shown_place
+from mapolicy.bundle.download import download, redacted
 from mapolicy.bundle.limits import Limits
 from mapolicy.errors import EnvironmentFault, InputError, UsageError
 from tests.helpers.hub_server import HubServer
@@ -96,7 +96,7 @@ SECRETS = {
 @pytest.mark.parametrize("address", SECRETS, ids=ascii)
 def test_secrets_are_neither_sent_nor_shown(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, why = SECRETS[address]
-    assert shown_place(address) == place
+    assert redacted(address) == place
     monkeypatch.setattr(web, "_download", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(UsageError, match=why) as problem:
         download(address, LIMITS)
@@ -112,7 +112,7 @@ def test_secrets_are_neither_sent_nor_shown(address: str, monkeypatch: pytest.Mo
     ],
 )  # fmt: skip
 def test_what_is_no_secret_is_shown(place: str) -> None:
-    assert shown_place(place) == place
+    assert redacted(place) == place
 
 
 def test_what_fails_is_said_in_the_systems_words(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from mapolicy.bundle.export import FORMS, export, losses
+from mapolicy.bundle.export import FORMS, export, omissions
 from mapolicy.bundle.format import parse_bundle
 from mapolicy.bundle.manifest import Operations
 from mapolicy.transforms.functional import apply_operation
@@ -133,9 +133,9 @@ def test_the_fill_is_the_bundles(fill: str, colour: list[int], tmp_path: Path) -
 def test_equal_bundles_give_equal_files_that_say_what_they_lack() -> None:
     for form in FORMS:
         assert text(form) == text(form)
-    for loss in losses("torchvision"):
-        assert loss in text("torchvision")
-    assert any("Sharpness" in loss for loss in losses("albumentations"))
+    for omission in omissions("torchvision"):
+        assert omission in text("torchvision")
+    assert any("Sharpness" in omission for omission in omissions("albumentations"))
 
 
 # albumentations

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mapolicy.bundle.dataset_level import DatasetPolicy
 from mapolicy.bundle.format import parse_bundle
-from mapolicy.bundle.model_card import CELL, dataset_policy_card, heat_map, measured, model_card
+from mapolicy.bundle.model_card import CELL, dataset_policy_card, heat_map, model_card, read_run
 from mapolicy.errors import InputError
 from mapolicy.transforms.space import OPERATION_NAMES
 from tests.helpers.bundle_factory import draft, forge, raw, small_tensors
@@ -152,7 +152,7 @@ def run(tmp_path: Path):
 
 
 def test_what_was_measured_is_shown(run) -> None:
-    rows = [measured(run(), "d" * 64), measured(run(policy="uniform", test_top1=99.0), "d" * 64)]
+    rows = [read_run(run(), "d" * 64), read_run(run(policy="uniform", test_top1=99.0), "d" * 64)]
     _, body = card(runs=rows)
     assert "Not measured" not in body
     assert "| `resnet10t` | `frozen` | 20 | 3 | 98.25 |\n| `resnet10t` | `uniform` | 20 | 3 | 99.00 |" in body
@@ -161,9 +161,9 @@ def test_what_was_measured_is_shown(run) -> None:
 
 def test_a_run_with_another_bundle_is_no_evidence(run) -> None:
     with pytest.raises(InputError, match="with the bundle dddddddddddd, not with eeeeeeeeeeee"):
-        measured(run(), "e" * 64)
+        read_run(run(), "e" * 64)
     with pytest.raises(InputError, match="with the bundle None"):
-        measured(run(digest=None), "e" * 64)
+        read_run(run(digest=None), "e" * 64)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{", "[" * 9999, '{"digest": 1, "policy": 2}'])
@@ -171,7 +171,7 @@ def test_no_run(run, content: str) -> None:
     folder = run()
     (folder / "result.json").write_text(content)
     with pytest.raises(InputError, match="is no finished training run"):
-        measured(folder, "d" * 64)
+        read_run(folder, "d" * 64)
 
 
 def test_a_dataset_policys_card() -> None:

@@ -21,7 +21,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, Omniglot
 from mapolicy.data import dataset_factory as datasets
 from mapolicy.data import timm_datasets
 from mapolicy.data.dataset_factory import open_source
-from mapolicy.data.decode import CorruptImageError, Framing, decode, random_crop_box, refusing_bombs
+from mapolicy.data.decode import CorruptImageError, ResizedCrop, bombs_as_errors, decode, random_crop_box
 from mapolicy.errors import EnvironmentFault, InputError, UsageError
 
 
@@ -217,7 +217,7 @@ def test_bad_image_is_named(tmp_path, spoil):
     path = write_folder(tmp_path / "zoo", size=(40, 40)) / "ant" / "2.png"
     spoil(path)
     source = open_source("folder:zoo", tmp_path)
-    with refusing_bombs(), pytest.raises(CorruptImageError, match=r"ant/2\.png: ") as caught:
+    with bombs_as_errors(), pytest.raises(CorruptImageError, match=r"ant/2\.png: ") as caught:
         source.pool.read(2)
     assert caught.value.exit_code == 3
     assert "0x" not in str(caught.value)
@@ -260,13 +260,15 @@ def test_central_framing_against_torchvision():
 
     pixels = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    got = Framing(3, 30, 1.0, False, 0, "train").central(image)
+    got = ResizedCrop(3, 30, 1.0, False, 0, "train").central(image)
     resized = functional.center_crop(functional.resize(image, 30), 30)  # 80 x 60 to 40 x 30, then 30 x 30
     assert np.abs(got.transpose(1, 2, 0).astype(int) - np.asarray(resized)).max() <= 1
     square = image.crop((0, 0, 60, 60))
-    assert np.array_equal(Framing(3, 60, 1.0, False, 0, "train").central(square).transpose(1, 2, 0), np.asarray(square))
+    assert np.array_equal(
+        ResizedCrop(3, 60, 1.0, False, 0, "train").central(square).transpose(1, 2, 0), np.asarray(square)
+    )
     needle = Image.new("L", (1, 20_000), 9)
-    assert Framing(1, 64, 1.0, False, 0, "train").central(needle).shape == (1, 64, 64)
+    assert ResizedCrop(1, 64, 1.0, False, 0, "train").central(needle).shape == (1, 64, 64)
 
 
 def test_random_crops_have_torchvisions_distribution():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mapolicy.config import TrainConfig
 from mapolicy.data import splits as data
-from mapolicy.data.decode import Framing
+from mapolicy.data.decode import ResizedCrop
 from mapolicy.data.image_dataset import ArrayImages, FileImages
 from mapolicy.data.loader import StreamedSplit
 from mapolicy.data.splits import load_splits
@@ -383,7 +383,7 @@ class Hanging(ArrayImages):
 def test_dead_and_hanging_workers(kind, says, monkeypatch):
     monkeypatch.setattr("mapolicy.data.loader.PATIENCE", 1.0)
     images = kind(np.zeros((8, 4, 4), dtype=np.uint8), [0] * 8)
-    split = StreamedSplit(images, Framing(1, 4, 1.0, False, 0, "train"), torch.arange(8), CPU, 1)
+    split = StreamedSplit(images, ResizedCrop(1, 4, 1.0, False, 0, "train"), torch.arange(8), CPU, 1)
     start = time.monotonic()
     with pytest.raises(EnvironmentFault, match=says):
         every_batch(split)

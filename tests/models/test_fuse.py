@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mapolicy import models  # noqa: F401 - registers the wide residual networks
 from mapolicy.models.features import deep_features
-from mapolicy.models.fuse import agree, convolutions_with_normalisation, folded
+from mapolicy.models.fuse import agree, fusable_pairs, fuse_conv_bn
 
 
 def images(side: int = 16, channels: int = 3) -> Tensor:
@@ -61,7 +61,7 @@ def test_the_folded_network_computes_the_same(name: str, before: int, after: int
     network = build(name)
     side = 160 if "vit" in name else 32
     state = {key: value.clone() for key, value in network.state_dict().items()}
-    result = folded(network, deep_features, images(side))
+    result = fuse_conv_bn(network, deep_features, images(side))
     assert (normalisations(network), normalisations(result)) == (before, after)
     assert result is not network
     other = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(9))
@@ -78,7 +78,7 @@ def test_networks_that_cannot_be_traced_are_folded() -> None:
     network = build("tf_mobilenetv3_small_minimal_100")
     with pytest.raises(torch.fx.proxy.TraceError):
         torch.fx.symbolic_trace(network)
-    assert normalisations(folded(network, deep_features, images(32))) == 0
+    assert normalisations(fuse_conv_bn(network, deep_features, images(32))) == 0
 
 
 def test_the_folded_weight_is_the_closed_form_in_float64() -> None:
@@ -87,7 +87,7 @@ def test_the_folded_weight_is_the_closed_form_in_float64() -> None:
     scale = normalisation.weight.double() / (normalisation.running_var.double() + normalisation.eps).sqrt()
     weight = (convolution.weight.double() * scale[:, None, None, None]).float()
     bias = (normalisation.bias.double() - normalisation.running_mean.double() * scale).float()
-    result = folded(network, run, images())
+    result = fuse_conv_bn(network, run, images())
     torch.testing.assert_close(result[0].weight, weight, rtol=1e-7, atol=0)
     torch.testing.assert_close(result[0].bias, bias, rtol=1e-7, atol=1e-9)
     assert isinstance(result[1], nn.Identity)
@@ -137,8 +137,8 @@ class GatedByItsOwn(Small):
 
 
 def test_the_small_network_is_folded() -> None:
-    assert normalisations(folded(settled(Small()), run, images())) == 0
-    act = folded(settled(Small(normalisation=BatchNormAct2d)), run, images())
+    assert normalisations(fuse_conv_bn(settled(Small()), run, images())) == 0
+    act = fuse_conv_bn(settled(Small(normalisation=BatchNormAct2d)), run, images())
     assert normalisations(act) == 0
     assert isinstance(act.bn, nn.ReLU), "its activation stays"
 
@@ -146,26 +146,26 @@ def test_the_small_network_is_folded() -> None:
 @pytest.mark.parametrize("kind", [UsedTwice, ConvolvesTwice, NormalisesTwice, ActivatedInPlace])
 def test_what_cannot_be_folded_is_left(kind: type[Small]) -> None:
     network = settled(kind())
-    assert convolutions_with_normalisation(network, run, images()) == []
-    assert torch.equal(run(folded(network, run, images()), images()), run(network, images()))
+    assert fusable_pairs(network, run, images()) == []
+    assert torch.equal(run(fuse_conv_bn(network, run, images()), images()), run(network, images()))
 
 
 def test_a_convolution_with_a_weight_of_its_own_making_is_left() -> None:
-    assert convolutions_with_normalisation(settled(Small(StdConv2d)), run, images()) == []
+    assert fusable_pairs(settled(Small(StdConv2d)), run, images()) == []
 
 
 def test_a_network_that_does_not_agree_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     network = settled(GatedByItsOwn())
-    assert len(convolutions_with_normalisation(network, run, images())) == 1
-    assert folded(network, run, images()) is network
+    assert len(fusable_pairs(network, run, images())) == 1
+    assert fuse_conv_bn(network, run, images()) is network
     small = settled(Small())
-    assert folded(small, run, images()) is not small
+    assert fuse_conv_bn(small, run, images()) is not small
     monkeypatch.setattr("mapolicy.models.fuse.fuse_conv_bn_eval", lambda convolution, normalisation: convolution)
-    assert folded(small, run, images()) is small
+    assert fuse_conv_bn(small, run, images()) is small
 
 
 def test_the_choice_is_made_by_the_images_alone() -> None:
-    one, two = (folded(build("test_resnet"), deep_features, images(32)).state_dict() for _ in range(2))
+    one, two = (fuse_conv_bn(build("test_resnet"), deep_features, images(32)).state_dict() for _ in range(2))
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 

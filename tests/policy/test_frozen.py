@@ -81,12 +81,12 @@ def test_the_extractor_is_folded_and_the_weights_stay(bundle: PolicyBundle, monk
     """Against the network as it is: float32 rounding, and the same order of the samples."""
     batch, given = batch_of_images(), []
 
-    def unfolded(network, function, probe):
+    def unfused(network, function, probe):
         given.append((network, probe))
         return network
 
     frozen = FrozenWeights(FrozenExtractor(bundle, CPU), bundle.build_policy())(batch)
-    monkeypatch.setattr(reuse, "folded", unfolded)
+    monkeypatch.setattr(reuse, "fuse_conv_bn", unfused)
     extractor = FrozenExtractor(bundle, CPU)
     plain = FrozenWeights(extractor, bundle.build_policy())(batch)
     torch.testing.assert_close(frozen, plain, rtol=1e-5, atol=1e-9)

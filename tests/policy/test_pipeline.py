@@ -19,7 +19,7 @@ from mapolicy.policy.augmentations import (
 )
 from mapolicy.policy.pipeline import Pipeline
 from mapolicy.policy.sampler import TransformationSampler
-from mapolicy.runtime.shard import Part
+from mapolicy.runtime.shard import Shard
 from mapolicy.transforms.basic import Normalisation, cutout, flip, pad_and_crop
 from mapolicy.transforms.transformation import Transformation
 
@@ -226,7 +226,7 @@ class Recorder:
         self.seen: list[torch.Tensor] = []
         self.fill: torch.Tensor | None = None
 
-    def __call__(self, images: torch.Tensor, fill: torch.Tensor, generator: torch.Generator, part: Part):
+    def __call__(self, images: torch.Tensor, fill: torch.Tensor, generator: torch.Generator, shard: Shard):
         self.seen.append(images)
         self.fill = fill
         zeros = torch.zeros(len(images), dtype=torch.int64)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mapolicy import PolicyBundle
-from mapolicy.data.decode import Framing
+from mapolicy.data.decode import ResizedCrop
 from mapolicy.data.image_dataset import FileImages
 from mapolicy.errors import InputError
 from mapolicy.report.explain import explain, read_image
@@ -53,7 +53,7 @@ def test_an_image_is_brought_to_size_as_a_data_sets(
     Image.fromarray(draws.integers(0, 256, (50, 31, 3), dtype=np.uint8)).save(tmp_path / "b.png")
     contract = bundle.manifest.input.model_copy(update={"size": 16, "channels": channels, "base_augmentation": base})
     found = read_image(str(tmp_path / "b.png"), contract)
-    framing = Framing(channels, 16, share, False, 0, "search")
+    framing = ResizedCrop(channels, 16, share, False, 0, "search")
     expected = framing.central(FileImages(tmp_path, ["b.png"], [0]).read(0))
     assert found.shape == (channels, 16, 16)
     assert np.array_equal(found.numpy(), expected)

@@ -12,7 +12,7 @@ from mapolicy.bilevel.options import StepOptions
 from mapolicy.errors import InputError, UsageError
 from mapolicy.models.factory import build_network
 from mapolicy.policy.network import PolicyNetwork
-from mapolicy.runtime.precision import at_least_single, autocast
+from mapolicy.runtime.precision import at_least_float32, autocast
 from mapolicy.transforms.space import EMBEDDING_WIDTH
 from tests.helpers.ranks import on_ranks
 
@@ -26,10 +26,10 @@ def test_products_alone_are_computed_in_half_precision() -> None:
     with autocast("bfloat16", CPU):
         assert (matrix @ matrix).dtype == torch.bfloat16
         assert matrix.exp().dtype == torch.float32
-    assert at_least_single(matrix.bfloat16()).dtype == torch.float32
+    assert at_least_float32(matrix.bfloat16()).dtype == torch.float32
     for dtype in (torch.float32, torch.float64):
         given = matrix.to(dtype)
-        assert at_least_single(given) is given
+        assert at_least_float32(given) is given
 
 
 def record(precision: str, accumulate: int = 1) -> tuple[StepRecord, list[Tensor], list[torch.dtype]]:

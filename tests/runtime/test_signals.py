@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mapolicy.runtime.signals import ECHO, STOP_SIGNALS, StopRequest, handling
+from mapolicy.runtime.signals import ECHO, STOP_SIGNALS, StopRequest, signal_handlers
 
 OTHERS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
@@ -20,28 +20,28 @@ def send(number: int) -> None:
 def test_a_signal_is_noted_and_obeyed_later(number: int) -> None:
     stop = StopRequest()
     with stop.listening():
-        with stop.waiting():
-            stop.obey()
+        with stop.deferred():
+            stop.raise_if_stopped()
             send(number)
             assert stop.number == number
         with pytest.raises(SystemExit) as caught:
-            stop.obey()
+            stop.raise_if_stopped()
     assert caught.value.code == stop.exit_code == 143
 
 
 def test_ctrl_c_ends_as_python_has_it() -> None:
     stop = StopRequest()
     with stop.listening():
-        with stop.waiting():
+        with stop.deferred():
             send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            stop.obey()
+            stop.raise_if_stopped()
     assert stop.exit_code == 130
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
     stop = StopRequest()
-    with stop.listening(), stop.waiting():
+    with stop.listening(), stop.deferred():
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
@@ -49,7 +49,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 
 def test_a_second_one_of_the_others_does_not_wait_but_an_echo_is_none() -> None:
     stop = StopRequest()
-    with stop.listening(), stop.waiting():
+    with stop.listening(), stop.deferred():
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         time.sleep(ECHO)
@@ -66,10 +66,10 @@ def test_outside_of_the_loop_none_waits() -> None:
 def test_at_once_is_at_once() -> None:
     for early in (False, True):
         stop = StopRequest()
-        with stop.listening(), stop.waiting():
+        with stop.listening(), stop.deferred():
             if early:
                 send(signal.SIGUSR1)
-            with pytest.raises(SystemExit), stop.at_once():
+            with pytest.raises(SystemExit), stop.immediate():
                 send(signal.SIGUSR1)
             assert stop.number == signal.SIGUSR1
 
@@ -93,7 +93,7 @@ def test_other_threads_hear_nothing() -> None:
     entered = []
 
     def enter() -> None:
-        with handling(lambda *_: None):
+        with signal_handlers(lambda *_: None):
             entered.append(True)
 
     thread = threading.Thread(target=enter)
