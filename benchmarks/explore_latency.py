@@ -23,8 +23,8 @@ from mapolicy import SearchConfig, recipes, search_policy
 from mapolicy.bench.synthetic import synthetic_images
 from mapolicy.config import TrainConfig
 from mapolicy.report.explore import Explorer, Site
+from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.report.samples import open_splits
-from mapolicy.report.weights import Weighing
 
 PER_CLASS = 150
 
@@ -57,7 +57,7 @@ def measure(folder: Path, proxy: str, threads: int, questions: int) -> None:
 
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    site = Site(Explorer(Weighing(bundle, cpu), splits.train))
+    site = Site(Explorer(SampleWeights(bundle, cpu), splits.train))
     ready = time.perf_counter() - started
     thread = threading.Thread(target=site.serve)
     thread.start()

@@ -10,12 +10,12 @@ training and 10 meta-validation images of each class, the whole test split.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
 
 from mapolicy import SearchConfig, recipes, search_policy
+from mapolicy.compare.stats import half_width
 from mapolicy.config import FAST
 from mapolicy.data.splits import load_splits
 from mapolicy.policy.pipeline import Pipeline
@@ -36,7 +36,6 @@ DATASETS = {
     },
     "cifar100": {"cutout": 8, "train_per_class": 50, "validation_per_class": 10},
 }
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # of n differences
 
 
 class Result(Reporter):
@@ -72,8 +71,12 @@ def paired(rows: list[dict], key: str) -> dict:
     by_kind = {kind: [row[key] for row in rows if row["kind"] == kind] for kind in KINDS}
     differences = [fast - exact for fast, exact in zip(by_kind["fast"], by_kind["exact"], strict=False)]
     summary = {kind: [statistics.mean(values), statistics.stdev(values)] for kind, values in by_kind.items()}
-    half = T_95[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return {**summary, "differences": differences, "mean": statistics.mean(differences), "half_interval": half}
+    return {
+        **summary,
+        "differences": differences,
+        "mean": statistics.mean(differences),
+        "half_interval": half_width(differences),
+    }
 
 
 def main() -> None:

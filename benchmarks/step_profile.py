@@ -15,7 +15,7 @@ from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
 from mapolicy import SearchConfig, recipes
-from mapolicy.bench.step import COMPILED, PLAIN, PLAIN_COMPILED, StepCase, contender
+from mapolicy.bench.step import COMPILED, PLAIN, PLAIN_COMPILED, StepCase, candidate
 from mapolicy.runtime.device import reproducible, resolve_device
 from mapolicy.runtime.machine import hardware, versions
 
@@ -46,13 +46,13 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.steps}
     with reproducible(config.threads, device):
         case = StepCase.build(config, device)
-        contenders = {name: contender(case, name) for name in arguments.steps}
-        for name, step in contenders.items():
+        candidates = {name: candidate(case, name) for name in arguments.steps}
+        for name, step in candidates.items():
             print(f"warming up {name}", file=sys.stderr, flush=True)
             step.work(0)
             step.work(1)
         for number in range(arguments.rounds):
-            for name, step in contenders.items():
+            for name, step in candidates.items():
                 with profile(activities=[ProfilerActivity.CPU]) as recorded:
                     step.work(2 + number)
                 found[name].append(parts(recorded.key_averages()))

@@ -24,7 +24,7 @@ SIZES = (32, 224)
 Config = TypeVar("Config", bound=RunConfig)
 
 Threads = Annotated[int, typer.Option(help="CPU threads of torch.", min=1, max=1024)]
-Rounds = Annotated[int, typer.Option(help="Measurements of each contender.", min=1, max=10_000)]
+Rounds = Annotated[int, typer.Option(help="Measurements of each candidate.", min=1, max=10_000)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=2, max=1_000_000)]
 ImageSize = Annotated[int, typer.Option(help="Side of the images, pixels.", min=8, max=4096)]

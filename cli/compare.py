@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..compare.comparison import Comparison
     from ..compare.stats import Difference
 
-USUAL_RIVALS = "none,uniform,trivialaugment,randaugment"
+DEFAULT_BASELINES = "none,uniform,trivialaugment,randaugment"
 ERRORS = {kind.exit_code: kind for kind in (UsageError, InputError, TrainingError, EnvironmentFault)}
 
 
@@ -41,7 +41,7 @@ def compare(
             "weights-only (uniform draws, learned weights).",
             metavar="NAME,NAME",
         ),
-    ] = USUAL_RIVALS,
+    ] = DEFAULT_BASELINES,
     mode: Annotated[str, typer.Option(help="Of the learned policy: frozen, finetune or both.")] = "frozen",
     seeds: Annotated[int, typer.Option(help="So many, from --seed on.", min=1, max=10_000)] = 3,
     budget: Annotated[

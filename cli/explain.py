@@ -55,7 +55,7 @@ def explain(
     from ..policy.sampler import TransformationSampler
     from ..report.explain import explain as weigh
     from ..report.explain import read_image
-    from ..report.weights import Weighing
+    from ..report.sample_weights import SampleWeights
     from ..runtime.device import resolve_device
     from ..runtime.random import generator
     from ..transforms.parse import parse_transformations
@@ -69,8 +69,8 @@ def explain(
     if out is not None and len(images) * (len(chosen) + 1) > MOST_TILES:
         raise UsageError("--out", f"a picture holds {MOST_TILES} transformed images", "name fewer images")
     pictures = [read_image(path, policy.manifest.input) for path in images]
-    weighing = Weighing(policy, where)
-    found = [weigh(weighing, picture, chosen, path) for picture, path in zip(pictures, images, strict=True)]
+    sample_weights = SampleWeights(policy, where)
+    found = [weigh(sample_weights, picture, chosen, path) for picture, path in zip(pictures, images, strict=True)]
     if out is not None:
         write_atomically(out, _picture(found, out.suffix.lower()[1:]))
     if as_json:

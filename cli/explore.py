@@ -29,14 +29,14 @@ def explore(
     policy = options.searched(opened)
 
     from ..report.explore import Explorer, Site
+    from ..report.sample_weights import SampleWeights
     from ..report.samples import open_splits
-    from ..report.weights import Weighing
     from ..runtime.device import resolve_device
 
     display.note("reading the data set")
     where = resolve_device(device or "auto")
     splits = open_splits(policy, data_config(policy.manifest, data_dir), where)
-    site = Site(Explorer(Weighing(policy, where), splits.train))
+    site = Site(Explorer(SampleWeights(policy, where), splits.train))
     if as_json:
         display.print_json({"address": site.address, "digest": policy.digest})
     else:

@@ -1,4 +1,4 @@
-"""Interleaved measurement: every contender once a round, so that what slows the machine down slows all of them.
+"""Interleaved measurement: every candidate once a round, so that what slows the machine down slows all of them.
 
 A ratio is the median over rounds of the ratio within a round: a slow minute moves both of its terms, and neither a slow
 drift nor one disturbed round moves the median.
@@ -24,12 +24,12 @@ def silent(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One way of doing the work.
 
     Attributes:
         what: its name in the report.
-        work: does it once; given the number of the call, from 0, which is the same for all contenders with equal
+        work: does it once; given the number of the call, from 0, which is the same for all candidates with equal
             `calls`.
         calls: consecutive calls that make one sample, whose mean is taken: for work that differs from call to call.
         facts: whatever else the report shall say about it.
@@ -63,7 +63,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender's figures: median and quartiles of a call, and of its ratio to the reference, over n rounds."""
+    """One candidate's figures: median and quartiles of a call, and of its ratio to the reference, over n rounds."""
 
     what: str
     median_ms: float
@@ -82,59 +82,59 @@ class Row:
 
 
 def measure(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     against: str,
     rounds: int,
     clock: Clock,
     progress: Progress = silent,
     title: str = "",
 ) -> list[Row]:
-    """Run all contenders in turn, round after round.
+    """Run all candidates in turn, round after round.
 
     Args:
-        contenders: in the order of a round; their names differ.
+        candidates: in the order of a round; their names differ.
         against: name of the reference.
         rounds: that count; `WARM_UP` more come first.
-        clock: read before and after each contender's calls.
+        clock: read before and after each candidate's calls.
         progress: told of each round.
         title: of the progress.
 
     Returns:
-        A row for each contender, in their order.
+        A row for each candidate, in their order.
 
     Raises:
         TrainingError: memory has run out.
     """
-    samples: dict[str, list[float]] = {contender.what: [] for contender in contenders}
+    samples: dict[str, list[float]] = {candidate.what: [] for candidate in candidates}
     for number in range(WARM_UP + rounds):
         counted = number - WARM_UP
         progress(f"{title}: round {counted + 1} of {rounds}" if counted >= 0 else f"{title}: warming up")
-        for contender in contenders:
-            calls = range(number * contender.calls, (number + 1) * contender.calls)
-            seconds = _seconds(contender, calls, clock)
+        for candidate in candidates:
+            calls = range(number * candidate.calls, (number + 1) * candidate.calls)
+            seconds = _seconds(candidate, calls, clock)
             if counted >= 0:
-                samples[contender.what].append(seconds / contender.calls)
-    return [_row(contender, samples, against) for contender in contenders]
+                samples[candidate.what].append(seconds / candidate.calls)
+    return [_row(candidate, samples, against) for candidate in candidates]
 
 
-def _seconds(contender: Contender, calls: range, clock: Clock) -> float:
+def _seconds(candidate: Candidate, calls: range, clock: Clock) -> float:
     try:
         start = clock.read()
         for call in calls:
-            contender.work(call)
+            candidate.work(call)
         return clock.read() - start
     except RuntimeError as problem:  # torch has one error for each kind of device
         if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
-            raise TrainingError(contender.what, "memory has run out", "lower --batch-size") from None
+            raise TrainingError(candidate.what, "memory has run out", "lower --batch-size") from None
         raise
 
 
-def _row(contender: Contender, samples: Mapping[str, Sequence[float]], against: str) -> Row:
-    own, reference = samples[contender.what], samples[against]
+def _row(candidate: Candidate, samples: Mapping[str, Sequence[float]], against: str) -> Row:
+    own, reference = samples[candidate.what], samples[against]
     low, middle, high = quartiles([1000 * seconds for seconds in own])
     ratios = quartiles([mine / theirs for mine, theirs in zip(own, reference, strict=True)])
     return Row(
-        what=contender.what,
+        what=candidate.what,
         median_ms=middle,
         low_ms=low,
         high_ms=high,
@@ -143,7 +143,7 @@ def _row(contender: Contender, samples: Mapping[str, Sequence[float]], against: 
         ratio_high=ratios[2],
         against=against,
         n=len(own),
-        facts=contender.facts,
+        facts=candidate.facts,
     )
 
 

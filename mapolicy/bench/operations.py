@@ -19,7 +19,7 @@ from torch import Tensor
 from ..policy.sampler import TransformationSampler
 from ..runtime.random import generator
 from ..transforms.transformation import Transformation
-from .interleaved import WARM_UP, Clock, Contender, Progress, Row, measure, silent
+from .interleaved import WARM_UP, Candidate, Clock, Progress, Row, measure, silent
 from .pillow import from_pillow, to_pillow, transform_by_pillow
 from .report import Report
 from .synthetic import synthetic_images
@@ -39,7 +39,7 @@ def measure_operations(
     Args:
         sizes: sides of the square images, pixels.
         batch_size: images of a batch.
-        rounds: measurements of each contender at each size.
+        rounds: measurements of each candidate at each size.
         threads: of torch (and OpenCV); Pillow has one.
         device: of ours, torchvision's tensors and kornia.
         progress: told of each round.
@@ -51,14 +51,14 @@ def measure_operations(
         for side in sizes:
             images = synthetic_images(batch_size, side)
             case = _Case(images.to(device))
-            contenders = [
-                Contender(OURS, case.ours, REPEATS, {"same_work": True, "input": "uint8 batch", "equal": None}),
-                Contender(
+            candidates = [
+                Candidate(OURS, case.ours, REPEATS, {"same_work": True, "input": "uint8 batch", "equal": None}),
+                Candidate(
                     REFERENCE, case.by_pillow, REPEATS, {"same_work": True, "input": "PIL images", "equal": None}
                 ),
-                *(Contender(name, build(case), facts=PER_IMAGE) for name, build in rivals.items()),
+                *(Candidate(name, build(case), facts=PER_IMAGE) for name, build in rivals.items()),
             ]
-            measured = measure(contenders, REFERENCE, rounds, clock, progress, f"{side} x {side}")
+            measured = measure(candidates, REFERENCE, rounds, clock, progress, f"{side} x {side}")
             progress(f"{side} x {side}: comparing with Pillow, bit for bit")
             equal = all(case.equal(call) for call in range(WARM_UP * REPEATS, (WARM_UP + rounds) * REPEATS))
             rows += [_per_image(row, side, batch_size, equal) for row in measured]
@@ -80,7 +80,7 @@ def measure_operations(
 
 
 class _Case:
-    """One batch in the forms that the contenders take; draws follow from the number of the call."""
+    """One batch in the forms that the candidates take; draws follow from the number of the call."""
 
     def __init__(self, images: Tensor) -> None:
         self.images, self.pictures = images, to_pillow(images)

@@ -22,7 +22,7 @@ class Report:
         threads: of torch, in force.
         device: that torch worked on.
         packages: distributions that took part besides the library's own.
-        left_out: contenders that could not take part, and why.
+        left_out: candidates that could not take part, and why.
     """
 
     rows: Sequence[Row]

@@ -1,6 +1,6 @@
 """One iteration of the search on random data, after its augmentation: ours against a plain step and double backward.
 
-Every contender has its own copies of the same networks and optimisers, and sees the same batch each time.
+Every candidate has its own copies of the same networks and optimisers, and sees the same batch each time.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ..runtime.device import reproducible, resolve_device
 from ..runtime.random import generator, seed_for
 from ..training.optim import make_optimizer, make_policy_optimizer
 from .double_backward import DoubleBackwardStep
-from .interleaved import Clock, Contender, Progress, measure, silent
+from .interleaved import Candidate, Clock, Progress, measure, silent
 from .memory import peak_bytes, peak_of_process
 from .report import Report
 
@@ -71,11 +71,11 @@ def measure_step(
     Args:
         config: proxy, image_size, batch_size, validation_batch_size, optimiser, threads and device are used; the data
             set is not.
-        rounds: measurements of each contender.
+        rounds: measurements of each candidate.
         variants: rows of our own step by name, and what each changes in `config`; where the configuration's iteration
             is not the paper's, it gets a row of its own, `AS_SET`.
         compiled: also compile the search's step and the plain step.
-        memory: also measure each contender's peak, in a process of its own.
+        memory: also measure each candidate's peak, in a process of its own.
         progress: told of each round.
 
     Raises:
@@ -95,8 +95,8 @@ def measure_step(
     names = [PLAIN, *variants, DOUBLE_BACKWARD, *([COMPILED, PLAIN_COMPILED] if compiled else [])]
     with reproducible(config.threads, device) as threads:
         case = StepCase.build(config, device)
-        contenders = [contender(case, name, variants) for name in names]
-        rows = measure(contenders, PLAIN, rounds, clock, progress, f"{config.proxy} step")
+        candidates = [candidate(case, name, variants) for name in names]
+        rows = measure(candidates, PLAIN, rounds, clock, progress, f"{config.proxy} step")
     if memory:
         peaks = {}
         for name in names:
@@ -130,11 +130,11 @@ def _memory(peak: int | None, plain: int | None) -> dict[str, float | None]:
 
 @dataclass(frozen=True)
 class StepCase:
-    """What all contenders start from: networks, and one random batch in the form that the step takes.
+    """What all candidates start from: networks, and one random batch in the form that the step takes.
 
     Attributes:
         config: of the search.
-        network, policy: fresh; contenders take copies.
+        network, policy: fresh; candidates take copies.
         images, labels, embedding, validation_images, validation_labels: as `BilevelStep` takes them.
     """
 
@@ -202,20 +202,20 @@ def _noise(batch: int, size: int, draws: torch.Generator) -> Tensor:
     return torch.randn(batch, CHANNELS, size, size, generator=draws).to(memory_format=torch.channels_last)
 
 
-def contender(case: StepCase, name: str, variants: Mapping[str, Mapping[str, Any]] = VARIANTS) -> Contender:
+def candidate(case: StepCase, name: str, variants: Mapping[str, Mapping[str, Any]] = VARIANTS) -> Candidate:
     """One row's work, by the row's name."""
     if name in variants:
         return _search_step(case, name, case.config.with_changes(**variants[name]))
     if name == COMPILED:
         compiled = CompiledStep(**case.learner(case.config.with_changes(**PAPERS)), strict=True)
-        return Contender(name, lambda call: compiled(*case.arguments(call)))
+        return Candidate(name, lambda call: compiled(*case.arguments(call)))
     if name == DOUBLE_BACKWARD:
         step = DoubleBackwardStep(**case.learner(case.config.with_changes(**PAPERS)))
-        return Contender(name, lambda call: step(*case.arguments(call)))
+        return Candidate(name, lambda call: step(*case.arguments(call)))
     return _plain_step(case, name, compiled=name == PLAIN_COMPILED)
 
 
-def _search_step(case: StepCase, name: str, config: SearchConfig) -> Contender:
+def _search_step(case: StepCase, name: str, config: SearchConfig) -> Candidate:
     """The step as `search` makes it of a configuration. Where iterations take turns, `calls` is the turn's length."""
     step = BilevelStep(**case.learner(config))
 
@@ -223,10 +223,10 @@ def _search_step(case: StepCase, name: str, config: SearchConfig) -> Contender:
         images, labels, embedding, validation, noise_seed = case.arguments(call)
         return step(images, labels, embedding, None if call % config.meta_every else validation, noise_seed)
 
-    return Contender(name, work, calls=config.meta_every)
+    return Candidate(name, work, calls=config.meta_every)
 
 
-def _plain_step(case: StepCase, name: str, compiled: bool) -> Contender:
+def _plain_step(case: StepCase, name: str, compiled: bool) -> Candidate:
     """Forward, backward, clipped update with equal weights: the training that everybody does."""
     config, network = case.config, copy.deepcopy(case.network).train()
     optimizer = make_optimizer(config, network)
@@ -242,18 +242,18 @@ def _plain_step(case: StepCase, name: str, compiled: bool) -> Contender:
             raise EnvironmentFault("--compile", f"torch cannot compile here ({reason})", "leave it out") from None
         return weighted_step([losses], [weights], network, optimizer, config.clip_norm)
 
-    return Contender(name, work)
+    return Candidate(name, work)
 
 
 def step_peak(config: SearchConfig, name: str, variants: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Peak memory of a contender in bytes, above imports, networks and lazily loaded code; for a process of its own."""
+    """Peak memory of a candidate in bytes, above imports, networks and lazily loaded code; for a process of its own."""
     device = resolve_device(config.device)
     with reproducible(config.threads, device):
         case = StepCase.build(config, device)
-        small = contender(case.cut(2), name, variants)
+        small = candidate(case.cut(2), name, variants)
         small.work(0)
         del small
-        whole = contender(case, name, variants)
+        whole = candidate(case, name, variants)
 
         def work() -> None:
             for call in range(whole.calls):

@@ -21,7 +21,7 @@ from ..runtime.device import reproducible, resolve_device
 from ..search import describe
 from ..train import plan
 from ..training.setup import Task
-from .interleaved import Clock, Contender, Progress, Row, measure, silent
+from .interleaved import Candidate, Clock, Progress, Row, measure, silent
 from .report import Report
 from .synthetic import synthetic_images
 
@@ -40,7 +40,7 @@ def measure_transfer(
     Args:
         search: its proxy becomes the bundle's extractor; image_size is that of the bundle.
         targets: for each arch the run's configuration; all with the search's threads and device.
-        rounds: measurements of each contender.
+        rounds: measurements of each candidate.
         progress: told of each round.
 
     Raises:
@@ -58,14 +58,14 @@ def measure_transfer(
         bundle = random_bundle(search, threads, device)
         for config in targets:
             splits = random_splits(config, device)
-            contenders = [
+            candidates = [
                 *(
                     _training(config.with_changes(policy=policy), bundle, splits, device, what)
                     for what, policy in POLICIES.items()
                 ),
                 _outside(config, splits, device),
             ]
-            measured = measure(contenders, PLAIN, rounds, clock, progress, f"{search.proxy} to {config.arch}")
+            measured = measure(candidates, PLAIN, rounds, clock, progress, f"{search.proxy} to {config.arch}")
             rows += [replace(row, facts={"arch": config.arch}) for row in measured]
     return Report(
         rows=rows,
@@ -130,17 +130,17 @@ def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> P
 
 def _training(
     config: TrainConfig, bundle: PolicyBundle, splits: DataSplits, device: torch.device, what: str
-) -> Contender:
+) -> Candidate:
     """A training run's iterations under the configuration's policy, the fetching of the batch among them."""
     task = Task.over(config, splits, device)
     iteration, _ = plan(config, bundle, task, device)
-    return Contender(what, lambda call: iteration(call, _batch(task, call), None))
+    return Candidate(what, lambda call: iteration(call, _batch(task, call), None))
 
 
-def _outside(config: TrainConfig, splits: DataSplits, device: torch.device) -> Contender:
+def _outside(config: TrainConfig, splits: DataSplits, device: torch.device) -> Candidate:
     """The same without the network: what a plain iteration spends before its forward."""
     task = Task.over(config, splits, device)
-    return Contender(OUTSIDE, lambda call: task.pipeline.augment(*_batch(task, call), NoAugmentation(), call))
+    return Candidate(OUTSIDE, lambda call: task.pipeline.augment(*_batch(task, call), NoAugmentation(), call))
 
 
 def _batch(task: Task, call: int) -> tuple[torch.Tensor, torch.Tensor]:

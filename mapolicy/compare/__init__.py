@@ -1,4 +1,4 @@
-"""Networks trained with several policies, compared with intervals."""
+"""Train networks with several policies and compare their test accuracies, with intervals."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,7 @@
-"""Equal time: how long an iteration takes under each policy, measured in turn on the same batches, and epochs of it."""
+"""The equal-time budget: more epochs for cheaper policies, so that all policies train equally long.
+
+The seconds of an iteration are measured for each policy in turn, on the same batches.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,65 +20,65 @@ from ..train import plan
 from ..training.iteration import Iteration
 from ..training.setup import Task
 from ..training.step_time import timed
-from .job import of_another
-from .policies import Contender
+from .policies import ComparedPolicy
+from .record import other_comparison
 
-WARM_UP, SAMPLES = 1, 7
+WARM_UP, SAMPLES = 1, 7  # rounds
 
-# By network and policy: seconds_per_iteration, epochs.
-Pace = dict[str, dict[str, dict[str, Any]]]
+# By network and policy label: seconds_per_iteration and epochs.
+EqualTimeBudget = dict[str, dict[str, dict[str, Any]]]
 
 
-def epochs_of_equal_time(
+def equal_time_budget(
     split_of: PolicyBundle | None,
     configs: Sequence[TrainConfig],
-    policies: Sequence[Contender],
-    known: Pace | None,
+    policies: Sequence[ComparedPolicy],
+    measured: EqualTimeBudget | None,
     run_dir: Path,
     noted: Callable[[str], None],
-) -> Pace:
-    """Epochs under which every policy takes the time that the dearest takes for the configuration's.
+) -> EqualTimeBudget:
+    """Epochs for each policy, so that all train as long as the slowest does in `config.epochs`.
 
     Args:
-        split_of, configs, policies: of the comparison; of several searched bundles the first.
-        known: what was measured when the comparison began; it stays.
-        run_dir: for the error.
-        noted: hears what came out.
+        split_of: the searched bundle that provides policy and split, the first of several; None if there is none.
+        configs: one for each network.
+        policies: of the comparison.
+        measured: the budget measured when the comparison started; it is returned unchanged.
+        run_dir: folder of the comparison, for errors.
+        noted: called with the result in words.
 
     Raises:
-        InputError: the comparison began without one of the networks or policies.
+        InputError: `measured` lacks one of the networks or policies.
     """
     labels = [policy.label for policy in policies]
-    if known is not None:
+    if measured is not None:
         for config, label in product(configs, labels):
-            if label not in known.get(config.arch, {}):
-                raise of_another(run_dir, [f"{config.arch} with {label} was not measured when it began"])
-        return known
-    found: Pace = {}
+            if label not in measured.get(config.arch, {}):
+                raise other_comparison(run_dir, [f"{config.arch} with {label} was not measured at its start"])
+        return measured
+    budget: EqualTimeBudget = {}
     for config in configs:
-        seconds = seconds_per_iteration(config, policies, split_of)
-        found[config.arch] = {
-            label: {"seconds_per_iteration": own, "epochs": round(config.epochs * max(seconds) / own)}
-            for label, own in zip(labels, seconds, strict=True)
+        seconds = dict(zip(labels, seconds_per_iteration(config, policies, split_of), strict=True))
+        total = config.epochs * max(seconds.values())
+        budget[config.arch] = {
+            label: {"seconds_per_iteration": own, "epochs": round(total / own)} for label, own in seconds.items()
         }
-        epochs = ", ".join(
-            f"{label} {facts['epochs']}{_off(facts['epochs'] * own / (config.epochs * max(seconds)))}"
-            for (label, facts), own in zip(found[config.arch].items(), seconds, strict=True)
-        )
-        noted(f"{config.arch}: epochs that take the same time: {epochs}")
-    return found
+        epochs = {label: facts["epochs"] for label, facts in budget[config.arch].items()}
+        texts = [f"{label} {number}{_deviation(number * seconds[label] / total)}" for label, number in epochs.items()]
+        noted(f"{config.arch}: epochs that take the same time: {', '.join(texts)}")
+    return budget
 
 
-def _off(share: float) -> str:
-    """What whole epochs make of equal time, where it is 2 % or more."""
+def _deviation(share: float) -> str:
+    """How far rounding to whole epochs misses equal time, if by 2 % or more."""
     return f" ({share - 1:+.0%} of time)" if abs(share - 1) >= 0.02 else ""
 
 
 def check_epochs(known: dict[str, int], configs: Sequence[TrainConfig], run_dir: Path) -> None:
-    """Each network's epochs are those that the comparison began with; what is not known yet is written to `known`.
+    """Check that each network's epochs are those of the comparison's start; a new network is added to `known`.
 
     Raises:
-        InputError: they are not.
+        InputError: the epochs changed.
     """
     changed = [
         f"{config.arch}: epochs {before} -> {config.epochs}"
@@ -83,18 +86,18 @@ def check_epochs(known: dict[str, int], configs: Sequence[TrainConfig], run_dir:
         if (before := known.setdefault(config.arch, config.epochs)) != config.epochs
     ]
     if changed:
-        raise of_another(run_dir, changed)
+        raise other_comparison(run_dir, changed)
 
 
 def seconds_per_iteration(
-    config: TrainConfig, policies: Sequence[Contender], split_of: PolicyBundle | None
+    config: TrainConfig, policies: Sequence[ComparedPolicy], split_of: PolicyBundle | None
 ) -> list[float]:
-    """Median wall-clock seconds of an iteration of each training, what its batches' decoding takes left out.
+    """Median wall-clock seconds of a training iteration under each policy, without loading the batch.
 
     Args:
-        config: of the trainings, but for policy and mode.
-        policies: of the trainings.
-        split_of: the searched bundle whose policy and split they have; None for a split that the settings draw.
+        config: the settings but for policy and mode.
+        policies: to measure.
+        split_of: the searched bundle that provides policy and split; None if the settings draw the split.
 
     Raises:
         UsageError, InputError: as `train_network`.
@@ -104,10 +107,11 @@ def seconds_per_iteration(
     samples: list[list[float]] = [[] for _ in policies]
     with reproducible(config.threads, device):
         splits = load_splits(config, device, config.stage, held_out)
-        iterations = [
-            plan(own, policy.bundle(split_of), Task.over(own, splits, device), device)[0]
-            for policy, own in ((policy, policy.of(config)) for policy in policies)
-        ]
+        iterations = []
+        for policy in policies:
+            own = policy.configure(config)
+            iteration, _ = plan(own, policy.bundle(split_of), Task.over(own, splits, device), device)
+            iterations.append(iteration)
         for number in range(WARM_UP + SAMPLES):
             for iteration, seconds in zip(iterations, samples, strict=True):
                 seconds.append(_sample(iteration, number, device))
@@ -115,15 +119,15 @@ def seconds_per_iteration(
 
 
 def _sample(iteration: Iteration, number: int, device: torch.device) -> float:
-    """Mean over the iterations after which the work repeats, on a batch of an epoch of its own."""
+    """Mean seconds over one period of the iteration's work, on the first batch of epoch `number`."""
     task, config, period = iteration.task, iteration.task.config, iteration.period
     held_out = task.splits.meta_validation
     ((_, order), *_) = training_plan(config, len(task.training), number)
     (batch,) = task.training.batches([(number, order)], augment=True)
-    (guide,) = held_out.batches(validation_plan(config, len(held_out), [number]))
+    (validation_batch,) = held_out.batches(validation_plan(config, len(held_out), [number]))
 
     def work() -> None:
         for step in range(number * period, (number + 1) * period):
-            iteration(step, batch, guide if iteration.learns_policy(step) else None)
+            iteration(step, batch, validation_batch if iteration.learns_policy(step) else None)
 
     return timed(work, device)[1] / period

@@ -1,4 +1,4 @@
-"""A comparison as a picture: each policy's paired difference to the best rival, with its interval. PNG or SVG."""
+"""A chart of a comparison: each policy's paired difference to the best baseline with its interval. PNG or SVG."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,29 +11,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMS = ("png", "svg")
-WIDTH, ROW, AROUND = 8.0, 0.3, 0.7  # inches: of the picture, of a policy's row, of what else a network's block has
+WIDTH, ROW, MARGIN = 8.0, 0.3, 0.7  # inches: the chart's width, a policy's height, a network's title and axis
 BETTER, WORSE = FIRST, SECOND
 
 
 def chart(summary: Sequence[Summary], form: str) -> bytes:
-    """The picture of a comparison.
+    """Draw a comparison.
 
     Args:
-        summary: entries without a difference to a rival are left out, the rival itself among them.
+        summary: entries without a difference to the best baseline are left out, the best baseline among them.
         form: one of `FORMS`.
+
+    Returns:
+        The bytes of the PNG or SVG file.
     """
     return rendered(figure_of(summary))[form]
 
 
 def figure_of(summary: Sequence[Summary]) -> "Figure":
-    """A block for each network, a row for each policy in the summary's order; to the right of 0 is better."""
+    """A block for each network and a row for each policy, in the summary's order; right of 0 is better."""
     entries = [(entry, entry.versus_rival) for entry in summary if entry.versus_rival is not None]
     blocks = [list(block) for _, block in groupby(entries, key=lambda pair: pair[0].arch)]
     with style():
         from matplotlib.figure import Figure
 
-        heights = [ROW * len(block) + AROUND for block in blocks]
-        figure = Figure(figsize=(WIDTH, AROUND + sum(heights)), layout="constrained")
+        heights = [ROW * len(block) + MARGIN for block in blocks]
+        figure = Figure(figsize=(WIDTH, MARGIN + sum(heights)), layout="constrained")
         figure.suptitle(
             f"Test top-1, paired difference to the best policy without a search: points, {LEVEL:.0%} interval",
             fontsize=9,
@@ -47,7 +50,11 @@ def figure_of(summary: Sequence[Summary]) -> "Figure":
                 colour = _colour(difference)
                 axes.errorbar(difference.mean, row, xerr=difference.half_width, fmt="o", markersize=5, color=colour)
                 axes.annotate(
-                    _figure(difference), (1.01, row), xycoords=axes.get_yaxis_transform(), va="center", color=colour
+                    _difference_text(difference),
+                    (1.01, row),
+                    xycoords=axes.get_yaxis_transform(),
+                    va="center",
+                    color=colour,
                 )
             axes.set_yticks(range(len(block)), [_name(entry) for entry, _ in block])
             axes.set_ylim(len(block) - 0.5, -0.5)
@@ -65,6 +72,6 @@ def _name(entry: Summary) -> str:
     return entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}"
 
 
-def _figure(difference: Difference) -> str:
-    sure = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
-    return f"{difference.mean:+.2f}{sure} (n = {difference.n})"
+def _difference_text(difference: Difference) -> str:
+    interval = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
+    return f"{difference.mean:+.2f}{interval} (n = {difference.n})"

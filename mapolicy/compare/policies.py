@@ -1,6 +1,8 @@
-"""Who is compared, and under whose split: learned policies, dataset-level ones beside them, and those without a bundle.
+"""The compared policies, and how policies and data splits are named in folders and tables.
 
-A searched bundle brings its split with it, and all others are trained under it too. Without any the settings draw one.
+There are three kinds: the policy of a searched bundle, a dataset-level policy, and a baseline such as `uniform`.
+A searched bundle also fixes the data split, and every other policy is trained on that split too. Without a searched
+bundle the settings draw the split.
 """
 
 from collections.abc import Sequence
@@ -11,80 +13,84 @@ from ..config import SEARCHED_POLICIES, RunConfig, TrainConfig
 from ..errors import UsageError
 from ..policy.policy_bundle import PolicyBundle
 
-SHOWN_DIGITS = 12  # of a digest
+DIGEST_DIGITS = 12  # of a digest in folder names, tables and messages
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A policy that is compared.
+class ComparedPolicy:
+    """One policy of a comparison.
 
     Attributes:
-        policy, mode: as in a `TrainConfig`.
-        listed: the dataset-level policy; None for all others.
+        policy, mode: as in `TrainConfig`.
+        dataset_level: the dataset-level policy; None for the other kinds.
     """
 
     policy: str
     mode: str = "frozen"
-    listed: DatasetPolicy | None = None
+    dataset_level: DatasetPolicy | None = None
 
     @property
     def label(self) -> str:
-        """Its name in folders."""
-        if self.listed is not None:
-            return listed_name(self.listed.digest)
+        """The policy's name in folders."""
+        if self.dataset_level is not None:
+            return dataset_level_name(self.dataset_level.digest)
         return f"{self.policy}-{self.mode}" if self.mode == "finetune" else self.policy
 
-    def of(self, config: TrainConfig) -> TrainConfig:
-        """The training with this policy."""
+    def configure(self, config: TrainConfig) -> TrainConfig:
+        """The same training with this policy.
+
+        Raises:
+            UsageError: the settings and the policy contradict each other.
+        """
         return config.with_changes(policy=self.policy, mode=self.mode)
 
     def bundle(self, split_of: PolicyBundle | None) -> PolicyBundle | DatasetPolicy | None:
-        """What it is trained with under a searched bundle's split, or under one that the settings draw (None)."""
-        return split_of if self.listed is None else self.listed
+        """The bundle to train with on the split of `split_of` (None: on the split that the settings draw)."""
+        return split_of if self.dataset_level is None else self.dataset_level
 
 
-def contenders(
-    searched: Sequence[PolicyBundle], listed: Sequence[DatasetPolicy], modes: Sequence[str], against: Sequence[str]
-) -> list[Contender]:
-    """All of a comparison, in the order in which they are trained.
+def compared_policies(
+    searched: Sequence[PolicyBundle],
+    dataset_level: Sequence[DatasetPolicy],
+    modes: Sequence[str],
+    against: Sequence[str],
+) -> list[ComparedPolicy]:
+    """All policies of a comparison, in training order.
 
     Args:
-        searched: bundles with a learned policy.
-        listed: dataset-level policies.
-        modes: of the learned policies.
-        against: policies that need no bundle, or a part of the learned one.
+        searched: searched bundles.
+        dataset_level: dataset-level policies.
+        modes: modes of the searched policies, `frozen` or `finetune`.
+        against: names of the baselines.
 
     Raises:
-        UsageError: a mode or a policy that needs a searched bundle, and there is none.
+        UsageError: a mode or a baseline needs a searched bundle, and there is none.
     """
     if not searched:
-        for name in [name for name in modes if name != "frozen"] + [
-            name for name in against if name in SEARCHED_POLICIES
-        ]:
-            raise UsageError(name, "only a searched bundle has a network", "add one, or leave it out")
-    learned = [Contender("learned", mode) for mode in modes] if searched else []
+        for name in [mode for mode in modes if mode != "frozen"] + [n for n in against if n in SEARCHED_POLICIES]:
+            raise UsageError(name, "needs a searched bundle, and none was given", "add one, or leave it out")
     return [
-        *learned,
-        *(Contender("learned", listed=policy) for policy in listed),
-        *(Contender(name) for name in against),
+        *(ComparedPolicy("learned", mode) for mode in modes if searched),
+        *(ComparedPolicy("learned", dataset_level=policy) for policy in dataset_level),
+        *(ComparedPolicy(name) for name in against),
     ]
 
 
 def short_digest(bundle: PolicyBundle | DatasetPolicy) -> str:
-    """What names a bundle in folders and tables."""
-    return bundle.digest[:SHOWN_DIGITS]
+    """A bundle's name in folders and tables."""
+    return bundle.digest[:DIGEST_DIGITS]
 
 
-def listed_name(digest: str) -> str:
-    """What names a dataset-level policy in folders and tables."""
-    return f"dataset-level-{digest[:SHOWN_DIGITS]}"
+def dataset_level_name(digest: str) -> str:
+    """A dataset-level policy's name in folders and tables."""
+    return f"dataset-level-{digest[:DIGEST_DIGITS]}"
 
 
 def split_name(split_of: PolicyBundle | None, config: RunConfig) -> str:
-    """What names a split in folders and tables."""
+    """A split's name in folders and tables."""
     return f"split{config.split_seed}" if split_of is None else short_digest(split_of)
 
 
-def under_split(config: TrainConfig, split_of: PolicyBundle | None) -> TrainConfig:
-    """The training under a searched bundle's split; None leaves the one that its settings draw."""
+def with_split_of(config: TrainConfig, split_of: PolicyBundle | None) -> TrainConfig:
+    """The same training on a searched bundle's split; None keeps the split that the settings draw."""
     return config if split_of is None else config.with_changes(split_seed=split_of.data_settings()["split_seed"])

@@ -1,7 +1,7 @@
-"""Work side by side: processes that take one piece after another; one that dies takes only its piece along.
+"""A process pool for long jobs: a process that dies fails only its own item, and an interrupt lets every job save.
 
-The parent alone hears Ctrl-C, stops the others by SIGTERM, which a run answers by saving its state, and waits for them.
-A process whose parent has died stops in the same way.
+Only the parent receives Ctrl-C. It sends SIGTERM to its workers, on which a run saves its state, and waits for them.
+Workers whose parent has died stop in the same way.
 """
 
 import contextlib
@@ -16,21 +16,24 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MapolicyError
 from ..runtime.signals import signal_handlers, stop_exception
 
+if TYPE_CHECKING:
+    import torch
+
 POLL = 1.0  # seconds
 ENVIRONMENT_EXIT = 5
 
-# Does a piece; what it has to say on the way goes to the second argument.
+# Called with an item and with a function for messages to the user.
 Work = Callable[[Any, Callable[[str], None]], None]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a piece was not done, as the one line of a `MapolicyError`; `exit_code` 1 is a bug."""
+    """Why an item failed, with the fields of a `MapolicyError`; `exit_code` 1 is a bug."""
 
     exit_code: int
     what: str
@@ -39,45 +42,45 @@ class Failure:
 
     @classmethod
     def of(cls, problem: Exception) -> "Failure":
-        """The same for an exception."""
+        """The failure that an exception describes."""
         if isinstance(problem, MapolicyError):
             return cls(problem.exit_code, problem.what, problem.why, problem.remedy)
         last = traceback.extract_tb(problem.__traceback__)[-1]
         return cls(1, type(problem).__name__, f"{problem} (line {last.lineno} of {last.filename})", "a bug of mapolicy")
 
 
-def side_by_side(
+def run_in_processes(
     work: Work,
-    pieces: Sequence[Any],
+    items: Sequence[Any],
     processes: int,
     finished: Callable[[int, Failure | None], None],
     noted: Callable[[str], None],
     environments: Sequence[Mapping[str, str]] = ({},),
 ) -> None:
-    """Do every piece of work; when it returns or raises, none of its processes is left.
+    """Call `work` on every item, several at a time in processes of their own; none of them outlives this call.
 
     Args:
-        work: called in another process with one piece at a time; can be sent there, as the pieces can.
-        pieces: taken in this order.
-        processes: at most so many at once.
-        finished: called here with a piece's position when it is done, or with why it is not.
-        noted: called here with what the work says.
-        environments: variables of the processes, in turn.
+        work: called in another process with one item at a time; must be picklable.
+        items: started in this order; must be picklable.
+        processes: largest number of processes at a time.
+        finished: called in this process with an item's position and None, or its failure.
+        noted: called in this process with each message of the work.
+        environments: environment variables of the processes, in turn.
 
     Raises:
-        KeyboardInterrupt, SystemExit: a signal came; what was running has been stopped. A second one kills it.
+        KeyboardInterrupt, SystemExit: a signal arrived, and the running jobs were stopped. A second signal kills them.
     """
-    waiting = deque(range(len(pieces)))
+    waiting = deque(range(len(items)))
     workers: list[_Worker] = []
     with _stopping(workers) as stopped:
         try:
-            for number in range(min(processes, len(pieces))):
+            for number in range(min(processes, len(items))):
                 workers.append(_Worker(work, environments[number % len(environments)]))
             while not stopped and (waiting or any(worker.position is not None for worker in workers)):
                 for worker in workers:
                     if worker.position is None and waiting:
                         position = waiting.popleft()
-                        worker.give(position, pieces[position])
+                        worker.give(position, items[position])
                 wait([worker.connection for worker in workers], POLL)
                 for worker in tuple(workers):
                     for answer in worker.answers():
@@ -99,30 +102,40 @@ def side_by_side(
         raise stop_exception(stopped[0])
 
 
+def gpu_environments(device: "torch.device") -> list[dict[str, str]]:
+    """Environments that give each process one of the visible GPUs; a single empty one if `device` is not CUDA."""
+    import torch
+
+    if device.type != "cuda":
+        return [{}]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in visible.split(",")]
+
+
 class _Worker:
-    """A process, and our end of the line to it."""
+    """One process and the parent's end of the pipe to it."""
 
     def __init__(self, work: Work, environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self.environment = environment
         self.position: int | None = None
-        self.dead = self._told = False
-        self.connection, theirs = context.Pipe()
+        self.dead = self._terminated = False
+        self.connection, child_end = context.Pipe()
         method = multiprocessing.get_start_method(allow_none=True)
-        self.process = context.Process(target=_serve, args=(theirs, work, method))
+        self.process = context.Process(target=_serve, args=(child_end, work, method))
         with _interrupts_blocked(), _with_environment(environment):
             self.process.start()
-        theirs.close()
+        child_end.close()
 
-    def give(self, position: int, piece: Any) -> None:
-        """Send a piece; that nobody is there any more is found out by `answers`."""
+    def give(self, position: int, item: Any) -> None:
+        """Send an item. If the process has died, `answers` finds out."""
         self.position = position
         with contextlib.suppress(OSError):
-            self.connection.send(piece)
+            self.connection.send(item)
 
     def answers(self) -> Iterator[str | Failure | None]:
-        """What it has said: a text on the way, None for a piece that is done, or why one is not."""
-        alive = self.process.is_alive()  # asked first: what a process said before it died is read all the same
+        """Its messages so far: a text for the user, None for a finished item, or a failure."""
+        alive = self.process.is_alive()  # asked first, so that the last messages of a dead process are still read
         try:
             while self.connection.poll():
                 yield self.connection.recv()
@@ -131,27 +144,27 @@ class _Worker:
         if not alive:
             self.end()
             self.dead = True
-            yield self._obituary()
+            yield self._death()
 
-    def _obituary(self) -> Failure:
+    def _death(self) -> Failure:
         code = self._exit_code or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         remedy = "check the machine's memory and log, then go on with --resume"
         return Failure(ENVIRONMENT_EXIT, "its process", how, remedy)
 
     def stop(self) -> None:
-        """SIGTERM, once: a second one would not let it save."""
-        if not self._told:
-            self._told = True
+        """Send SIGTERM, once: a second one would end the run before it has saved."""
+        if not self._terminated:
+            self._terminated = True
             self.process.terminate()
 
     def stop_if_busy(self) -> None:
-        """An idle one ends by itself when the line is closed."""
+        """Stop a process that has an item; an idle one ends when the pipe is closed."""
         if self.position is not None:
             self.stop()
 
     def end(self) -> None:
-        """Wait for it, and let go of it."""
+        """Close the pipe and wait for the process."""
         self.connection.close()
         self.process.join()
         self._exit_code = self.process.exitcode
@@ -159,7 +172,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _stopping(workers: Sequence[_Worker]) -> Iterator[list[int]]:
-    """A signal stops the workers, and its number is in the list."""
+    """Within it a signal stops the workers; its number is appended to the list."""
     stopped: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -176,8 +189,8 @@ def _stopping(workers: Sequence[_Worker]) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process that starts within it never hears of SIGINT, which a terminal sends to all; ours comes afterwards."""
-    resource_tracker.ensure_running()  # where it has to start, it would unblock the signal
+    """Within it SIGINT is blocked. Processes started here never receive it; a terminal would send it to all of them."""
+    resource_tracker.ensure_running()  # if it started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -200,23 +213,23 @@ def _with_environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(connection: Connection, work: Work, start_method: str | None) -> None:
-    """The other process: pieces in, answers out, until the line is closed."""
-    # As in the parent: here it is "spawn", with which each loader's worker would import torch anew.
+    """The worker's loop: receive an item, work, answer, until the pipe is closed."""
+    # The parent's method. The default here is "spawn", under which every data loader worker would import torch again.
     multiprocessing.set_start_method(start_method, force=True)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
     def say(answer: str | Failure | None) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: a run that saves its state does so all the same
+        with contextlib.suppress(OSError):  # the parent is gone: a run that is saving its state must still finish
             connection.send(answer)
 
     while True:
         try:
-            piece = connection.recv()
+            item = connection.recv()
         except EOFError:
             return
         try:
-            work(piece, say)
-        except Exception as problem:  # told to the parent, which raises it there
+            work(item, say)
+        except Exception as problem:  # sent to the parent
             say(Failure.of(problem))
         else:
             say(None)

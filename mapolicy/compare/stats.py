@@ -1,7 +1,7 @@
-"""From the runs of a comparison to means, spreads and paired differences with their intervals. No torch.
+"""Means, standard deviations and paired differences with intervals over the rows of a comparison. No torch.
 
-A difference is taken within a unit and then averaged over units: a seed where there is one bundle, a bundle (the mean
-over its seeds) where there are several, because seeds of one bundle share its split and its policy.
+Differences are paired within a unit and averaged over units. With one bundle the unit is the seed. With several the
+unit is the bundle (the mean over its seeds), because the seeds of one bundle share its split and its policy.
 """
 
 import math
@@ -14,24 +14,25 @@ from ..config import ZERO_COST_POLICIES
 
 LEVEL = 0.95
 PROXY = "proxy"
-ROUNDING = 1e-9  # points; a single one of a million test images is 1e-4
+ROUNDING = 1e-9  # percentage points; one of a million test images is 1e-4
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run.
+    """The result of one job.
 
     Attributes:
-        arch, policy: what was trained with what; the policy `proxy` is the search itself, `dataset-level-DIGITS` the
-            dataset-level policy whose digest begins so.
-        mode: frozen or finetune; None where there is no policy that could be learned further.
-        seed: of the run.
-        bundle: whose split the run has; `splitSEED` for one that no bundle has.
+        arch: timm name of the network.
+        policy: name of the policy; `proxy` is the search's own network, `dataset-level-DIGITS` the dataset-level policy
+            with that digest.
+        mode: frozen or finetune; None for a policy that has no modes.
+        seed: seed of the run.
+        bundle: short digest of the bundle that provides the split; `splitSEED` if the settings draw it.
         epochs: passes over the training split.
         test_top1, test_top5: per cent.
-        test_images: that these were measured on.
-        seconds: of the run; None for the proxy, whose bundle does not say.
-        cost_ratio: time of an iteration over that of a plain step; None where it was not measured.
+        test_images: size of the test split.
+        seconds: wall-clock time of the run; None for the proxy, whose bundle does not record it.
+        cost_ratio: time of an iteration over that of a plain step; None if it was not measured.
     """
 
     arch: str
@@ -49,15 +50,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences in test top-1, points.
+    """Mean of paired differences in test top-1, percentage points.
 
     Attributes:
         against: the other policy.
-        n: units that have both.
+        n: number of units that have both policies.
         mean: over the units.
-        half_width: of the 95 % interval around the mean (Student's t, n - 1 degrees of freedom): a difference that is
-            smaller cannot be told from none. None for one unit, and where all units have the same difference, which
-            says nothing of how far others would lie apart.
+        half_width: half the width of the 95 % interval of the mean. A smaller difference is not significant. None for
+            one unit, and if all units have the same difference.
     """
 
     against: str
@@ -67,26 +67,29 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Both ends."""
+        """Lower and upper end; None without a half width."""
         return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All runs of one network with one policy.
+    """The rows of one network with one policy.
 
     Attributes:
         arch, policy, mode, epochs: as in `Row`.
         unit: `seed` or `bundle`.
         n: number of units.
         runs: number of rows.
-        test_top1, test_top5: means over units.
-        deviation: of the units' top-1, n - 1 in the denominator; None for one unit.
-        sampling_error: standard error of one run's top-1, points, that comes of its test images alone (binomial).
-        versus_rival: difference to the best of the policies that cost nothing to search, by mean top-1 among those
-            compared; choosing the best on the test split itself makes it conservative. None for the rival itself.
-        versus_uniform: difference to the same operations with equal probabilities and weights; None without such runs.
-        seconds, cost_ratio: means over runs.
+        test_top1, test_top5: means over units, per cent.
+        deviation: standard deviation of the units' top-1 (n - 1 in the denominator); None for one unit.
+        sampling_error: standard error of one run's top-1 from the number of its test images alone (binomial),
+            percentage points.
+        versus_rival: difference to the best baseline, which is the policy with the highest mean top-1 among the
+            compared ones that need no search. The best is chosen on the test split, which favours it. None for the best
+            baseline itself.
+        versus_uniform: difference to `uniform`, the same operations with equal probabilities and weights; None without
+            such rows.
+        seconds, cost_ratio: means over rows.
     """
 
     arch: str
@@ -106,7 +109,7 @@ class Summary:
     cost_ratio: float | None
 
     def document(self) -> dict[str, Any]:
-        """Plain values, for JSON; a difference has its interval too."""
+        """Plain values, for JSON; a difference includes its interval."""
         found = asdict(self)
         for name in ("versus_rival", "versus_uniform"):
             difference = getattr(self, name)
@@ -119,19 +122,21 @@ Key = tuple[str, str | None]
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """A summary for each network, policy and mode, in the order in which they first appear."""
+    """A summary for each network, policy and mode, in order of first appearance."""
     rows = list(rows)
     unit = "bundle" if len({row.bundle for row in rows}) > 1 else "seed"
     groups: dict[str, dict[Key, list[Row]]] = {}
     for row in rows:
         groups.setdefault(row.arch, {}).setdefault((row.policy, row.mode), []).append(row)
     return [
-        _summary(own, of_arch, _rival(of_arch, unit), unit) for of_arch in groups.values() for own in of_arch.values()
+        _summary(own, of_arch, _best_baseline(of_arch, unit), unit)
+        for of_arch in groups.values()
+        for own in of_arch.values()
     ]
 
 
-def _rival(of_arch: Mapping[Key, Sequence[Row]], unit: str) -> Key | None:
-    """The best of those that cost nothing; None where none of them was compared."""
+def _best_baseline(of_arch: Mapping[Key, Sequence[Row]], unit: str) -> Key | None:
+    """The policy with the highest mean top-1 among those that need no search; None if there is no such policy."""
     means = {
         key: statistics.mean(_by_unit({(row.bundle, row.seed): row.test_top1 for row in own}, unit).values())
         for key, own in of_arch.items()
@@ -140,9 +145,9 @@ def _rival(of_arch: Mapping[Key, Sequence[Row]], unit: str) -> Key | None:
     return max(means, key=means.__getitem__) if means else None
 
 
-def _summary(own: Sequence[Row], of_arch: Mapping[Key, Sequence[Row]], rival: Key | None, unit: str) -> Summary:
+def _summary(own: Sequence[Row], of_arch: Mapping[Key, Sequence[Row]], best: Key | None, unit: str) -> Summary:
     first = own[0]
-    # A search has a seed, but shares neither order nor initial weights with the training runs of that seed.
+    # A search's seed sets another batch order and other initial weights than the same seed of a training.
     unit = "bundle" if first.policy == PROXY else unit
     top1, top5 = (_by_unit({(row.bundle, row.seed): getattr(row, name) for row in own}, unit) for name in _ACCURACIES)
     seconds = [row.seconds for row in own if row.seconds is not None]
@@ -160,7 +165,7 @@ def _summary(own: Sequence[Row], of_arch: Mapping[Key, Sequence[Row]], rival: Ke
         test_top5=statistics.mean(top5.values()),
         deviation=statistics.stdev(top1.values()) if len(top1) > 1 else None,
         sampling_error=statistics.mean(math.sqrt(r.test_top1 * (100 - r.test_top1) / r.test_images) for r in own),
-        versus_rival=None if rival in (None, key) else _difference(own, of_arch[rival], unit),
+        versus_rival=None if best in (None, key) else _difference(own, of_arch[best], unit),
         versus_uniform=None if key == _UNIFORM else _difference(own, of_arch.get(_UNIFORM, ()), unit),
         seconds=statistics.mean(seconds) if seconds else None,
         cost_ratio=statistics.mean(ratios) if ratios else None,
@@ -172,7 +177,7 @@ _UNIFORM: Key = ("uniform", None)
 
 
 def _by_unit(values: Mapping[tuple[str, int], float], unit: str) -> dict[object, float]:
-    """Means over each unit's runs, of values by bundle and seed."""
+    """The mean of each unit, from values by bundle and seed."""
     units: dict[object, list[float]] = {}
     for (bundle, seed), value in values.items():
         units.setdefault(bundle if unit == "bundle" else seed, []).append(value)
@@ -180,7 +185,7 @@ def _by_unit(values: Mapping[tuple[str, int], float], unit: str) -> dict[object,
 
 
 def _difference(own: Sequence[Row], others: Sequence[Row], unit: str) -> Difference | None:
-    """The paired difference over what both have; None where they have nothing in common."""
+    """The paired difference over the units that both have; None if they share none."""
     ours, theirs = ({(row.bundle, row.seed): row.test_top1 for row in rows} for rows in (own, others))
     if own[0].policy == PROXY:
         means = [_by_unit(values, "bundle") for values in (ours, theirs)]
@@ -190,30 +195,17 @@ def _difference(own: Sequence[Row], others: Sequence[Row], unit: str) -> Differe
         found = list(_by_unit(paired, unit).values())
     if not found:
         return None
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    half = student_t(LEVEL, len(found) - 1) * spread / math.sqrt(len(found)) if spread > ROUNDING else None
-    return Difference(others[0].policy, len(found), statistics.mean(found), half)
+    return Difference(others[0].policy, len(found), statistics.mean(found), half_width(found))
 
 
-def student_t(level: float, degrees: int) -> float:
-    """The t for which Student's distribution has the share `level` between -t and t.
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean, by Student's t with n - 1 degrees of freedom.
 
-    Closed form for whole degrees of freedom, inverted by bisection of the angle atan(t / sqrt(degrees)).
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    None for a single value, and for equal values: they say nothing about how much other values would differ.
     """
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _share_within(middle, degrees) < level else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    if spread <= ROUNDING:
+        return None
+    from scipy.stats import t  # late: it takes a second to import
 
-
-def _share_within(angle: float, degrees: int) -> float:
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    # Terms cos^k with k of the parity of `degrees` below it; each is the one before times cos^2 (k - 1) / k.
-    term, total = cosine if odd else 1.0, 0.0
-    for power in range(odd, degrees - 1, 2):
-        if power > odd:
-            term *= cosine * cosine * (power - 1) / power
-        total += term
-    return (angle + sine * total) * 2 / math.pi if odd else sine * total
+    return float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * spread / math.sqrt(len(values))

@@ -7,13 +7,13 @@ from ..runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from .explain import Explanation as Explanation
     from .gather import Report as Report
-    from .weights import Weighing as Weighing
+    from .sample_weights import SampleWeights as SampleWeights
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Explanation": "explain",
         "Report": "gather",
-        "Weighing": "weights",
+        "SampleWeights": "sample_weights",
     },
 )

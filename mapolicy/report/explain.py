@@ -13,7 +13,7 @@ from ..runtime.sanitize import printable
 from ..transforms.parse import spelled
 from ..transforms.space import OPERATION_NAMES
 from ..transforms.transformation import Transformation
-from .weights import Weighing, ranks, relative_weights
+from .sample_weights import SampleWeights, ranks, relative_weights
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ def read_image(path: str, contract: InputContract) -> Tensor:
         raise InputError(problem.what, problem.why, "name images that Pillow can read") from None
 
 
-def explain(weighing: Weighing, image: Tensor, transformation: Transformation, name: str) -> Explanation:
+def explain(sample_weights: SampleWeights, image: Tensor, transformation: Transformation, name: str) -> Explanation:
     """What the policy gives to each of these transformations of an image.
 
     Args:
-        weighing: of the bundle.
+        sample_weights: of the bundle.
         image: uint8 [C, S, S], at the bundle's size.
         transformation: n of them.
         name: of the image; characters that do not print are replaced.
     """
-    batch = image.to(weighing.device).expand(len(transformation), *image.shape)
-    there = transformation.to(weighing.device)
-    augmented = weighing.augmented(batch, there)
-    weights = relative_weights(weighing.logits(augmented, there)).cpu()
+    batch = image.to(sample_weights.device).expand(len(transformation), *image.shape)
+    there = transformation.to(sample_weights.device)
+    augmented = sample_weights.augmented(batch, there)
+    weights = relative_weights(sample_weights.logits(augmented, there)).cpu()
     return Explanation(printable(name), image, augmented.cpu(), transformation, weights, ranks(weights))

@@ -22,8 +22,8 @@ from ..transforms.parse import parse_transformations, spelled
 from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
 from ..transforms.transformation import Transformation
 from .page import environment, inlined, png_address, script_hash
+from .sample_weights import SampleWeights, relative_weights
 from .samples import chosen_images
-from .weights import Weighing, relative_weights
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -48,21 +48,21 @@ class Explorer:
     Weights are relative to a batch as in training, images under transformations from p_jk, drawn once.
 
     Args:
-        weighing: of the bundle.
+        sample_weights: of the bundle.
         split: whose images, a choice of `IMAGES`.
         seed: of the choice and of the batch.
     """
 
-    def __init__(self, weighing: Weighing, split: Split, seed: int = 0) -> None:
-        self._weighing, self._lock, self._seed, self._drawn = weighing, threading.Lock(), seed, 0
-        self.classes = weighing.bundle.manifest.dataset.classes
-        self._sampler = TransformationSampler(probabilities=weighing.bundle.probabilities)
+    def __init__(self, sample_weights: SampleWeights, split: Split, seed: int = 0) -> None:
+        self._weighing, self._lock, self._seed, self._drawn = sample_weights, threading.Lock(), seed, 0
+        self.classes = sample_weights.bundle.manifest.dataset.classes
+        self._sampler = TransformationSampler(probabilities=sample_weights.bundle.probabilities)
         count = max(IMAGES, REFERENCE)
         positions = torch.randperm(len(split), generator=generator(seed, "explore", "images", 0))[:count]
         self._images, self._labels = chosen_images(split, positions)
         images = self._images[:REFERENCE]
-        drawn = self._sampler.sample(len(images), generator(seed, "explore", "reference", 0)).to(weighing.device)
-        self._reference = weighing.logits(weighing.augmented(images, drawn), drawn)
+        drawn = self._sampler.sample(len(images), generator(seed, "explore", "reference", 0)).to(sample_weights.device)
+        self._reference = sample_weights.logits(sample_weights.augmented(images, drawn), drawn)
         self._images, self._labels = self._images[:IMAGES], self._labels[:IMAGES].cpu()
 
     def __len__(self) -> int:

@@ -15,9 +15,9 @@ from ..policy.compress import synthetic_images
 from ..policy.policy_bundle import PolicyBundle
 from .changes import Changes, compare_bundles
 from .metrics import RunLog
+from .sample_weights import SampleWeights
 from .samples import Preferences, Response, Samples, draw_samples, prefer, respond
 from .tables import HeatTable, preference_table, probability_table
-from .weights import Weighing
 
 SAMPLES = 1024  # augmented images that are weighed, in each of two studies
 
@@ -105,16 +105,17 @@ def gather(
         return Report(opened.fetched.origin, published=opened.policy.manifest, run=run)
     assert bundle is not None
     manifest, names = bundle.manifest, bundle.manifest.operations.names
-    weighing = Weighing(bundle, device or torch.device("cpu"))
+    sample_weights = SampleWeights(bundle, device or torch.device("cpu"))
     drawn = preferences = None
     if splits is not None:
-        drawn, preferences = draw_samples(weighing, splits.train, samples), prefer(weighing, splits.train, samples)
+        drawn = draw_samples(sample_weights, splits.train, samples)
+        preferences = prefer(sample_weights, splits.train, samples)
     images = synthetic_images(manifest.input) if drawn is None else drawn.originals
     return Report(
         origin=opened.fetched.origin,
         described=describe(manifest, opened.policy.tensors, len(opened.fetched.content)),
         probabilities=probability_table(bundle.probabilities.numpy(), bundle.means.numpy(), names),
-        response=respond(weighing, images, drawn is not None),
+        response=respond(sample_weights, images, drawn is not None),
         run=run,
         samples=drawn,
         classes=None if preferences is None else _class_table(preferences, manifest.dataset.classes, names),

@@ -18,8 +18,8 @@ from ..runtime.random import generator
 from ..transforms.basic import Normalisation
 from ..transforms.space import HAS_MAGNITUDE, MAX_LEVEL, OPERATION_NAMES
 from ..transforms.transformation import Transformation
+from .sample_weights import SampleWeights, relative_weights
 from .tables import Numbers
-from .weights import Weighing, relative_weights
 
 IDENTITY = OPERATION_NAMES.index("Identity")
 SHOWN = 12  # samples of each kind
@@ -138,57 +138,57 @@ def chosen_images(split: Split, positions: Tensor) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def draw_samples(weighing: Weighing, split: Split, count: int, seed: int = 0) -> Samples:
+def draw_samples(sample_weights: SampleWeights, split: Split, count: int, seed: int = 0) -> Samples:
     """Some training images under transformations from p_jk, their weights and, where that can be known, losses.
 
     Args:
-        weighing: of the bundle.
+        sample_weights: of the bundle.
         split: whose images.
         count: of the images; all of a smaller split.
         seed: of images and transformations.
     """
     positions = torch.randperm(len(split), generator=generator(seed, "report", "images", 0))[:count]
     images, labels = chosen_images(split, positions)
-    sampler = TransformationSampler(probabilities=weighing.bundle.probabilities)
+    sampler = TransformationSampler(probabilities=sample_weights.bundle.probabilities)
     drawn = sampler.sample(len(images), generator(seed, "report", "transformation", 0)).to(images.device)
-    augmented = weighing.augmented(images, drawn)
-    weights = relative_weights(weighing.logits(augmented, drawn))
-    losses = classifier_losses(weighing, augmented, labels)
+    augmented = sample_weights.augmented(images, drawn)
+    weights = relative_weights(sample_weights.logits(augmented, drawn))
+    losses = classifier_losses(sample_weights, augmented, labels)
     there = torch.device("cpu")
     return Samples(images.cpu(), augmented.cpu(), labels.cpu(), drawn.to(there), weights.cpu(), losses)
 
 
-def classifier_losses(weighing: Weighing, augmented: Tensor, labels: Tensor) -> Tensor | None:
+def classifier_losses(sample_weights: SampleWeights, augmented: Tensor, labels: Tensor) -> Tensor | None:
     """Cross entropy of the bundle's own network, in evaluation mode, float64 [n]; None without its classifier."""
-    bundle = weighing.bundle
+    bundle = sample_weights.bundle
     if not bundle.has_classifier:
         return None
     contract = bundle.manifest.input
-    network = bundle.build_extractor(weighing.device)
-    normalised, found = Normalisation(contract.mean, contract.std, weighing.device), []
+    network = bundle.build_extractor(sample_weights.device)
+    normalised, found = Normalisation(contract.mean, contract.std, sample_weights.device), []
     with torch.inference_mode():
-        for rows in torch.arange(len(augmented)).split(weighing.chunk):
+        for rows in torch.arange(len(augmented)).split(sample_weights.chunk):
             logits = network(normalised(augmented[rows]))
             found.append(F.cross_entropy(logits.double(), labels[rows], reduction="none"))
     return torch.cat(found).cpu()
 
 
-def respond(weighing: Weighing, images: Tensor, real: bool) -> Response:
+def respond(sample_weights: SampleWeights, images: Tensor, real: bool) -> Response:
     """Weight against magnitude, over the first `RESPONSE_IMAGES` of the images.
 
     Args:
-        weighing: of the bundle.
+        sample_weights: of the bundle.
         images: uint8 [n, C, S, S].
         real: whether they are the data set's.
     """
-    images = images[:RESPONSE_IMAGES].to(weighing.device)
+    images = images[:RESPONSE_IMAGES].to(sample_weights.device)
     count = len(images)
     signs = torch.arange(count) % 2 * 2.0 - 1
     low, median, high = (np.ones((len(OPERATION_NAMES), len(LEVELS))) for _ in range(3))
-    as_it_is = _logits(weighing, images, IDENTITY, torch.zeros(count))
+    as_it_is = _logits(sample_weights, images, IDENTITY, torch.zeros(count))
     for operation, moves in enumerate(HAS_MAGNITUDE):
         for column, level in enumerate(LEVELS if moves else LEVELS[:1]):
-            logits = _logits(weighing, images, operation, level * signs)
+            logits = _logits(sample_weights, images, operation, level * signs)
             ratios = (F.logsigmoid(logits) - F.logsigmoid(as_it_is)).exp().cpu().numpy()
             columns = column if moves else slice(None)
             low[operation, columns], median[operation, columns], high[operation, columns] = np.quantile(
@@ -197,11 +197,11 @@ def respond(weighing: Weighing, images: Tensor, real: bool) -> Response:
     return Response(OPERATION_NAMES, LEVELS, low, median, high, count, real)
 
 
-def prefer(weighing: Weighing, split: Split, samples: int, seed: int = 0) -> Preferences | None:
+def prefer(sample_weights: SampleWeights, split: Split, samples: int, seed: int = 0) -> Preferences | None:
     """What classes prefer, or None where no class has two images.
 
     Args:
-        weighing: of the bundle.
+        sample_weights: of the bundle.
         split: whose images.
         samples: augmented images to weigh, about; of many classes `MOST_CLASSES` are looked at, evenly spaced.
         seed: of the choice of images.
@@ -216,7 +216,7 @@ def prefer(weighing: Weighing, split: Split, samples: int, seed: int = 0) -> Pre
     each = min([wanted, *(len(by_class[label]) for label in labels)])
     images, _ = chosen_images(split, torch.cat([by_class[label][:each] for label in labels]))
     signs = torch.arange(len(images)) % 2 * 2.0 - 1
-    logits = [_logits(weighing, images, operation, MIDDLE * signs) for operation in range(len(OPERATION_NAMES))]
+    logits = [_logits(sample_weights, images, operation, MIDDLE * signs) for operation in range(len(OPERATION_NAMES))]
     weights = F.logsigmoid(torch.stack(logits, 1)).softmax(1).cpu().numpy()  # over each image's sum
     grouped = weights.reshape(len(labels), -1, len(OPERATION_NAMES))
     means = grouped.mean(1)
@@ -225,10 +225,10 @@ def prefer(weighing: Weighing, split: Split, samples: int, seed: int = 0) -> Pre
     return Preferences(labels, means / overall, errors / overall, grouped.shape[1])
 
 
-def _logits(weighing: Weighing, images: Tensor, operation: int, magnitudes: Tensor) -> Tensor:
+def _logits(sample_weights: SampleWeights, images: Tensor, operation: int, magnitudes: Tensor) -> Tensor:
     """Of every image under one operation, followed by Identity."""
     assert magnitudes.abs().max() <= MAX_LEVEL
     count = len(images)
     first, second = (torch.full((count,), position) for position in (operation, IDENTITY))
     transformation = Transformation(first, second, magnitudes, torch.zeros(count)).to(images.device)
-    return weighing.logits(weighing.augmented(images, transformation), transformation)
+    return sample_weights.logits(sample_weights.augmented(images, transformation), transformation)

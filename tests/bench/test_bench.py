@@ -1,4 +1,4 @@
-"""The benchmarks: what they compute of times that are given, and that the contenders do the work that they claim."""
+"""The benchmarks: what they compute of times that are given, and that the candidates do the work that they claim."""
 
 import copy
 import itertools
@@ -15,7 +15,7 @@ from torch import nn
 from mapolicy import SearchConfig, Transformation, recipes
 from mapolicy.bench import memory, operations, pillow, step, transfer
 from mapolicy.bench.double_backward import DoubleBackwardStep
-from mapolicy.bench.interleaved import WARM_UP, Clock, Contender, measure, quartiles
+from mapolicy.bench.interleaved import WARM_UP, Candidate, Clock, measure, quartiles
 from mapolicy.bench.report import Report
 from mapolicy.bench.synthetic import synthetic_images
 from mapolicy.bilevel.bilevel_step import BilevelStep
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class FakeClock:
-    """Stands still but for what the contenders' work adds."""
+    """Stands still but for what the candidates' work adds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -37,7 +37,7 @@ class FakeClock:
     def clock(self) -> Clock:
         return Clock("seconds that the test makes up", lambda: self.now)
 
-    def contender(self, what: str, seconds: list[float], calls: int = 1) -> Contender:
+    def candidate(self, what: str, seconds: list[float], calls: int = 1) -> Candidate:
         """Takes these seconds, call by call; the first ones belong to the warm-up."""
         durations = iter(seconds)
 
@@ -45,14 +45,14 @@ class FakeClock:
             self.calls.append((what, call))
             self.now += next(durations)
 
-        return Contender(what, work, calls, {"colour": what})
+        return Candidate(what, work, calls, {"colour": what})
 
 
 def test_rounds_are_interleaved_and_the_warm_up_is_not_counted() -> None:
     fake = FakeClock()
-    contenders = [fake.contender("a", [100, 1, 1]), fake.contender("b", [100, 100, 2, 2, 2, 2], calls=2)]
+    candidates = [fake.candidate("a", [100, 1, 1]), fake.candidate("b", [100, 100, 2, 2, 2, 2], calls=2)]
     told: list[str] = []
-    rows = measure(contenders, "a", 2, fake.clock(), told.append, "letters")
+    rows = measure(candidates, "a", 2, fake.clock(), told.append, "letters")
     a, b = [("a", 0), ("b", 0), ("b", 1)], [("a", 1), ("b", 2), ("b", 3)]
     assert fake.calls == [*a, *b, ("a", 2), ("b", 4), ("b", 5)]
     assert WARM_UP == 1
@@ -64,8 +64,8 @@ def test_rounds_are_interleaved_and_the_warm_up_is_not_counted() -> None:
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     """The machine slows down ten times on the way: b is always 3 a, but for one disturbed round."""
     fake = FakeClock()
-    contenders = [fake.contender("a", [9, 1, 2, 4, 8, 10]), fake.contender("b", [9, 3, 6, 12, 24, 10])]
-    plain, row = measure(contenders, "a", 5, fake.clock())
+    candidates = [fake.candidate("a", [9, 1, 2, 4, 8, 10]), fake.candidate("b", [9, 3, 6, 12, 24, 10])]
+    plain, row = measure(candidates, "a", 5, fake.clock())
     assert (row.ratio_low, row.ratio, row.ratio_high) == (3, 3, 3)
     assert (plain.ratio_low, plain.ratio, plain.ratio_high) == (1, 1, 1)
     assert (row.low_ms, row.median_ms, row.high_ms) == (6000, 10_000, 12_000)
@@ -92,7 +92,7 @@ def test_memory_that_runs_out_is_one_line(problem: RuntimeError) -> None:
         raise problem
 
     with pytest.raises(TrainingError, match=r"^large: memory has run out; lower --batch-size$"):
-        measure([Contender("large", work)], "large", 1, Clock.of(CPU))
+        measure([Candidate("large", work)], "large", 1, Clock.of(CPU))
 
 
 def test_other_errors_are_passed_on() -> None:
@@ -100,12 +100,12 @@ def test_other_errors_are_passed_on() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        measure([Contender("broken", work)], "broken", 1, Clock.of(CPU))
+        measure([Candidate("broken", work)], "broken", 1, Clock.of(CPU))
 
 
 def test_a_report_names_machine_and_versions() -> None:
     fake = FakeClock()
-    rows = measure([fake.contender("a", [1, 2])], "a", 1, fake.clock())
+    rows = measure([fake.candidate("a", [1, 2])], "a", 1, fake.clock())
     document = Report(rows, "fake", {"side": 8}, 3, CPU, ["pillow"], {"kornia": "not installed"}).document()
     assert document["rows"] == [rows[0].document()]
     assert document["hardware"]["threads"] == 3
@@ -222,9 +222,9 @@ def test_double_backward_is_the_same_step(case: step.StepCase, alpha: str) -> No
 
 def test_the_plain_step_is_sgd_on_the_mean_loss(case: step.StepCase, monkeypatch: pytest.MonkeyPatch) -> None:
     network = copy.deepcopy(case.network)
-    # The contender copies the network; here it shall work on this one.
+    # The candidate copies the network; here it shall work on this one.
     monkeypatch.setattr(step.copy, "deepcopy", lambda module: network)
-    work = step.contender(case, step.PLAIN).work
+    work = step.candidate(case, step.PLAIN).work
     monkeypatch.undo()
     work(0)
     twin = copy.deepcopy(case.network).train()
@@ -238,10 +238,10 @@ def test_the_plain_step_is_sgd_on_the_mean_loss(case: step.StepCase, monkeypatch
         torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_contenders_share_nothing(case: step.StepCase) -> None:
+def test_candidates_share_nothing(case: step.StepCase) -> None:
     before = [tensor.clone() for module in (case.network, case.policy) for tensor in module.state_dict().values()]
     for name in (step.PLAIN, "exact", step.DOUBLE_BACKWARD):
-        step.contender(case, name).work(0)
+        step.candidate(case, name).work(0)
     after = [tensor for module in (case.network, case.policy) for tensor in module.state_dict().values()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert all(parameter.grad is None for parameter in case.network.parameters())
@@ -289,7 +289,7 @@ def test_what_the_step_does_not_measure_is_refused(settings: dict[str, object], 
 def test_a_variant_changes_the_step(case: step.StepCase, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(step, "BilevelStep", lambda **parts: seen.append(parts["rate"]().shape))
-    step.contender(case, "layers", {"layers": {"alpha": "per-layer"}})
+    step.candidate(case, "layers", {"layers": {"alpha": "per-layer"}})
     assert seen == [(len(list(case.network.parameters())),)]
 
 
@@ -307,7 +307,7 @@ def test_a_compiler_that_fails_is_one_line(case: step.StepCase, monkeypatch: pyt
 
     monkeypatch.setattr(torch, "compile", lambda network: broken)
     with pytest.raises(EnvironmentFault, match=r"^--compile: torch cannot compile here \(no C\+\+ compiler\)"):
-        step.contender(case, step.PLAIN_COMPILED).work(0)
+        step.candidate(case, step.PLAIN_COMPILED).work(0)
 
 
 def test_peak_memory_sees_what_was_freed() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mapolicy import Comparison, PolicyBundle, TrainConfig, compare_policies, search_policy, train_network
-from mapolicy.compare.comparison import RIVALS, environments
+from mapolicy.compare.checks import BASELINES
+from mapolicy.compare.process_pool import gpu_environments
 from mapolicy.compare.stats import PROXY
 from mapolicy.data.splits import load_splits
 from mapolicy.errors import InputError, TrainingError, UsageError
@@ -63,7 +64,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         seen.append(config)
         return train_network(config, *arguments, **options)
 
-    monkeypatch.setattr("mapolicy.compare.job.train_network", train)
+    monkeypatch.setattr("mapolicy.compare.run_job.train_network", train)
     return seen
 
 
@@ -123,8 +124,8 @@ def test_runs_of_a_seed_share_order_images_and_initial_weights(
 
     for kind in (WeightedIteration, BilevelIteration):
         monkeypatch.setattr(kind, "__call__", noting(kind.__call__))
-    compare_policies([bundle, LISTED], [config], tmp_path / "run", RIVALS, ("frozen", "finetune"), seeds=2)
-    assert len(starts) == 2 * (len(RIVALS) + 3)
+    compare_policies([bundle, LISTED], [config], tmp_path / "run", BASELINES, ("frozen", "finetune"), seeds=2)
+    assert len(starts) == 2 * (len(BASELINES) + 3)
     first = {}
     for seed, *start in starts:
         reference = first.setdefault(seed, start)
@@ -187,12 +188,13 @@ def test_another_comparisons_folder_is_refused_and_left_alone(
     with pytest.raises(UsageError, match="holds a run; use --resume, --force"):
         compare_policies([bundle], [config], folder, ("none",))
     slower = config.with_changes(learning_rate=0.05, epochs=3)
-    with pytest.raises(InputError, match=r"of another comparison: epochs 1 -> 3, learning_rate 0.1 -> 0.05; undo"):
+    differences = "epochs 1 -> 3, learning_rate 0.1 -> 0.05; undo"
+    with pytest.raises(InputError, match=f"belongs to another comparison: {differences}"):
         compare_policies([bundle], [slower], folder, ("none",), resume=True)
     other = config.with_changes(split_seed=1)
     with pytest.raises(InputError, match=f"bundle {bundle.digest[:12]} -> {other_bundle.digest[:12]}"):
         compare_policies([other_bundle], [other], folder, ("none",), resume=True)
-    with pytest.raises(InputError, match="holds no comparison to go on with"):
+    with pytest.raises(InputError, match="holds no comparison to resume"):
         compare_policies([bundle], [config], tmp_path / "elsewhere", ("none",), resume=True)
     assert trained == []
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -266,7 +268,7 @@ def test_dataset_level_policies_alone(config: TrainConfig, tmp_path: Path, train
     paced = compare_policies([LISTED], [config], tmp_path / "paced", ("none",), budget="equal-time")
     assert set(paced.budget["pace"]["test_resnet"]) == {LISTED_NAME, "none"}
     for options in ({"modes": ("finetune",)}, {"against": ("sampler-only",)}):
-        with pytest.raises(UsageError, match="only a searched bundle has a network"):
+        with pytest.raises(UsageError, match="needs a searched bundle, and none was given"):
             compare_policies([LISTED], [config], tmp_path / "other", **options)
     assert not (tmp_path / "other").exists()
 
@@ -311,7 +313,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
             raise TrainingError("iteration 2", "the loss is nan", "lower learning_rate")
         return train_network(config, *arguments, **options)
 
-    monkeypatch.setattr("mapolicy.compare.job.train_network", train)
+    monkeypatch.setattr("mapolicy.compare.run_job.train_network", train)
     heard = Heard()
     compared = compare_policies([bundle], [config], tmp_path / "run", ("none", "uniform"), seeds=2, reporter=heard)
     ((run, failure),) = compared.failed.items()
@@ -326,10 +328,10 @@ def test_a_run_that_fails_does_not_stop_the_others(
 def test_processes_take_the_visible_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert environments(torch.device("cuda")) == [{"CUDA_VISIBLE_DEVICES": name} for name in "012"]
+    assert gpu_environments(torch.device("cuda")) == [{"CUDA_VISIBLE_DEVICES": name} for name in "012"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-ab")
-    assert environments(torch.device("cuda")) == [{"CUDA_VISIBLE_DEVICES": name} for name in ("5", "GPU-ab")]
-    assert environments(CPU) == [{}]
+    assert gpu_environments(torch.device("cuda")) == [{"CUDA_VISIBLE_DEVICES": name} for name in ("5", "GPU-ab")]
+    assert gpu_environments(CPU) == [{}]
 
 
 def test_side_by_side_is_the_same(bundle: PolicyBundle, config: TrainConfig, tmp_path: Path) -> None:
@@ -371,7 +373,7 @@ def test_under_equal_time_the_cheaper_runs_get_more_epochs(
     assert (trained, len(asked)) == ([], 1)
     for changed, message in (
         ({"budget": "equal-epochs"}, "budget equal-time -> equal-epochs"),
-        ({"budget": "equal-time", "against": ("uniform",)}, "test_resnet with uniform was not measured when it began"),
+        ({"budget": "equal-time", "against": ("uniform",)}, "test_resnet with uniform was not measured at its start"),
     ):
         with pytest.raises(InputError, match=message):
             compare_policies(*arguments[:3], **{"against": ("none",), **changed}, resume=True)

@@ -6,7 +6,7 @@ import torch
 
 from mapolicy import PolicyBundle
 from mapolicy.compare.equal_time import SAMPLES, WARM_UP, seconds_per_iteration
-from mapolicy.compare.policies import Contender
+from mapolicy.compare.policies import ComparedPolicy
 from mapolicy.training.iteration import BilevelIteration
 
 
@@ -29,7 +29,7 @@ def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, 
     monkeypatch.setattr(BilevelIteration, "__call__", noting)
     monkeypatch.setattr("mapolicy.compare.equal_time.timed", timed)
     config = make_train_config(arch="wrn10_1", batch_size=64, meta_every=2)
-    policies = [Contender("learned"), Contender("uniform"), Contender("learned", "finetune")]
+    policies = [ComparedPolicy("learned"), ComparedPolicy("uniform"), ComparedPolicy("learned", "finetune")]
     kept = sorted(turn[0] for turn in rounds[WARM_UP:])
     assert seconds_per_iteration(config, policies, bundle) == [kept[SAMPLES // 2], 9.0, 25.0]
     assert answers == []

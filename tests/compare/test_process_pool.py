@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mapolicy.compare.process_pool import Failure, side_by_side
+from mapolicy.compare.process_pool import Failure, run_in_processes
 from mapolicy.errors import TrainingError
 
 PATIENCE = 60  # seconds; how long is never what a test is about
@@ -50,7 +50,7 @@ def play(piece: tuple[str, Path], noted: Callable[[str], None]) -> None:
 def run(pieces: list[tuple[str, Path]], processes: int, **options) -> tuple[dict[int, Failure | None], list[str]]:
     done: dict[int, Failure | None] = {}
     notes: list[str] = []
-    side_by_side(play, pieces, processes, done.__setitem__, notes.append, **options)
+    run_in_processes(play, pieces, processes, done.__setitem__, notes.append, **options)
     assert multiprocessing.active_children() == []
     return done, notes
 
@@ -95,12 +95,12 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tests.compare.test_process_pool import play
-from mapolicy.compare.process_pool import side_by_side
+from mapolicy.compare.process_pool import run_in_processes
 
 if __name__ == "__main__":
     pieces = [("wait", Path({folder!r}) / str(n)) for n in range(4)]
     try:
-        side_by_side(play, pieces, 2, lambda *_: print("finished"), print)
+        run_in_processes(play, pieces, 2, lambda *_: print("finished"), print)
     except KeyboardInterrupt:
         print("interrupted")
         sys.exit(130)

@@ -12,7 +12,7 @@ from mapolicy.data.decode import ResizedCrop
 from mapolicy.data.image_dataset import FileImages
 from mapolicy.errors import InputError
 from mapolicy.report.explain import explain, read_image
-from mapolicy.report.weights import Weighing
+from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.transforms.parse import parse_transformations
 
 CHOSEN = "Rotate:5,Color:-3; Solarize:9; Equalize; Identity; Brightness:-9.5,TranslateX:4"
@@ -22,16 +22,16 @@ def test_each_weight_is_the_policys_output_over_the_mean(bundle: PolicyBundle, t
     draws = np.random.default_rng(0)
     Image.fromarray(draws.integers(0, 256, (30, 40), dtype=np.uint8)).save(tmp_path / "a.png")
     image = read_image(str(tmp_path / "a.png"), bundle.manifest.input)
-    chosen, weighing = parse_transformations(CHOSEN), Weighing(bundle, torch.device("cpu"))
-    found = explain(weighing, image, chosen, "a\x1b[31m.png")
+    chosen, sample_weights = parse_transformations(CHOSEN), SampleWeights(bundle, torch.device("cpu"))
+    found = explain(sample_weights, image, chosen, "a\x1b[31m.png")
     assert found.name == "a?[31m.png"
     policy = bundle.build_policy()
     raw = []
     for number, text in enumerate(CHOSEN.split(";")):
         single = parse_transformations(text)
-        changed = weighing.augmented(image[None], single)
+        changed = sample_weights.augmented(image[None], single)
         assert torch.equal(found.images[number], changed[0])
-        raw.append(policy(weighing._extractor(changed), single.embed()).item())
+        raw.append(policy(sample_weights._extractor(changed), single.embed()).item())
     assert found.weights.tolist() == pytest.approx([value / np.mean(raw) for value in raw], rel=1e-5)
     assert torch.equal(found.images[3], image), "Identity"
     assert [raw[at] for at in found.order()] == sorted(raw, reverse=True)

@@ -13,8 +13,8 @@ import torch
 from mapolicy import PolicyBundle
 from mapolicy.errors import EnvironmentFault, UsageError
 from mapolicy.report.explore import AT_ONCE, IMAGES, REFERENCE, Explorer, Site
+from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.report.samples import open_splits
-from mapolicy.report.weights import Weighing
 from mapolicy.transforms.parse import parse_transformations
 from tests.helpers.browser import WIDTHS, Visit, chromium
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def explorer(bundle: PolicyBundle, make_train_config) -> Explorer:
     splits = open_splits(bundle, make_train_config(**bundle.data_settings()), CPU)
-    return Explorer(Weighing(bundle, CPU), splits.train)
+    return Explorer(SampleWeights(bundle, CPU), splits.train)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def asked(address: str, path: str = "", method: str = "GET", **headers: str) -> 
 
 def test_weight_and_rank_among_a_training_batch(explorer: Explorer, bundle: PolicyBundle) -> None:
     found = explorer.weigh(7, "Rotate:5,Color:-3")
-    policy, weighing = bundle.build_policy(), explorer._weighing
+    policy, sample_weights = bundle.build_policy(), explorer._weighing
     chosen = parse_transformations("Rotate:5,Color:-3")
     image = explorer._images[7][None]
-    raw = policy(weighing._extractor(weighing.augmented(image, chosen)), chosen.embed()).item()
-    plain = policy(weighing._extractor(image), parse_transformations("Identity").embed()).item()
+    raw = policy(sample_weights._extractor(sample_weights.augmented(image, chosen)), chosen.embed()).item()
+    plain = policy(sample_weights._extractor(image), parse_transformations("Identity").embed()).item()
     batch = explorer._reference.sigmoid()
     assert len(batch) == REFERENCE
     assert found["weight"] == pytest.approx(raw / float(batch.mean()), rel=1e-5)

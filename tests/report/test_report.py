@@ -18,7 +18,7 @@ from mapolicy.report import figures, samples, tables
 from mapolicy.report.changes import compare_bundles
 from mapolicy.report.gather import Report, gather
 from mapolicy.report.metrics import POINTS, read_run, thinned
-from mapolicy.report.weights import Weighing
+from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.transforms.basic import Normalisation
 from mapolicy.transforms.parse import parse_transformations
 from mapolicy.transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
@@ -155,8 +155,8 @@ def test_samples_are_training_images_with_their_weights_and_losses(
     known = {image.numpy().tobytes(): int(label) for image, label in zip(*everything, strict=True)}
     for image, label in zip(found.originals, found.labels, strict=True):
         assert known[image.numpy().tobytes()] == int(label), "no training image of this class"
-    weighing = Weighing(bundle, CPU)
-    assert torch.equal(found.images, weighing.augmented(found.originals, found.transformation))
+    sample_weights = SampleWeights(bundle, CPU)
+    assert torch.equal(found.images, sample_weights.augmented(found.originals, found.transformation))
     contract = bundle.manifest.input
     network = bundle.build_extractor(CPU)
     logits = network(Normalisation(contract.mean, contract.std, CPU)(found.images))
@@ -174,15 +174,15 @@ def test_samples_are_training_images_with_their_weights_and_losses(
 
 def test_without_classifier_there_are_no_losses(bundle: PolicyBundle, splits) -> None:
     smaller, _ = slim(bundle)
-    found = samples.draw_samples(Weighing(smaller, CPU), splits.train, 4)
+    found = samples.draw_samples(SampleWeights(smaller, CPU), splits.train, 4)
     assert found.losses is None
     assert found.against_the_loss() == ([], [])
     assert len(found.heaviest()) == 4
 
 
 def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBundle) -> None:
-    weighing, images = Weighing(bundle, CPU), synthetic_images(bundle.manifest.input)[:3]
-    found = samples.respond(weighing, images, real=False)
+    sample_weights, images = SampleWeights(bundle, CPU), synthetic_images(bundle.manifest.input)[:3]
+    found = samples.respond(sample_weights, images, real=False)
     operation, column = OPERATION_NAMES.index("Rotate"), 3
     policy = bundle.build_policy()
     ratios = []
@@ -190,8 +190,8 @@ def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBu
         raw = []
         for text in (f"Rotate:{sign * found.levels[column]}", "Identity"):
             transformation = parse_transformations(text)
-            changed = weighing.augmented(image[None], transformation)
-            raw.append(policy(weighing._extractor(changed), transformation.embed()).item())
+            changed = sample_weights.augmented(image[None], transformation)
+            raw.append(policy(sample_weights._extractor(changed), transformation.embed()).item())
         ratios.append(raw[0] / raw[1])
     for values, share in ((found.low, 0.25), (found.median, 0.5), (found.high, 0.75)):
         assert values[operation, column] == pytest.approx(np.quantile(ratios, share), rel=1e-4)
@@ -203,13 +203,13 @@ def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBu
 
 def test_classes_prefer_what_they_weigh_more(bundle: PolicyBundle, splits) -> None:
     """A policy that looks at the image alone has no preferences; a planted one is found."""
-    found = samples.prefer(Weighing(bundle, CPU), splits.train, 280)
+    found = samples.prefer(SampleWeights(bundle, CPU), splits.train, 280)
     assert found is not None
     assert list(found.labels) == list(range(10))
     assert found.images == 4
     assert found.ratios.shape == found.errors.shape == (10, 14)
 
-    class Planted(Weighing):
+    class Planted(SampleWeights):
         def logits(self, augmented, transformation):
             dark = augmented.double().mean((1, 2, 3)) < 100  # the class that black images stand for
             likes = dark & (transformation.first == 2)
@@ -240,7 +240,7 @@ def test_no_preferences_of_single_images(bundle: PolicyBundle, splits) -> None:
         def __len__(self) -> int:
             return 10
 
-    assert samples.prefer(Weighing(bundle, CPU), Single(), 100) is None  # type: ignore[arg-type]
+    assert samples.prefer(SampleWeights(bundle, CPU), Single(), 100) is None  # type: ignore[arg-type]
 
 
 # Changes.

@@ -18,7 +18,7 @@ from ..transforms.transformation import Transformation
 PIXELS_AT_ONCE = 2**21  # of one channel: 2048 images of 32 x 32, 41 of 224 x 224
 
 
-class Weighing:
+class SampleWeights:
     """A bundle's policy, extractor and operations, for images of the bundle's own size.
 
     Args:
@@ -57,7 +57,7 @@ def relative_weights(logits: Tensor, reference: Tensor | None = None) -> Tensor:
     """Weights over the mean weight of a batch: B P_i of Eq. 4, float64 [n], finite for all finite logits.
 
     Args:
-        logits: float [n] of `Weighing.logits`.
+        logits: float [n] of `SampleWeights.logits`.
         reference: the batch's logits, [B]; None takes `logits` themselves, whose results have mean 1.
     """
     logs = F.logsigmoid(logits.double())

@@ -1,7 +1,7 @@
 """The exact bilevel step against the same step by other libraries: higher, torchopt, betty. JSON on stdout.
 
 pip install -e '.[benchmarks]'
-python benchmarks/rival_steps.py --rounds 7 > rival_steps.json
+python benchmarks/library_steps.py --rounds 7 > library_steps.json
 
 Same network, batch and optimisers as `mapolicy bench step`. Before it is timed, each rival's gradients of theta and
 alpha are compared with ours in a first step on a few images; `theta_error` and `alpha_error` are the relative errors,
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from mapolicy import SearchConfig, recipes
 from mapolicy.bench.double_backward import DoubleBackwardStep
-from mapolicy.bench.interleaved import Clock, Contender, measure
+from mapolicy.bench.interleaved import Candidate, Clock, measure
 from mapolicy.bench.report import Report
-from mapolicy.bench.step import DOUBLE_BACKWARD, PLAIN, StepCase, contender
+from mapolicy.bench.step import DOUBLE_BACKWARD, PLAIN, StepCase, candidate
 from mapolicy.bilevel.bilevel_step import BilevelStep
 from mapolicy.bilevel.weighted_step import weighted_step
 from mapolicy.models.features import features_and_logits, running_statistics_kept
@@ -177,7 +177,7 @@ class _Level:
         return self._loss()
 
 
-RIVALS = {"higher": HigherStep, "torchopt": TorchoptStep, "betty": BettyStep}
+BASELINES = {"higher": HigherStep, "torchopt": TorchoptStep, "betty": BettyStep}
 
 
 def gradients(kind: type, case: StepCase) -> tuple[Tensor, Tensor | None]:
@@ -233,11 +233,11 @@ def main() -> None:
 
     with reproducible(config.threads, device) as threads, their_warnings_ignored():
         case = StepCase.build(config, device)
-        contenders = [contender(case, PLAIN), contender(case, "exact")]
-        textbook = contender(case, DOUBLE_BACKWARD)
-        contenders.append(Contender(textbook.what, textbook.work, facts=errors(DoubleBackwardStep, case)))
+        candidates = [candidate(case, PLAIN), candidate(case, "exact")]
+        textbook = candidate(case, DOUBLE_BACKWARD)
+        candidates.append(Candidate(textbook.what, textbook.work, facts=errors(DoubleBackwardStep, case)))
         left_out = {}
-        for name, kind in RIVALS.items():
+        for name, kind in BASELINES.items():
             progress(f"checking the gradients of {name}")
             try:
                 found = errors(kind, case)
@@ -245,9 +245,9 @@ def main() -> None:
                 left_out[name] = f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
                 continue
             step = kind(**case.learner(config))
-            contenders.append(Contender(name, lambda call, step=step: step(*case.arguments(call)), facts=found))
-        rows = measure(contenders, PLAIN, arguments.rounds, clock, progress, "steps")
-    packages = [DISTRIBUTIONS[name] for name in RIVALS if name not in left_out]
+            candidates.append(Candidate(name, lambda call, step=step: step(*case.arguments(call)), facts=found))
+        rows = measure(candidates, PLAIN, arguments.rounds, clock, progress, "steps")
+    packages = [DISTRIBUTIONS[name] for name in BASELINES if name not in left_out]
     measured = {"arch": config.proxy, "rounds": arguments.rounds, **batch}
     report = Report(rows, clock.meaning, measured, threads, device, packages, left_out)
     print(json.dumps(report.document(), indent=1))

@@ -1,0 +1,115 @@
+"""What is checked before the first training of a comparison, and the caveats that its table must carry."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..bundle.dataset_level import DatasetPolicy
+from ..config import POLICIES, TrainConfig
+from ..data.splits import load_splits
+from ..errors import InputError, UsageError
+from ..models.factory import check_arch
+from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_settings
+from ..policy.policy_bundle import PolicyBundle
+from ..runtime.device import reproducible
+from ..training.setup import Task
+from .job import is_proxy
+from .policies import short_digest, with_split_of
+from .stats import PROXY
+
+BASELINES = tuple(name for name in POLICIES if name != "learned")
+BUDGETS = ("equal-epochs", "equal-time")
+
+
+def check_arguments(
+    bundles: Sequence[PolicyBundle | DatasetPolicy],
+    configs: Sequence[TrainConfig],
+    against: Sequence[str],
+    modes: Sequence[str],
+    seeds: int,
+    budget: str,
+    jobs: int,
+) -> None:
+    """Check what can be checked without opening a file; arguments as in `compare_policies`.
+
+    Raises:
+        UsageError: an unknown, repeated or missing name, or a number below 1.
+    """
+    archs = [config.arch for config in configs]
+    digests = [bundle.digest for bundle in bundles]
+    for what, names, known in (
+        ("against", against, BASELINES),
+        ("mode", modes, ("frozen", "finetune")),
+        ("budget", [budget], BUDGETS),
+        ("arch", archs, archs),
+        ("bundle", digests, digests),
+    ):
+        if not names and what != "against":
+            raise UsageError(what, "nothing was named", "name at least one")
+        for position, name in enumerate(names):
+            if name not in known:
+                raise UsageError(what, f"{name!r} is not one of {', '.join(known)}")
+            if name in names[:position]:
+                raise UsageError(what, f"{name[:40]} was named twice", "name it once")
+    for what, number in (("seeds", seeds), ("jobs", jobs)):
+        if number < 1:
+            raise UsageError(what, f"{number} is not at least 1")
+    for arch in archs:
+        check_arch(arch)
+
+
+def check_bundles(searched: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> None:
+    """Check that all bundles were searched on one data set, with the settings that the trainings have.
+
+    Raises:
+        InputError: they were not.
+    """
+    for bundle in searched:
+        first = searched[0]
+        here, there = bundle.manifest.dataset, first.manifest.dataset
+        if (here.name, here.classes, here.counts.images) != (there.name, there.classes, there.counts.images):
+            why = f"was searched on another data set than {short_digest(first)}"
+            raise InputError(f"bundle {short_digest(bundle)}", why, "compare bundles of one data set")
+        for config in configs:
+            if bundle is first:
+                check_settings(config, first, FREE_DATA_SETTINGS)
+            check_settings(with_split_of(config, bundle), bundle, FREE_DATA_SETTINGS)
+
+
+def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[TrainConfig]) -> None:
+    """Open the data set under each split and build each network once, so that no job fails on it hours later.
+
+    Args:
+        split_owners: the searched bundles; `[None]` if there are none.
+        configs: one for each network.
+
+    Raises:
+        UsageError, InputError, EnvironmentFault: as `train_network`.
+    """
+    cpu = torch.device("cpu")
+    with reproducible(configs[0].threads, cpu):
+        for owner in split_owners:
+            own = with_split_of(configs[0], owner)
+            held_out = None if owner is None else owner.meta_validation
+            check = None if owner is None else DatasetComparison(owner, False)
+            splits = load_splits(own, cpu, own.stage, held_out, check)
+            for config in configs if owner is split_owners[0] else ():
+                Task.over(config, splits, cpu)
+
+
+def caveats(searched: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> list[str]:
+    """Sentences that a reader of the table needs: shared splits, and proxies trained for other epochs."""
+    notes = []
+    for position, bundle in enumerate(searched):
+        twin = next((b for b in searched[:position] if torch.equal(b.meta_validation, bundle.meta_validation)), None)
+        if twin is not None:
+            notes.append(
+                f"bundles {short_digest(twin)} and {short_digest(bundle)} have the same split: their baselines are the "
+                "same runs, and the intervals are too narrow"
+            )
+        for config in configs:
+            epochs = bundle.manifest.run.epochs
+            if is_proxy(config, bundle) and epochs != config.epochs:
+                text = f"{PROXY}: {config.arch} was searched for {epochs} epochs, the others train for {config.epochs}"
+                notes += [text] if text not in notes else []
+    return notes
