@@ -1,7 +1,7 @@
-"""Processes that share a run: each has a part of every batch, and what is summed over a batch is summed over all.
+"""Data-parallel runs: each process computes a shard of every batch, and sums over a batch are sums over processes.
 
-All communication goes through a `Communicator`. A process alone has one too, for which every sum is its own: code that
-holds one does not ask how many they are. Rank 0 writes; the others hold the same state.
+All communication goes through a `Communicator`. A single process has one too, whose sums are its own values, so the
+callers do not depend on the number of processes. All processes hold the same state; rank 0 writes the files.
 """
 
 import os
@@ -15,64 +15,69 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from .errors import EnvironmentFault, InputError
-from .runtime import rank_environment as launch
+from .runtime import rank_environment
 from .runtime.shard import Shard
 
-BUCKET = 2**23  # numbers that travel together; a network's small tensors would cost a latency each
-ORPHAN_LOOKS, ORPHAN_PATIENCE = 0.5, 8.0  # seconds between looks at the parent, and to save in when it has gone
+BUCKET = 2**23  # numbers in one message; otherwise each small tensor of a network would cost a latency
+ORPHAN_POLL, ORPHAN_GRACE = 0.5, 8.0  # seconds between checks of the parent, and to save a checkpoint when it has ended
 
 
 class Communicator:
-    """Of a process alone: what it has is all there is.
+    """Communication of a single process, which has nobody to talk to; `Group` overrides it.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-        sent: bytes that this process has given into sums, gatherings and broadcasts.
+        sent: bytes that this process has passed to collective operations.
     """
 
     rank, size, sent = 0, 1, 0
 
     def shard(self, whole: int) -> Shard:
-        """This process's rows of a batch; `size` divides `whole`."""
+        """This process's rows of a batch of `whole` rows, which `size` divides."""
         count = whole // self.size
         return Shard(self.rank * count, count, whole)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """For tensors of the same shapes in every process, their sums over the processes; without a graph."""
+        """Sums over the processes of tensors with the same shapes in each; detached, the same bits in each process."""
         return list(tensors)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Sets each tensor to its mean over the processes."""
+        """Set each tensor to its mean over the processes, in place."""
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes in the order of their ranks; this one's keep their graph.
+        """The rows of all processes, in the order of their ranks; only this process's rows keep their graph.
 
-        A function of all rows that every process computes alike has, by each process's own rows, its whole derivative:
-        what theta gets from it is then a sum over the processes.
+        Every process has the same number of rows. If every process computes the same function of all rows, the gradient
+        of a parameter is the sum over processes of its gradients through their own rows.
         """
         return rows
 
     def largest(self, *numbers: int) -> list[int]:
-        """The largest of each number over the processes."""
+        """The maximum of each number over the processes."""
         return list(numbers)
 
     def broadcast(self, content: bytes) -> bytes:
-        """Rank 0's bytes, in every process."""
+        """Rank 0's bytes, returned in every process."""
         return content
 
     @contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """Within it the first process of each machine is before the others: what it fetches they find."""
+        """Run the block on the first process of each machine, then on the others, which find what it downloaded."""
         yield
 
     def check_equal(self, what: str, text: str) -> None:
-        """All processes have the same text.
+        """Check that all processes have the same text.
+
+        Args:
+            what: names the text in the error.
+            text: this process's.
 
         Raises:
-            InputError: this one has not the one of rank 0.
+            InputError: this process's text differs from that of rank 0.
         """
 
 
@@ -80,7 +85,7 @@ ALONE = Communicator()
 
 
 class Group(Communicator):
-    """Of the processes in torch's default process group: NCCL between GPUs, gloo between CPUs."""
+    """Communication within torch's default process group: NCCL between GPUs, gloo between CPUs."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -88,8 +93,8 @@ class Group(Communicator):
         nccl = dist.get_backend() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
+    @override
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """As `Communicator.sum`; every process gets the same bits."""
         summed = [torch.empty_like(tensor) for tensor in tensors]
         for bucket in _buckets(tensors):
             flat = torch.cat([tensors[place].detach().reshape(-1) for place in bucket]).to(self._device)
@@ -98,28 +103,28 @@ class Group(Communicator):
                 summed[place].copy_(part.view(summed[place].shape))
         return summed
 
+    @override
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """As `Communicator.average`."""
         for tensor, total in zip(tensors, self.sum(tensors), strict=True):
             tensor.copy_(total / self.size)
 
+    @override
     def gather(self, rows: Tensor) -> Tensor:
-        """As `Communicator.gather`; all have as many rows."""
         own = rows.detach().contiguous()
-        found = [torch.empty_like(own) for _ in range(self.size)]
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
         self.sent += own.nbytes
         with peer_faults():
-            dist.all_gather(found, own)
-        return torch.cat([rows if rank == self.rank else other for rank, other in enumerate(found)])
+            dist.all_gather(gathered, own)
+        return torch.cat([rows if rank == self.rank else other for rank, other in enumerate(gathered)])
 
+    @override
     def largest(self, *numbers: int) -> list[int]:
-        """As `Communicator.largest`."""
         values = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         self._reduce(values, dist.ReduceOp.MAX)
         return values.tolist()
 
+    @override
     def broadcast(self, content: bytes) -> bytes:
-        """As `Communicator.broadcast`."""
         (length,) = self.largest(len(content) if self.rank == 0 else 0)
         values = torch.zeros(length, dtype=torch.uint8)
         if self.rank == 0 and length:
@@ -130,18 +135,18 @@ class Group(Communicator):
             dist.broadcast(values, src=0)
         return values.cpu().numpy().tobytes()
 
+    @override
     @contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """As `Communicator.local_main_process_first`."""
-        first = launch.local_rank() == 0
+        first = rank_environment.local_rank() == 0
         if not first:
-            self.largest(0)
+            self.largest(0)  # a barrier
         yield
         if first:
             self.largest(0)
 
+    @override
     def check_equal(self, what: str, text: str) -> None:
-        """As `Communicator.check_equal`."""
         if self.broadcast(text.encode()).decode() != text:
             raise InputError(f"rank {self.rank}", f"{what} is not that of rank 0", "give all processes the same")
 
@@ -152,7 +157,7 @@ class Group(Communicator):
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Places of tensors that travel together: of one type, in their order, about `BUCKET` numbers."""
+    """Positions of tensors to send in one message: same dtype, in order, about `BUCKET` numbers."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         bucket: list[int] = []
         numbers = 0
@@ -168,14 +173,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def communicator() -> Communicator:
-    """Of torch's default process group, if this process is in one of several, else `ALONE`."""
+    """The communicator of torch's default process group; `ALONE` where that has one process or does not exist."""
     grouped = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return Group() if grouped else ALONE
 
 
 @contextmanager
 def peer_faults() -> Iterator[None]:
-    """Turns what torch says of a process that has ended or does not answer into an error of ours.
+    """Inside the block torch's RuntimeError about another process becomes an `EnvironmentFault`.
 
     Raises:
         EnvironmentFault: another process has ended or hangs.
@@ -190,38 +195,40 @@ def peer_faults() -> Iterator[None]:
 
 @contextmanager
 def process_group(device: torch.device, patience: float) -> Iterator[Communicator]:
-    """Within it this process is in one group with those that the launcher has started, if one has.
+    """Inside the block this process is in the process group of its launcher, such as torchrun, if there is one.
 
     Args:
-        device: kind of device that the run uses; on CUDA each process takes the one of its local rank.
-        patience: seconds to wait for another process before giving the run up.
+        device: kind of device that the run uses; on CUDA each process takes the device of its local rank.
+        patience: seconds to wait for another process before the run fails.
 
     Raises:
-        EnvironmentFault: the others cannot be reached.
+        EnvironmentFault: the other processes cannot be reached.
     """
-    if launch.processes() == 1 or dist.is_initialized():
+    if rank_environment.processes() == 1 or dist.is_initialized():
         yield communicator()
         return
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(launch.local_rank())
+        torch.cuda.set_device(rank_environment.local_rank())
     threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=patience))
     except (RuntimeError, ValueError) as problem:
         reason = str(problem).strip().split("\n")[0][:100]
         raise EnvironmentFault(
-            f"rank {launch.rank()}", f"the other processes cannot be reached ({reason})", "look at the launcher"
+            f"rank {rank_environment.rank()}",
+            f"the other processes cannot be reached ({reason})",
+            "look at the launcher",
         ) from None
     yield communicator()
-    # Not after an error: a group that has lost a member would be waited for.
+    # Not after an error: this would wait for a process that has ended.
     dist.destroy_process_group()
 
 
 def _stop_with_parent(parent: int) -> None:
-    """Ask this process to stop when the launcher has gone, which would otherwise leave it behind; then end it."""
+    """Stop this process when its launcher has ended: first by SIGTERM, so that it saves, then at once."""
     while os.getppid() == parent:
-        time.sleep(ORPHAN_LOOKS)
+        time.sleep(ORPHAN_POLL)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(ORPHAN_PATIENCE)
+    time.sleep(ORPHAN_GRACE)
     os._exit(128 + signal.SIGTERM)

@@ -1,13 +1,13 @@
-"""Errors that a user can mend: each says what failed, why, what to do, and what the command line exits with."""
+"""Errors that a user can fix. Each names what failed, why, what to do, and the exit code of the command line."""
 
 
 class MapolicyError(Exception):
     """One line for the user: `<what>: <why>; <what to do>`.
 
     Args:
-        what: the thing that failed: a file, a flag, a step.
-        why: what was found, and what was expected instead.
-        remedy: what to type or change; may be empty where nothing can be done.
+        what: the file, flag or step that failed.
+        why: what was found, and what was expected.
+        remedy: what to type or change; empty where the user can do nothing.
     """
 
     exit_code = 1
@@ -17,12 +17,12 @@ class MapolicyError(Exception):
         super().__init__(f"{what}: {why}; {remedy}" if remedy else f"{what}: {why}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        # DataLoader workers send their exceptions through the pickle protocol of multiprocessing.
+        # Processes of a DataLoader or a pool send exceptions by pickle.
         return type(self), (self.what, self.why, self.remedy)
 
 
 class UsageError(MapolicyError):
-    """A flag, a name or a combination of them that cannot be meant."""
+    """A flag or a name that is not valid, or a combination that is not."""
 
     exit_code = 2
 
@@ -34,22 +34,22 @@ class InputError(MapolicyError):
 
 
 class TrainingError(MapolicyError):
-    """Training cannot go on: a loss is not finite, memory has run out."""
+    """Training cannot continue: a loss is not finite, or memory has run out."""
 
     exit_code = 4
 
 
 class DivergenceError(TrainingError):
-    """A number that is not finite: the run can go back to a state where all were."""
+    """A loss or a parameter is not finite; the run may go back to an earlier state."""
 
 
 class EnvironmentFault(MapolicyError):  # noqa: N818 - EnvironmentError is a builtin, and means something else
-    """The machine does not let us: disk full, folder not writable, a dead peer."""
+    """A fault of the machine: the disk is full, a folder is not writable, another process has ended."""
 
     exit_code = 5
 
 
 class FolderInUseError(MapolicyError):
-    """Another run holds the run folder."""
+    """Another run uses the run folder."""
 
     exit_code = 6

@@ -1,4 +1,4 @@
-"""JSON with one spelling: written so that equal values give equal bytes, read so that nothing is ambiguous."""
+"""Canonical JSON: equal values give equal bytes, and the reader rejects whatever parsers read in different ways."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ _ENTRIES = np.isin(np.arange(256), list(b"[{:"))
 
 
 def canonical(value: Any) -> str:
-    """ASCII, sorted keys, no spaces. NaN and infinities are a ValueError."""
+    """JSON in ASCII with sorted keys and no spaces; ValueError for NaN and infinities."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -25,7 +25,7 @@ class TooLargeError(ValueError):
     """More lists, tables and keys than are allowed.
 
     Attributes:
-        found: how many.
+        found: their number.
     """
 
     def __init__(self, found: int, allowed: int) -> None:
@@ -40,13 +40,14 @@ def parse(text: bytes, deepest: int, widest: int, most: int) -> Any:
         text: UTF-8.
         deepest: levels of nesting.
         widest: keys of a table.
-        most: lists, tables and keys altogether.
+        most: lists, tables and keys in total.
 
     Raises:
-        ValueError: what is wrong, as printable ASCII; `TooLargeError` where it is `most`.
+        TooLargeError: more than `most`.
+        ValueError: anything else that is wrong; its message is printable ASCII.
     """
-    # Known before the parser starts: its own limit of depth depends on the caller's stack, and an empty list takes two
-    # bytes of the file and 64 of memory.
+    # Checked before parsing: the parser's depth limit depends on the caller's stack, and an empty list takes two bytes
+    # of the file but 64 of memory.
     outside = _outside_strings(text)
     if int(np.cumsum(_STEP[outside], dtype=np.int32).max(initial=0)) > deepest:
         raise ValueError(f"is JSON nested deeper than {deepest} levels")
@@ -57,7 +58,7 @@ def parse(text: bytes, deepest: int, widest: int, most: int) -> Any:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
     try:
-        return json.loads(decoded, object_pairs_hook=partial(_table, widest), parse_constant=_refuse_constant)
+        return json.loads(decoded, object_pairs_hook=partial(_table, widest), parse_constant=_reject_constant)
     except json.JSONDecodeError as problem:
         raise ValueError(f"is not JSON (at character {problem.pos})") from None
     except (_NotStrictError, TooLargeError):
@@ -67,18 +68,18 @@ def parse(text: bytes, deepest: int, widest: int, most: int) -> Any:
 
 
 def _outside_strings(text: bytes) -> npt.NDArray[np.uint8]:
-    """The characters of JSON that stand in no string; up to where it stops being JSON, if it does."""
-    # Without escaped backslashes, then escaped quotes, every quote begins or ends a string.
+    """The characters of a JSON text that are not inside a string."""
+    # Once escaped backslashes and then escaped quotes are removed, each quote begins or ends a string.
     plain = np.frombuffer(text.replace(b"\\\\", b"").replace(b'\\"', b""), dtype=np.uint8)
     return plain[~np.logical_xor.accumulate(plain == ord('"'))]
 
 
 class _NotStrictError(ValueError):
-    """JSON, but not of the strict kind."""
+    """Valid JSON that this strict reader rejects."""
 
 
 def _table(widest: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Whoever checks the table looks at every key: 300,000 of them keep pydantic busy for 6 s.
+    # The check that follows visits every key: for 300,000 of them pydantic takes 6 s.
     if len(pairs) > widest:
         raise _NotStrictError(f"has a table of {len(pairs)} keys, more than the {widest} allowed")
     found = dict(pairs)
@@ -88,5 +89,5 @@ def _table(widest: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise _NotStrictError(f"has the number {name}")

@@ -1,4 +1,4 @@
-"""What a searched bundle says, as plain values, without building its networks. No torch."""
+"""A searched bundle's contents as plain values for `inspect`; builds no network and imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from .manifest import Manifest
 from .safetensors_reader import RawTensor
 
 LISTED = 5
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # no parameters
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # not counted as parameters
 
 
 def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) -> dict[str, Any]:
-    """A bundle's facts as plain values.
+    """A bundle's manifest, probabilities and sizes as JSON-compatible values.
 
     Args:
-        manifest, tensors: as `parse_bundle` returns them.
-        size: of the file, bytes.
+        manifest, tensors: as `format.parse_bundle` returns them.
+        size: of the file in bytes.
     """
     names = manifest.operations.names
     probabilities = tensors[PROBABILITIES].array().astype(np.float64)

@@ -1,4 +1,4 @@
-"""A file at an https address, within limits of size and time; and how a place may be shown without its secrets."""
+"""Download a file from an https address within limits of size and time; show addresses without their secrets."""
 
 import http.client
 import re
@@ -15,7 +15,7 @@ from ..errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from .limits import Limits
 
 TIMEOUT = 30.0  # seconds without a byte
-LONGEST_DOWNLOAD = 3600.0  # seconds; a server that sends a byte now and then does not hold us for ever
+LONGEST_DOWNLOAD = 3600.0  # seconds; a server that sends a byte now and then would otherwise never time out
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -23,10 +23,9 @@ _HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
 def redacted(reference: str) -> str:
-    """How a place may be shown: an address without account, password, query and fragment, which may be secret.
+    """An address without account, password, query and fragment, which may be secret; other text unchanged.
 
-    Of an address whose host is no host (a slash in a password makes one) the scheme alone is left. A text that is no
-    address comes back as it is.
+    Where the host is not a host name, as after a slash in a password, only the scheme remains.
     """
     scheme, separator, rest = reference.partition("://")
     if not separator:
@@ -39,15 +38,15 @@ def redacted(reference: str) -> str:
 
 
 def download(address: str, limits: Limits) -> bytes:
-    """The file at an address, whole, within `LONGEST_DOWNLOAD` seconds from the first connection on.
+    """Download a whole file, within `LONGEST_DOWNLOAD` seconds.
 
     Args:
-        address: of https; of http within this machine. Redirections stay within that.
-        limits: a file of more than `file_bytes` is refused before its first byte where the server says its size.
+        address: https; http only on this machine. The same holds for redirections.
+        limits: a file of more than `file_bytes` is rejected, before its first byte if the server states its size.
 
     Raises:
-        UsageError: no such address, or one that holds a password.
-        InputError: there is no such file, or it may not be read, or it is too large.
+        UsageError: the address is not valid, or holds a password.
+        InputError: the file does not exist, may not be read, or is too large.
         EnvironmentFault: the network or the server failed, or took too long.
     """
     start, place = _checked(address), redacted(address)
@@ -57,11 +56,11 @@ def download(address: str, limits: Limits) -> bytes:
     def work() -> None:
         try:
             answer.set_result(_download(address, start, deadline, limits))
-        except BaseException as problem:  # whatever it is, it is raised where `answer` is waited for
+        except BaseException as problem:  # `answer.result` raises it in the calling thread
             answer.set_exception(problem)
 
-    # A thread of its own, because a socket's timeout bounds each wait and not their sum: names, connections, handshakes
-    # and headers can each be dripped. One that is given up ends with its connection, at the latest with the process.
+    # In a thread, because a socket's timeout limits each wait and not their sum: a server can delay name look-up,
+    # handshake and each header. An abandoned thread ends with its connection, at the latest with the process.
     threading.Thread(target=work, name="download", daemon=True).start()
     try:
         return answer.result(LONGEST_DOWNLOAD)
@@ -70,7 +69,7 @@ def download(address: str, limits: Limits) -> bytes:
 
 
 def too_large(place: str, size: int | None, limits: Limits) -> InputError:
-    """The refusal of a file of `size` bytes; None where it is only known to be too large."""
+    """The error for a file of `size` bytes; None where the size is unknown but above the limit."""
     why = f"has {'more' if size is None else f'{size} bytes, more'} than the {limits.file_bytes} allowed"
     return InputError(place, why, limits.how_to_raise("file_bytes", size))
 
@@ -82,7 +81,7 @@ def _checked(address: str) -> SplitResult:
         raise UsageError(place, why, "write it percent-encoded, a space as %20")
     try:
         parts = urlsplit(address)
-        # A host that cannot be shown is none, though the library may take a part of it.
+        # A host that `redacted` hides is not valid, though urllib may accept a part of it.
         allowed = _may_be_opened(parts, parts) and not place.endswith("://...") and parts.port != 0
         holds_password = parts.username is not None or parts.password is not None
     except ValueError:
@@ -95,7 +94,7 @@ def _checked(address: str) -> SplitResult:
 
 
 def _may_be_opened(parts: SplitResult, start: SplitResult) -> bool:
-    """Https; http within this machine, where a tunnel or a test may end, if that is where the user began."""
+    """Whether an address is https, or http on this machine (for tunnels and tests) where the user's was so too."""
     if parts.scheme == "https":
         return True
     return {parts.scheme, start.scheme} == {"http"} and parts.hostname in _LOOPBACK and start.hostname in _LOOPBACK
@@ -145,7 +144,7 @@ def _download(address: str, start: SplitResult, deadline: float, limits: Limits)
 
 
 def _reason(problem: Exception) -> str:
-    """Why it failed, in the system's words alone: the library's may repeat the address, or what the server said."""
+    """Why it failed, in the system's words; the library's may repeat the address or text from the server."""
     cause = getattr(problem, "reason", problem)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return str(cause.verify_message)
@@ -153,7 +152,7 @@ def _reason(problem: Exception) -> str:
 
 
 def _read(response: http.client.HTTPResponse, place: str, deadline: float, limits: Limits) -> bytes:
-    """The body, if it is whole and not too large; a length that the server names is checked before the first byte."""
+    """The body, if it is complete and within the limit. A stated length is checked before the first byte is read."""
     announced = response.headers.get("Content-Length")
     length = None if announced is None else int(announced)
     if length is not None and length > limits.file_bytes:

@@ -1,6 +1,6 @@
-"""A bundle's p_jk for loops without mapolicy: as torchvision transforms (Python) or an albumentations policy (JSON).
+"""Export a bundle's probabilities p_jk for use without mapolicy: as torchvision transforms or for albumentations.
 
-Neither can say all of it. What is lost is said: in the Python file, and by `omissions`.
+Neither library can express the whole policy. `omissions` lists what is missing; the Python file repeats it.
 """
 
 import json
@@ -16,7 +16,7 @@ from .manifest import Manifest
 from .safetensors_reader import RawTensor
 
 FORMS = {"torchvision": ".py", "albumentations": ".json"}
-BINS = 10  # levels that stand for a continuous magnitude where a library takes one number
+BINS = 10  # levels in place of a continuous magnitude where a library's operation takes a single value
 
 _ALWAYS = (
     "the weights P_i: every sample counts the same",
@@ -40,17 +40,17 @@ _OMISSIONS = {
 
 
 def omissions(form: str) -> tuple[str, ...]:
-    """What an exported policy of this form (a key of `FORMS`) leaves out or does otherwise."""
+    """What an exported policy leaves out or does differently; `form` is a key of `FORMS`."""
     return _OMISSIONS[form]
 
 
 def export(manifest: Manifest, tensors: Mapping[str, RawTensor], form: str) -> str:
-    """The text of a file that says p_jk.
+    """The content of a file that applies the policy's pairs of operations with their probabilities p_jk.
 
     Args:
-        manifest, tensors: as `bundle_format.read_bundle` returns them.
-        form: a key of `FORMS`. "torchvision": a Python module whose `policy()` is a transform of uint8 images;
-            "albumentations": for `albumentations.load(path)`, version 2.
+        manifest, tensors: as `format.read_bundle` returns them.
+        form: `torchvision` for a Python module whose `policy()` transforms uint8 images; `albumentations` for the JSON
+            that `albumentations.load(path)` of version 2 reads.
     """
     names = manifest.operations.names
     values = np.asarray(tensors[PROBABILITIES].array(), dtype=np.float64)
@@ -64,14 +64,14 @@ def export(manifest: Manifest, tensors: Mapping[str, RawTensor], form: str) -> s
 
 
 def _span(spread: Range | None) -> tuple[float, float]:
-    """Least and greatest value; levels are uniform between them."""
+    """The smallest and the largest value of a range; levels are uniform between them."""
     assert spread is not None
     ends = (-spread.at_ten, spread.at_ten) if spread.signed else (spread.at_zero, spread.at_ten)
     return min(ends), max(ends)
 
 
 def _binned(spread: Range | None) -> list[float]:
-    """Values of the middles of `BINS` equal parts of the levels, in both directions where there are two."""
+    """The values in the middle of `BINS` equal parts of the levels, in both directions where the range is signed."""
     assert spread is not None
     levels = [(part + 0.5) * MAX_LEVEL / BINS for part in range(BINS)]
     values = [spread.at_zero + (spread.at_ten - spread.at_zero) * level / MAX_LEVEL for level in levels]
@@ -91,7 +91,7 @@ _PYTHON = '''\
 """Augmentation policy {digest}
 as torchvision transforms, written by mapolicy. `policy()` transforms uint8 images, tensors or Pillow's.
 
-What it lacks: {omissions}.
+Missing or different: {omissions}.
 """
 
 from torchvision.transforms import v2
@@ -100,7 +100,7 @@ FILL = {fill}  # colour of pixels from outside the image
 
 
 def operations():
-    """Each operation, with its magnitude drawn at each call."""
+    """Each operation as a transform that draws its magnitude at each call."""
     one_of = v2.RandomChoice
     return {{
 {operations}
@@ -114,7 +114,7 @@ PAIRS = [
 
 
 def policy(table=None):
-    """One pair for each image, drawn from p_jk; `table`: other operations by name."""
+    """A transform that draws a pair of operations from p_jk; `table` may replace operations by name."""
     table = table or operations()
     pairs = [v2.Compose([table[first], table[second]]) for first, second, _ in PAIRS]
     return v2.RandomChoice(pairs, p=[probability for _, _, probability in PAIRS])
@@ -189,7 +189,7 @@ def _albumentations(pairs: list[tuple[str, str, float]], ranges: Mapping[str, Ra
         "TranslateY": affine(translate_percent={"x": still, "y": list(_span(ranges["TranslateY"]))}),
         "Identity": node("NoOp"),
     }
-    # OneOf draws by its members' p; a Sequential that was drawn runs all of its own.
+    # OneOf draws a member in proportion to its p; a Sequential then applies all of its transforms.
     members = [
         node("Sequential", transforms=[table[first], table[second]]) | {"p": probability}
         for first, second, probability in pairs

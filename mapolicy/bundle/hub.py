@@ -1,10 +1,10 @@
-"""Policies on the Hugging Face Hub: fetched from a repository, published to one.
+"""Download policies from the Hugging Face Hub and publish them there.
 
     hf://NAMESPACE/NAME[/FILE][@REVISION]
 
-The network is reached for a name that says so and for nothing else. What is fetched is bytes, which are checked as
-those of any file. On the hub a policy is a model repository of plain files, `policy.safetensors` among them. Account,
-cache (`HF_HOME`), another hub (`HF_ENDPOINT`) and offline mode (`HF_HUB_OFFLINE`) are huggingface_hub's own.
+Only such a reference uses the network. The downloaded bytes are checked like those of any other file. A policy is a
+model repository with a file `policy.safetensors`. Account, cache (`HF_HOME`), another hub (`HF_ENDPOINT`) and offline
+mode (`HF_HUB_OFFLINE`) are those of huggingface_hub.
 """
 
 import io
@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import EnvironmentFault, InputError, MapolicyError, UsageError
-from ..runtime.files import write_atomically
+from ..runtime.files import Precheck, write_atomically
 from .download import redacted, too_large
 from .limits import Limits
-from .source import BUNDLE_FILE, Fetched, Precheck, read_file
+from .source import BUNDLE_FILE, Fetched, read_file
 
 FORM = "hf://NAMESPACE/NAME[/FILE][@REVISION]"
 
@@ -32,50 +32,50 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def publish(repository: str, files: Mapping[str, bytes], message: str, private: bool) -> str:
-    """Commit files to a model repository on the hub, which is made if it is not there.
+    """Commit files to a model repository on the hub, which is created if it does not exist.
 
     Args:
         repository: NAMESPACE/NAME.
-        files: content by name; files of these names are replaced, others stay.
-        message: of the commit.
-        private: of a repository that is made; one that is there stays as it is.
+        files: content by name. Files of these names are replaced, others stay.
+        message: the commit message.
+        private: whether a new repository is private; an existing one is not changed.
 
     Returns:
-        The commit, 40 hexadecimal digits.
+        The commit's hash, 40 hexadecimal digits.
 
     Raises:
-        UsageError: not a repository's name.
+        UsageError: `repository` is not a repository's name.
         EnvironmentFault: the account may not write there, the network or the hub failed, or offline mode forbids it.
     """
     check_repository(repository)
     place = f"hf://{repository}"
-    with _one_line(place):
+    with _translated_errors(place):
         from huggingface_hub import CommitOperationAdd, HfApi
 
         api = HfApi(library_name="mapolicy")
-        # Open files go the plain way, which every hub has; bytes would go by Xet, which huggingface.co has.
+        # File objects are uploaded by plain HTTP, which every hub supports; bytes would use Xet, which few hubs have.
         additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=io.BytesIO(content))
             for name, content in files.items()
         ]
         is_new = not api.repo_exists(repository)
-        with _without_bars():
+        with _without_progress_bars():
             api.create_repo(repository, private=private or None, exist_ok=True)
             try:
-                with _one_line(place):
+                with _translated_errors(place):
                     return _checked_commit(api.create_commit(repository, additions, commit_message=message).oid)
             except MapolicyError as problem:
                 if not is_new:
                     raise
-                why = f"{problem.why}; the repository was made and is empty"
+                why = f"{problem.why}; the repository was created and is empty"
                 raise type(problem)(problem.what, why, problem.remedy) from None
 
 
 def check_repository(repository: str) -> None:
-    """Accept NAMESPACE/NAME.
+    """Check that a repository's name is NAMESPACE/NAME.
 
     Raises:
-        UsageError: it is not of that form.
+        UsageError: it is not.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise UsageError(
@@ -83,13 +83,13 @@ def check_repository(repository: str) -> None:
         )
 
 
-def from_hub(reference: str, limits: Limits, look: Precheck) -> Fetched:
-    """The file that an `hf://` reference names; arguments and errors of `fetch.fetch`."""
+def from_hub(reference: str, limits: Limits, precheck: Precheck) -> Fetched:
+    """Download the file that an `hf://` reference names; arguments and errors as in `fetch.fetch`."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(redacted(reference), "is not a reference to the hub", f"the form is {FORM}")
     repository, file, revision = match[1], match[2] or BUNDLE_FILE, match[3] or "main"
-    with _one_line(reference):
+    with _translated_errors(reference):
         import huggingface_hub as hf
 
         offline = hf.constants.HF_HUB_OFFLINE
@@ -101,46 +101,47 @@ def from_hub(reference: str, limits: Limits, look: Precheck) -> Fetched:
             if not offline:
                 facts = hf.get_hf_file_metadata(hf.hf_hub_url(repository, file, revision=revision))
                 if facts.size is None:
-                    raise _SpeaksOtherwiseError
+                    raise _NotAHubError
                 if facts.size > limits.file_bytes:
                     raise too_large(reference, facts.size, limits)
-                # A branch may move between two requests, and the content would be kept under the wrong commit.
+                # By commit: a branch may move between two requests, and the cache would store the file under the wrong
+                # one.
                 wanted = _checked_commit(facts.commit_hash)
             path = hf.hf_hub_download(
                 repository, file, revision=wanted, local_files_only=offline, library_name="mapolicy"
             )
-        # The cache keeps a file under its commit, so this is the commit of what is read, offline as well.
+        # The cache stores a file under its commit, so this is the commit of the file read, offline as well.
         snapshot = Path(path).parents[file.count("/")]
         commit = _checked_commit(snapshot.name)
         if not offline and commit != revision:
             _remember(snapshot.parents[1] / "refs" / revision, commit)
     name = "" if file == BUNDLE_FILE else f"/{file}"
-    return Fetched(read_file(Path(path), limits, look), reference, f"hf://{repository}{name}@{commit}", commit)
+    return Fetched(read_file(Path(path), limits, precheck), reference, f"hf://{repository}{name}@{commit}", commit)
 
 
 def _remember(reference: Path, commit: str) -> None:
-    """Which commit a branch or tag stood for: where huggingface_hub's cache keeps it for offline mode.
+    """Record a branch's or tag's commit in huggingface_hub's cache, so that offline mode finds it.
 
     Layout: huggingface.co/docs/huggingface_hub/guides/manage-cache, "Refs".
     """
-    with suppress(OSError, EnvironmentFault):  # a cache that is only read serves as well online
+    with suppress(OSError, EnvironmentFault):  # a read-only cache is no problem online
         if not reference.exists() or reference.read_text() != commit:
             write_atomically(reference, commit.encode())
 
 
 def _checked_commit(commit: str | None) -> str:
     if commit is None or not _COMMIT.fullmatch(commit):
-        raise _SpeaksOtherwiseError
+        raise _NotAHubError
     return commit
 
 
-class _SpeaksOtherwiseError(Exception):
-    """A server's answer that is not the hub's."""
+class _NotAHubError(Exception):
+    """A server answered, but not as the hub would."""
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Uploads of several files draw a bar even where nobody watches; a download's bar knows a terminal."""
+def _without_progress_bars() -> Iterator[None]:
+    """Inside the block no progress bars: uploads of several files would draw one even without a terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():
@@ -154,14 +155,14 @@ def _without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _one_line(reference: str) -> Iterator[None]:
-    """Errors of huggingface_hub, 1.x or 2.x, as ours; its warnings, which repeat a server's words, are not shown."""
+def _translated_errors(reference: str) -> Iterator[None]:
+    """Turn errors of huggingface_hub (1.x or 2.x) into one-line errors; hide its warnings, which repeat server text."""
     from huggingface_hub import constants, errors
 
-    # Sets the level as it is imported, which a later import of another part would do.
+    # Importing this sets the log level; a later import inside the block would undo the change below.
     from huggingface_hub.utils import logging as hf_logging
 
-    # httpx's, or httpx2's: the library's own ancestor is the one name that both majors have.
+    # The base class is httpx's or httpx2's; both major versions of the library offer it under this name only.
     transport_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     logger = hf_logging.get_logger()
     level = logger.level
@@ -171,8 +172,8 @@ def _one_line(reference: str) -> Iterator[None]:
             yield
     except MapolicyError:
         raise
-    except Exception as problem:  # `_fault` names those it knows; any other goes on as it is
-        # "Error while uploading" and "cannot find it in the cache" come with what happened as their cause.
+    except Exception as problem:  # `_fault` translates the errors that it knows
+        # The cause of "Error while uploading" and of "cannot find it in the cache" says what happened.
         if isinstance(problem, RuntimeError | errors.LocalEntryNotFoundError):
             problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
         fault = _fault(reference, problem, isinstance(problem, transport_error), constants.HF_HUB_OFFLINE)
@@ -212,10 +213,10 @@ def _fault(reference: str, problem: Exception, unreachable: bool, offline: bool)
     if unreachable:
         why = f"the connection to the hub failed ({type(problem).__name__})"
         return EnvironmentFault(reference, why, "check the connection; HF_HUB_OFFLINE=1 uses what was pulled before")
-    if isinstance(problem, _SpeaksOtherwiseError | errors.FileMetadataError | KeyError | ValueError):
+    if isinstance(problem, _NotAHubError | errors.FileMetadataError | KeyError | ValueError):
         return EnvironmentFault(reference, "the server's answer is not the hub's", "check HF_ENDPOINT and the proxy")
     if isinstance(problem, OSError):
-        # A disk's error has a number; a download that ended early has none.
+        # An error of the disk has an errno; a download that ended early has none.
         why = problem.strerror or "the download was interrupted"
         return EnvironmentFault(str(problem.filename or reference), why, "try again; check the disk and HF_HOME")
     return None

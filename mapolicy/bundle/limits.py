@@ -1,4 +1,4 @@
-"""How much a bundle may ask for before it is believed, and what to type where an honest one needs more."""
+"""Limits on an untrusted bundle's size, and how a user raises them for a trusted one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -8,26 +8,27 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused unless the user raises it. How deep the JSON may nest is fixed by the format.
+    """Largest sizes that a bundle may have; the user can raise each. The JSON's depth is fixed by the format.
 
     Attributes:
         file_bytes: size of the file.
         header_bytes: size of the safetensors header, which holds the manifest.
-        tensors: how many there are.
-        parameters: numbers in the extractor's parameters and buffers, in its architecture and not only in the file.
-            Five times ViT-Base: what a machine that trains on one device can keep beside the network it trains.
-        pixels: of an image that the extractor sees, its `input.size` squared.
+        tensors: number of tensors.
+        parameters: numbers in the parameters and buffers of the extractor's architecture. The default is five times
+            ViT-Base, which fits on one device beside the network that is trained.
+        pixels: of an image that the extractor takes, its `input.size` squared.
 
     Raises:
-        UsageError: a limit that is no whole number above 0.
+        UsageError: a limit is not a whole number above 0.
     """
 
     file_bytes: int = 2 * 2**30
-    # ImageNet-21k's class names and the deepest networks in timm take half of it; 4 MiB of hostile JSON take a second.
+    # The class names of ImageNet-21k and the deepest networks of timm need half of it. Parsing 4 MiB of hostile JSON
+    # takes a second.
     header_bytes: int = 2 * 2**20
     tensors: int = 10_000
     parameters: int = 500_000_000
-    # 1024 x 1024, more than any network of timm's was made for; time and memory grow with it.
+    # 1024 x 1024, more than any network of timm expects; time and memory grow with it.
     pixels: int = 2**20
 
     def __post_init__(self) -> None:
@@ -38,10 +39,10 @@ class Limits:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Limits":
-        """Limits of which some are given as `name=number`.
+        """The default limits, with those changed that are given as texts `name=number`.
 
         Raises:
-            UsageError: an unknown name, or no whole number above 0.
+            UsageError: an unknown name, or a number that is not a whole number above 0.
         """
         known = [spec.name for spec in fields(cls)]
         values = {}
@@ -54,6 +55,6 @@ class Limits:
         return cls(**values)
 
     def how_to_raise(self, name: str, needed: int | None) -> str:
-        """What to do where `needed` is over the limit `name`; None stands for an unknown number over it."""
+        """The remedy for a bundle that needs more than the limit `name`; `needed` is None where it is not known."""
         assert needed is None or getattr(self, name) < needed
         return f"if you trust its sender, add --limit {name}={needed or 'NUMBER'} (in Python: Limits)"

@@ -1,7 +1,7 @@
-"""What both kinds of bundle share: strict manifests under a digest, how they are read, and a file that holds one.
+"""Common base of both kinds of bundle: a strict manifest with a digest, its parsing, and the file that holds it.
 
-Every text of a manifest is bounded and printable, every number bounded and finite, every field required and no other
-allowed (`manifest_fields`); what is wrong is said in one line that names the field.
+All fields of a manifest are required, and no others are allowed. Texts are bounded and printable, numbers bounded and
+finite (`manifest_fields`). An error is one line that names the field.
 """
 
 import hmac
@@ -19,26 +19,26 @@ from ..runtime.sanitize import escaped, invalid_bundle, quoted
 from . import canonical_json
 
 FORMAT = 1
-DATASET_LEVEL = "dataset-level"  # the kind of bundle that has no network; a searched one names no kind
+DATASET_LEVEL = "dataset-level"  # `kind` of a bundle without a network; a searched bundle has no such field
 
 MAX_DEPTH = 5
 MAX_KEYS = 200
-# Lists, tables and keys. A dataset-level policy has a list for each sub-policy, and a table of four for each step.
+# Lists, tables and keys. A dataset-level policy has a list for each sub-policy, and a table of four keys for each step.
 MAX_SUB_POLICIES, MAX_STEPS = 4096, 8
 MAX_ENTRIES, MAX_DATASET_LEVEL_ENTRIES = 1_000, MAX_SUB_POLICIES * (1 + 5 * MAX_STEPS) + MAX_KEYS
 
 
 class ManifestPart(BaseModel):
-    """Strict, frozen, every field required, no other allowed."""
+    """Base of the manifest's models: strict types, frozen, no unknown fields."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Draft(ManifestPart):
-    """A manifest, whether the digest is known or not."""
+    """A manifest with or without its digest."""
 
     def content(self) -> str:
-        """Canonical JSON of everything but the digest: what the digest is taken over."""
+        """Canonical JSON of all fields but the digest; the digest covers it."""
         return canonical_json.canonical(self.model_dump(exclude={"digest"}))
 
     def to_json(self) -> str:
@@ -47,19 +47,19 @@ class Draft(ManifestPart):
 
 
 class PolicyFile(ABC):
-    """A policy that stands in one file under one digest."""
+    """A policy that is one file with one digest."""
 
     @property
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 over all of it, 64 hexadecimal digits: the policy's name."""
+        """SHA-256 of the whole policy, 64 hexadecimal digits; it identifies the policy."""
 
     @abstractmethod
     def to_bytes(self) -> bytes:
-        """The file; equal policies give equal bytes."""
+        """The file's content; equal policies give equal bytes."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file: whole or not at all, its mode by the umask.
+        """Write the file atomically; its mode follows the umask.
 
         Raises:
             EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link.
@@ -68,16 +68,16 @@ class PolicyFile(ABC):
 
 
 def read_json(text: str, source: str) -> dict[str, Any]:
-    """A manifest's fields, unchecked but for what no manifest may be.
+    """Parse a manifest's JSON; its fields are not checked yet.
 
     Args:
-        text: the value of the file's one metadata key.
+        text: the value of the file's only metadata key.
         source: the file's name, for the error.
 
     Raises:
-        InputError: no JSON object, too large a one, or one that can be read in two ways.
+        InputError: the text is not a JSON object, is too large, or is ambiguous, as with a duplicate key.
     """
-    # A hint that decides nothing but how much is read: the kind is looked up in what was read.
+    # Only decides how much may be read; the kind is looked up in the parsed object.
     listed = f'"{DATASET_LEVEL}"' in text
     most = MAX_DATASET_LEVEL_ENTRIES if listed else MAX_ENTRIES
     try:
@@ -90,10 +90,10 @@ def read_json(text: str, source: str) -> dict[str, Any]:
 
 
 def check_format(raw: dict[str, Any], source: str) -> None:
-    """Accept the one format that this version reads.
+    """Check the format version; this mapolicy reads only `FORMAT`.
 
     Raises:
-        InputError: the version is missing, or another one.
+        InputError: the version is missing or another.
     """
     if "format" not in raw:
         raise invalid_bundle(source, f"manifest has no format version; this mapolicy reads format {FORMAT}")
@@ -103,20 +103,20 @@ def check_format(raw: dict[str, Any], source: str) -> None:
 
 
 def check_spelling(text: str, manifest: Draft, source: str) -> None:
-    """One content has one file: comparing files and comparing digests is then the same.
+    """Check that the manifest is canonical JSON, so that equal digests mean equal files.
 
     Raises:
-        InputError: the text is another spelling of the manifest.
+        InputError: the text is another spelling of the same manifest.
     """
     if text != manifest.to_json():
         raise invalid_bundle(source, "manifest is not spelled as mapolicy writes it (canonical JSON)")
 
 
 def parse_digest(text: str) -> str:
-    """A digest that somebody typed, as it is compared: in small letters.
+    """A digest that a user typed, in lower case.
 
     Raises:
-        UsageError: it is no digest.
+        UsageError: it is not 64 hexadecimal digits.
     """
     if not re.fullmatch("[0-9a-f]{64}", text.lower()):
         raise UsageError("expected digest", f"{quoted(text)} is not 64 hexadecimal digits", "copy it from `inspect`")
@@ -124,11 +124,17 @@ def parse_digest(text: str) -> str:
 
 
 def check_digest(computed: str, stated: str, expected: str | None, source: str) -> None:
-    """The digest of what was read is the one that it states, and the one that was asked for.
+    """Check the digest of a file against the one in its manifest and the one that the user expects.
+
+    Args:
+        computed: of the content.
+        stated: in the manifest.
+        expected: by the user; None accepts any.
+        source: the file's name, for the error.
 
     Raises:
-        InputError: it is not.
-        UsageError: what was asked for is no digest.
+        InputError: they differ.
+        UsageError: `expected` is not a digest.
     """
     if not hmac.compare_digest(computed, stated):
         why = f"its digest says {stated[:12]}, its content has {computed[:12]}: it was damaged or edited"
@@ -139,22 +145,19 @@ def check_digest(computed: str, stated: str, expected: str | None, source: str) 
 
 
 def schema_of(manifest: type[ManifestPart], title: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a kind of manifest.
-
-    It refuses what a single field says wrong. What fields say of each other, and of the tensors, it does not know.
-    """
+    """The JSON Schema (2020-12) of a kind of manifest; it checks each field, but not fields against each other."""
     schema = manifest.model_json_schema()
     for part in (schema, *schema["$defs"].values()):
         part.pop("title")
         for each in part["properties"].values():
             each.pop("title", None)
-            if "patternProperties" in each:  # a key that the pattern does not match is not just one without a rule
+            if "patternProperties" in each:  # otherwise a key that matches no pattern is allowed
                 each["additionalProperties"] = False
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title} | schema
 
 
 def first_problem(problem: ValidationError) -> str:
-    """The first error as `manifest <field>: ...`, printable ASCII; pydantic's own text is many lines."""
+    """The first of pydantic's errors as one line of printable ASCII: `manifest <field>: ...`."""
     error = problem.errors(include_url=False)[0]
     place = ".".join(str(part) for part in error["loc"] if part != "[key]")
     field = f"manifest {escaped(place, 60)}" if place else "manifest"

@@ -14,7 +14,8 @@ from ..runtime.sanitize import quoted
 MAX_COUNT = 2**40
 MAX_CLASSES = 100_000
 
-# What a network's constructor may be given: (type, least, most). Nothing that names a file, an address or code.
+# Arguments that a bundle may pass to a network's constructor: (type, least, most). None names a file, an address or
+# code.
 MODEL_ARGS: Mapping[str, tuple[type, float, float]] = {
     "img_size": (int, 1, 4096),
     "patch_size": (int, 1, 256),
@@ -32,10 +33,10 @@ MODEL_ARGS: Mapping[str, tuple[type, float, float]] = {
 }
 
 
-# Ends a JSON Schema's pattern: "$" alone also matches before a last line break where Python reads the pattern.
+# End of a JSON Schema pattern: in Python "$" would also match before a final line break.
 _END = r"(?![\s\S])"
-# Characters that are no printable text, as far as a JSON Schema's pattern can name them in every dialect: controls,
-# formats, separators but the space. The reader's own check is `str.isprintable`.
+# Unprintable characters, as far as every regex dialect of JSON Schema can name them: controls, formats, separators
+# except the space. The reader itself checks `str.isprintable`.
 _UNPRINTABLE = r"\u007f-\u00a0\u00ad\u061c\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb"
 _PRINTABLE = rf"^[^\u0000-\u001f{_UNPRINTABLE}]*{_END}"
 _PRINTABLE_LINES = rf"^[^\u0000-\u0009\u000b-\u001f{_UNPRINTABLE}]*{_END}"
@@ -43,11 +44,11 @@ _PRINTABLE_LINES = rf"^[^\u0000-\u0009\u000b-\u001f{_UNPRINTABLE}]*{_END}"
 
 @dataclass(frozen=True, eq=False)
 class Rule(AfterValidator):
-    """A check of a field's value, and what of it a JSON Schema can say.
+    """A pydantic check of a field's value together with its JSON Schema.
 
     Attributes:
-        func: returns the value, or raises ValueError with what was expected.
-        schema: keywords of JSON Schema.
+        func: returns the value, or raises a ValueError that says what was expected.
+        schema: keywords of JSON Schema; they may check less than `func` does.
     """
 
     schema: Mapping[str, Any]
@@ -57,10 +58,10 @@ class Rule(AfterValidator):
 
 
 def check_model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, if each is one that a bundle may hand to a network's constructor (`MODEL_ARGS`).
+    """The arguments, if a bundle may pass each of them to a network's constructor (`MODEL_ARGS`).
 
     Raises:
-        ValueError: an argument that is not known, of another type or out of range.
+        ValueError: an argument is unknown, of another type or out of range.
     """
     for name, value in arguments.items():
         if name not in MODEL_ARGS:
@@ -73,7 +74,7 @@ def check_model_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def one_of(choices: tuple[Any, ...]) -> Rule:
-    """The value is one of these."""
+    """The rule that the value is one of these."""
 
     def check(value: Any) -> Any:
         if value not in choices:
@@ -84,7 +85,7 @@ def one_of(choices: tuple[Any, ...]) -> Rule:
 
 
 def _printable(text: str) -> str:
-    """No control, format, surrogate or separator character but the space: they forge lines, colours and directions."""
+    """Text whose characters all print; others could forge lines, colours or the direction of writing."""
     if not text.isprintable():
         bad = next(character for character in text if not character.isprintable())
         raise ValueError(f"printable text without {bad!a}")
@@ -107,7 +108,11 @@ def _matching(pattern: str, meaning: str) -> Rule:
 
 
 def check_setting(value: Any) -> Any:
-    """A setting of a search: a scalar, or the table of a network's arguments."""
+    """A setting of a search: a scalar, or a table of a network's arguments.
+
+    Raises:
+        ValueError: it is neither, not finite, or too long.
+    """
     if isinstance(value, dict):
         return check_model_args(value)
     if type(value) is bool or (type(value) is int and abs(value) <= 2**63):
@@ -154,7 +159,7 @@ Note = Annotated[str, Field(max_length=4000), Rule(_printable_lines, {"pattern":
 ModelArgs = Annotated[dict[str, Any], Rule(check_model_args, _MODEL_ARGS_SCHEMA)]
 Setting = Annotated[Any, Rule(check_setting, _SETTING_SCHEMA)]
 Identifier = Annotated[str, Field(max_length=80), _matching(r"[a-z][a-z0-9_]*", "lower-case letters, digits and _")]
-# A name with a scheme, a path or a dot could make timm download or open files; none in its registry has one.
+# A name with a scheme, a path or a dot could make timm download or open files; no name in its registry has one.
 Arch = Annotated[
     str, Field(max_length=80), _matching(r"[a-z][a-z0-9_]*", "a timm name: lower-case letters, digits and _")
 ]
@@ -173,8 +178,8 @@ PerClass = Annotated[
     Rule(_count_or_fraction, {"anyOf": [{"type": "integer"}, {"exclusiveMaximum": 1}]}),
 ]
 Parameter = Annotated[float, Field(ge=-1e6, le=1e6)]
-# JSON has lists only; the strictness of what stands in them is not touched. One error is enough: collecting a million
-# of them takes seconds.
+# Not strict, because JSON has lists and no tuples; their items stay strict. FailFast: collecting a million errors takes
+# seconds.
 ManyClasses = Annotated[
     tuple[Text, ...],
     Field(min_length=2, max_length=MAX_CLASSES),

@@ -1,8 +1,8 @@
-"""The safetensors container as bytes: a writer with one spelling and a reader that refuses everything but that shape.
+"""Write and read the safetensors container as bytes.
 
-The reader is stricter than safetensors' own, which accepts holes in names, duplicate keys and zip polyglots. The
-writer is ours because safetensors' serialiser has another signature in every few releases, and a bundle's bytes must
-not depend on the release installed. Layout: github.com/huggingface/safetensors, README, "Format".
+The reader accepts only what the writer can write. safetensors' own reader also accepts gaps in the data, duplicate keys
+and files that are zip archives at the same time. The writer is ours because a bundle's bytes must not depend on the
+installed release of safetensors. Layout: github.com/huggingface/safetensors, README, "Format".
 """
 
 import math
@@ -23,19 +23,18 @@ from .limits import Limits
 METADATA_KEY = "mapolicy"
 MAX_DEPTH = 3
 MAX_DIMENSIONS = 8
-# Lists, tables and keys of a tensor's entry with its name, and of the header with its metadata.
-_ENTRY, _FRAME = 7, 4
 MAX_NAME = 200
+# Lists, tables and keys: for each tensor (its name and entry), and for the rest of the header (with its metadata).
+_PER_TENSOR, _PER_HEADER = 7, 4
 
-# BF16 has no numpy type: its bits are the upper half of a float32's.
+# numpy has no bfloat16: its bits, the upper half of a float32's, are read as uint16.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
 }
-# Bytes; a smaller file is read whole as soon as its header.
-SMALL_FILE = 2**26
+SMALL_FILE = 2**26  # bytes; up to here the whole file is read at once, before its header is checked
 _BF16_EXPONENT = 0x7F80
 _CHUNK = 2**20
 
@@ -47,7 +46,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor as it stands in the file.
+    """A tensor as stored in the file.
 
     Attributes:
         dtype: a key of `DTYPES`.
@@ -60,16 +59,16 @@ class RawTensor:
     data: memoryview
 
     def array(self) -> npt.NDArray[Any]:
-        """A view of the numbers, read-only; uint16 bit patterns for BF16."""
+        """A read-only view as a numpy array; BF16 comes as uint16 bit patterns."""
         return np.frombuffer(self.data, dtype=DTYPES[self.dtype]).reshape(self.shape)
 
     def is_finite(self) -> bool:
-        """No NaN and no infinity. Works in chunks: at most a few MiB besides the tensor itself."""
+        """Whether it holds neither NaN nor infinity. Works in chunks that need a few MiB of memory."""
         flat = self.array().reshape(-1)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
             if self.dtype == "BF16":
-                # An exponent of all ones is NaN or an infinity.
+                # An exponent with all bits set is NaN or infinity.
                 if bool(((part & _BF16_EXPONENT) == _BF16_EXPONENT).any()):
                     return False
             elif self.dtype != "I64" and not bool(np.isfinite(part).all()):
@@ -77,7 +76,7 @@ class RawTensor:
         return True
 
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest number of a tensor that is finite, in chunks like `is_finite`."""
+        """The smallest and the largest number of a finite tensor. Works in chunks, like `is_finite`."""
         flat = self.array().reshape(-1)
         least, most = math.inf, -math.inf
         for start in range(0, flat.size, _CHUNK):
@@ -89,13 +88,13 @@ class RawTensor:
 
 
 def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
-    """The file's bytes: equal arguments give equal bytes, in whatever order the mapping has its names.
+    """The file's bytes. Equal arguments give equal bytes, whatever the order of the mapping.
 
     Args:
-        metadata: value of the one metadata key, `mapolicy`.
+        metadata: value of the only metadata key, `mapolicy`.
         tensors: by name.
     """
-    # Widest type first keeps every tensor aligned to its own size; safetensors' own writer does the same.
+    # The widest dtype first, so that each tensor is aligned to its own size; safetensors' writer does the same.
     names = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].itemsize, name))
     entries = [f'"__metadata__":{canonical_json.canonical({METADATA_KEY: metadata})}']
     end = 0
@@ -113,12 +112,12 @@ def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, di
     """The metadata and the tensors (views of `content`, not copies).
 
     Args:
-        content: a whole file.
+        content: the whole file.
         source: its name, for the error.
-        limits: of the header and the number of tensors.
+        limits: on the header and the number of tensors.
 
     Raises:
-        InputError: anything but a container as `write_container` makes it; one line says what and where.
+        InputError: the file is not a container that `write_container` could have written; the line says what is wrong.
     """
     start, metadata, places = check_header(source, lambda at, count: content[at : at + count], len(content), limits)
     data = memoryview(content)[start:].toreadonly()
@@ -127,15 +126,21 @@ def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, di
     }
 
 
-# Dtype, shape, first byte and the one after the last, counted from the header's end; by name.
+# By name: dtype, shape, first byte and the one after the last, counted from the end of the header.
 Places = dict[str, tuple[str, tuple[int, ...], int, int]]
 
 
 def check_header(source: str, read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
-    """Where the tensors begin, the metadata, and each tensor's place, from the header alone.
+    """Parse the header: the position at which the tensors' data begins, the metadata, and each tensor's place.
+
+    Args:
+        source: the file's name, for the error.
+        read_at: reads bytes of the file.
+        size: of the file in bytes.
+        limits: on the header and the number of tensors.
 
     Raises:
-        InputError: the header is not one that `write_container` makes.
+        InputError: `write_container` could not have written this header, or the tensors do not fill the file.
     """
     try:
         return _read_header(read_at, size, limits)
@@ -151,7 +156,6 @@ class _ContainerError(Exception):
 
 
 def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
-    """Where the header ends, the metadata, and the tensors' places, which fill the file."""
     if size < 10:
         raise _ContainerError(f"has {size} bytes, too few for a bundle")
     beginning = read_at(0, 512)
@@ -173,10 +177,10 @@ def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, 
     if _holds_a_zip_archive(read_at, size):
         raise _ContainerError("is a zip archive as well, which other programs would unpack or run")
     try:
-        most = _ENTRY * limits.tensors + _FRAME
+        most = _PER_TENSOR * limits.tensors + _PER_HEADER
         header = canonical_json.parse(read_at(8, length), MAX_DEPTH, most, most)
     except canonical_json.TooLargeError as problem:
-        tensors = math.ceil((problem.found - _FRAME) / _ENTRY)
+        tensors = math.ceil((problem.found - _PER_HEADER) / _PER_TENSOR)
         raise _ContainerError(f"header {problem}", limits.how_to_raise("tensors", tensors)) from None
     except ValueError as problem:
         raise _ContainerError(f"header {problem}") from None
@@ -196,7 +200,7 @@ def _metadata(found: object) -> str:
 
 
 def _places(header: dict[str, object], data: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int, int]]]:
-    """The entries of `Places`, of a file with so many bytes of data."""
+    """The entries of `Places` for a file with `data` bytes after its header."""
     end = 0
     for name, entry in header.items():
         if len(name) > MAX_NAME or not _NAME.fullmatch(name):
@@ -246,7 +250,7 @@ _MAGIC = (
 
 
 def guess_kind(content: bytes) -> str:
-    """What a file seems to be that is no bundle; empty where nothing is recognised."""
+    """What a file that is not a bundle seems to be, by its first 512 bytes; empty if unknown."""
     for magic, kind in _MAGIC:
         if content.startswith(magic):
             return kind
@@ -265,13 +269,13 @@ def guess_kind(content: bytes) -> str:
 
 
 def _holds_a_zip_archive(read_at: ReadAt, size: int) -> bool:
-    """Whether zip readers find an archive at the file's end: an end record, and the directory that it points to."""
-    tail_start = max(0, size - 65_557)  # the longest comment, and the end record
+    """Whether the file ends like a zip archive: with an end record that points to a directory."""
+    tail_start = max(0, size - 65_557)  # the end record and the longest comment
     tail = read_at(tail_start, size - tail_start)
     position = tail.rfind(b"PK\x05\x06")
     while position >= 0:
         place = tail_start + position
-        if place >= 20 and read_at(place - 20, 4) == b"PK\x06\x07":  # the locator of a zip64 archive
+        if place >= 20 and read_at(place - 20, 4) == b"PK\x06\x07":  # locator of a zip64 end record
             return True
         if position + 16 <= len(tail):
             (directory,) = struct.unpack_from("<I", tail, position + 12)

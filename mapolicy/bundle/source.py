@@ -1,20 +1,18 @@
-"""A file's bytes and where they came from; reading one from disk.
+"""A bundle file's bytes with their origin, and reading one from disk.
 
-No network code is imported here or by what reads a file on disk (`fetch` does it for a remote name alone).
+Neither this module nor reading a local file imports network code; `fetch` imports it for a remote name.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..runtime.files import ReadAt, read_regular_file
+from ..runtime.files import Precheck, read_regular_file
 from .limits import Limits
 
-BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"  # in a repository on the hub
-
-Precheck = Callable[[ReadAt, int], None]
+# File names in a repository on the Hugging Face Hub.
+BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,9 @@ class Fetched:
 
     Attributes:
         content: the bytes, unchecked.
-        source: as it was named, for errors; an address as `web.redacted` has it.
-        origin: what finds the same file again: the path, the address as in `source`, or `hf://...@COMMIT`.
-        commit: of the hub's repository; None elsewhere.
+        source: the name that the user gave, for errors; an address without its secrets (`download.redacted`).
+        origin: a name that finds the same file again: the path, the address as in `source`, or `hf://...@COMMIT`.
+        commit: of the repository on the hub; None for other sources.
     """
 
     content: bytes
@@ -35,19 +33,19 @@ class Fetched:
 
 
 def is_remote(reference: str | os.PathLike[str]) -> bool:
-    """Whether fetching it means the network."""
+    """Whether fetching this reference needs the network: a text with a scheme does, a `Path` never does."""
     return isinstance(reference, str) and "://" in reference
 
 
-def read_file(path: Path, limits: Limits, look: Precheck = lambda read_at, size: None) -> bytes:
+def read_file(path: Path, limits: Limits, precheck: Precheck = lambda read_at, size: None) -> bytes:
     """The bytes of a regular file.
 
     Args:
-        path: of the file.
-        limits: a file of more than `file_bytes` is refused before it is read.
-        look: may refuse the file before it is read whole (`files.read_regular_file`).
+        path: the file.
+        limits: a file of more than `file_bytes` is rejected before it is read.
+        precheck: may reject the file before it is read whole (`files.read_regular_file`).
 
     Raises:
-        InputError: there is no such file, it may not be read, or it is too large.
+        InputError: the file is missing, may not be read, or is too large.
     """
-    return read_regular_file(path, limits.file_bytes, partial(limits.how_to_raise, "file_bytes"), look)
+    return read_regular_file(path, limits.file_bytes, partial(limits.how_to_raise, "file_bytes"), precheck)

@@ -1,4 +1,4 @@
-"""What every run stands on: files, locks, signals, devices, random draws, and how foreign text is shown."""
+"""Below everything else: files, locks, signals, devices, random generators, and escaping of untrusted text."""
 
 from typing import TYPE_CHECKING
 

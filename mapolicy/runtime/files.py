@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed; read once, with a size cap."""
+"""Atomic writes (temporary name, fsync, rename), reads with a size limit, and checks before a run starts."""
 
 import errno
 import glob
@@ -14,12 +14,12 @@ from pathlib import Path
 from ..errors import EnvironmentFault, InputError
 from .lock import LOCK_FILE, try_lock
 
-TOKEN_DIGITS = 8  # of a temporary name
+TOKEN_DIGITS = 8  # hexadecimal, in a temporary file's name
 
-# Bytes of a file: so many from a position on, fewer at its end.
-ReadAt = Callable[[int, int], bytes]
+ReadAt = Callable[[int, int], bytes]  # (position, count) to that many bytes of a file, fewer at its end
+Precheck = Callable[[ReadAt, int], None]  # raises to reject an open file of that many bytes before it is read whole
 
-# A run folder's files.
+# Files of a run folder.
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
@@ -35,26 +35,26 @@ RUN_FILES = (
 
 
 def write_atomically(path: Path, content: bytes | bytearray, previous: Path | None = None) -> None:
-    """Write a regular file so that a reader sees the old content or the new one, never a part.
+    """Write a regular file atomically: a reader sees the old content or the new, never a part of it.
 
-    The mode follows the umask, as for any new file. A link at `path` is refused, not followed or replaced.
+    The mode follows the umask, as for any new file.
 
     Args:
-        path: the file.
-        content: what it shall hold.
-        previous: name that the old file gets, once the new one is whole; None lets it go.
+        path: the file; its folder is created where it is missing.
+        content: the whole content.
+        previous: a path to rename the old file to, once the new one is complete; None overwrites it.
 
     Raises:
-        EnvironmentFault: the folder cannot be written, the disk is full, or `path` is no regular file.
+        EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link or no regular file.
     """
     try:
-        _refuse_odd(path)
+        _check_output(path)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN_DIGITS // 2)}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                try_lock(descriptor)  # says that it is no litter
+                try_lock(descriptor)  # tells `remove_litter` that the writer is alive
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -70,7 +70,12 @@ def write_atomically(path: Path, content: bytes | bytearray, previous: Path | No
 
 
 def remove_litter(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files that killed writers of the folder's file, or of all its files, have left behind."""
+    """Remove temporary files that killed processes have left behind.
+
+    Args:
+        folder: where to look.
+        name: of the file that they were writing; None stands for every file of the folder.
+    """
     pattern = f".{'*' if name is None else glob.escape(name)}.{'[0-9a-f]' * TOKEN_DIGITS}.tmp"
     for path in folder.glob(pattern):
         try:
@@ -85,10 +90,10 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
 
 
 def has_files(folder: Path) -> bool:
-    """Whether a run, or anything else, is in a folder.
+    """Whether a folder exists and holds anything besides its lock.
 
     Raises:
-        EnvironmentFault: it cannot be looked at.
+        EnvironmentFault: the folder cannot be read.
     """
     try:
         return folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir())
@@ -97,7 +102,7 @@ def has_files(folder: Path) -> bool:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file, or nothing of it.
+    """Append a line to a text file; where that fails, no part of the line stays.
 
     Raises:
         EnvironmentFault: the disk is full, or the file cannot be written.
@@ -113,7 +118,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file that is there has reached the disk."""
+    """Wait until an existing file or folder has reached the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,14 +127,14 @@ def sync(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work starts whether `path` can be written.
+    """Check before the work starts that `path` can be written.
 
     Raises:
-        EnvironmentFault: as `write_atomically` would.
+        EnvironmentFault: `write_atomically` would fail.
     """
-    # Folders that are not there yet are not made: a run that is refused later leaves nothing behind.
+    # Missing folders are not created: a run that is rejected later should leave nothing behind.
     try:
-        _refuse_odd(path)
+        _check_output(path)
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         probe = folder / f".{secrets.token_hex(TOKEN_DIGITS // 2)}.tmp"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -142,20 +147,20 @@ def read_regular_file(
     path: Path,
     largest: int,
     too_large: Callable[[int], str] = lambda size: "check the file",
-    look: Callable[[ReadAt, int], None] = lambda read_at, size: None,
+    precheck: Precheck = lambda read_at, size: None,
 ) -> bytes:
     """The content of a regular file, read once.
 
     Args:
         path: the file; a link to a regular file is followed.
-        largest: bytes; a larger file is refused before it is read.
-        too_large: what to do about a file of that many bytes.
-        look: may refuse the open file, of which it gets the size, before it is read whole. It settles nothing else: the
-            file may change in between.
+        largest: bytes; a larger file is rejected before it is read.
+        too_large: from the size of a file that is too large to the remedy in the error message.
+        precheck: called with a function that reads from the open file, and its size in bytes; raises to reject the file
+            before it is read whole. The content must still be checked: the file may change in between.
 
     Raises:
-        InputError: missing, no regular file (a FIFO does not hang), larger than `largest`.
-        EnvironmentFault: there is not enough memory for it.
+        InputError: the file is missing, not regular (a FIFO does not hang), or larger than `largest`.
+        EnvironmentFault: there is not enough memory.
     """
     if "\0" in str(path):
         raise InputError(ascii(str(path)), "no file can have this name", "check the path")
@@ -171,9 +176,9 @@ def read_regular_file(
         if facts.st_size > largest:
             why = f"has {facts.st_size} bytes, more than the {largest} allowed"
             raise InputError(str(path), why, too_large(facts.st_size))
-        look(lambda position, count: os.pread(descriptor, count, position), facts.st_size)
+        precheck(lambda position, count: os.pread(descriptor, count, position), facts.st_size)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            # Not `largest`: reading takes a buffer of the size that is asked for.
+            # Not `largest`: `read` allocates a buffer of the size that it is asked for.
             content = file.read(facts.st_size + 1)
         if len(content) != facts.st_size:
             raise InputError(str(path), "changed while it was read", "try again when nothing writes to it")
@@ -188,7 +193,7 @@ def read_regular_file(
 
 
 def free_memory() -> str:
-    """How much memory is left for this process, in words."""
+    """A sentence on how much memory is left for this process, for an error message."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
     limit = "" if allowed == resource.RLIM_INFINITY else f", and the process may have {allowed} in all"
@@ -196,10 +201,10 @@ def free_memory() -> str:
 
 
 def check_readable(path: Path) -> None:
-    """Find out before the work starts that a file is there and has something in it.
+    """Check before the work starts that a file exists and is not empty.
 
     Raises:
-        InputError: missing, no regular file, empty.
+        InputError: the file is missing, not regular, or empty.
     """
     try:
         facts = path.stat()
@@ -214,7 +219,8 @@ def check_readable(path: Path) -> None:
         raise InputError(str(path), "is empty", "name another file")
 
 
-def _refuse_odd(path: Path) -> None:
+def _check_output(path: Path) -> None:
+    """A link is rejected, neither followed nor replaced."""
     if "\0" in str(path):
         raise EnvironmentFault(ascii(str(path)), "no file can have this name", "name another output")
     if path.is_symlink() or (path.exists() and not path.is_file()):

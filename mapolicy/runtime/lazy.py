@@ -9,11 +9,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package.
+    """A package's `__getattr__` and `__dir__`, which import a module when one of its names is first used.
 
     Args:
-        package: its `__name__`.
-        homes: for each public name, the module below the package that defines it.
+        package: the package's `__name__`.
+        homes: for each public name, the module of the package that defines it.
     """
 
     def find(name: str) -> Any:

@@ -1,4 +1,8 @@
-"""Locks that die with their holder, killed or not: on a run folder, and on a file that is being written."""
+"""Locks on a run folder and on a file being written; the system frees them when their process ends, however it ends.
+
+Not `filelock`: its lock on Unix stays behind as a file and does not name its holder, which our error message does. Nor
+can it lock a file that is already open, as `files.write_atomically` does with its temporary file.
+"""
 
 import fcntl
 import json
@@ -12,27 +16,27 @@ from pathlib import Path
 from ..errors import EnvironmentFault, FolderInUseError
 
 LOCK_FILE = "lock"
-LONGEST_NAME = 1024  # bytes that are read of a holder
-PROBES, PAUSE = 5, 0.02  # somebody who only looks holds the lock for an instant; seconds
+LONGEST_NAME = 1024  # bytes to read of the holder's name
+ATTEMPTS, PAUSE = 5, 0.02  # `check_free` takes the lock for an instant; the pause is in seconds
 
-_held: set[int] = set()
+_locked: set[int] = set()  # descriptors of this process's folder locks
 
 
-def _let_go() -> None:
-    """A child would hold the lock beyond its parent's death."""
-    for descriptor in _held:
+def _close_in_child() -> None:
+    """Otherwise a forked child would keep the lock after its parent has died."""
+    for descriptor in _locked:
         os.close(descriptor)
-    _held.clear()
+    _locked.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file unless somebody else has it.
+    """Lock an open file without waiting.
 
     Returns:
-        Whether it is ours now; also true on file systems that know no locks.
+        False if another process has locked it, else true; also true on file systems without locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,34 +49,34 @@ def try_lock(descriptor: int) -> bool:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Within it nobody else runs in the folder, which is made if need be.
+    """Inside the block no other run can lock the folder, which is created if it is missing.
 
     Raises:
-        FolderInUseError: somebody does; the error names the process.
+        FolderInUseError: another run has locked it; the message names the process.
         EnvironmentFault: the folder cannot be written.
     """
-    path, made = folder / LOCK_FILE, not folder.exists()
+    path, created = folder / LOCK_FILE, not folder.exists()
     descriptor = _acquire(path)
-    _held.add(descriptor)
+    _locked.add(descriptor)
     try:
         os.truncate(descriptor, 0)
         os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
         yield
     finally:
-        if descriptor in _held:  # not in a child
+        if descriptor in _locked:  # not in a forked child
             path.unlink(missing_ok=True)
-            _held.discard(descriptor)
+            _locked.discard(descriptor)
             os.close(descriptor)
-            if made:  # and left empty, by a run that was refused
+            if created:  # and left empty by a run that was rejected
                 with suppress(OSError):
                     folder.rmdir()
 
 
 def check_free(folder: Path) -> None:
-    """Find out early whether somebody runs in the folder; `folder_lock` is what counts.
+    """Check early whether another run has locked the folder; only `folder_lock` guarantees that none has.
 
     Raises:
-        FolderInUseError: somebody does.
+        FolderInUseError: another run has.
     """
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW)
@@ -86,31 +90,31 @@ def check_free(folder: Path) -> None:
 
 
 def _acquire(path: Path) -> int:
-    probes = lost = 0
+    attempts = lost = 0
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as problem:
-            if isinstance(problem, FileNotFoundError) and lost < PROBES:
-                lost += 1  # a run that was refused has removed the folder that it had made
+            if isinstance(problem, FileNotFoundError) and lost < ATTEMPTS:
+                lost += 1  # a run that was rejected has removed the folder that it had created
                 continue
             why = problem.strerror or "cannot be written"
             raise EnvironmentFault(str(path.parent), why, "use another --run-dir") from None
         if not try_lock(descriptor):
-            probes += 1
-            problem_found = _in_use(path.parent, descriptor) if probes == PROBES else None
+            attempts += 1
+            in_use = _in_use(path.parent, descriptor) if attempts == ATTEMPTS else None
             os.close(descriptor)
-            if problem_found is not None:
-                raise problem_found
+            if in_use is not None:
+                raise in_use
             time.sleep(PAUSE)
-        elif _is(descriptor, path):
+        elif _is_same_file(descriptor, path):
             return descriptor
-        else:  # its holder has removed the file since we opened it
+        else:  # the previous holder has removed the file since it was opened here
             os.close(descriptor)
 
 
-def _is(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:

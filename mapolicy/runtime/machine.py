@@ -12,12 +12,12 @@ VERSIONED_PACKAGES = ("mapolicy", "torch", "torchvision", "timm", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions, as they stand in bundles and result files."""
+    """Versions of Python and of the packages that decide a result, as bundles and result files record them."""
     return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED_PACKAGES}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine, in the words that it has for itself; memory in GiB."""
+    """The machine as it describes itself: CPU, cores, memory in GiB, system, and the GPU where `device` is one."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),

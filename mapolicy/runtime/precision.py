@@ -1,4 +1,4 @@
-"""In which precision the task network computes: parameters, sums, weights and updates stay in single precision."""
+"""Mixed precision of the task network; parameters, sums, weights and updates stay in float32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,12 +10,12 @@ HALF_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Within it a network's products are computed in this precision: "float32" leaves everything as it is."""
+    """`torch.autocast` for `bfloat16` or `float16`; for `float32` a context that changes nothing."""
     if precision not in HALF_TYPES:
         return nullcontext()
     return torch.autocast(device.type, HALF_TYPES[precision])
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """In single precision if it was in half; the tensor itself otherwise."""
+    """The tensor as float32 if it is in half precision, else the tensor itself."""
     return tensor.float() if tensor.dtype in HALF_TYPES.values() else tensor

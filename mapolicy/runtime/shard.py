@@ -1,4 +1,4 @@
-"""A process's share of a batch."""
+"""The rows of a batch that one process computes."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `first` up to `first + count` of a batch of `whole` rows.
+    """Rows `first` to `first + count` (exclusive) of a batch of `whole` rows.
 
-    Draws are made for the whole batch and then cut, so that its images do not depend on how it is divided.
+    Random numbers are drawn for the whole batch and then sliced, so that the images do not depend on the number of
+    processes.
     """
 
     first: int
@@ -17,10 +18,10 @@ class Shard:
     whole: int
 
     def of(self, rows: Tensor, dim: int = 0) -> Tensor:
-        """These rows of a tensor that has all of them along `dim`."""
+        """This shard's rows of a tensor with all of the batch's rows along `dim`; a view."""
         return rows.narrow(dim, self.first, self.count)
 
 
 def whole_batch(count: int) -> Shard:
-    """The whole batch."""
+    """The shard that is the whole batch of `count` rows."""
     return Shard(0, count, count)

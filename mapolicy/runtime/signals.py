@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by a signal, which waits for the end of the iteration, where the state is whole."""
+"""Stopping a run by a signal: at the end of the iteration, where its state is consistent."""
 
 import signal
 import threading
@@ -7,57 +7,57 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGUSR1 is what schedulers send some time before they stop a job, SIGHUP what a terminal sends when it goes.
+# Schedulers send SIGUSR1 some time before they stop a job; a terminal sends SIGHUP when it closes.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 INTERRUPT_EXIT, TERMINATE_EXIT = 130, 143
-# Launchers and parents pass on to one process what its whole group has been sent: seconds.
+# Seconds within which a second signal is the same request: a launcher forwards what the whole group has received.
 ECHO = 0.5
 
 
 class StopRequest:
-    """The signals that came since it was made.
+    """Whether a signal has asked the run to stop, and when the run obeys.
 
     Attributes:
-        number: the first signal, or None.
+        number: the first signal received, or None.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._patient = False
-        self._heard = 0.0
+        self._deferred = False
+        self._received = 0.0
 
     @property
     def exit_code(self) -> int:
-        """What the process exits with: 130 after SIGINT, 143 after the others."""
+        """The process's exit code: 130 after SIGINT, 143 after any other signal."""
         return exit_code_for(self.number or signal.SIGINT)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it a signal ends the run as an exception; outside the main thread Python hears none."""
-        with signal_handlers(self._hear):
+        """Inside the block a signal raises an exception; outside the main thread Python receives no signals."""
+        with signal_handlers(self._receive):
             yield
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it the first signal is only noted, for `obey`. A second one does not wait."""
-        self._patient = True
+        """Inside the block the first signal only sets `number`, for `raise_if_stopped`; a second one raises at once."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferred = False
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Within it, inside `waiting`, no signal waits, nor one that came before."""
-        self._patient = False
+        """Inside the block, which is inside `deferred`, signals raise at once, and so does one received before."""
+        self._deferred = False
         try:
             self.raise_if_stopped()
             yield
         finally:
-            self._patient = True
+            self._deferred = True
 
     def raise_if_stopped(self) -> None:
-        """End the run if a signal came.
+        """Raise the exception that ends the run if a signal was received.
 
         Raises:
             KeyboardInterrupt: after SIGINT.
@@ -66,27 +66,28 @@ class StopRequest:
         if self.number is not None:
             raise stop_exception(self.number)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
-            self.number, self._heard = number, time.monotonic()
-            if self._patient:
+            self.number, self._received = number, time.monotonic()
+            if self._deferred:
                 return
-        elif number != signal.SIGINT and time.monotonic() - self._heard < ECHO:
+        elif number != signal.SIGINT and time.monotonic() - self._received < ECHO:
             return
         self.raise_if_stopped()
 
 
 @contextmanager
 def signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within it the handler gets the signals that stop a run, if this is the main thread.
+    """Inside the block the handler receives `STOP_SIGNALS`, if this is the main thread.
 
-    What was ignored stays ignored, as `nohup` means it; but for SIGINT, which shells ignore for background jobs.
+    A signal that the process ignores stays ignored, as `nohup` intends. SIGINT is the exception: shells make background
+    jobs ignore it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
+    handled = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
@@ -95,10 +96,10 @@ def signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterato
 
 
 def exit_code_for(number: int) -> int:
-    """What a process exits with that a signal has stopped."""
+    """The exit code of a process that this signal has stopped."""
     return INTERRUPT_EXIT if number == signal.SIGINT else TERMINATE_EXIT
 
 
 def stop_exception(number: int) -> BaseException:
-    """The exception that ends a run which a signal has stopped."""
+    """The exception that ends a run after this signal."""
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(exit_code_for(number))

@@ -231,7 +231,7 @@ def test_a_push_that_fails_says_what_it_leaves(hub_server: HubServer) -> None:
         hub_server.faults.append(("POST /api/models/birds/policy/preupload", (403, {})))
         with pytest.raises(EnvironmentFault, match="refuses it") as problem:
             hub.publish("birds/policy", {"policy.safetensors": CONTENT}, "m", private=False)
-        assert ("the repository was made and is empty" in str(problem.value)) == made
+        assert ("the repository was created and is empty" in str(problem.value)) == made
 
 
 @pytest.mark.parametrize("name", ["policy", "a/b/c", "a/../b", "/b", "a b/c", "hf://a/b", "-a/b"])

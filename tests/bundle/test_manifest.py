@@ -22,7 +22,7 @@ from tests.helpers.bundle_factory import draft, forge, manifest_with, small_tens
 from tests.helpers.make_bundles import DATA
 from tests.helpers.plain_reader import read
 
-STALE = "is not what the model says; run python tests/generated.py"
+STALE = "is not what the model says; run python tests/helpers/generated.py"
 # What a field's own type and range has nothing to do with: fields that contradict each other, and the spelling.
 LONGEST = 100_000
 # And a lone surrogate: a pattern that names them would refuse others' emoji where it counts in halves of characters.

@@ -1,6 +1,6 @@
 """What is generated from the manifests' models: their JSON Schemas, and the tables of docs/bundle-format.md.
 
-python tests/generated.py        # writes all of it anew; the tests compare
+python tests/helpers/generated.py        # writes all of it anew; the tests compare
 """
 
 import json

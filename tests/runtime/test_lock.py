@@ -81,7 +81,7 @@ def test_a_child_that_ends_frees_nothing(tmp_path: Path) -> None:
 
 def test_many_who_want_it_have_it_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is removed by each holder, and no two hold it through different files."""
-    monkeypatch.setattr(lock, "PROBES", 100_000)
+    monkeypatch.setattr(lock, "ATTEMPTS", 100_000)
     monkeypatch.setattr(lock, "PAUSE", 0.0005)
     inside: list[int] = []
     worst: list[int] = []
