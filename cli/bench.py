@@ -2,18 +2,17 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import typer
 
 from ..config import RunConfig, SearchConfig, TrainConfig
 from . import display, options
+from .grouped import grouped
+from .resolve import Config, resolve
 
-app = typer.Typer(
-    help="Measure what the operations, a search's iteration and training with a policy cost on this machine.",
-    rich_markup_mode=None,
-)
+app = typer.Typer(help="Measure operations, search and training on this machine.", rich_markup_mode=None)
 
 # Whose recipe gives optimiser, clipping, base augmentation and Cutout; its images are not read.
 RECIPE_OF = "cifar100"
@@ -21,165 +20,164 @@ PROXY = "wrn16_2"
 LARGER = "wrn40_2"
 SIZES = (32, 224)
 
-Config = TypeVar("Config", bound=RunConfig)
-
-Threads = Annotated[int, typer.Option(help="CPU threads of torch.", min=1, max=1024)]
+Column = Callable[[Mapping[str, Any]], str]
 Rounds = Annotated[int, typer.Option(help="Measurements of each candidate.", min=1, max=10_000)]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=2, max=1_000_000)]
 ImageSize = Annotated[int, typer.Option(help="Side of the images, pixels.", min=8, max=4096)]
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Where a measurement runs."""
+
+    threads: Annotated[int, typer.Option(help="CPU threads of torch.", min=1, max=1024)] = 1
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu"
+    quiet: options.Quiet = False
+
+    def progress(self, text: str) -> None:
+        """Show a line on stderr, unless --quiet was given."""
+        if not self.quiet:
+            print(f"mapolicy: {text}", file=sys.stderr, flush=True)
+
+
 @app.command("operations")
+@grouped
 def operations(
+    *,
     image_size: Annotated[
         list[int] | None,
-        typer.Option(help="Side of the images, pixels, any number of times; else 32 and 224.", min=8, max=4096),
+        typer.Option(help="Side of the images, pixels; repeatable; by default 32 and 224.", min=8, max=4096),
     ] = None,
     batch_size: BatchSize = 128,
     rounds: Rounds = 11,
-    threads: Threads = 1,
-    device: Device = "cpu",
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    bench: Bench,
+    output: options.Output,
 ) -> None:
-    """Two random operations for each image: ours, Pillow's doing exactly the same, and other libraries' policies.
+    """Time random operations, also those of other libraries.
 
-    Albumentations and kornia take part where they are installed. Example: mapolicy bench operations --image-size 32
+    Each image gets two. Pillow does exactly the same operations, other libraries their own policies.
+    Albumentations and kornia take part if they are installed.
+
+    Example: mapolicy bench operations --image-size 32
     """
     from ..bench.operations import measure_operations
     from ..runtime.device import resolve_device
 
-    report = measure_operations(
-        image_size or SIZES, batch_size, rounds, threads, resolve_device(device), _progress(quiet)
-    ).document()
-    if as_json:
-        display.print_json(report)
-        return
-    columns = {
+    device = resolve_device(bench.device)
+    report = measure_operations(image_size or SIZES, batch_size, rounds, bench.threads, device, bench.progress)
+    columns: dict[str, Column] = {
         "pixels": lambda row: str(row["image_size"]),
         "us/image": lambda row: f"{row['us_per_image']:.0f}",
         "images/s": lambda row: f"{row['images_per_second']:.0f}",
         "as Pillow": lambda row: {True: "bit for bit", False: "NO", None: "other work"}[row.get("equal")],
     }
-    _print(report, columns)
+    _show(output, report.document(), columns)
 
 
 @app.command("step")
+@grouped
 def step(
-    arch: Annotated[str, typer.Option(help="timm name of the network that searches.")] = PROXY,
+    *,
+    arch: Annotated[str, typer.Option(help="timm name of the proxy network.")] = PROXY,
     image_size: ImageSize = 32,
     batch_size: BatchSize = 128,
     validation_batch_size: Annotated[
         int, typer.Option(help="Meta-validation images in a batch.", min=2, max=1_000_000)
     ] = 128,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the step and the plain step too; takes minutes on a CPU.")
+        bool, typer.Option("--compile", help="Also compile the step and the plain step; takes minutes on a CPU.")
     ] = False,
-    memory: Annotated[bool, typer.Option(help="Measure each peak, in a process of its own.")] = True,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in a process for each row.")] = True,
     rounds: Rounds = 3,
-    threads: Threads = 1,
-    device: Device = "cpu",
-    settings: options.Settings = None,
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    settings: options.SetOption = None,
+    bench: Bench,
+    output: options.Output,
 ) -> None:
-    """One iteration of a search after its augmentation: ours, a plain training step, and double backward.
+    """Time an iteration of a search, without its augmentation.
+
+    It is compared with a plain training step and with double backward.
 
     Example: mapolicy bench step --arch wrn16_2 --image-size 32
     """
-    config = _config(
-        SearchConfig,
-        arch,
-        settings,
-        image_size=image_size,
-        batch_size=batch_size,
-        validation_batch_size=validation_batch_size,
-        threads=threads,
-        device=device,
-    )
+    sizes = {"image_size": image_size, "batch_size": batch_size, "validation_batch_size": validation_batch_size}
+    config = _config(SearchConfig, arch, settings, bench, sizes)
 
     from ..bench.step import measure_step
 
-    report = measure_step(config, rounds, compiled=compiled, memory=memory, progress=_progress(quiet)).document()
-    if as_json:
-        display.print_json(report)
-        return
-    columns = {
+    report = measure_step(config, rounds, compiled=compiled, memory=memory, progress=bench.progress)
+    columns: dict[str, Column] = {
         "peak MiB": lambda row: _figure(row.get("peak_mib"), "{:.0f}"),
         "x plain's": lambda row: _figure(row.get("peak_ratio"), "{:.2f}"),
     }
-    _print(report, columns if memory else {})
+    _show(output, report.document(), columns if memory else {})
 
 
 @app.command("transfer")
+@grouped
 def transfer(
+    *,
     proxy: Annotated[str, typer.Option(help="timm name of the bundle's network.")] = PROXY,
     arch: Annotated[
         list[str] | None,
-        typer.Option(help=f"timm name of a network to train, any number of times; else the proxy's and {LARGER}."),
+        typer.Option(
+            help=f"timm name of a network to train; repeatable; by default the proxy's and {LARGER}.",
+        ),
     ] = None,
     image_size: ImageSize = 32,
     batch_size: BatchSize = 128,
     rounds: Rounds = 5,
-    threads: Threads = 1,
-    device: Device = "cpu",
-    settings: options.Settings = None,
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    settings: options.SetOption = None,
+    bench: Bench,
+    output: options.Output,
 ) -> None:
-    """One iteration of training with a frozen policy, with equal weights, and plain: augmentation and network.
+    """Time an iteration of training with a policy, and a plain one.
 
-    A --set that only searches or only trainings know is for these alone.
+    The policy is frozen, or has equal weights. Augmentation and network are timed together. A --set that only search
+    or only train knows applies to that stage alone.
 
     Example: mapolicy bench transfer --proxy wrn16_2 --arch wrn40_2
     """
-    flags = {"image_size": image_size, "batch_size": batch_size, "threads": threads, "device": device}
-    search = _config(SearchConfig, proxy, _without_those_of(TrainConfig, SearchConfig, settings), **flags)
+    sizes = {"image_size": image_size, "batch_size": batch_size}
+    search = _config(SearchConfig, proxy, _without_those_of(TrainConfig, SearchConfig, settings), bench, sizes)
     trained = _without_those_of(SearchConfig, TrainConfig, settings)
-    targets = [_config(TrainConfig, name, trained, **flags) for name in arch or (proxy, LARGER)]
+    targets = [_config(TrainConfig, name, trained, bench, sizes) for name in arch or (proxy, LARGER)]
 
     from ..bench.transfer import measure_transfer
 
-    report = measure_transfer(search, targets, rounds, _progress(quiet)).document()
-    if as_json:
-        display.print_json(report)
-        return
-    _print(report, {"network": lambda row: row["arch"]})
+    report = measure_transfer(search, targets, rounds, bench.progress)
+    _show(output, report.document(), {"network": lambda row: row["arch"]})
 
 
-def _config(kind: type[Config], network: str, settings: list[str] | None, **flags: Any) -> Config:
-    """The recipe's configuration for the network, with the command's flags."""
-    config, _ = options.resolve(kind, None, network, RECIPE_OF, {}, flags, settings, None)
+def _config(
+    kind: type[Config], network: str, settings: list[str] | None, bench: Bench, sizes: Mapping[str, int]
+) -> Config:
+    """The recipe's configuration for the network, with the command's options."""
+    flags = {**sizes, "threads": bench.threads, "device": bench.device}
+    config, _ = resolve(kind, network, RECIPE_OF, flags=flags, settings=settings)
     return config
 
 
 def _without_those_of(other: type[RunConfig], kind: type[RunConfig], settings: list[str] | None) -> list[str]:
-    """The `key=value` texts less those whose key only the other stage knows."""
+    """The `key=value` texts without those that only the other stage knows."""
     foreign = {field.name for field in fields(other)} - {field.name for field in fields(kind)}
     return [text for text in settings or [] if text.partition("=")[0].strip() not in foreign]
-
-
-def _progress(quiet: bool) -> Callable[[str], None]:
-    if quiet:
-        return lambda text: None
-    return lambda text: print(f"mapolicy: {text}", file=sys.stderr, flush=True)
 
 
 def _figure(value: float | None, form: str) -> str:
     return "not measured" if value is None else form.format(value)
 
 
-def _print(report: Mapping[str, Any], columns: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> None:
-    """The rows as a table on stdout, and below it what the figures depend on."""
+def _show(output: options.Output, report: Mapping[str, Any], columns: Mapping[str, Column]) -> None:
+    """Print the rows as a table with these further columns, and below it what the figures depend on."""
+    if output.as_json:
+        display.print_json(report)
+        return
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column as TableColumn
+    from rich.table import Table
 
     rows: Sequence[Mapping[str, Any]] = report["rows"]
-    table = Table(Column("what", no_wrap=True))
+    table = Table(TableColumn("what", no_wrap=True))
     for name in ("ms", "quartiles", f"x {rows[0]['against']}", "quartiles", *columns):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

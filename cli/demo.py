@@ -1,12 +1,15 @@
-"""`mapolicy demo`: the whole story on a small data set that needs no download."""
+"""`mapolicy demo`: search, reuse and compare a policy on a small data set that needs no download."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..config import SearchConfig, TrainConfig
-from . import display, options
+from . import display, options, outputs
+from .grouped import grouped
+from .resolve import resolve
 
 if TYPE_CHECKING:
     from ..policy.policy_bundle import PolicyBundle
@@ -16,46 +19,47 @@ POLICIES = ("learned", "none", "trivialaugment")
 LISTED = 5
 
 
+@grouped
 def demo(
+    *,
     out: Annotated[Path, typer.Option(help="The bundle.", metavar="FILE")] = Path("artifacts/digits.safetensors"),
     run_dir: Annotated[Path, typer.Option(help="Folder of the runs.", metavar="DIR")] = Path("runs/demo"),
     quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    output: options.Output,
 ) -> None:
-    """Search a policy on handwritten digits with one network, reuse it to train another, and compare.
+    """Search, reuse and compare a policy on handwritten digits.
 
-    Runs offline, on two CPU cores in under three minutes. An earlier demo's bundle and runs are overwritten.
+    Runs offline, in under three minutes on two CPU cores. Overwrites the bundle and the runs of an earlier demo.
     """
     folders = {name: run_dir / name for name in ("search", *POLICIES)}
-    options.claim(out, force=True, resume=False, flag="--out")
+    outputs.ensure_writable(out, "--out", force=True)
     for folder in folders.values():
-        options.claim_run(folder, force=True, resume=False)
-    search_config, _ = options.resolve(SearchConfig, None, PROXY, DATASET, {}, {}, None, None)
+        outputs.ensure_run_folder(folder, force=True)
+    search_config, _ = resolve(SearchConfig, PROXY, DATASET)
 
     from ..policy.policy_bundle import PolicyBundle
     from ..search import search_policy
     from ..train import train_network
 
     reporter = display.reporter(quiet)
-    bundle = search_policy(search_config, reporter, folders["search"], overwrite=True)
-    bundle.save(out)
-    search_result = reporter.result
+    search_policy(search_config, reporter, folders["search"], overwrite=True).save(out)
+    searched = reporter.result
     bundle = PolicyBundle.load(out)
-
-    results = {}
+    trained = {}
     for policy in POLICIES:
-        config, _ = options.resolve(
-            TrainConfig, None, ARCH, DATASET, bundle.data_settings(), {"policy": policy}, None, None
-        )
+        settings = bundle.data_settings()
+        config, _ = resolve(TrainConfig, ARCH, DATASET, bundle_settings=settings, flags={"policy": policy})
         train_network(config, bundle, reporter, folders[policy], overwrite=True)
-        results[policy] = reporter.result
-    likeliest = _likeliest(bundle)
-    if as_json:
-        rows = [{**result, "likeliest": likeliest if policy == "learned" else []} for policy, result in results.items()]
-        display.print_json({"bundle": str(out), "search": dict(search_result), "rows": rows})
+        trained[policy] = reporter.result
+    likeliest = {"learned": _likeliest(bundle)}
+    if output.as_json:
+        rows = [{**result, "likeliest": likeliest.get(policy, [])} for policy, result in trained.items()]
+        display.print_json({"bundle": str(out), "search": dict(searched), "rows": rows})
         return
+    _print({f"search ({PROXY})": searched, **trained}, likeliest, out)
 
+
+def _print(results: Mapping[str, Mapping[str, Any]], likeliest: Mapping[str, list[str]], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -64,19 +68,18 @@ def demo(
     for name in ("test top-1 %", "weights' spread", "x plain step", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("likeliest transformations (p_jk, %)")
-    figures = [("search (" + PROXY + ")", search_result, "")]
-    figures += [
-        (policy, result, "\n".join(likeliest) if policy == "learned" else "") for policy, result in results.items()
-    ]
-    for name, result, transformations in figures:
-        accuracy = f"{result['test_top1']:.2f}" if "test_top1" in result else f"({result['validation_top1']:.2f})"
-        cost = "-" if result["cost_ratio"] is None else f"{result['cost_ratio']:.2f}"
+    for name, result in results.items():
         table.add_row(
-            name, accuracy, f"{result['weight_spread']:.4f}", cost, f"{result['seconds']:.1f}", transformations
+            name,
+            f"{result['test_top1']:.2f}" if "test_top1" in result else f"({result['validation_top1']:.2f})",
+            f"{result['weight_spread']:.4f}",
+            "-" if result["cost_ratio"] is None else f"{result['cost_ratio']:.2f}",
+            f"{result['seconds']:.1f}",
+            "\n".join(likeliest.get(name, [])),
         )
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
-    console.print("In brackets: the proxy on the meta-validation split, which the policy was learned on.")
+    console.print("In brackets: the proxy's accuracy on the meta-validation split, which the policy was learned on.")
 
 
 def _likeliest(bundle: "PolicyBundle") -> list[str]:

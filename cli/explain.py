@@ -1,5 +1,6 @@
-"""`mapolicy explain`: which transformations a policy likes for one's own images."""
+"""`mapolicy explain`: which transformations of an image get a large weight."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,73 +8,87 @@ import typer
 
 from ..errors import UsageError
 from ..runtime.files import check_readable, write_atomically
-from . import display, options
+from . import bundles, display, options, outputs
+from .grouped import grouped
 
 if TYPE_CHECKING:
+    from ..policy.policy_bundle import PolicyBundle
     from ..report.explain import Explanation
+    from ..transforms.transformation import Transformation
 
 FORMS = (".png", ".svg")
-DRAWN = 12
+SAMPLES = 12
 MOST_TILES = 1000  # in one picture
-BAR, LEAST_BAR = 24, 6  # characters of the heaviest weight's bar; a shorter one says nothing
+BAR, LEAST_BAR = 24, 6  # characters of the heaviest weight's bar; a shorter bar shows nothing
 
 
-def explain(
-    bundle: options.BundleArgument,
-    images: Annotated[list[str], typer.Argument(help="Image files, of any size.", metavar="IMAGE...")],
+@dataclass(frozen=True)
+class Chosen:
+    """The transformations to weigh."""
+
     transformations: Annotated[
         str | None,
-        typer.Option(help='As in "Rotate:5,Color:-3; Equalize": operations with levels.', metavar="TEXT"),
-    ] = None,
+        typer.Option(help='Operations with levels, for instance "Rotate:5,Color:-3; Equalize".', metavar="TEXT"),
+    ] = None
     samples: Annotated[
-        int | None, typer.Option(help=f"Draw so many from p_jk instead ({DRAWN}).", min=1, max=1000)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Also a picture: PNG or SVG.", metavar="FILE")] = None,
+        int | None, typer.Option(help=f"Number of transformations to sample from p_jk ({SAMPLES}).", min=1, max=1000)
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0
+
+    def read(self, policy: "PolicyBundle") -> "Transformation":
+        """Those that were named, or samples of the policy's; imports torch."""
+        from ..policy.sampler import TransformationSampler
+        from ..runtime.random import generator
+        from ..transforms.parse import parse_transformations
+
+        if self.transformations is not None:
+            return parse_transformations(self.transformations)
+        sampler = TransformationSampler(probabilities=policy.probabilities)
+        return sampler.sample(self.samples or SAMPLES, generator(self.seed, "explain", "transformation", 0))
+
+
+@grouped
+def explain(
+    *,
+    bundle: options.BundleArgument,
+    images: Annotated[list[str], typer.Argument(help="Image files, of any size.", metavar="IMAGE...")],
+    chosen: Chosen,
+    out: Annotated[Path | None, typer.Option(help="Also draw a picture: PNG or SVG.", metavar="FILE")] = None,
     device: options.Device = None,
-    expect_digest: options.ExpectDigest = None,
-    limits: options.BundleLimits = None,
+    checks: options.BundleChecks,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    output: options.Output,
 ) -> None:
-    """Show how much a policy would count an image under each of some transformations; 1 is their mean.
+    """Show the weights that a policy gives to transformed images.
+
+    A weight of 1 is the mean over the transformations.
 
     Example: mapolicy explain artifacts/c100.safetensors cat.jpg --out cat.png
     """
-    if transformations is not None and samples is not None:
+    if chosen.transformations is not None and chosen.samples is not None:
         raise UsageError("--samples", "--transformations says which they are", "leave one of the two out")
     if out is not None and out.suffix.lower() not in FORMS:
         raise UsageError("--out", f"{out.name!r} does not end in {' or '.join(FORMS)}")
     if out is not None:
-        options.claim(out, force, resume=False, flag="--out")
+        outputs.ensure_writable(out, "--out", force=force)
     for path in images:
         check_readable(Path(path))
-    opened = options.opened(bundle, expect_digest, limits)
-    policy = options.searched(opened)
+    policy = bundles.build_searched(checks.open(bundle))
 
-    from ..policy.sampler import TransformationSampler
     from ..report.explain import explain as weigh
     from ..report.explain import read_image
     from ..report.sample_weights import SampleWeights
     from ..runtime.device import resolve_device
-    from ..runtime.random import generator
-    from ..transforms.parse import parse_transformations
 
-    where = resolve_device(device or "auto")
-    if transformations is None:
-        sampler = TransformationSampler(probabilities=policy.probabilities)
-        chosen = sampler.sample(samples or DRAWN, generator(seed, "explain", "transformation", 0))
-    else:
-        chosen = parse_transformations(transformations)
-    if out is not None and len(images) * (len(chosen) + 1) > MOST_TILES:
+    where, transformation = resolve_device(device or "auto"), chosen.read(policy)
+    if out is not None and len(images) * (len(transformation) + 1) > MOST_TILES:
         raise UsageError("--out", f"a picture holds {MOST_TILES} transformed images", "name fewer images")
     pictures = [read_image(path, policy.manifest.input) for path in images]
-    sample_weights = SampleWeights(policy, where)
-    found = [weigh(sample_weights, picture, chosen, path) for picture, path in zip(pictures, images, strict=True)]
+    weights = SampleWeights(policy, where)
+    found = [weigh(weights, picture, transformation, path) for picture, path in zip(pictures, images, strict=True)]
     if out is not None:
         write_atomically(out, _picture(found, out.suffix.lower()[1:]))
-    if as_json:
+    if output.as_json:
         documents = [explanation.document() for explanation in found]
         display.print_json({"digest": policy.digest, "out": out and str(out), "images": documents})
         return
@@ -96,7 +111,7 @@ def _print(explanation: "Explanation") -> None:
     table.add_column("weight", justify="right")
     table.add_column("transformation")
     texts, heaviest = spelled(explanation.transformation), float(explanation.weights.max())
-    # What the other columns leave, with two characters between columns.
+    # The width that the other columns leave; two characters separate columns.
     longest = min(BAR, console.width - len("rank  weight  ") - max(map(len, texts)) - 2)
     if longest >= LEAST_BAR:
         table.add_column("", no_wrap=True)

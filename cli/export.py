@@ -11,34 +11,37 @@ from ..bundle.export import FORMS, omissions
 from ..bundle.export import export as write_policy
 from ..errors import InputError, UsageError
 from ..runtime.files import write_atomically
-from . import display, options
+from . import display, options, outputs
+from .grouped import grouped
 
 
+@grouped
 def export(
+    *,
     bundle: options.BundleArgument,
     form: Annotated[str, typer.Option("--to", help="torchvision or albumentations.")] = "torchvision",
     out: Annotated[Path | None, typer.Option(help="The policy's file.", metavar="FILE")] = None,
-    expect_digest: options.ExpectDigest = None,
-    limits: options.BundleLimits = None,
+    checks: options.BundleChecks,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    output: options.Output,
 ) -> None:
-    """Write p_jk as a policy of torchvision (Python) or albumentations (JSON), and say what is lost.
+    """Write p_jk as a policy of torchvision or albumentations.
+
+    The file is Python or JSON. The command lists what the other library cannot express.
 
     Example: mapolicy export artifacts/c100.safetensors --to torchvision
     """
     if form not in FORMS:
         raise UsageError("--to", f"{form!r} is not one of {', '.join(FORMS)}")
-    out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}_{form}{FORMS[form]}"
-    options.claim(out, force, resume=False, flag="--out")
-    opened = options.opened(bundle, expect_digest, limits).policy
+    out = out or Path("artifacts") / f"{Path(outputs.file_name(bundle)).stem}_{form}{FORMS[form]}"
+    outputs.ensure_writable(out, "--out", force=force)
+    opened = checks.open(bundle).policy
     if isinstance(opened, DatasetPolicy):
         why = "is a dataset-level policy, which has no p_jk"
         raise InputError(redacted(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
     manifest = opened.manifest
     write_atomically(out, write_policy(manifest, opened.tensors, form).encode())
-    if as_json:
+    if output.as_json:
         display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(omissions(form))})
         return
     display.print_figures({"policy": str(out), "digest": manifest.digest})

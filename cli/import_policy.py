@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
-from . import display, options
+from . import options, outputs
+from .grouped import grouped
 
 
+@grouped
 def import_policy(
+    *,
     policy: Annotated[
         str,
         typer.Argument(
@@ -19,32 +22,33 @@ def import_policy(
     ],
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
     drop_unknown: Annotated[
-        bool, typer.Option("--drop-unknown", help="Leave out AutoAlbument's operations that have no counterpart.")
+        bool, typer.Option("--drop-unknown", help="Drop operations of AutoAlbument that have no counterpart.")
     ] = False,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    output: options.Output,
 ) -> None:
-    """Turn a published policy into a bundle that can be trained with and shared as any other; weights are equal.
+    """Turn a published policy into a bundle.
+
+    It is used and shared like any other bundle; all its weights are equal.
 
     Example: mapolicy import autoaugment-cifar10
     """
     stem = Path(policy).stem if Path(policy).exists() else policy.replace(":", "-").replace(",", "-")
-    out = out or Path("artifacts") / f"{options.slug(stem)}.safetensors"
-    options.claim(out, force, resume=False, flag="--out")
+    out = out or Path("artifacts") / f"{outputs.slug(stem)}.safetensors"
+    outputs.ensure_writable(out, "--out", force=force)
 
     from ..policy.import_policy import import_policy as make_policy
 
     made = make_policy(policy, drop_unknown)
     made.save(out)
-    facts = {"bundle": str(out), "digest": made.digest, "source": made.manifest.source}
-    if as_json:
-        count = len(made.manifest.sub_policies)
-        display.print_json({**facts, "sub_policies": count, "lost": list(made.manifest.lost)})
-        return
-    facts |= {
-        "sub-policies": str(len(made.manifest.sub_policies)),
-        "lost": "; ".join(made.manifest.lost) or "nothing",
-        "next": f"mapolicy train DATASET --bundle {shlex.quote(str(out))} --arch ARCH",
-    }
-    display.print_figures(facts)
+    manifest = made.manifest
+    facts = {"bundle": str(out), "digest": made.digest, "source": manifest.source}
+    output.show(
+        {**facts, "sub_policies": len(manifest.sub_policies), "lost": list(manifest.lost)},
+        {
+            **facts,
+            "sub-policies": str(len(manifest.sub_policies)),
+            "lost": "; ".join(manifest.lost) or "nothing",
+            "next": f"mapolicy train DATASET --bundle {shlex.quote(str(out))} --arch ARCH",
+        },
+    )

@@ -5,29 +5,32 @@ from collections.abc import Mapping
 from ..bundle.dataset_level import DatasetPolicy, spelled_step
 from ..bundle.describe import describe
 from . import display, options
+from .grouped import grouped
 
 LISTED_SUB_POLICIES = 30
 
 
+@grouped
 def inspect(
+    *,
     bundle: options.BundleArgument,
-    expect_digest: options.ExpectDigest = None,
-    limits: options.BundleLimits = None,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    checks: options.BundleChecks,
+    output: options.Output,
 ) -> None:
-    """Check a bundle's file, but for its network, and show where it came from and what it learned.
+    """Check a bundle's file and show what it contains.
+
+    Shows where the bundle came from and what it learned. The network is not built.
 
     Example: mapolicy inspect artifacts/digits.safetensors
     """
-    opened = options.opened(bundle, expect_digest, limits)
+    opened = checks.open(bundle)
     policy, fetched = opened.policy, opened.fetched
     if isinstance(policy, DatasetPolicy):
-        _inspect_list(policy, len(fetched.content), as_json)
+        _inspect_list(policy, len(fetched.content), output)
         return
     manifest = policy.manifest
     facts = {"bundle": fetched.origin, **describe(manifest, policy.tensors, len(fetched.content))}
-    if as_json:
+    if output.as_json:
         display.print_json(facts)
         return
     data, split = facts["dataset"], manifest.dataset.counts
@@ -63,9 +66,9 @@ def inspect(
             print(f"  {entry['first']:>12}, {entry['second']:<12}  {entry['probability']:.4%}")
 
 
-def _inspect_list(policy: DatasetPolicy, size: int, as_json: bool) -> None:
+def _inspect_list(policy: DatasetPolicy, size: int, output: options.Output) -> None:
     manifest = policy.manifest
-    if as_json:
+    if output.as_json:
         display.print_json({"bundle": policy.origin, "bytes": size, **manifest.model_dump()})
         return
     display.print_figures(
@@ -81,7 +84,7 @@ def _inspect_list(policy: DatasetPolicy, size: int, as_json: bool) -> None:
             "note": " ".join(manifest.note.split()) or "none",
         }
     )
-    print(f"\n{len(manifest.sub_policies)} sub-policies, one drawn evenly for each image (probability, value)")
+    print(f"\n{len(manifest.sub_policies)} sub-policies, one for each image, all equally likely (probability, value)")
     for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]:
         print(f"  {' then '.join(map(spelled_step, steps)) or 'nothing'}")
     if (more := len(manifest.sub_policies) - LISTED_SUB_POLICIES) > 0:

@@ -1,234 +1,200 @@
-"""Options that several commands share, and how they become a configuration."""
+"""Options that several commands share, each declared once, in groups that a command takes as one object."""
 
-import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import recipes
-from ..bundle.dataset_level import DatasetPolicy
-from ..bundle.download import redacted
 from ..bundle.limits import Limits
-from ..bundle.load import Opened, SearchedFile, open_bundle
+from ..bundle.load import Opened, open_bundle
 from ..bundle.manifest_base import parse_digest
-from ..bundle.source import BUNDLE_FILE
-from ..config import FAST, RunConfig
-from ..errors import InputError, UsageError
-from ..runtime.files import CONFIG_FILE, check_writable, has_files, remove_litter
-from ..runtime.lock import check_free
+from ..config import DEVICES, FAST, STORED_DTYPES
+from ..runtime import rank_environment
+from . import display, outputs
+from .resolve import Config, resolve
 
 if TYPE_CHECKING:
-    from ..policy.policy_bundle import PolicyBundle
+    from ..training.callbacks import Reporter
 
-Config = TypeVar("Config", bound=RunConfig)
+
+def listed(names: tuple[str, ...]) -> str:
+    """Names as a sentence's part: "auto, cpu or cuda"."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
 
 SOURCES = "a file, hf://NAMESPACE/NAME[/FILE][@REVISION] or https://..."
 BundleArgument = Annotated[str, typer.Argument(help=f"The bundle: {SOURCES}", metavar="FILE")]
 ExtractorDtype = Annotated[
-    str | None, typer.Option(help="What the extractor is stored in: float32, float16 or bfloat16.")
+    str | None, typer.Option(help=f"dtype of the extractor in the bundle: {listed(STORED_DTYPES)}.")
 ]
-Recipe = Annotated[str | None, typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override one setting.", metavar="KEY=VALUE")]
-ModelArguments = Annotated[
-    list[str] | None, typer.Option("--model-arg", help="Argument of the network's constructor.", metavar="KEY=VALUE")
+DataDir = Annotated[str | None, typer.Option(help="Folder of the data sets; downloads go there too.", metavar="DIR")]
+Device = Annotated[str | None, typer.Option(help=f"{listed(DEVICES)}.")]
+IncludeValidation = Annotated[
+    bool, typer.Option("--include-validation", help="Train on the meta-validation images as well.")
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training split.")]
-DataDir = Annotated[str | None, typer.Option(help="Where data sets are read from and downloaded to.", metavar="DIR")]
-RunDir = Annotated[Path | None, typer.Option(help="Folder of this run's log and checkpoints.", metavar="DIR")]
-Fast = Annotated[
-    bool, typer.Option("--fast", help=f"The cheaper steps: {', '.join(f'{key}={FAST[key]}' for key in FAST)}.")
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one setting; repeatable.", metavar="KEY=VALUE")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything but the splits.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.")]
-OnDivergence = Annotated[
-    str | None,
-    typer.Option(help="A loss that is not finite: stop, or rollback to the last checkpoint."),
-]
-Loggers = Annotated[
-    list[str] | None, typer.Option("--logger", help="Log there too: tensorboard or wandb; repeatable.", metavar="NAME")
-]
-ExpectDigest = Annotated[
-    str | None,
-    typer.Option(
-        help="Refuse a bundle with another digest.",
-        metavar="SHA256",
-        callback=lambda text: None if text is None else parse_digest(text),
-    ),
-]
-BundleLimits = Annotated[
+LimitOption = Annotated[
     list[str] | None,
     typer.Option(
         "--limit",
-        help="Allow a large bundle: file_bytes, header_bytes, tensors, parameters, pixels.",
+        help="Accept a larger bundle: file_bytes, header_bytes, tensors, parameters, pixels.",
         metavar="NAME=NUMBER",
     ),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what the run will take, after a few iterations; write nothing.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def resolve(
-    kind: type[Config],
-    recipe: str | None,
-    network: str | None,
-    dataset: str | None,
-    bundle_settings: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    settings: list[str] | None,
-    model_arguments: list[str] | None,
-    fast: bool = False,
-) -> tuple[Config, str]:
-    """The configuration: recipe, then bundle, then flags and `--set`; and where it began: the recipe's name.
+@dataclass(frozen=True)
+class Output:
+    """How a command shows its result."""
 
-    Args:
-        kind: of the stage.
-        recipe: name or file; None finds the one of data set and network.
-        network: from the command line; None takes the recipe's.
-        dataset: likewise.
-        bundle_settings: what the bundle fixes.
-        flags: settings by name; None stands for a flag that was not given.
-        settings: `key=value` of `--set`.
-        model_arguments: `key=value` of `--model-arg`.
-        fast: take the settings that `--fast` stands for; `--set` wins over them.
-    """
-    given = {key: value for key, value in flags.items() if value is not None} | dict(FAST if fast else {})
-    given |= dict(_key_value("--set", text) for text in settings or [])
-    if arguments := dict(_key_value("--model-arg", text) for text in model_arguments or []):
-        given["model_args"] = arguments
-    named = dataset or given.get("dataset") or bundle_settings.get("dataset")
-    if recipe is None and named is None:
-        raise UsageError("DATASET", "no data set was named", "name one, or give --bundle or --recipe")
-    if dataset or "dataset" in given:  # what the user names may be fetched
-        bundle_settings = {key: value for key, value in bundle_settings.items() if key != "download"}
-    source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
-    values = {**values, **bundle_settings}
-    if named is not None:
-        values["dataset"] = named
-    if network is not None:
-        values[kind.network_field] = network
-    kind.from_mapping(
-        {**values, "dataset": values.get("dataset", "?"), kind.network_field: values.get(kind.network_field, "?")},
-        source,
-        InputError,
-    )
-    return kind.from_mapping({**values, **given}, "command line", UsageError), source
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+
+    def show(self, document: Mapping[str, Any], figures: Mapping[str, str]) -> None:
+        """Print the result on stdout: the document with --json, else the figures."""
+        if self.as_json:
+            display.print_json(document)
+        else:
+            display.print_figures(figures)
 
 
-def opened(reference: str | Path, expect_digest: str | None, limits: list[str] | None) -> Opened:
-    """A bundle of either kind and its file, under the limits that `--limit` raises (`opening.open_bundle`)."""
-    return open_bundle(reference, expect_digest, Limits.of(limits or ()))
+@dataclass(frozen=True)
+class BundleChecks:
+    """What a bundle must satisfy to be opened."""
+
+    expect_digest: Annotated[
+        str | None,
+        typer.Option(
+            help="Reject a bundle with another digest.",
+            metavar="SHA256",
+            callback=lambda text: None if text is None else parse_digest(text),
+        ),
+    ] = None
+    limits: LimitOption = None
+
+    @property
+    def allowed(self) -> Limits:
+        """The limits, with those of `--limit` raised."""
+        return Limits.of(self.limits or ())
+
+    def open(self, reference: str | Path) -> Opened:
+        """Open a bundle of either kind, without its networks."""
+        return open_bundle(reference, self.expect_digest, self.allowed)
 
 
-def built(opened: Opened) -> "PolicyBundle | DatasetPolicy":
-    """What a run takes, once the architecture is checked too; imports torch.
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run that come from the command line."""
 
-    Raises:
-        InputError: the extractor's tensors are not those of its architecture.
-    """
-    if isinstance(opened.policy, DatasetPolicy):
-        return opened.policy
-    from ..policy.policy_bundle import PolicyBundle
+    recipe: Annotated[str | None, typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE")] = None
+    settings: SetOption = None
+    model_arguments: Annotated[
+        list[str] | None,
+        typer.Option("--model-arg", help="Argument of the network's constructor; repeatable.", metavar="KEY=VALUE"),
+    ] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None
+    data_dir: DataDir = None
+    seed: Annotated[int | None, typer.Option(help="Seed of everything but the splits.")] = None
+    device: Device = None
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Skip images that cannot be decoded.")] = False
 
-    file, fetched = opened.policy, opened.fetched
-    return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
+    def flags(self) -> dict[str, Any]:
+        """Settings that have an option of their own, by name; None where the option was not given."""
+        names = ("epochs", "data_dir", "seed", "device")
+        return {name: getattr(self, name) for name in names} | {"skip_corrupt": self.skip_corrupt or None}
 
-
-def searched(opened: Opened) -> "PolicyBundle":
-    """A searched bundle with its networks; imports torch.
-
-    Raises:
-        InputError: a dataset-level policy, which weighs nothing, or an extractor that is not its architecture's.
-    """
-    from ..policy.policy_bundle import PolicyBundle
-
-    policy = built(opened)
-    if isinstance(policy, PolicyBundle):
-        return policy
-    why = "is a dataset-level policy: all samples weigh the same"
-    raise InputError(opened.fetched.source, why, "name a searched bundle; `mapolicy report` shows this one")
-
-
-def checked(opened: Opened) -> None:
-    """All that a first use would find out: the architecture, and whether the extractor gives finite features.
-
-    Raises:
-        InputError: the bundle could not be used.
-    """
-    if isinstance(opened.policy, SearchedFile):
-        import torch
-
-        searched(opened).build_extractor(torch.device("cpu"))
-
-
-def claim(path: Path, force: bool, resume: bool, flag: str) -> None:
-    """Refuse to overwrite an output, and find out now whether it can be written.
-
-    Raises:
-        UsageError: it exists, and neither --force nor --resume was given.
-        EnvironmentFault: it cannot be written.
-    """
-    if path.exists() and path.is_file() and not (force or resume):
-        raise UsageError(str(path), "exists", f"use --force or another {flag}")
-    check_writable(path)
-    remove_litter(path.parent, path.name)
+    def resolve(
+        self,
+        kind: type[Config],
+        network: str | None,
+        dataset: str | None,
+        bundle_settings: Mapping[str, Any] | None = None,
+        **flags: Any,
+    ) -> tuple[Config, str]:
+        """The configuration and the recipe's name, as `resolve.resolve`; `flags` are the command's own."""
+        return resolve(
+            kind,
+            network,
+            dataset,
+            recipe=self.recipe,
+            bundle_settings=bundle_settings,
+            flags=self.flags() | flags,
+            settings=self.settings,
+            model_arguments=self.model_arguments,
+        )
 
 
-def claim_folder(folder: Path, force: bool, flag: str) -> None:
-    """Refuse to mix an output's files with others, and find out now whether they can be written.
+@dataclass(frozen=True)
+class StageSettings(Settings):
+    """Settings of a search, or of a training that may learn a policy."""
 
-    Raises:
-        UsageError: the folder holds something, and --force was not given.
-        EnvironmentFault: it cannot be written.
-    """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
-        raise UsageError(str(folder), "exists and is no empty folder", f"use --force or another {flag}")
-    check_writable(folder / "probe")
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help=f"Take cheaper steps: {', '.join(f'{key}={FAST[key]}' for key in FAST)}."),
+    ] = False
+    on_divergence: Annotated[
+        str | None, typer.Option(help="After a loss that is not finite: stop, or rollback to the last checkpoint.")
+    ] = None
 
-
-def claim_run(folder: Path, force: bool, resume: bool) -> None:
-    """Refuse to mix two runs in a folder.
-
-    Raises:
-        FolderInUseError: another run is in it.
-        UsageError: the folder holds something, and neither --force nor --resume was given.
-        EnvironmentFault: it cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(str(folder), "is no folder", "use another --run-dir")
-    check_free(folder)
-    if has_files(folder) and not (force or resume):
-        raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
-    check_writable(folder / CONFIG_FILE)
+    def flags(self) -> dict[str, Any]:
+        """Also what `--fast` stands for."""
+        return super().flags() | {"on_divergence": self.on_divergence} | dict(FAST if self.fast else {})
 
 
-def slug(text: str) -> str:
-    """A data set's name as a part of a file name: `folder:data/birds` becomes `birds`."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text.rstrip("/").split("/")[-1].split(":")[-1])
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its log and checkpoints."""
+
+    run_dir: Annotated[Path | None, typer.Option(help="Folder for log and checkpoints.", metavar="DIR")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's checkpoint.")] = False
+    force: Force = False
+
+    def folder(self, usual: str) -> Path:
+        """The run's folder, by default the usual one below `runs`."""
+        return self.run_dir or Path("runs") / usual
+
+    def check_file(self, path: Path, flag: str) -> None:
+        """Check that the run can write a file: `outputs.ensure_writable`."""
+        outputs.ensure_writable(path, flag, force=self.force, resume=self.resume)
+
+    def check_folder(self, folder: Path) -> None:
+        """Check that the run can write its folder: `outputs.ensure_run_folder`."""
+        outputs.ensure_run_folder(folder, force=self.force, resume=self.resume)
 
 
-def file_name(reference: str) -> str:
-    """`hf://ns/name@v1` and `https://host/name.safetensors?a=b` both become name.safetensors."""
-    plain = redacted(reference)
-    if plain.startswith("hf://"):
-        parts = plain.removeprefix("hf://").partition("@")[0].split("/")
-        plain = parts[-1] if len(parts) > 2 else f"{parts[-1]}.safetensors"
-    return slug(plain) or BUNDLE_FILE
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """How a search or a training runs."""
 
+    loggers: Annotated[
+        list[str] | None,
+        typer.Option("--logger", help="Also log to tensorboard or wandb; repeatable.", metavar="NAME"),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate time and memory from a few iterations; write nothing.")
+    ] = False
+    quiet: Quiet = False
 
-def _key_value(flag: str, text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(flag, f"{text!r} is not KEY=VALUE")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
+    def begin(self, folder: Path, out: Path | None, recipe: str) -> "tuple[display.QuietReporter, Reporter]":
+        """Check that the run can write, before torch is imported.
+
+        Of several processes only rank 0 shows and writes.
+
+        Returns:
+            The display, and the display with the loggers.
+        """
+        first = rank_environment.rank() == 0
+        reporter = display.reporter(self.quiet or not first, recipe)
+        writes = first and not self.dry_run
+        listeners = display.with_loggers(reporter, self.loggers if writes else None)
+        if writes:
+            if out is not None:
+                self.check_file(out, "--out")
+            self.check_folder(folder)
+        return reporter, listeners

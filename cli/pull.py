@@ -8,34 +8,32 @@ import typer
 
 from ..bundle.load import SearchedFile
 from ..runtime.files import write_atomically
-from . import display, options
+from . import display, options, outputs
+from .grouped import grouped
 
 
+@grouped
 def pull(
+    *,
     bundle: options.BundleArgument,
-    out: Annotated[Path | None, typer.Option(help="Where to keep it.", metavar="FILE")] = None,
-    expect_digest: options.ExpectDigest = None,
-    limits: options.BundleLimits = None,
+    out: Annotated[Path | None, typer.Option(help="The saved bundle.", metavar="FILE")] = None,
+    checks: options.BundleChecks,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    output: options.Output,
 ) -> None:
-    """Fetch a bundle from the Hugging Face Hub, an https address or a shared drive, check it and keep it.
+    """Fetch a bundle, check it and save it.
+
+    The bundle is on the Hugging Face Hub, at an https address or on a shared drive.
 
     Example: mapolicy pull hf://birdlab/cifar100-policy@v1
     """
-    out = out or Path("artifacts") / options.file_name(bundle)
-    options.claim(out, force, resume=False, flag="--out")
-    opened = options.opened(bundle, expect_digest, limits)
+    out = out or Path("artifacts") / outputs.file_name(bundle)
+    outputs.ensure_writable(out, "--out", force=force)
+    opened = checks.open(bundle)
     fetched = opened.fetched
     write_atomically(out, fetched.content)
     facts = {"bundle": str(out), "digest": opened.policy.digest, "from": fetched.origin}
     if fetched.commit is not None:
         facts["commit"] = fetched.commit
-    if as_json:
-        display.print_json(facts)
-        return
-    if isinstance(opened.policy, SearchedFile):
-        facts["extractor"] = display.NOT_BUILT
-    facts["next"] = f"mapolicy train --bundle {shlex.quote(str(out))} --arch ARCH"
-    display.print_figures(facts)
+    extractor = {"extractor": display.NOT_BUILT} if isinstance(opened.policy, SearchedFile) else {}
+    output.show(facts, facts | extractor | {"next": f"mapolicy train --bundle {shlex.quote(str(out))} --arch ARCH"})

@@ -1,118 +1,157 @@
 """`mapolicy report`: a page that shows what a policy learned."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bundle.load import SearchedFile
+from ..bundle.load import Opened, SearchedFile
 from ..bundle.manifest import Manifest
 from ..config import TrainConfig
 from ..errors import InputError, UsageError
 from ..runtime.files import CONFIG_FILE, write_atomically
-from . import display, options
+from . import bundles, display, options, outputs
+from .grouped import grouped
+from .resolve import resolve
 
 if TYPE_CHECKING:
     import torch
 
     from ..data.splits import DataSplits
     from ..policy.policy_bundle import PolicyBundle
+    from ..report.gather import Report
 
 
+@dataclass(frozen=True)
+class Files:
+    """Files that the report writes."""
+
+    out: Annotated[Path, typer.Option(help="The page.", metavar="FILE")] = Path("report.html")
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write every picture to this folder, as PNG and SVG.", metavar="DIR")
+    ] = None
+    force: options.Force = False
+
+    def check(self) -> None:
+        """Check that they can be written, and overwrite none unless told to."""
+        outputs.ensure_writable(self.out, "--out", force=self.force)
+        if self.figures is not None:
+            outputs.ensure_folder_writable(self.figures, "--figures", force=self.force)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the page studies beside the bundle."""
+
+    against: Annotated[
+        str | None, typer.Option(help="Another bundle; the page shows what changed since it.", metavar="FILE")
+    ] = None
+    data_dir: options.DataDir = None
+    samples: Annotated[
+        int, typer.Option(help="Augmented images in each study of the data set.", min=28, max=100_000)
+    ] = 1024
+    device: options.Device = None
+
+
+@grouped
 def report(
+    *,
     what: Annotated[
         list[str],
         typer.Argument(help=f"A bundle ({options.SOURCES}), the folder of its run, or both.", metavar="FILE|RUN..."),
     ],
-    out: Annotated[Path, typer.Option(help="The page.", metavar="FILE")] = Path("report.html"),
-    figures: Annotated[
-        Path | None, typer.Option(help="Also write every picture here, as PNG and SVG.", metavar="DIR")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Another bundle; the page says what changed since it.", metavar="FILE")
-    ] = None,
-    data_dir: options.DataDir = None,
-    samples: Annotated[
-        int, typer.Option(help="Augmented images to weigh in each study of the data set.", min=28, max=100_000)
-    ] = 1024,
-    device: options.Device = None,
-    expect_digest: options.ExpectDigest = None,
-    limits: options.BundleLimits = None,
-    force: options.Force = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    files: Files,
+    study: Study,
+    checks: options.BundleChecks,
+    output: options.Output,
 ) -> None:
-    """Show what a policy learned as one page of HTML, which opens anywhere and loads nothing.
+    """Write a page of HTML that shows what a policy learned.
+
+    The page opens in any browser and loads nothing.
 
     Example: mapolicy report artifacts/digits.safetensors runs/search-digits-wrn10_1-seed0 --out digits.html
     """
     started = time.monotonic()
-    runs = [name for name in what if (Path(name) / CONFIG_FILE).is_file()]
-    bundles = [name for name in what if name not in runs]
-    for name in bundles:
-        if Path(name).is_dir():
-            raise InputError(
-                name, f"is no run folder: it has no {CONFIG_FILE}", "name a run folder, or a bundle's file"
-            )
-    if len(runs) > 1 or len(bundles) > 1:
-        why = f"{len(bundles)} bundles and {len(runs)} run folders were named"
-        raise UsageError("FILE|RUN", why, "name one bundle, one run folder, or one of each; --against names another")
-    asked = {"--against": against, "--expect-digest": expect_digest, "--data-dir": data_dir}
-    if not bundles and (idle := [flag for flag, value in asked.items() if value is not None]):
+    bundle, run = _bundle_and_run(what)
+    about_bundle = {"--against": study.against, "--expect-digest": checks.expect_digest, "--data-dir": study.data_dir}
+    if bundle is None and (idle := [flag for flag, value in about_bundle.items() if value is not None]):
         raise UsageError(idle[0], "there is no bundle that it could be about", "name the run's bundle too")
-    options.claim(out, force, resume=False, flag="--out")
-    if figures is not None:
-        options.claim_folder(figures, force, "--figures")
-    # The formats are checked before torch is imported, which takes seconds.
-    opened = options.opened(bundles[0], expect_digest, limits) if bundles else None
-    other = None if against is None else options.opened(against, None, limits)
+    files.check()
+    opened = None if bundle is None else checks.open(bundle)
+    other = None if study.against is None else options.BundleChecks(limits=checks.limits).open(study.against)
     for each in (opened, other):
-        if against is not None and each is not None and not isinstance(each.policy, SearchedFile):
+        if other is not None and each is not None and not isinstance(each.policy, SearchedFile):
             raise InputError(each.fetched.source, "is a dataset-level policy", "--against compares searched ones")
 
-    from ..report.gather import gather
-    from ..report.metrics import read_run
     from ..report.page import page, picture_files
-    from ..runtime.device import resolve_device
 
-    where = resolve_device(device or "auto")
-    run = read_run(Path(runs[0])) if runs else None
-    bundle = None if opened is None or not isinstance(opened.policy, SearchedFile) else options.searched(opened)
-    splits, no_data = (None, "") if bundle is None else _data(bundle, data_dir, where)
-    other_bundle = None if other is None else options.searched(other)
-    gathered = gather(opened, bundle, run, splits, no_data, other_bundle, samples, where)
+    gathered = _gathered(opened, run, other, study)
     content = page(gathered)
-    pictures = {} if figures is None else picture_files(gathered)
-    write_atomically(out, content)
-    for name, picture in pictures.items():
-        assert figures is not None
-        write_atomically(figures / name, picture)
-    facts = {
-        "report": str(out),
+    pictures = {} if files.figures is None else {files.figures / n: p for n, p in picture_files(gathered).items()}
+    for path, picture in {files.out: content, **pictures}.items():
+        write_atomically(path, picture)
+    document = {
+        "report": str(files.out),
         "digest": gathered.digest or None,
         "bytes": len(content),
         "samples": 0 if gathered.samples is None else len(gathered.samples.weights),
         "without_data": gathered.no_data or None,
-        "figures": [str(Path(figures or "") / name) for name in pictures],
+        "figures": [str(path) for path in pictures],
         "seconds": time.monotonic() - started,
     }
-    if as_json:
-        display.print_json(facts)
-        return
+    output.show(document, _lines(document, files))
+
+
+def _bundle_and_run(what: list[str]) -> tuple[str | None, Path | None]:
+    """The bundle and the run folder among the arguments.
+
+    Raises:
+        InputError: a folder that is no run's.
+        UsageError: two of a kind.
+    """
+    runs = [name for name in what if (Path(name) / CONFIG_FILE).is_file()]
+    named = [name for name in what if name not in runs]
+    for name in named:
+        if Path(name).is_dir():
+            why = f"is no run folder: it has no {CONFIG_FILE}"
+            raise InputError(name, why, "name a run folder, or a bundle's file")
+    if len(runs) > 1 or len(named) > 1:
+        why = f"{len(named)} bundles and {len(runs)} run folders were named"
+        raise UsageError("FILE|RUN", why, "name one bundle, one run folder, or one of each; --against names another")
+    return (named[0] if named else None), (Path(runs[0]) if runs else None)
+
+
+def _gathered(opened: Opened | None, run: Path | None, other: Opened | None, study: Study) -> "Report":
+    from ..report.gather import gather
+    from ..report.metrics import read_run
+    from ..runtime.device import resolve_device
+
+    where = resolve_device(study.device or "auto")
+    curves = None if run is None else read_run(run)
+    searched = bundles.build_searched(opened) if opened and isinstance(opened.policy, SearchedFile) else None
+    splits, no_data = (None, "") if searched is None else _data(searched, study.data_dir, where)
+    before = None if other is None else bundles.build_searched(other)
+    return gather(opened, searched, curves, splits, no_data, before, study.samples, where)
+
+
+def _lines(document: Mapping[str, Any], files: Files) -> dict[str, str]:
+    no_samples = f"none: {document['without_data']}" if document["without_data"] else ""
     lines = {
-        "report": str(out),
-        "digest": gathered.digest,
-        "size": f"{len(content):,} bytes",
-        "samples": f"{facts['samples']} weighed" if facts["samples"] else f"none: {no_data}" if no_data else "",
-        "figures": f"{len(pictures)} files in {figures}" if pictures else "",
-        "time": display.duration(time.monotonic() - started),
+        "report": document["report"],
+        "digest": document["digest"],
+        "size": f"{document['bytes']:,} bytes",
+        "samples": f"{document['samples']} weighed" if document["samples"] else no_samples,
+        "figures": f"{len(document['figures'])} files in {files.figures}" if document["figures"] else "",
+        "time": display.duration(document["seconds"]),
     }
-    display.print_figures({name: value for name, value in lines.items() if value})
+    return {name: value for name, value in lines.items() if value}
 
 
 def _data(bundle: "PolicyBundle", data_dir: str | None, device: "torch.device") -> "tuple[DataSplits | None, str]":
-    """The bundle's data set, or why the page does without; what the user has named must be there."""
+    """The bundle's data set, or why the page does without it; a data folder that the user named must have it."""
     from ..report.samples import open_splits
 
     try:
@@ -120,13 +159,12 @@ def _data(bundle: "PolicyBundle", data_dir: str | None, device: "torch.device") 
     except (InputError, UsageError) as problem:
         if data_dir is not None:
             raise
-        # Not which folder was looked into: the page is for others.
+        # Without the folder's name: the page is for others.
         return None, f"{bundle.manifest.dataset.name}: {problem.why}; --data-dir says where it is."
 
 
 def data_config(manifest: Manifest, data_dir: str | None) -> TrainConfig:
     """How the bundle's data set is read."""
-    config, _ = options.resolve(
-        TrainConfig, None, "resnet18", None, manifest.data_settings(), {"data_dir": data_dir}, None, None
-    )
+    settings, flags = manifest.data_settings(), {"data_dir": data_dir}
+    config, _ = resolve(TrainConfig, "resnet18", None, bundle_settings=settings, flags=flags)
     return config

@@ -7,58 +7,56 @@ import typer
 
 from ..bundle.fetch import fetch_container
 from ..bundle.format import parse_bundle
-from ..bundle.limits import Limits
 from ..bundle.manifest import DTYPES
 from ..errors import UsageError
-from . import display, options
+from . import display, options, outputs
+from .grouped import grouped
 
 
+@grouped
 def slim(
+    *,
     bundle: options.BundleArgument,
     out: Annotated[Path | None, typer.Option(help="The smaller bundle.", metavar="FILE")] = None,
     extractor_dtype: options.ExtractorDtype = None,
-    expect_digest: options.ExpectDigest = None,
-    limits: options.BundleLimits = None,
+    checks: options.BundleChecks,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
+    output: options.Output,
 ) -> None:
-    """Store a bundle's extractor in half precision (float16) and without its classifier; say what that changes.
+    """Make a bundle smaller: half precision and no classifier.
+
+    The extractor is stored in float16 unless --extractor-dtype names another dtype. The command measures how the
+    weights change.
 
     Example: mapolicy slim artifacts/c100.safetensors
     """
     dtype = extractor_dtype or "float16"
     if dtype not in DTYPES:
         raise UsageError("--extractor-dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
-    out = out or Path("artifacts") / f"{Path(options.file_name(bundle)).stem}-slim.safetensors"
-    options.claim(out, force, resume=False, flag="--out")
-    allowed = Limits.of(limits or ())
-    fetched = fetch_container(bundle, allowed)
-    content = parse_bundle(fetched.content, fetched.source, expect_digest, allowed)
+    out = out or Path("artifacts") / f"{Path(outputs.file_name(bundle)).stem}-slim.safetensors"
+    outputs.ensure_writable(out, "--out", force=force)
+    fetched = fetch_container(bundle, checks.allowed)
+    content = parse_bundle(fetched.content, fetched.source, checks.expect_digest, checks.allowed)
 
     from ..policy.compress import CUT
     from ..policy.compress import slim as make_slim
     from ..policy.policy_bundle import PolicyBundle
 
-    whole = PolicyBundle.from_raw(*content, fetched.source, allowed, fetched.origin)
+    whole = PolicyBundle.from_raw(*content, fetched.source, checks.allowed, fetched.origin)
     smaller, effect = make_slim(whole, dtype)
     smaller.save(out)
     note_cut = smaller.manifest.note.endswith(CUT)
     size = out.stat().st_size
-    if as_json:
-        display.print_json(
-            {
-                "bundle": str(out),
-                "digest": smaller.digest,
-                "made_of": whole.digest,
-                "bytes": size,
-                "bytes_before": len(fetched.content),
-                "note_cut": note_cut,
-                **vars(effect),
-            }
-        )
-        return
-    display.print_figures(
+    output.show(
+        {
+            "bundle": str(out),
+            "digest": smaller.digest,
+            "made_of": whole.digest,
+            "bytes": size,
+            "bytes_before": len(fetched.content),
+            "note_cut": note_cut,
+            **vars(effect),
+        },
         {
             "bundle": str(out),
             "digest": smaller.digest,
@@ -66,6 +64,6 @@ def slim(
             "size": f"{size:,} bytes, {size / len(fetched.content):.1%} of {len(fetched.content):,}",
             "extractor": f"{dtype}{'' if smaller.has_classifier else ', without classifier'}",
             **display.effect_on_weights(vars(effect)),
-            **({"note": "its end did not fit beside what the bundle was made of"} if note_cut else {}),
-        }
+            **({"note": "cut at its end to make room for what the bundle was made of"} if note_cut else {}),
+        },
     )

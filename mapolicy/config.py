@@ -419,6 +419,30 @@ class TrainConfig(RunConfig):
         """Whether the meta-validation images are among the training images."""
         return self.include_validation
 
+    def check_bundle(self, given: bool, dataset_level: bool = False, other_data: bool = False) -> None:
+        """Check that a bundle brings what the policy needs.
+
+        Args:
+            given: whether there is a bundle.
+            dataset_level: whether it is a dataset-level policy, which has equal weights and no network.
+            other_data: whether it may be a bundle of another data set.
+
+        Raises:
+            UsageError: it does not.
+        """
+        what, finetune = f"policy {self.policy}", self.mode == "finetune"
+        if self.policy in SEARCHED_POLICIES and not given:
+            raise UsageError(what, "there is no bundle", "give --bundle FILE, or --policy for a baseline")
+        if self.policy in SEARCHED_POLICIES and self.policy != "learned" and dataset_level:
+            why = "a dataset-level policy has no weights of its own"
+            raise UsageError(what, why, "use --policy learned, or a searched bundle")
+        if finetune and dataset_level:
+            why = "a dataset-level policy has no network that could learn"
+            raise UsageError("mode finetune", why, "use --mode frozen")
+        if finetune and other_data:
+            why = "the refined bundle would name a data set that its policy was not learned on"
+            raise UsageError("--allow-dataset-mismatch", why, "use --mode frozen, or search on this data set")
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The flat settings of a TOML file.

@@ -21,7 +21,7 @@ from .bundle.dataset_level import DatasetPolicy
 from .bundle.format import EXTRACTOR_PREFIX
 from .config import SEARCHED_POLICIES, TrainConfig
 from .distributed import communicator
-from .errors import InputError, UsageError
+from .errors import InputError
 from .models.noise import has_unequal_noise
 from .policy.augmentations import (
     Augmentation,
@@ -189,19 +189,7 @@ def _prepared(
     split_of: PolicyBundle | None = None,
 ) -> tuple[Task, Iteration, RunState, tuple[str, ...]]:
     """A training about to begin, and what tells its data set from the bundle's."""
-    if config.policy in SEARCHED_POLICIES and bundle is None:
-        why = "there is no bundle"
-        raise UsageError(f"policy {config.policy}", why, "give --bundle FILE, or --policy for a baseline")
-    if config.policy in ("sampler-only", "weights-only") and isinstance(bundle, DatasetPolicy):
-        why = "a dataset-level policy has no weights to tell from its transformations"
-        raise UsageError(f"policy {config.policy}", why, "use --policy learned, or a searched bundle")
-    if config.mode == "finetune" and isinstance(bundle, DatasetPolicy):
-        raise UsageError("mode finetune", "a dataset-level policy has no network to go on with", "use --mode frozen")
-    if allow_dataset_mismatch and config.mode == "finetune":
-        why = "the refined bundle would name a data set that its policy was not learned on"
-        raise UsageError(
-            "allow_dataset_mismatch with mode finetune", why, "use mode frozen, or search on this data set"
-        )
+    config.check_bundle(bundle is not None, isinstance(bundle, DatasetPolicy), allow_dataset_mismatch)
     searched = bundle if isinstance(bundle, PolicyBundle) else split_of
     if searched is not None:
         check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))

@@ -72,9 +72,8 @@ def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) ->
         name, values = find(stage, "digits", network)
         return name, values | {"epochs": 1, "batch_size": 512, "threads": 1}
 
-    def standing_in(kind, recipe, network, dataset, bundle_settings, *rest):
-        dataset = dataset and "digits"
-        return resolve(kind, recipe, networks.get(network, network), dataset, bundle_settings, *rest)
+    def standing_in(kind, network, dataset, **rest):
+        return resolve(kind, networks.get(network, network), dataset and "digits", **rest)
 
     monkeypatch.setattr(recipes, "find", smaller)
     monkeypatch.setattr(options, "resolve", standing_in)

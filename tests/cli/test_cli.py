@@ -184,7 +184,7 @@ def test_compare_prints_a_table_and_goes_on(mapolicy, bundle_file: Path, bundle:
     command = (*COMPARE, "--bundle", bundle_file, "--run-dir", "run")
     first = mapolicy(*command, "--seeds", "1", "--mode", "frozen, finetune")
     assert first.code == 0, first.err
-    for text in ("learned, finetune", "uniform", "to best rival", "no interval", "269 images", bundle.digest[:12]):
+    for text in ("learned, finetune", "uniform", "to best baseline", "no interval", "269 images", bundle.digest[:12]):
         assert text in first.out
     assert "test_resnet: settings from recipe train-digits" in first.err
     assert re.search(r"4 of 4: test_resnet, uniform, \w+-seed0: \d+\.\d\d % test top-1; 0:00 left", first.err)
@@ -1190,7 +1190,7 @@ def test_explain_refuses_what_it_cannot_show(
     (tmp_path / "no.png").write_text("no image")
     mapolicy("explain", bundle_file, photo, "no.png", "--out", "x.png").is_error(3, "no.png: is no image")
     with monkeypatch.context() as patch:  # found out before torch is loaded
-        patch.setattr(options, "opened", lambda *_: pytest.fail("the bundle was opened first"))
+        patch.setattr(options, "open_bundle", lambda *_: pytest.fail("the bundle was opened first"))
         mapolicy("explain", bundle_file, photo, "nowhere.png").is_error(3, "nowhere.png: No such file")
         mapolicy("explain", bundle_file, tmp_path).is_error(3, "is a folder")
         Path("empty.png").touch()

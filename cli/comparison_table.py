@@ -1,0 +1,85 @@
+"""A comparison on stdout: a table of policies, and below it what its figures mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import display
+
+if TYPE_CHECKING:
+    from ..compare.comparison import Comparison
+    from ..compare.stats import Difference
+
+
+def show(comparison: "Comparison", folder: Path) -> None:
+    """Print the summary as a table, then what its figures mean and depend on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", "policy")
+    for name in ("epochs", "n", "test top-1 %", "to best baseline", "to uniform", "seconds", "x plain step"):
+        table.add_column(name, justify="right")
+    for position, entry in enumerate(comparison.summary):
+        if position and entry.arch != comparison.summary[position - 1].arch:
+            table.add_section()
+        table.add_row(
+            entry.arch,
+            entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}",
+            str(entry.epochs),
+            str(entry.n),
+            f"{entry.test_top1:.2f}" if entry.deviation is None else f"{entry.test_top1:.2f} ± {entry.deviation:.2f}",
+            _difference(entry.versus_rival),
+            _difference(entry.versus_uniform),
+            "-" if entry.seconds is None else f"{entry.seconds:.1f}",
+            "-" if entry.cost_ratio is None else f"{entry.cost_ratio:.2f}",
+        )
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    display.print_figures(_facts(comparison) | {"run folder": str(folder)})
+
+
+def _difference(difference: "Difference | None") -> str:
+    if difference is None:
+        return "-"
+    sure = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
+    return f"{difference.mean:+.2f}{sure}"
+
+
+def _facts(comparison: "Comparison") -> dict[str, str]:
+    facts = _meanings(comparison)
+    facts["budget"] = str(comparison.budget["kind"])
+    if "pace" in comparison.budget:
+        facts["budget"] += ": epochs by the time of the first iterations; the slowest policy trains for those asked for"
+    facts["bundles"] = "; ".join(
+        f"{about['bundle']} ({about.get('proxy') or about['source']})" for about in comparison.bundles
+    )
+    for name in ("hardware", "versions"):
+        facts[name] = ", ".join(f"{key} {value}" for key, value in getattr(comparison, name).items())
+    facts |= {f"note {number}": text for number, text in enumerate(comparison.notes, 1)}
+    facts |= {f"failed: {run}": f"{failure.what}: {failure.why}" for run, failure in comparison.failed.items()}
+    return facts
+
+
+def _meanings(comparison: "Comparison") -> dict[str, str]:
+    """What the table's columns mean, and how certain its figures are."""
+    from ..compare.stats import LEVEL
+
+    facts: dict[str, str] = {}
+    units = {entry.unit for entry in comparison.summary if entry.policy != "proxy"}
+    if "bundle" in units:
+        facts["n"] = "bundles; each counts with the mean over its seeds"
+    elif units:
+        facts["n"] = "seeds, all on one split: the intervals say nothing about other splits and searches"
+    facts["±"] = "of an accuracy: the standard deviation; of a paired difference: half of its "
+    facts["±"] += f"{100 * LEVEL:.0f} % interval (Student's t). A smaller difference is not significant."
+    baselines = {entry.arch: entry.versus_rival.against for entry in comparison.summary if entry.versus_rival}
+    if baselines:
+        named = ", ".join(f"{policy} ({arch})" for arch, policy in baselines.items())
+        facts["best baseline"] = f"{named}: chosen on the test split, which favours the baseline"
+    if any(entry.n == 1 for entry in comparison.summary):
+        facts["n = 1"] = "no interval: the difference may be chance"
+    if comparison.summary:
+        worst = max(comparison.summary, key=lambda entry: entry.sampling_error)
+        images = " or ".join(str(count) for count in sorted({row.test_images for row in comparison.rows}))
+        error = f"the standard error of one accuracy is up to {worst.sampling_error:.2f} points"
+        facts["test split"] = f"{images} images: {error}"
+    return facts

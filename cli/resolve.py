@@ -1,0 +1,69 @@
+"""From recipe, bundle and command line to one configuration."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from .. import recipes
+from ..config import RunConfig
+from ..errors import InputError, UsageError
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def resolve(
+    kind: type[Config],
+    network: str | None,
+    dataset: str | None,
+    *,
+    recipe: str | None = None,
+    bundle_settings: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    settings: Sequence[str] | None = None,
+    model_arguments: Sequence[str] | None = None,
+) -> tuple[Config, str]:
+    """The configuration, and the recipe's name: settings of the recipe, then the bundle, the flags and `--set`.
+
+    Args:
+        kind: of the stage.
+        network: from the command line; None takes the recipe's.
+        dataset: likewise.
+        recipe: name or file; None finds the one of data set and network.
+        bundle_settings: settings that the bundle fixes.
+        flags: settings by name; None stands for a flag that was not given.
+        settings: `key=value` of `--set`.
+        model_arguments: `key=value` of `--model-arg`.
+
+    Raises:
+        UsageError: a flag or `--set` is wrong, or no data set was named.
+        InputError: the recipe is wrong.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    given |= dict(_key_value("--set", text) for text in settings or [])
+    if arguments := dict(_key_value("--model-arg", text) for text in model_arguments or []):
+        given["model_args"] = arguments
+    from_bundle = dict(bundle_settings or {})
+    named = dataset or given.get("dataset") or from_bundle.get("dataset")
+    if recipe is None and named is None:
+        raise UsageError("DATASET", "no data set was named", "name one, or give --bundle or --recipe")
+    if dataset or "dataset" in given:
+        from_bundle.pop("download", None)  # the user named the data set, so it may be downloaded
+    source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
+    values = {**values, **from_bundle}
+    if named is not None:
+        values["dataset"] = named
+    if network is not None:
+        values[kind.network_field] = network
+    # A mistake in the recipe is no mistake in the command: check the recipe alone first.
+    kind.from_mapping({"dataset": "?", kind.network_field: "?"} | values, source, InputError)
+    return kind.from_mapping({**values, **given}, "command line", UsageError), source
+
+
+def _key_value(flag: str, text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(flag, f"{text!r} is not KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
