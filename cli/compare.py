@@ -9,8 +9,9 @@ import typer
 
 from ..bundle.load import Opened, SearchedFile
 from ..bundle.manifest_base import parse_digest
-from ..config import ZERO_COST_POLICIES, TrainConfig
+from ..config import TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
+from ..registries import ZERO_COST_POLICIES
 from ..runtime import rank_environment
 from ..runtime.files import write_atomically
 from . import bundles, comparison_table, display, options

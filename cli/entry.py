@@ -3,6 +3,8 @@
 import sys
 from typing import NoReturn
 
+from ..errors import MapolicyError
+from ..runtime.plugins import load_plugins
 from ..runtime.signals import INTERRUPT_EXIT, StopRequest
 
 EARLY = "mapolicy: error: interrupted: nothing had begun; give the command again"
@@ -12,8 +14,22 @@ def main() -> NoReturn:
     """Run the command line."""
     with StopRequest().listening():
         try:
+            problem = _plugin_problem()
             from .main import main as run
         except (KeyboardInterrupt, SystemExit) as stop:
             print(EARLY, file=sys.stderr)
             sys.exit(stop.code if isinstance(stop, SystemExit) else INTERRUPT_EXIT)
+        if problem is not None:
+            from .main import fail
+
+            sys.exit(fail(problem, "--debug" in sys.argv))
         run()
+
+
+def _plugin_problem() -> MapolicyError | None:
+    """Import the plugins before the commands are built, so that their help lists what was registered."""
+    try:
+        load_plugins()
+    except MapolicyError as problem:
+        return problem
+    return None

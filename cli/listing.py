@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import recipes as recipe_files
+from ..registries import DATASETS
 from ..transforms.space import DEFAULT_SPACE, SPACES, UNITS
 from . import display, options
 from .grouped import grouped
@@ -44,9 +45,7 @@ def datasets(*, word: Word = None, output: options.Output) -> None:
 
     Example: mapolicy datasets folder
     """
-    from ..data.dataset_factory import DESCRIPTIONS
-
-    _list([{"name": name, "description": text} for name, text in DESCRIPTIONS.items()], word, output)
+    _list([{"name": entry.name, "description": entry.description} for entry in DATASETS.entries()], word, output)
 
 
 @grouped

@@ -82,7 +82,7 @@ def main() -> NoReturn:
         if code == INTERRUPT_EXIT:  # typer has caught the interrupt
             raise KeyboardInterrupt
     except MapolicyError as problem:
-        code = _fail(_line(problem.what, problem.why, problem.remedy), problem.exit_code, debug)
+        code = fail(problem, debug)
     except ClickException as problem:
         code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -114,6 +114,11 @@ class _Forgiving(io.FileIO):
             return super().write(content)
         except OSError:
             return len(content)
+
+
+def fail(problem: MapolicyError, debug: bool) -> int:
+    """Print the error as one line, with its traceback where `debug` is true; returns the exit code."""
+    return _fail(_line(problem.what, problem.why, problem.remedy), problem.exit_code, debug)
 
 
 def _line(what: str, why: str, remedy: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import SearchConfig
+from ..registries import DATASETS
 from ..runtime import rank_environment
 from . import display, options
 from .grouped import grouped
@@ -17,7 +18,7 @@ from .outputs import slug
 @grouped
 def search(
     *,
-    dataset: Annotated[str | None, typer.Argument(help="Data set: a name or folder:PATH.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help=f"Data set: {options.listed(tuple(DATASETS))}.")] = None,
     proxy: Annotated[str | None, typer.Option(help="timm name of the proxy network.")] = None,
     settings: options.StageSettings,
     extractor_dtype: options.ExtractorDtype = None,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..bundle.load import SearchedFile
-from ..config import POLICIES, TrainConfig
+from ..config import TrainConfig
 from ..errors import UsageError
+from ..registries import policy_names
 from ..runtime import rank_environment
 from . import bundles, display, options
 from .grouped import grouped
@@ -24,7 +25,7 @@ def train(
     dataset: Annotated[str | None, typer.Argument(help="Data set; the default is the bundle's.")] = None,
     bundle: Annotated[str | None, typer.Option(help=f"The policy: {options.SOURCES}", metavar="FILE")] = None,
     arch: Annotated[str | None, typer.Option(help="timm name of the network to train.")] = None,
-    policy: Annotated[str | None, typer.Option(help=f"{options.listed(POLICIES)}.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"{options.listed(policy_names())}.")] = None,
     mode: Annotated[str | None, typer.Option(help="frozen or finetune.")] = None,
     include_validation: options.IncludeValidation = False,
     checks: options.BundleChecks,

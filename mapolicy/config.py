@@ -30,15 +30,12 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from .errors import InputError, MapolicyError, UsageError
+from .registries import SEARCHED_POLICIES, policy_names
 from .runtime.files import read_regular_file
 from .transforms.space import DEFAULT_SPACE, SPACES
 
 BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
 FILLS = ("mean", "black")
-# What a search brings, and its halves: p_jk with equal weights, and the weights of uniformly drawn transformations.
-SEARCHED_POLICIES = ("learned", "sampler-only", "weights-only")
-ZERO_COST_POLICIES = ("none", "uniform", "trivialaugment", "randaugment", "autoaugment")
-POLICIES = (*SEARCHED_POLICIES, *ZERO_COST_POLICIES)
 MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
@@ -393,7 +390,7 @@ class TrainConfig(RunConfig):
     network_field: ClassVar[str] = "arch"
 
     arch: Network = Field(description="timm name of the network to train")
-    policy: Annotated[str, OneOf(POLICIES)] = Field(
+    policy: Annotated[str, OneOf(policy_names)] = Field(
         "learned", description="learned (from a bundle), one of its two halves, or a baseline"
     )
     mode: Annotated[str, OneOf(MODES)] = Field(

@@ -19,22 +19,16 @@ from .bilevel.inner_rate import InnerRate
 from .bilevel.options import StepOptions
 from .bundle.dataset_level import DatasetPolicy
 from .bundle.format import EXTRACTOR_PREFIX
-from .config import SEARCHED_POLICIES, TrainConfig
+from .config import TrainConfig
 from .distributed import communicator
 from .errors import InputError
 from .models.noise import has_unequal_noise
-from .policy.augmentations import (
-    Augmentation,
-    AutoAugment,
-    NoAugmentation,
-    PublishedPolicy,
-    SampledSubPolicies,
-    SampledTransformations,
-)
+from .policy.augmentations import SampledSubPolicies, SampledTransformations, build_augmentation
 from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
 from .policy.frozen import FrozenExtractor, FrozenWeights
 from .policy.policy_bundle import PolicyBundle
 from .policy.sampler import TransformationSampler
+from .registries import SEARCHED_POLICIES
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, write_atomically
 from .runtime.sanitize import escaped
@@ -216,7 +210,7 @@ def plan(
     modules: dict[str, nn.Module] = {"network": task.network}
     optimizers: dict[str, Optimizer] = {"network": task.optimizer}
     if config.policy not in SEARCHED_POLICIES:
-        return WeightedIteration(task, _baseline(config, task)), RunState(modules, optimizers)
+        return WeightedIteration(task, build_augmentation(config, task.splits.name)), RunState(modules, optimizers)
     assert bundle is not None
     if isinstance(bundle, DatasetPolicy):
         return WeightedIteration(task, SampledSubPolicies(bundle.manifest.sub_policies)), RunState(modules, optimizers)
@@ -264,16 +258,6 @@ def _warnings(iteration: Iteration) -> list[str]:
     if not isinstance(iteration, BilevelIteration):
         return []
     return iteration.monitor.warnings(iteration.augmentation.sampler)
-
-
-def _baseline(config: TrainConfig, task: Task) -> Augmentation:
-    if config.policy == "none":
-        return NoAugmentation()
-    if config.policy == "uniform":
-        return SampledTransformations(TransformationSampler(), config.operation_space)
-    if config.policy == "autoaugment":
-        return AutoAugment(task.splits.name)
-    return PublishedPolicy(config.policy)
 
 
 def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ...]) -> str:

@@ -26,7 +26,8 @@ from tests.helpers.imports import (
 
 # The rooms from the lowest to the highest: a room imports from the ones before it.
 ROOMS = [
-    *("errors", "runtime", "transforms", "distributed", "config", "models", "data", "bundle", "policy", "bilevel"),
+    *("errors", "runtime", "transforms", "distributed", "registries", "config", "models", "data", "bundle", "policy"),
+    "bilevel",
     *("report", "training", "search", "train", "compare", "bench", "augment", "__init__", "recipes", "cli", "__main__"),
 ]
 PACKAGES = [

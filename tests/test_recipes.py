@@ -16,10 +16,10 @@ import torch
 import mapolicy.models  # noqa: F401 - registers the paper's networks in timm
 from mapolicy import PolicyBundle, recipes, search_policy, train_network
 from mapolicy.config import MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig
-from mapolicy.data.dataset_factory import NAMES as DATASETS
 from mapolicy.data.stratify import check_sizes
 from mapolicy.errors import InputError
 from mapolicy.models.factory import check_arch
+from mapolicy.registries import DATASETS
 from mapolicy.training.callbacks import Reporter
 from mapolicy.transforms.space import SPACES
 

@@ -5,20 +5,25 @@ from collections.abc import Sequence
 import torch
 
 from ..bundle.dataset_level import DatasetPolicy
-from ..config import POLICIES, TrainConfig
+from ..config import TrainConfig
 from ..data.splits import load_splits
 from ..errors import InputError, UsageError
 from ..models.factory import check_arch
 from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_settings
 from ..policy.policy_bundle import PolicyBundle
+from ..registries import policy_names
 from ..runtime.device import reproducible
 from ..training.setup import Task
 from .job import is_proxy
 from .policies import short_digest, with_split_of
 from .stats import PROXY
 
-BASELINES = tuple(name for name in POLICIES if name != "learned")
 BUDGETS = ("equal-epochs", "equal-time")
+
+
+def baselines() -> tuple[str, ...]:
+    """The policies that a learned one can be compared with: the registered ones, and its halves."""
+    return tuple(name for name in policy_names() if name != "learned")
 
 
 def check_arguments(
@@ -38,7 +43,7 @@ def check_arguments(
     archs = [config.arch for config in configs]
     digests = [bundle.digest for bundle in bundles]
     for what, names, known in (
-        ("against", against, BASELINES),
+        ("against", against, baselines()),
         ("mode", modes, ("frozen", "finetune")),
         ("budget", [budget], BUDGETS),
         ("arch", archs, archs),

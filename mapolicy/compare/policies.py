@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..bundle.dataset_level import DatasetPolicy
-from ..config import SEARCHED_POLICIES, RunConfig, TrainConfig
+from ..config import RunConfig, TrainConfig
 from ..errors import UsageError
 from ..policy.policy_bundle import PolicyBundle
+from ..registries import SEARCHED_POLICIES
 
 DIGEST_DIGITS = 12  # of a digest in folder names, tables and messages
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MapolicyError
+from ..runtime.plugins import import_plugins, loaded_plugins
 from ..runtime.signals import signal_handlers, stop_exception
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class _Worker:
         self.dead = self._terminated = False
         self.connection, child_end = context.Pipe()
         method = multiprocessing.get_start_method(allow_none=True)
-        self.process = context.Process(target=_serve, args=(child_end, work, method))
+        self.process = context.Process(target=_serve, args=(child_end, work, method, loaded_plugins()))
         with _interrupts_blocked(), _with_environment(environment):
             self.process.start()
         child_end.close()
@@ -212,8 +213,9 @@ def _with_environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, work: Work, start_method: str | None) -> None:
+def _serve(connection: Connection, work: Work, start_method: str | None, plugins: Sequence[str]) -> None:
     """The worker's loop: receive an item, work, answer, until the pipe is closed."""
+    import_plugins(plugins)
     # The parent's method. The default here is "spawn", under which every data loader worker would import torch again.
     multiprocessing.set_start_method(start_method, force=True)
     threading.Thread(target=_stop_with_parent, daemon=True).start()

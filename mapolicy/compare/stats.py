@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..config import ZERO_COST_POLICIES
+from ..registries import ZERO_COST_POLICIES
 
 LEVEL = 0.95
 PROXY = "proxy"

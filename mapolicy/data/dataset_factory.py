@@ -1,11 +1,10 @@
 """Data sets by name: what can be read, and what is said when it cannot."""
 
-import difflib
 import errno
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,10 @@ import numpy as np
 import torch
 
 from ..errors import EnvironmentFault, InputError, UsageError
+from ..registries import DATASETS, dataset_entry
 from ..runtime.sanitize import printable
-from .image_dataset import ArrayImages, FileImages, ImageSet, Source, check_same_classes
+from .image_dataset import ArrayImages, DatasetRequest, FileImages, ImageSet, Source, check_same_classes
 
-DESCRIPTIONS: Mapping[str, str] = {
-    "digits": "1,797 grey 8x8 digits of 10 classes; come with scikit-learn",
-    "cifar10": "60,000 colour 32x32 images of 10 classes; downloaded",
-    "cifar100": "60,000 colour 32x32 images of 100 classes; downloaded",
-    "omniglot": "32,460 105x105 drawings of 1,623 characters; downloaded",
-    "imagenet": "ImageNet's class folders in DATA_DIR/imagenet/train and val; never downloaded",
-    "folder:PATH": "a folder with a folder of images for each class, or with train and test (or val) of such",
-    "torch/NAME": "a data set of torchvision, through timm.data.create_dataset",
-    "hfds/NAME": "a data set of the Hugging Face Hub, through timm; hfids/NAME streams it",
-    "tfds/NAME": "a data set of TensorFlow Datasets, through timm",
-    "wds/NAME": "a web data set, through timm",
-}
-NAMES = tuple(name for name in DESCRIPTIONS if not set(name) & set(":/"))
-TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 TEST_FOLDERS = ("test", "val")
 ALLOW = "name DATASET yourself if that is what you want, or set download=true"
@@ -41,8 +27,7 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
     """A data set's classes and training pool, and the way to its test split.
 
     Args:
-        name: `digits`, `cifar10`, `cifar100`, `omniglot`, `imagenet`, `folder:PATH`, or a name of
-            `timm.data.create_dataset` with one of the prefixes `torch/`, `hfds/`, `hfids/`, `tfds/`, `wds/`.
+        name: one that `mapolicy datasets` lists (`registries.DATASETS`), a registered one included.
         data_dir: folder that data sets are read from and downloaded to.
         memory_limit_gib: GiB that a data set may take which can only be read from beginning to end.
         download: whether a data set that is not there may be fetched. Without, nothing reaches for the network: timm's
@@ -53,23 +38,10 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
         InputError: the data set is missing, cannot or may not be downloaded, or is not laid out as it must be.
         EnvironmentFault: the download cannot be written.
     """
-    kind, _, rest = name.partition(":")
-    prefix, slash, _ = name.partition("/")
-    if kind == "folder":
-        source = _open_folder(rest, data_dir)
-    elif slash and prefix.lower() in TIMM_PREFIXES:
-        if not download:
-            why = f"{printable(name)!r} is read through timm, maybe from the network, and download is false"
-            raise UsageError("data set", why, ALLOW)
-        from .timm_datasets import open_timm
-
-        source = open_timm(name, data_dir, memory_limit_gib)
-    elif name in NAMES:
-        source = _OPENERS[name](name, data_dir, download)
-    else:
-        close = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=2)
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"use {', '.join(NAMES)}, folder:PATH or timm's"
-        raise UsageError("data set", f"there is none called {printable(name)!r}", remedy)
+    entry = dataset_entry(name)
+    if entry is None:
+        raise UsageError("data set", f"there is none called {printable(name)!r}", DATASETS.suggestion(name))
+    source: Source = DATASETS.get(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download))
     return _checked(source)
 
 
@@ -90,36 +62,41 @@ def _checked(source: Source) -> Source:
 # ---- digits
 
 
-def _open_digits(name: str, data_dir: Path, download: bool) -> Source:
+def open_digits(request: DatasetRequest) -> Source:
+    """scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     arrays = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # levels 0 to 16
-    return Source(name, name, tuple(str(digit) for digit in range(10)), ArrayImages(arrays, bunch.target), None)
+    classes = tuple(str(digit) for digit in range(10))
+    return Source(request.name, request.name, classes, ArrayImages(arrays, bunch.target))
 
 
 # ---- folders
 
 
-def _open_folder(text: str, data_dir: Path) -> Source:
+def open_folder(request: DatasetRequest) -> Source:
+    """Class folders: `folder:PATH`, or `folder:NAME` of a folder in data_dir."""
+    text = request.name.partition(":")[2]
     if not text or "\0" in text:
         raise UsageError("data set", "folder: needs a path behind it", "write folder:PATH")
     path = Path(text).expanduser()
     if not path.exists() and Path(text).name == text:
-        path = data_dir / text  # a bundle names the folder without its path
+        path = request.data_dir / text  # a bundle names the folder without its path
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, and the name would change
     name = f"folder:{printable(path.name)}"
     tests = [path / folder for folder in TEST_FOLDERS if (path / "train").is_dir() and (path / folder).is_dir()]
     return _folder_source(name, path / "train", tests[0]) if tests else _folder_source(name, path, None)
 
 
-def _open_imagenet(name: str, data_dir: Path, download: bool) -> Source:
-    folder = data_dir / "imagenet"
+def open_imagenet(request: DatasetRequest) -> Source:
+    """ImageNet's class folders."""
+    folder = request.data_dir / "imagenet"
     for part in ("train", "val"):
         if not (folder / part).is_dir():
             remedy = "ImageNet cannot be downloaded: put its class folders into train/ and val/ there"
             raise InputError(printable(folder), f"there is no folder {part} in it", remedy)
-    return _folder_source(name, folder / "train", folder / "val")
+    return _folder_source(request.name, folder / "train", folder / "val")
 
 
 def _folder_source(name: str, train: Path, test: Path | None) -> Source:
@@ -176,9 +153,11 @@ def _image_files(folder: Path, below: str) -> list[str]:
 # ---- downloads
 
 
-def _open_cifar(name: str, data_dir: Path, download: bool) -> Source:
+def open_cifar(request: DatasetRequest) -> Source:
+    """CIFAR-10 or CIFAR-100, by torchvision."""
     from torchvision import datasets
 
+    name, data_dir, download = request.name, request.data_dir, request.download
     kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
     def part(train: bool) -> tuple[tuple[str, ...], ImageSet]:
@@ -192,11 +171,13 @@ def _open_cifar(name: str, data_dir: Path, download: bool) -> Source:
     return Source(name, name, classes, pool, lambda: part(train=False)[1])
 
 
-def _open_omniglot(name: str, data_dir: Path, download: bool) -> Source:
+def open_omniglot(request: DatasetRequest) -> Source:
+    """Omniglot's two parts as one data set, by torchvision."""
     from torchvision.datasets import Omniglot
     from torchvision.datasets.utils import download_url
 
-    folder = data_dir / Omniglot.folder
+    name, download = request.name, request.download
+    folder = request.data_dir / Omniglot.folder
     files: list[str] = []
     archives = {f"{part}.zip": md5 for part, md5 in Omniglot.zips_md5.items()}
     with _fetching(name, folder, archives, download):
@@ -255,10 +236,18 @@ def _wrong_checksum(path: Path, md5: str) -> bool:
     return path.exists() and not check_integrity(str(path), md5)
 
 
-_OPENERS: dict[str, Callable[[str, Path, bool], Source]] = {
-    "digits": _open_digits,
-    "cifar10": _open_cifar,
-    "cifar100": _open_cifar,
-    "omniglot": _open_omniglot,
-    "imagenet": _open_imagenet,
-}
+# ---- timm
+
+
+def open_with_timm(request: DatasetRequest) -> Source:
+    """A data set of `timm.data.create_dataset`.
+
+    Raises:
+        UsageError: nothing may be downloaded, and only timm's reader knows whether it would.
+    """
+    if not request.download:
+        why = f"{printable(request.name)!r} is read through timm, maybe from the network, and download is false"
+        raise UsageError("data set", why, ALLOW)
+    from .timm_datasets import open_timm
+
+    return open_timm(request.name, request.data_dir, request.memory_limit_gib)

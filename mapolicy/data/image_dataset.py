@@ -126,6 +126,23 @@ class ArrayImages(ImageSet):
 
 
 @dataclass(frozen=True)
+class DatasetRequest:
+    """What the function that opens a data set is given.
+
+    Attributes:
+        name: the data set's name as the user typed it.
+        data_dir: folder that data sets are read from and downloaded to.
+        memory_limit_gib: GiB that a data set may take which can only be read from beginning to end.
+        download: whether a data set that is not there may be fetched.
+    """
+
+    name: str
+    data_dir: Path
+    memory_limit_gib: float = 4.0
+    download: bool = True
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set by name, before it is split.
 
@@ -144,7 +161,7 @@ class Source:
     where: str
     classes: tuple[str, ...]
     pool: ImageSet
-    open_test: Callable[[], ImageSet] | None
+    open_test: Callable[[], ImageSet] | None = None
     check_test: Callable[[], object] | None = None
 
 

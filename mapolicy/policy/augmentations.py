@@ -1,21 +1,24 @@
-"""What each `--policy` does to a batch in the pipeline: sampled transformations, published policies, nothing."""
+"""What each `--policy` does to a batch in the pipeline: sampled transformations, published policies, nothing.
+
+`registries.ZERO_COST_POLICIES` names the policies that need no bundle; the `build_` functions below are its entries.
+"""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 from ..bundle.dataset_level import Step
+from ..config import TrainConfig
+from ..registries import ZERO_COST_POLICIES
 from ..runtime.shard import Shard, whole_batch
 from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
 from ..transforms.functional import OPERATIONS
 from ..transforms.space import OPERATION_NAMES
 from ..transforms.transformation import Transformation
 from .sampler import TransformationSampler
-
-SMALLEST = 4  # side of an image that every operation takes, pixels
 
 
 class Augmentation(Protocol):
@@ -105,18 +108,15 @@ class SampledSubPolicies:
         return images, None
 
 
-PUBLISHED_POLICIES = {"trivialaugment": TrivialAugmentWide, "randaugment": RandAugment}
-
-
 class PublishedPolicy:
     """TrivialAugment or RandAugment with torchvision's defaults and our fill, a choice for each image.
 
     Args:
-        name: a key of `PUBLISHED_POLICIES`.
+        module: which of the two.
     """
 
-    def __init__(self, name: str) -> None:
-        self._build = PUBLISHED_POLICIES[name]
+    def __init__(self, module: type[RandAugment] | type[TrivialAugmentWide]) -> None:
+        self._build = module
         self._augment: RandAugment | TrivialAugmentWide | None = None
 
     def __call__(
@@ -141,6 +141,9 @@ class AutoAugment:
         cifar = dataset.startswith("cifar")
         self._policy = v2.AutoAugmentPolicy.CIFAR10 if cifar else v2.AutoAugmentPolicy.IMAGENET
         self._augment: v2.AutoAugment | None = None
+        space = v2.AutoAugment(self._policy)._AUGMENTATION_SPACE
+        # Operations for which torchvision draws a direction.
+        self._signed = {name for name, (levels, signed) in space.items() if signed and levels(1, 1, 1) is not None}
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
@@ -148,9 +151,51 @@ class AutoAugment:
         """Augmented images; their operations are torchvision's, so there is no transformation of ours."""
         if self._augment is None:
             self._augment = v2.AutoAugment(self._policy, fill=fill.tolist())
-        # torchvision draws from torch's global generator.
+        # torchvision draws from torch's global generator, image by image.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.initial_seed())
-            for _ in range(0 if shard is None else shard.first):  # it draws as it goes; the pixels do not matter
-                self._augment(images.new_zeros(images.shape[1], SMALLEST, SMALLEST))
+            for _ in range(0 if shard is None else shard.first):
+                self._skip_image(self._augment)
             return torch.stack([self._augment(image) for image in images]), None
+
+    def _skip_image(self, augment: v2.AutoAugment) -> None:
+        """Make the draws of one image and nothing else: images of lower ranks are not here."""
+        steps = augment._policies[int(torch.randint(len(augment._policies), ()))]
+        for operation, probability, _ in steps:
+            if torch.rand(()) <= probability and operation in self._signed:
+                torch.rand(())
+
+
+def build_augmentation(config: TrainConfig, dataset: str) -> Augmentation:
+    """What the configuration's policy does to a batch, for a policy that needs no bundle.
+
+    Args:
+        config: of the run; its `policy` is an entry of `ZERO_COST_POLICIES`.
+        dataset: the data set's name.
+    """
+    return cast(Augmentation, ZERO_COST_POLICIES.get(config.policy)(config, dataset))
+
+
+def build_none(config: TrainConfig, dataset: str) -> Augmentation:
+    """The policy `none`."""
+    return NoAugmentation()
+
+
+def build_uniform(config: TrainConfig, dataset: str) -> Augmentation:
+    """The policy `uniform`."""
+    return SampledTransformations(TransformationSampler(), config.operation_space)
+
+
+def build_trivialaugment(config: TrainConfig, dataset: str) -> Augmentation:
+    """The policy `trivialaugment`."""
+    return PublishedPolicy(TrivialAugmentWide)
+
+
+def build_randaugment(config: TrainConfig, dataset: str) -> Augmentation:
+    """The policy `randaugment`."""
+    return PublishedPolicy(RandAugment)
+
+
+def build_autoaugment(config: TrainConfig, dataset: str) -> Augmentation:
+    """The policy `autoaugment`."""
+    return AutoAugment(dataset)

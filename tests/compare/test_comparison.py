@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mapolicy import Comparison, PolicyBundle, TrainConfig, compare_policies, search_policy, train_network
-from mapolicy.compare.checks import BASELINES
+from mapolicy.compare.checks import baselines
 from mapolicy.compare.process_pool import gpu_environments
 from mapolicy.compare.stats import PROXY
 from mapolicy.data.splits import load_splits
@@ -124,8 +124,8 @@ def test_runs_of_a_seed_share_order_images_and_initial_weights(
 
     for kind in (WeightedIteration, BilevelIteration):
         monkeypatch.setattr(kind, "__call__", noting(kind.__call__))
-    compare_policies([bundle, LISTED], [config], tmp_path / "run", BASELINES, ("frozen", "finetune"), seeds=2)
-    assert len(starts) == 2 * (len(BASELINES) + 3)
+    compare_policies([bundle, LISTED], [config], tmp_path / "run", baselines(), ("frozen", "finetune"), seeds=2)
+    assert len(starts) == 2 * (len(baselines()) + 3)
     first = {}
     for seed, *start in starts:
         reference = first.setdefault(seed, start)

@@ -18,11 +18,11 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 from torchvision.datasets import CIFAR10, CIFAR100, Omniglot
 
-from mapolicy.data import dataset_factory as datasets
 from mapolicy.data import timm_datasets
 from mapolicy.data.dataset_factory import open_source
 from mapolicy.data.decode import CorruptImageError, ResizedCrop, bombs_as_errors, decode, random_crop_box
 from mapolicy.errors import EnvironmentFault, InputError, UsageError
+from mapolicy.registries import DATASETS, dataset_entry
 
 
 def write_folder(root, classes=("ant", "bee", "cow"), per_class=4, mode="RGB", size=(12, 10)):
@@ -585,9 +585,17 @@ def test_labels_must_be_whole():
             timm_datasets.whole_labels([label])
 
 
-def test_every_name_is_described() -> None:
-    assert set(datasets.NAMES) == set(datasets._OPENERS)
-    others = {name.partition("/")[0] for name in datasets.DESCRIPTIONS if "/" in name}
-    assert others == set(datasets.TIMM_PREFIXES) - {"hfids"}
-    assert "hfids" in datasets.DESCRIPTIONS["hfds/NAME"]
-    assert set(datasets.DESCRIPTIONS) == {*datasets.NAMES, "folder:PATH", *(f"{prefix}/NAME" for prefix in others)}
+def test_every_name_is_described_and_opens_something() -> None:
+    plain = {name for name in DATASETS if not set(name) & set(":/")}
+    assert plain >= {"digits", "cifar10", "cifar100", "omniglot", "imagenet"}
+    families = {"folder:PATH", *(f"{prefix}/NAME" for prefix in ("torch", "hfds", "hfids", "tfds", "wds"))}
+    assert {entry.name for entry in DATASETS.entries() if entry.built_in} - plain == families
+    for entry in DATASETS.entries():
+        assert callable(entry.load())
+    assert [dataset_entry(name) for name in ("digits", "folder:a/b", "HFDS/x/y", "x/y", "x")] == [
+        "digits",
+        "folder:PATH",
+        "hfds/NAME",
+        None,
+        None,
+    ]

@@ -13,6 +13,7 @@ from mapolicy.policy.augmentations import (
     SampledTransformations,
 )
 from mapolicy.policy.sampler import TransformationSampler
+from mapolicy.runtime.shard import Shard
 from mapolicy.transforms.auto_augment import RandAugment, TrivialAugmentWide
 from mapolicy.transforms.functional import OPERATIONS
 
@@ -40,23 +41,23 @@ def test_sampled_transformations_are_those_it_reports() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [(PublishedPolicy, "trivialaugment"), (PublishedPolicy, "randaugment"), (AutoAugment, "cifar10")],
+    ("kind", "argument"),
+    [(PublishedPolicy, TrivialAugmentWide), (PublishedPolicy, RandAugment), (AutoAugment, "cifar10")],
 )
-def test_published_policies_choose_for_each_image(kind: type, name: str, channels: int) -> None:
+def test_published_policies_choose_for_each_image(kind: type, argument: object, channels: int) -> None:
     image = noise(1, channels)
     images = image.expand(32, -1, -1, -1)
-    augmented, transformation = kind(name)(images, FILL[:channels], torch.Generator().manual_seed(1))
+    augmented, transformation = kind(argument)(images, FILL[:channels], torch.Generator().manual_seed(1))
     assert transformation is None
     assert augmented.shape == images.shape
     assert augmented.dtype == torch.uint8
     assert len({bytes(one.numpy().tobytes()) for one in augmented}) > 8, "each image has its own operations"
 
 
-@pytest.mark.parametrize(("name", "module"), [("trivialaugment", TrivialAugmentWide), ("randaugment", RandAugment)])
-def test_published_policy_has_the_defaults_and_our_fill(name: str, module: type) -> None:
+@pytest.mark.parametrize("module", [TrivialAugmentWide, RandAugment])
+def test_published_policy_has_the_defaults_and_our_fill(module: type) -> None:
     images = noise(40)
-    augmented, _ = PublishedPolicy(name)(images, FILL, torch.Generator().manual_seed(5))
+    augmented, _ = PublishedPolicy(module)(images, FILL, torch.Generator().manual_seed(5))
     assert torch.equal(augmented, module(fill=[10, 20, 30])(images, generator=torch.Generator().manual_seed(5)))
 
 
@@ -68,6 +69,28 @@ def test_autoaugment_is_torchvisions_with_our_fill() -> None:
     assert torch.equal(augmented, torch.stack([reference(image) for image in images]))
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_autoaugment_makes_the_same_draws_in_every_process(dataset: str) -> None:
+    images = noise(60)
+    whole, _ = AutoAugment(dataset)(images, FILL, torch.Generator().manual_seed(5))
+    for first in (0, 1, 20, 40):
+        shard = Shard(first, 20, 60)
+        part, _ = AutoAugment(dataset)(shard.of(images), FILL, torch.Generator().manual_seed(5), shard)
+        assert torch.equal(part, whole[first : first + 20])
+
+
+def test_autoaugment_augments_no_image_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, forward = [], v2.AutoAugment.forward
+
+    def counted(self: v2.AutoAugment, image: torch.Tensor) -> torch.Tensor:
+        seen.append(image)
+        return forward(self, image)
+
+    monkeypatch.setattr(v2.AutoAugment, "forward", counted)
+    AutoAugment("digits")(noise(2), FILL, torch.Generator().manual_seed(5), Shard(50, 2, 52))
+    assert len(seen) == 2
+
+
 def test_autoaugment_has_a_policy_for_cifar_and_one_for_the_rest() -> None:
     images, draws = noise(24), torch.Generator().manual_seed(2)
     cifar, _ = AutoAugment("cifar100")(images, FILL, draws)
@@ -75,11 +98,11 @@ def test_autoaugment_has_a_policy_for_cifar_and_one_for_the_rest() -> None:
     assert not torch.equal(cifar, other)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(PublishedPolicy, "randaugment"), (AutoAugment, "digits")])
-def test_published_policies_leave_the_global_generator_alone(kind: type, name: str) -> None:
+@pytest.mark.parametrize(("kind", "argument"), [(PublishedPolicy, RandAugment), (AutoAugment, "digits")])
+def test_published_policies_leave_the_global_generator_alone(kind: type, argument: object) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    kind(name)(noise(4), FILL, torch.Generator())
+    kind(argument)(noise(4), FILL, torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -20,6 +20,7 @@ from mapolicy.policy.augmentations import (
 from mapolicy.policy.pipeline import Pipeline
 from mapolicy.policy.sampler import TransformationSampler
 from mapolicy.runtime.shard import Shard
+from mapolicy.transforms.auto_augment import RandAugment, TrivialAugmentWide
 from mapolicy.transforms.basic import Normalisation, cutout, flip, pad_and_crop
 from mapolicy.transforms.transformation import Transformation
 
@@ -337,8 +338,8 @@ SUB_POLICIES = [
         NoAugmentation(),
         SampledTransformations(TransformationSampler(), "metaaugment-v1"),
         SampledSubPolicies(SUB_POLICIES),
-        PublishedPolicy("trivialaugment"),
-        PublishedPolicy("randaugment"),
+        PublishedPolicy(TrivialAugmentWide),
+        PublishedPolicy(RandAugment),
         AutoAugment("cifar10"),
     ],
     ids=["none", "sampled", "sub-policies", "trivialaugment", "randaugment", "autoaugment"],

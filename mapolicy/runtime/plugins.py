@@ -1,0 +1,56 @@
+"""Modules outside the package that register operations, policies, data sets and more, imported when a command starts.
+
+A package names such a module as an entry point of the group `mapolicy.plugins`. A user names further ones, separated
+by commas, in the environment variable MAPOLICY_PLUGINS. Nothing else is imported: no bundle, recipe or data set can
+name a module.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from ..errors import EnvironmentFault
+
+GROUP, VARIABLE = "mapolicy.plugins", "MAPOLICY_PLUGINS"
+
+_loaded: list[str] = []
+
+
+def load_plugins() -> None:
+    """Import every plugin that is installed or named in the environment, once.
+
+    Raises:
+        EnvironmentFault: a plugin cannot be imported; one line says which and why.
+    """
+    for point in entry_points(group=GROUP):
+        remedy = f"mend or uninstall {point.dist.name if point.dist else 'the package that names it'}"
+        _load(point.value, lambda point=point: point.load(), remedy)  # type: ignore[misc]
+    named = os.environ.get(VARIABLE, "").split(",")
+    import_plugins([name.strip() for name in named if name.strip()])
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import plugins by the name of their module; what was imported before stays as it is.
+
+    Raises:
+        EnvironmentFault: as `load_plugins`.
+    """
+    for module in modules:
+        remedy = f"put its folder on PYTHONPATH, mend it, or take it out of {VARIABLE}"
+        _load(module, lambda module=module: import_module(module), remedy)  # type: ignore[misc]
+
+
+def loaded_plugins() -> tuple[str, ...]:
+    """The modules of the plugins so far, for a process that needs the same ones."""
+    return tuple(_loaded)
+
+
+def _load(name: str, load: Callable[[], object], remedy: str) -> None:
+    if name in _loaded:
+        return
+    try:
+        load()
+    except (Exception, SystemExit) as problem:  # a plugin is foreign code, which fails in any way
+        raise EnvironmentFault(f"plugin {name}", f"{type(problem).__name__}: {problem}", remedy) from problem
+    _loaded.append(name.partition(":")[0])

@@ -1,0 +1,159 @@
+"""Every open door, opened from outside the package: the plugin below is what a stranger writes, in few lines each.
+
+Each door's code is run as a plugin by the command line, in a process of its own, and used there.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LONGEST = 15  # lines of a door's code
+
+POLICY = """
+from mapolicy.registries import register_policy
+
+@register_policy("invert", "inverts every image")
+class Invert:
+    def __init__(self, config, dataset):
+        self.space = config.operation_space
+
+    def __call__(self, images, fill, generator, shard=None):
+        return 255 - images, None
+"""
+
+DATASET = """
+import numpy as np
+from mapolicy.data.image_dataset import ArrayImages, Source
+from mapolicy.registries import register_dataset
+
+@register_dataset("stripes", "dark and light stripes of 8x8 pixels")
+def open_stripes(request):
+    labels = np.arange(200) % 2
+    noise = np.random.default_rng(0).integers(0, 100, (200, 8, 8))
+    images = (noise + 100 * labels[:, None, None]).astype(np.uint8)
+    return Source("stripes", "stripes", ("dark", "light"), ArrayImages(images, labels))
+"""
+
+DOORS = {"policy": POLICY, "dataset": DATASET}
+SHORT = [
+    *("--set", "batch_size=16", "--set", "train_per_class=40", "--set", "validation_per_class=10"),
+    *("--set", "test_per_class=10", "--set", "threads=1", "--epochs", "1", "--device", "cpu"),
+]
+
+
+def mapolicy(folder: Path, *arguments: str, plugins: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line with plugins that lie in a folder."""
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"MAPOLICY_PLUGINS": plugins, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "mapolicy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outside")
+    for name, code in DOORS.items():
+        (folder / f"outside_{name}.py").write_text(code)
+    return folder
+
+
+def test_each_door_opens_in_few_lines() -> None:
+    for name, code in DOORS.items():
+        assert len([line for line in code.splitlines() if line.strip()]) < LONGEST, name
+
+
+def test_a_policy(folder: Path) -> None:
+    assert "invert" not in mapolicy(folder, "train", "--help").stdout
+    for command in ("train", "compare"):
+        assert "invert" in mapolicy(folder, command, "--help", plugins="outside_policy").stdout
+    train = ("train", "digits", "--policy", "invert", "--arch", "wrn10_1", *SHORT, "--json", "--quiet")
+    done = mapolicy(folder, *train, plugins="outside_policy")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["policy"] == "invert"
+    unknown = mapolicy(folder, *train)
+    assert unknown.returncode == 2
+    assert "'invert' is not one of learned, sampler-only" in unknown.stderr
+
+
+def test_a_data_set(folder: Path) -> None:
+    assert "stripes" in mapolicy(folder, "search", "--help", plugins="outside_dataset").stdout
+    listed = mapolicy(folder, "datasets", "stripes", "--json", plugins="outside_dataset")
+    assert json.loads(listed.stdout)["rows"] == [
+        {"name": "stripes", "description": "dark and light stripes of 8x8 pixels"}
+    ]
+    train = ("train", "stripes", "--recipe", "train-digits", "--policy", "none", *SHORT, "--json", "--quiet")
+    done = mapolicy(folder, *train, plugins="outside_dataset")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test_top1"] > 60
+    unknown = mapolicy(folder, *train, "--force")
+    assert unknown.returncode == 2
+    assert "there is none called 'stripes'" in unknown.stderr
+
+
+# ---- plugins
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise RuntimeError('out\\nof order')", "RuntimeError: out of order"),
+        ("import does_not_exist", "No module named 'does_not_exist'"),
+        ("def f(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        (
+            "from mapolicy.registries import register_policy\nregister_policy('none', 'again')(object)",
+            "policy 'none' exists already",
+        ),
+    ],
+)
+def test_an_error_in_a_plugin_is_one_line(tmp_path: Path, code: str, why: str) -> None:
+    (tmp_path / "broken.py").write_text(code)
+    done = mapolicy(tmp_path, "datasets", plugins="broken")
+    assert done.returncode == 5
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mapolicy: error: plugin broken: ")
+    assert why in line
+
+
+def test_a_plugin_that_is_not_there(tmp_path: Path) -> None:
+    done = mapolicy(tmp_path, "datasets", plugins="nowhere")
+    assert done.returncode == 5
+    assert "No module named 'nowhere'; put its folder on PYTHONPATH" in done.stderr
+
+
+def test_a_package_brings_its_plugin_along(tmp_path: Path) -> None:
+    (tmp_path / "outside_dataset.py").write_text(DATASET)
+    record = tmp_path / "outside-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[mapolicy.plugins]\noutside = outside_dataset\n")
+    # Also named in the environment: it is imported once.
+    done = mapolicy(tmp_path, "datasets", "stripes", plugins="outside_dataset")
+    assert done.returncode == 0, done.stderr
+    assert "dark and light stripes" in done.stdout
+
+
+def test_plugins_reach_the_processes_of_a_comparison(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from mapolicy.compare.process_pool import run_in_processes
+from mapolicy.registries import ZERO_COST_POLICIES
+from mapolicy.runtime.plugins import import_plugins
+
+def work(piece, noted):
+    noted(str(list(ZERO_COST_POLICIES)[-1]))
+
+if __name__ == "__main__":
+    import_plugins(["outside_policy"])
+    run_in_processes(work, [0], 1, lambda position, failure: print(failure), print)
+"""
+    (tmp_path / "outside_policy.py").write_text(POLICY)
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.stdout.split() == ["invert", "None"], done.stderr
