@@ -22,7 +22,8 @@ from PIL import Image
 from mapolicy import SearchConfig, recipes, search_policy
 from mapolicy.bench.synthetic import synthetic_images
 from mapolicy.config import TrainConfig
-from mapolicy.report.explore import Explorer, Site
+from mapolicy.report.explore_server import Site
+from mapolicy.report.explorer import Explorer
 from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.report.samples import open_splits
 

@@ -29,7 +29,8 @@ def explore(
             raise EnvironmentFault("explore", f"{package} is not installed", "pip install 'mapolicy[explore]'")
     policy = bundles.build_searched(checks.open(bundle))
 
-    from ..report.explore import Explorer, Site
+    from ..report.explore_server import Site
+    from ..report.explorer import Explorer
     from ..report.sample_weights import SampleWeights
     from ..report.samples import open_splits
     from ..runtime.device import resolve_device

@@ -86,7 +86,8 @@ def report(
         if other is not None and each is not None and not isinstance(each.policy, SearchedFile):
             raise InputError(each.fetched.source, "is a dataset-level policy", "--against compares searched ones")
 
-    from ..report.page import page, picture_files
+    from ..report.page import page
+    from ..report.picture_files import picture_files
 
     gathered = _gathered(opened, run, other, study)
     content = page(gathered)

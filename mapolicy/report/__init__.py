@@ -1,4 +1,4 @@
-"""Pages and tables that show what a policy learned and how a run went."""
+"""Pages, tables and charts of what a policy learned and how a run went."""
 
 from typing import TYPE_CHECKING
 

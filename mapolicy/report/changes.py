@@ -1,4 +1,4 @@
-"""What tells two policies apart: what they say of themselves, their p_jk, and the weights that they give."""
+"""The differences between two bundles: manifest entries, probabilities p_jk, and sample weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from ..policy.compress import WeightEffect, effect_on_weights
 from ..policy.policy_bundle import PolicyBundle
 from .tables import HeatTable, change_table
 
-MOST = 60  # facts; settings are foreign and may be many
+MOST = 60  # facts; a foreign bundle may hold any number of settings
 
 
 @dataclass(frozen=True)
 class Changes:
-    """From one bundle to another.
+    """The differences between two bundles.
 
     Attributes:
         before, after: their digests.
-        facts: name, the one's value, the other's, for what differs.
-        left_out: how many more differ.
-        table: of p_jk.
-        largest: first operation, second one, relative change, of the pairs that moved most.
-        effect: how their weights differ on the same samples; None where their images are of different kinds.
-        real: whether those samples were made of real images.
+        facts: (name, value before, value after) of the manifest entries that differ, at most `MOST`.
+        left_out: number of further differences.
+        table: relative change of p_jk.
+        largest: (first operation, second operation, relative change) of the five p_jk that changed most.
+        effect: difference of their weights on the same samples; None if their images have different channels.
+        real: the samples are images of the data set, not synthetic ones.
     """
 
     before: str
@@ -37,11 +37,11 @@ class Changes:
 
 
 def compare_bundles(before: PolicyBundle, after: PolicyBundle, images: Tensor | None = None) -> Changes:
-    """What tells `after` from `before`.
+    """Compare two bundles.
 
     Args:
         before, after: the bundles.
-        images: of their data set, uint8 [n, C, S, S], n of 2 or more; None takes synthetic ones.
+        images: two or more images of their data set, uint8 [n, C, S, S]; None takes synthetic images.
     """
     names = before.manifest.operations.names
     table = change_table(before.probabilities.numpy(), after.probabilities.numpy(), names)

@@ -1,4 +1,4 @@
-"""Which transformations a policy likes for one image: Figure 4 of MetaAugment for anybody's pictures."""
+"""The weights of several transformations of one image: MetaAugment's Figure 4 for any image file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +18,15 @@ from .sample_weights import SampleWeights, ranks, relative_weights
 
 @dataclass(frozen=True)
 class Explanation:
-    """An image under n transformations, which are one batch: a weight of 1 is the batch's mean, 1/n of its sum.
+    """An image under n transformations, weighted as one batch.
 
     Attributes:
-        name: of the image.
+        name: name of the image, printable.
         original: uint8 [C, S, S], at the bundle's size.
-        images: uint8 [n, C, S, S], transformed.
-        transformation: of n images.
-        weights: float64 [n], n P_i of Eq. 4.
-        ranks: 1 for the heaviest.
+        images: uint8 [n, C, S, S], the transformed images.
+        transformation: the n transformations.
+        weights: float64 [n] with mean 1, n P_i of Eq. 4.
+        ranks: rank of each weight, 1 for the largest.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Explanation:
     ranks: list[int]
 
     def order(self) -> list[int]:
-        """Positions from the heaviest to the lightest."""
+        """Positions from the largest to the smallest weight."""
         return sorted(range(len(self.ranks)), key=self.ranks.__getitem__)
 
     def document(self) -> dict[str, Any]:
-        """Plain values for JSON, from the heaviest to the lightest."""
+        """Plain values for JSON, from the largest to the smallest weight."""
         columns = {
             "first": [OPERATION_NAMES[index] for index in self.transformation.first.tolist()],
             "magnitude1": self.transformation.magnitude1.tolist(),
@@ -56,14 +56,17 @@ class Explanation:
 
 
 def read_image(path: str, contract: InputContract) -> Tensor:
-    """An image file as the data sets bring theirs to a network: uint8 [C, S, S].
+    """Read, crop and resize an image file as the data sets do in evaluation.
 
     Args:
-        path: of any size, and of any kind that Pillow reads.
-        contract: of the bundle: channels, size, and whether the network was trained on random resized crops.
+        path: image file of any size and of any format that Pillow reads.
+        contract: the bundle's input: channels, size, and whether the network was trained on random resized crops.
+
+    Returns:
+        uint8 [C, S, S].
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     share = EVALUATION_SHARE if contract.base_augmentation == "random_resized_crop" else 1.0
     framing = ResizedCrop(contract.channels, contract.size, share, random_crop=False, seed=0, stage="explain")
@@ -75,16 +78,16 @@ def read_image(path: str, contract: InputContract) -> Tensor:
 
 
 def explain(sample_weights: SampleWeights, image: Tensor, transformation: Transformation, name: str) -> Explanation:
-    """What the policy gives to each of these transformations of an image.
+    """Weight several transformations of an image.
 
     Args:
         sample_weights: of the bundle.
         image: uint8 [C, S, S], at the bundle's size.
-        transformation: n of them.
-        name: of the image; characters that do not print are replaced.
+        transformation: the n transformations.
+        name: name of the image; characters that do not print are replaced.
     """
     batch = image.to(sample_weights.device).expand(len(transformation), *image.shape)
-    there = transformation.to(sample_weights.device)
-    augmented = sample_weights.augmented(batch, there)
-    weights = relative_weights(sample_weights.logits(augmented, there)).cpu()
+    on_device = transformation.to(sample_weights.device)
+    augmented = sample_weights.augmented(batch, on_device)
+    weights = relative_weights(sample_weights.logits(augmented, on_device)).cpu()
     return Explanation(printable(name), image, augmented.cpu(), transformation, weights, ranks(weights))

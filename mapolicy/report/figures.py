@@ -1,6 +1,7 @@
-"""Charts and pictures: for a page, where they take the page's colours, and as PNG and SVG files. matplotlib comes late.
+"""Charts, heat maps and rows of images, drawn by matplotlib: as SVG in a page's colours, and as PNG and SVG files.
 
-Foreign words stand in them as plain text. The same data gives the same bytes, with the same matplotlib.
+Foreign text is drawn as plain text. The same data and the same matplotlib give the same bytes. matplotlib is imported
+late.
 """
 
 import io
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PALE, FIRST, SECOND = "#1d1d1f", "#b9bcc4", "#2166ac", "#b2182b"
-# What stands for each on a page, where the reader's theme decides.
+# Their replacements on a page, where the reader's theme decides.
 _ON_A_PAGE = {INK: "currentColor", PALE: "var(--line)", FIRST: "var(--series-1)", SECOND: "var(--series-2)"}
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read aloud and searched
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, which can be searched and read aloud
     "svg.hashsalt": "mapolicy",
     "text.parse_math": False,
     "axes.unicode_minus": False,
@@ -49,8 +50,8 @@ _SETTINGS: dict[Any, Any] = {
 }
 PANEL, SMALL_PANEL = (3.6, 2.3), (1.75, 1.4)  # inches
 TILES_IN_A_ROW = 13
-LONGEST_NAME, LONGEST_CAPTION = 28, 20  # characters of a row's name, and of a line under a tile
-CHARACTERS_AN_INCH = 12  # of a title, which is wrapped
+LONGEST_NAME, LONGEST_CAPTION = 28, 20  # characters of a row's name and of a caption's line
+CHARACTERS_PER_INCH = 12  # where titles are wrapped
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[["Axes"], None]
@@ -73,38 +74,44 @@ LABELS = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Within it matplotlib draws as all of our pictures are drawn."""
+    """Within it matplotlib has the settings of all our charts."""
     import matplotlib
 
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A class may be named in a script that the font does not have; what reads the SVG may have it.
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        # The font may lack the characters of a class name; a viewer of the SVG may have another font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def panels(name: str, draws: Sequence[Draw], size: tuple[float, float] = PANEL) -> list[str]:
-    """Each chart as SVG for a page: sized by the page, in its colours, hidden from screen readers, who have tables.
+    """Each chart as inline SVG, in the page's size and colours, and hidden from screen readers, which have the tables.
 
     Args:
-        name: of these charts on the page; addresses within them start with it.
+        name: start of all ids within these charts.
         draws: the charts.
-        size: inches.
+        size: width and height of a chart in inches.
     """
     return [_inline(_figure([draw], 1, size), f"{name}-{number}") for number, draw in enumerate(draws)]
 
 
 def files(draws: Sequence[Draw], columns: int, size: tuple[float, float] = PANEL) -> dict[str, bytes]:
-    """All charts as one picture, as `png` and `svg`."""
+    """All charts in one figure, as `png` and `svg`.
+
+    Args:
+        draws: the charts.
+        columns: charts in a row.
+        size: width and height of a chart in inches.
+    """
     return rendered(_figure(draws, columns, size))
 
 
 def rendered(figure: "Figure") -> dict[str, bytes]:
-    """A figure on white, as `png` and `svg`."""
+    """A figure on a white background, as `png` and `svg`."""
     return {form: _saved(figure, form, transparent=False) for form in ("png", "svg")}
 
 
 def curve_draws(curves: Mapping[str, Curve]) -> dict[str, Draw]:
-    """A chart of each kind of figure that was logged, by title."""
+    """A chart for each group of `CURVES` that was logged, by title."""
 
     def draw(title: str, names: Sequence[str], unit: str) -> Draw:
         def on(axes: "Axes") -> None:
@@ -127,7 +134,12 @@ def curve_draws(curves: Mapping[str, Curve]) -> dict[str, Draw]:
 def response_draws(
     names: Sequence[str], levels: Sequence[float], low: Any, median: Any, high: Any, moves: Sequence[bool]
 ) -> list[Draw]:
-    """Weight against magnitude for each operation, all on one scale; arguments as of `samples.Response`."""
+    """Weight against magnitude for each operation, all on one scale.
+
+    Args:
+        names, levels, low, median, high: as in `MagnitudeResponse`.
+        moves: whether each operation has a magnitude.
+    """
     bottom, top = float(np.min(low)), float(np.max(high))
     room = 0.05 * max(top - bottom, 0.02)
 
@@ -146,7 +158,7 @@ def response_draws(
 
 
 def loss_draw(losses: Any, weights: Any) -> Draw:
-    """A dot for each sample: its loss and its weight."""
+    """Weight against loss, a dot for each sample; both arrays [n]."""
 
     def on(axes: "Axes") -> None:
         axes.scatter(losses, weights, s=7, color=FIRST, alpha=0.5, linewidths=0)
@@ -157,7 +169,7 @@ def loss_draw(losses: Any, weights: Any) -> Draw:
 
 
 def share_draw(names: Sequence[str], shares: Sequence[float]) -> Draw:
-    """A bar for each operation: how often an image meets it."""
+    """A bar for each operation: the share of images that it is applied to."""
 
     def on(axes: "Axes") -> None:
         axes.barh(range(len(names)), [100 * share for share in shares], color=FIRST)
@@ -169,7 +181,7 @@ def share_draw(names: Sequence[str], shares: Sequence[float]) -> Draw:
 
 
 def heat_figure(table: HeatTable) -> "Figure":
-    """A heat map as a picture."""
+    """Draw a heat map."""
     with style():
         from matplotlib.figure import Figure
 
@@ -185,7 +197,7 @@ def heat_figure(table: HeatTable) -> "Figure":
         axes.set_xticks(range(columns), [_short(name) for name in table.columns], rotation=45, ha="right")
         axes.set_yticks(range(rows), [_short(name) for name in table.rows])
         axes.set(xlabel=table.across, ylabel=table.down)
-        room = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
+        room = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
         lines = [line for text in (table.title, table.scale) for line in textwrap.wrap(text, room)]
         axes.set_title("\n".join(lines), loc="left")
         axes.grid(visible=False)
@@ -196,10 +208,10 @@ def heat_figure(table: HeatTable) -> "Figure":
 
 
 def tile_figure(rows: Sequence[tuple[str, Sequence[tuple[Pixels, str]]]]) -> "Figure":
-    """Rows of images, each image with its caption; a long row goes on below.
+    """Draw rows of images with captions; a row of more than `TILES_IN_A_ROW` continues below.
 
     Args:
-        rows: title, and images uint8 [C, H, W] with their captions.
+        rows: title of each row, and its images uint8 [C, H, W] with their captions.
     """
     rows = [
         (title if start == 0 else "", tiles[start : start + TILES_IN_A_ROW])
@@ -211,7 +223,7 @@ def tile_figure(rows: Sequence[tuple[str, Sequence[tuple[Pixels, str]]]]) -> "Fi
 
         columns = max(len(tiles) for _, tiles in rows)
         lines = max(caption.count("\n") + 1 for _, tiles in rows for _, caption in tiles)
-        side, below = 1.1, 0.11 * lines + 0.3  # inches of an image, and of what stands under it and over the next
+        side, below = 1.1, 0.11 * lines + 0.3  # inches: an image, and the caption under it
         width, height = (side + 0.1) * columns, (side + below) * len(rows)
         figure = Figure(figsize=(width, height + 0.1))
         grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -229,7 +241,7 @@ def tile_figure(rows: Sequence[tuple[str, Sequence[tuple[Pixels, str]]]]) -> "Fi
 
 
 def shown_lines(text: str) -> str:
-    """Lines without characters that do not print, none too long."""
+    """The lines with unprintable characters replaced, each at most `LONGEST_CAPTION` long."""
     return "\n".join(_short(line, LONGEST_CAPTION) for line in text.split("\n"))
 
 
@@ -261,8 +273,8 @@ def _inline(figure: "Figure", name: str) -> str:
     head, rest = text.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head)
     assert view is not None
-    rest = re.sub(r"<(metadata|style).*?</\1>", "", rest, flags=re.S)  # its style would be the whole page's
-    # Each address once on the page: groups' names go, those that are pointed to get the chart's.
+    rest = re.sub(r"<(metadata|style).*?</\1>", "", rest, flags=re.S)  # its style would apply to the whole page
+    # Ids must be unique on the page: those of groups are removed, those with references get the chart's name.
     rest = re.sub(r'<g id="[^"]*"', "<g", rest)
     rest = re.sub(r'((?: id="|xlink:href="#|url\(#))(?=[mp][0-9a-f]{10})', rf"\g<1>{name}-", rest)
     rest = re.sub(r"font-family: [^;\"]*;", "", rest)

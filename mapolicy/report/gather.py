@@ -1,4 +1,4 @@
-"""Everything that a page about a policy shows, as plain data."""
+"""Everything that a report about a policy shows, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,36 +14,40 @@ from ..errors import InputError
 from ..policy.compress import synthetic_images
 from ..policy.policy_bundle import PolicyBundle
 from .changes import Changes, compare_bundles
+from .class_preferences import ClassPreferences, class_preferences
+from .magnitude_response import MagnitudeResponse, magnitude_response
 from .metrics import RunLog
 from .sample_weights import SampleWeights
-from .samples import Preferences, Response, Samples, draw_samples, prefer, respond
+from .samples import Samples, draw_samples
 from .tables import HeatTable, preference_table, probability_table
 
-SAMPLES = 1024  # augmented images that are weighed, in each of two studies
+SAMPLES = 1024  # transformed images, for the samples and again for the classes
+COMPARED_SAMPLES = 64  # images for the weights of two bundles
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a policy. What is None is not known, or does not belong to this kind of policy.
+    """The content of a report. A field is None if it is not known, or if this kind of policy does not have it.
 
     Attributes:
-        origin: where the bundle came from; empty where there is only a run.
-        described: a searched bundle, as `describe` returns it.
-        published: a dataset-level bundle.
+        origin: where the bundle came from; empty for a run alone.
+        described: result of `describe` for a searched bundle.
+        dataset_level: manifest of a dataset-level policy.
         probabilities: p_jk.
         response: weight against magnitude.
-        run: the log of a run.
-        samples, classes: what the policy does to its data set.
-        class_names: of `samples`' labels.
-        no_data: why they are not known.
-        changes: against another bundle.
+        run: settings, result and curves of a run.
+        samples: training images with transformations, weights and losses.
+        classes: preferences of classes.
+        class_names: names of the data set's classes.
+        no_data: why the data set could not be loaded.
+        changes: differences to another bundle.
     """
 
     origin: str = ""
     described: Mapping[str, Any] | None = None
-    published: PublishedManifest | None = None
+    dataset_level: PublishedManifest | None = None
     probabilities: HeatTable | None = None
-    response: Response | None = None
+    response: MagnitudeResponse | None = None
     run: RunLog | None = None
     samples: Samples | None = None
     classes: HeatTable | None = None
@@ -53,20 +57,20 @@ class Report:
 
     @property
     def digest(self) -> str:
-        """Of the bundle, or of the one that the run made or used; empty where there is none."""
+        """Digest of the bundle, or of the bundle that the run wrote or used; empty if there is none."""
         if self.described:
             return str(self.described["digest"])
-        if self.published:
-            return self.published.digest
+        if self.dataset_level:
+            return self.dataset_level.digest
         return min(self.run.digests) if self.run and len(self.run.digests) == 1 else ""
 
     @property
     def subject(self) -> str:
-        """What the policy was learned on, or what the run trained on."""
+        """The data set of the policy or of the run."""
         if self.described:
             return str(self.described["dataset"]["name"])
-        if self.published:
-            return self.published.source
+        if self.dataset_level:
+            return self.dataset_level.source
         return str(self.run.settings.get("dataset", "")) if self.run else ""
 
 
@@ -80,20 +84,20 @@ def gather(
     samples: int = SAMPLES,
     device: torch.device | None = None,
 ) -> Report:
-    """What there is to know of a policy.
+    """Compute the content of a report.
 
     Args:
-        opened: the bundle's file, of either kind.
-        bundle: the same with its networks, if it is a searched one.
-        run: one that made or used it.
-        splits: its data set.
-        no_data: why there is none.
-        against: another bundle to compare with.
-        samples: augmented images in each study.
+        opened: the bundle's file; None for a run alone.
+        bundle: the searched bundle with its networks; None for a dataset-level policy.
+        run: a run that wrote or used the bundle.
+        splits: the bundle's data set; None leaves the samples and classes out.
+        no_data: why there is no data set.
+        against: another searched bundle to compare with.
+        samples: number of transformed images, for the samples and again for the classes.
         device: where networks run; None is the CPU.
 
     Raises:
-        InputError: the run is another bundle's.
+        InputError: the run belongs to another bundle.
     """
     if opened is None:
         return Report(run=run)
@@ -102,29 +106,32 @@ def gather(
         why = f"is a run of the bundle {min(run.digests)[:12]}, not of {digest[:12]}"
         raise InputError(run.folder, why, "name the run folder that belongs to the bundle")
     if not isinstance(opened.policy, SearchedFile):
-        return Report(opened.fetched.origin, published=opened.policy.manifest, run=run)
+        return Report(opened.fetched.origin, dataset_level=opened.policy.manifest, run=run)
     assert bundle is not None
     manifest, names = bundle.manifest, bundle.manifest.operations.names
     sample_weights = SampleWeights(bundle, device or torch.device("cpu"))
-    drawn = preferences = None
+    drawn, preferences = None, None
     if splits is not None:
         drawn = draw_samples(sample_weights, splits.train, samples)
-        preferences = prefer(sample_weights, splits.train, samples)
+        preferences = class_preferences(sample_weights, splits.train, samples)
+    real = drawn is not None
     images = synthetic_images(manifest.input) if drawn is None else drawn.originals
     return Report(
         origin=opened.fetched.origin,
         described=describe(manifest, opened.policy.tensors, len(opened.fetched.content)),
         probabilities=probability_table(bundle.probabilities.numpy(), bundle.means.numpy(), names),
-        response=respond(sample_weights, images, drawn is not None),
+        response=magnitude_response(sample_weights, images, real),
         run=run,
         samples=drawn,
         classes=None if preferences is None else _class_table(preferences, manifest.dataset.classes, names),
         class_names=tuple(manifest.dataset.classes),
         no_data=no_data,
-        changes=None if against is None else compare_bundles(against, bundle, None if drawn is None else images[:64]),
+        changes=None
+        if against is None
+        else compare_bundles(against, bundle, images[:COMPARED_SAMPLES] if real else None),
     )
 
 
-def _class_table(found: Preferences, classes: tuple[str, ...], names: tuple[str, ...]) -> HeatTable:
+def _class_table(found: ClassPreferences, classes: tuple[str, ...], names: tuple[str, ...]) -> HeatTable:
     shown = [classes[label] for label in found.labels]
     return preference_table(shown, names, found.ratios, found.errors, found.images, len(classes))

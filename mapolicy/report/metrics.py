@@ -1,4 +1,4 @@
-"""What a run folder tells of its run: settings, result, and the figures that it logged. No torch."""
+"""Settings, result and learning curves of a run, read from its folder. No torch."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..runtime.files import CONFIG_FILE, METRICS_FILE, RESULT_FILE, read_regular_file
 
 LARGEST_LOG, LARGEST_RECORD = 2**28, 2**24  # bytes
-POINTS = 300  # of a curve; more cannot be told apart, so the mean of some is shown
+POINTS = 300  # of a curve on the page; neighbours of a longer one are averaged
 
 _PLAIN = (str, int, float, bool)
 
@@ -22,13 +22,13 @@ Curve = list[tuple[float, float]]  # epoch, value
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run, finished or not.
+    """A run, finished or not. Holds no folders and no machine settings, since a report may be shared.
 
     Attributes:
-        folder: its name.
-        settings: of `config.toml`, without folders and what else belongs to the machine: others may read this.
-        result: of `result.json`, likewise; empty before the run is done.
-        curves: of each logged figure, in the order of the log; values that are not finite are left out.
+        folder: name of the run folder.
+        settings: portable settings of `config.toml`.
+        result: plain values of `result.json`; empty until the run is finished.
+        curves: (epoch, value) points of each logged metric; values that are not finite are left out.
     """
 
     folder: str
@@ -38,21 +38,21 @@ class RunLog:
 
     @property
     def digests(self) -> frozenset[str]:
-        """Of the bundles that it has made or used; empty before the run is done."""
+        """Digests of the bundles that the run wrote or used; empty until the run is finished."""
         found = (self.result.get(name) for name in ("digest", "refined_digest"))
         return frozenset(digest for digest in found if isinstance(digest, str))
 
 
 def read_run(folder: Path) -> RunLog:
-    """The log of a run folder of `search` or `train`.
+    """Read the run folder of a `search` or a `train`.
 
     Raises:
-        InputError: no run folder, or one whose files no run has written.
+        InputError: the folder is not a run folder, or its files are damaged.
     """
     try:
         settings = tomllib.loads(read_regular_file(folder / CONFIG_FILE, LARGEST_RECORD).decode())
         lines = read_regular_file(folder / METRICS_FILE, LARGEST_LOG).decode().splitlines()
-        # The last line of a run that is writing, or was killed, may be a part of one.
+        # The last line may be incomplete: the run is writing it, or was killed.
         records = [json.loads(line) for line in lines if line.endswith("}")]
         has_result = (folder / RESULT_FILE).exists()
         result = json.loads(read_regular_file(folder / RESULT_FILE, LARGEST_RECORD)) if has_result else {}
@@ -65,7 +65,9 @@ def read_run(folder: Path) -> RunLog:
         if not isinstance(result, dict):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-        raise InputError(str(folder), "has a log that no run has written", "name a run folder of mapolicy") from None
+        raise InputError(
+            str(folder), "has a log that mapolicy did not write", "name a run folder"
+        ) from None
     settings = {name: value for name, value in settings.items() if name not in MACHINE_FIELDS}
     if str(settings.get("dataset")).startswith("folder:"):
         settings["dataset"] = f"folder:{Path(str(settings['dataset']).removeprefix('folder:')).name}"
@@ -74,7 +76,7 @@ def read_run(folder: Path) -> RunLog:
 
 
 def thinned(curve: Curve, points: int = POINTS) -> Curve:
-    """At most so many points, each the mean of as many neighbours."""
+    """The curve with at most `points` points, each the mean of equally many neighbours."""
     size = math.ceil(len(curve) / points)
-    parts = [curve[start : start + size] for start in range(0, len(curve), max(size, 1))]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+    groups = [curve[start : start + size] for start in range(0, len(curve), max(size, 1))]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

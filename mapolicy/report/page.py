@@ -1,47 +1,38 @@
-"""A report as one page of HTML that needs no network, and its pictures as files.
+"""A report as one HTML page that needs no network.
 
-What others wrote is escaped by the template engine and shown without characters that do not print. The page's policy
-(Content-Security-Policy) lets nothing be loaded, sent or run but the one script that it names by its hash.
+The page's Content-Security-Policy allows its one script, by its hash, and inlined images. Nothing else can be loaded,
+sent or run, even if foreign text contained HTML.
 """
 
-import base64
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
-from torch import Tensor
 
 from ..bundle.dataset_level import PublishedManifest, spelled_step
-from ..runtime.sanitize import printable
 from ..transforms.parse import spelled
-from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
+from ..transforms.space import OPERATION_NAMES
 from . import figures
 from .gather import Report
+from .picture_files import operation_shares, response_draws
 from .samples import Samples
+from .templating import environment, inlined, png_address, script_hash
 
-TEMPLATES = Path(__file__).with_name("templates")
-LARGEST_TILE = 96  # pixels of a picture's side on the page
 LISTED_SUB_POLICIES = 200
-FIGURE_2, FIGURE_3, FIGURE_4 = "probabilities", "losses", "samples"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """An augmented image on the page.
+    """A sample on the page.
 
     Attributes:
-        before, after: data addresses of PNGs.
-        label: its class.
-        transformation: as text.
-        weight: relative to the mean.
-        loss: or None where that is not known.
+        before, after: data URLs of PNGs.
+        label: name of the class.
+        transformation: the transformation in words.
+        weight: weight, relative to the mean.
+        loss: cross entropy; None if it is not known.
     """
 
     before: str
@@ -52,105 +43,43 @@ class Tile:
     loss: float | None
 
 
-def environment() -> Environment:
-    """The template engine: everything escaped, nothing missing passed over."""
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.finalize = lambda value: value if isinstance(value, Markup | int | float) else _plain(str(value))
-    made.filters["number"] = lambda value: repr(float(value))
-    return made
-
-
-def inlined(name: str) -> Markup:
-    """A style sheet or a script of ours, for a page's own element."""
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-
-
-def script_hash(script: str) -> str:
-    """What a Content-Security-Policy names a script by."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
 def page(report: Report) -> bytes:
-    """The report's HTML."""
+    """The report as HTML."""
     script = inlined("report.js")
+    samples, policy = report.samples, report.dataset_level
     content = {
         "report": report,
         "style": inlined("style.css"),
         "script": script,
         "script_hash": Markup(script_hash(script)),
         "facts": _facts(report),
-        "note": report.described["note"] if report.described else report.published.note if report.published else "",
+        "note": report.described["note"] if report.described else policy.note if policy else "",
         "curves": _curves(report),
         "responses": _responses(report),
-        "kinds": [] if report.samples is None else _kinds(report.samples, report.class_names),
-        "surprises": [] if report.samples is None else _surprises(report.samples, report.class_names),
-        "loss_chart": _loss_chart(report.samples),
-        "use": None if report.published is None else _use(report.published),
-        "sub_policies": [] if report.published is None else _sub_policies(report.published),
+        "extremes": _extremes(samples, report.class_names),
+        "surprises": _surprises(samples, report.class_names),
+        "loss_chart": _loss_chart(samples),
+        "use": None if policy is None else _use(policy),
+        "sub_policies": [] if policy is None else _sub_policies(policy),
     }
     return environment().get_template("report.html").render(content).encode()
 
 
-def picture_files(report: Report) -> dict[str, bytes]:
-    """Every picture of the report as PNG and SVG, by file name."""
-    found: dict[str, Mapping[str, bytes]] = {}
-    for table in (report.probabilities, report.classes, None if report.changes is None else report.changes.table):
-        if table is not None:
-            found[table.key] = figures.rendered(figures.heat_figure(table))
-    if report.run is not None and (draws := figures.curve_draws(report.run.curves)):
-        found["learning"] = figures.files(list(draws.values()), 2)
-    if report.response is not None:
-        found["magnitudes"] = figures.files(_response_draws(report), 4, figures.SMALL_PANEL)
-    if report.published is not None:
-        names, shares = _shares(report.published)
-        found["operations"] = figures.files([figures.share_draw(names, shares)], 1, (5, 4))
-    if report.samples is not None:
-        samples, names = report.samples, report.class_names
-        kinds = {"heaviest": samples.heaviest(), "lightest": samples.lightest()}
-        found[FIGURE_4] = figures.rendered(figures.tile_figure(_tile_rows(samples, names, kinds)))
-        hard, easy = samples.against_the_loss()
-        if hard and easy:
-            rows = _tile_rows(samples, names, {"high loss, low weight": hard, "low loss, high weight": easy})
-            found[FIGURE_3] = figures.rendered(figures.tile_figure(rows))
-    return {f"{name}.{form}": content for name, forms in found.items() for form, content in forms.items()}
-
-
-def png_address(image: Tensor, largest: int = LARGEST_TILE) -> str:
-    """An image uint8 [C, H, W] as an address that holds it, no side longer than so many pixels."""
-    pixels = image.numpy()
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2))
-    picture.thumbnail((largest, largest))
-    content = io.BytesIO()
-    picture.save(content, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _plain(text: str) -> str:
-    return "\n".join(printable(line) for line in text.split("\n"))
-
-
 def _facts(report: Report) -> dict[str, str]:
-    if report.published is not None:
-        policy = report.published
+    if report.dataset_level is not None:
+        policy = report.dataset_level
         return {
             "bundle": _place(report.origin),
             "digest": policy.digest,
             "kind": "dataset-level policy: equal weights, no network, any data set",
             "source": policy.source,
-            "lost on the way": "; ".join(policy.lost) or "nothing",
+            "lost in the import": "; ".join(policy.lost) or "nothing",
             "licence": policy.licence or "not stated",
         }
     if report.described is None:
         return {}
     known = report.described
-    data, sees, run, results = known["dataset"], known["input"], known["run"], known["results"]
+    data, inputs, run, results = known["dataset"], known["input"], known["run"], known["results"]
     alpha = known["alpha"]
     facts = {
         "bundle": _place(report.origin),
@@ -158,15 +87,13 @@ def _facts(report: Report) -> dict[str, str]:
         "data set": f"{data['name']}, {len(data['classes'])} classes, {data['counts']['train']} training and "
         f"{data['counts']['meta_validation']} meta-validation images",
         "fingerprint": data["fingerprint"],
-        "images": f"{sees['channels']} x {sees['size']} x {sees['size']}, base augmentation "
-        f"{sees['base_augmentation']}, Cutout {sees['cutout']}",
+        "images": f"{inputs['channels']} x {inputs['size']} x {inputs['size']}, base augmentation "
+        f"{inputs['base_augmentation']}, Cutout {inputs['cutout']}",
         "searched with": f"{known['extractor']['arch']}, {run['epochs']} epochs, {run['iterations']} iterations",
-        "its accuracy": f"{known['validation_top1']:.2f} % top-1 on the images that the policy was learned on",
-        "alpha": f"{alpha[0]:.4f}"
-        if len(alpha) == 1
-        else f"{len(alpha)} of them, {min(alpha):.4f} to {max(alpha):.4f}",
+        "accuracy of the proxy": f"{known['validation_top1']:.2f} % top-1 on the meta-validation images",
+        "alpha": f"{alpha[0]:.4f}" if len(alpha) == 1 else f"{len(alpha)} values, {min(alpha):.4f} to {max(alpha):.4f}",
         "entropy of p_jk": f"{known['entropy']:.5f} of uniform"
-        + _between(results, "entropy_by_chance", " (by chance alone {:.5f} to {:.5f})"),
+        + _between(results, "entropy_by_chance", " ({:.5f} to {:.5f} by chance alone)"),
         "furthest from uniform": f"{known['furthest']:.2%} (largest relative difference of a p_jk)",
     }
     for name, key in (("spread of the weights", "weight_spread"), ("signal to noise", "signal_to_noise")):
@@ -181,7 +108,7 @@ def _facts(report: Report) -> dict[str, str]:
 
 
 def _place(origin: str) -> str:
-    """Where a bundle came from, for others: not which folders its reader has."""
+    """Where a bundle came from, without the folders of the machine that writes the page."""
     return origin if "://" in origin else Path(origin).name
 
 
@@ -191,8 +118,9 @@ def _between(results: Mapping[str, float], key: str, form: str) -> str:
 
 
 def _charts(name: str, draws: Mapping[str, figures.Draw], size: tuple[float, float]) -> dict[str, Markup]:
-    drawn = figures.panels(name, list(draws.values()), size)
-    return {title: Markup(svg) for title, svg in zip(draws, drawn, strict=True)}
+    """Charts as inline SVG, by title. `name` starts the ids inside them."""
+    charts = figures.panels(name, list(draws.values()), size)
+    return {title: Markup(svg) for title, svg in zip(draws, charts, strict=True)}
 
 
 def _curves(report: Report) -> list[dict[str, Any]]:
@@ -207,16 +135,10 @@ def _curves(report: Report) -> list[dict[str, Any]]:
     return [{"title": title, "svg": svg, "curves": shown_curves[title]} for title, svg in charts.items()]
 
 
-def _response_draws(report: Report) -> list[figures.Draw]:
-    found = report.response
-    assert found is not None
-    return figures.response_draws(found.names, found.levels, found.low, found.median, found.high, HAS_MAGNITUDE)
-
-
 def _responses(report: Report) -> list[Markup]:
     if report.response is None:
         return []
-    draws = dict(zip(report.response.names, _response_draws(report), strict=True))
+    draws = dict(zip(report.response.names, response_draws(report.response), strict=True))
     return list(_charts("magnitudes", draws, figures.SMALL_PANEL).values())
 
 
@@ -231,58 +153,36 @@ def _tiles(samples: Samples, names: Sequence[str], positions: Sequence[int]) -> 
     texts = spelled(samples.transformation)
     return [
         Tile(
-            png_address(samples.originals[at]),
-            png_address(samples.images[at]),
-            names[int(samples.labels[at])],
-            texts[at],
-            float(samples.weights[at]),
-            None if samples.losses is None else float(samples.losses[at]),
+            before=png_address(samples.originals[at]),
+            after=png_address(samples.images[at]),
+            label=names[int(samples.labels[at])],
+            transformation=texts[at],
+            weight=float(samples.weights[at]),
+            loss=None if samples.losses is None else float(samples.losses[at]),
         )
         for at in positions
     ]
 
 
-def _tile_rows(
-    samples: Samples, names: Sequence[str], kinds: Mapping[str, Sequence[int]]
-) -> list[tuple[str, list[tuple[figures.Pixels, str]]]]:
-    texts = [text.replace(", ", "\n") for text in spelled(samples.transformation)]
-
-    def caption(at: int) -> str:
-        loss = "" if samples.losses is None else f", loss {float(samples.losses[at]):.2f}"
-        label = names[int(samples.labels[at])][: figures.LONGEST_NAME]
-        return f"{label}\n{texts[at]}\nweight {float(samples.weights[at]):.3f}{loss}"
-
-    return [
-        (title, [(samples.images[at].numpy(), caption(at)) for at in positions]) for title, positions in kinds.items()
-    ]
+def _extremes(samples: Samples | None, names: Sequence[str]) -> list[tuple[str, list[Tile]]]:
+    if samples is None:
+        return []
+    rows = {"Largest weights": samples.heaviest(), "Smallest weights": samples.lightest()}
+    return [(title, _tiles(samples, names, positions)) for title, positions in rows.items()]
 
 
-def _kinds(samples: Samples, names: Sequence[str]) -> list[tuple[str, list[Tile]]]:
-    return [
-        ("Highest weights", _tiles(samples, names, samples.heaviest())),
-        ("Lowest weights", _tiles(samples, names, samples.lightest())),
-    ]
-
-
-def _surprises(samples: Samples, names: Sequence[str]) -> list[tuple[str, list[Tile]]]:
+def _surprises(samples: Samples | None, names: Sequence[str]) -> list[tuple[str, list[Tile]]]:
+    if samples is None:
+        return []
     hard, easy = samples.against_the_loss()
-    found = [("High loss, low weight", hard), ("Low loss, high weight", easy)]
-    return [(title, _tiles(samples, names, positions)) for title, positions in found if positions]
-
-
-def _shares(policy: PublishedManifest) -> tuple[tuple[str, ...], list[float]]:
-    """How many times an image meets each operation on average, at most once for each step."""
-    met = dict.fromkeys(OPERATION_NAMES, 0.0)
-    for steps in policy.sub_policies:
-        for step in steps:
-            met[step.operation] += step.probability / len(policy.sub_policies)
-    return OPERATION_NAMES, list(met.values())
+    rows = {"High loss, low weight": hard, "Low loss, high weight": easy}
+    return [(title, _tiles(samples, names, positions)) for title, positions in rows.items() if positions]
 
 
 def _use(policy: PublishedManifest) -> dict[str, Any]:
-    names, shares = _shares(policy)
-    chart = _charts("operations", {"": figures.share_draw(names, shares)}, (5, 4))[""]
-    return {"svg": chart, "shares": list(zip(names, shares, strict=True))}
+    shares = operation_shares(policy)
+    chart = _charts("operations", {"": figures.share_draw(OPERATION_NAMES, shares)}, (5, 4))[""]
+    return {"svg": chart, "shares": list(zip(OPERATION_NAMES, shares, strict=True))}
 
 
 def _sub_policies(policy: PublishedManifest) -> list[str]:

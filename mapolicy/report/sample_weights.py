@@ -1,6 +1,6 @@
-"""What a bundle's policy thinks of chosen transformations of chosen images.
+"""The weights that a bundle's policy gives to chosen transformations of chosen images.
 
-The images meet the transformation alone, without base augmentation and Cutout, which would hide what is asked about.
+Images are transformed without base augmentation and Cutout, so that weights depend on the transformation alone.
 """
 
 import math
@@ -13,17 +13,25 @@ from torch import Tensor
 from ..policy.frozen import FrozenExtractor
 from ..policy.policy_bundle import PolicyBundle
 from ..transforms.basic import Normalisation
+from ..transforms.space import OPERATION_NAMES
 from ..transforms.transformation import Transformation
 
+IDENTITY = OPERATION_NAMES.index("Identity")
 PIXELS_AT_ONCE = 2**21  # of one channel: 2048 images of 32 x 32, 41 of 224 x 224
 
 
 class SampleWeights:
-    """A bundle's policy, extractor and operations, for images of the bundle's own size.
+    """A bundle's operations, extractor and policy network, for images of the bundle's size.
 
     Args:
-        bundle: the policy.
-        device: where it shall run.
+        bundle: the searched bundle.
+        device: where images are transformed and networks run.
+
+    Attributes:
+        bundle, device: the arguments.
+        space: name of the bundle's operation space.
+        extractor, policy: the bundle's networks on the device.
+        chunk: images of one forward.
     """
 
     def __init__(self, bundle: PolicyBundle, device: torch.device) -> None:
@@ -32,33 +40,49 @@ class SampleWeights:
         self.chunk = max(1, PIXELS_AT_ONCE // contract.size**2)
         mean_colour = Normalisation(contract.mean, contract.std, device).mean_colour()
         self._fill = mean_colour if operations.fill == "mean" else torch.zeros_like(mean_colour)
-        self._extractor, self._policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
+        self.extractor, self.policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
 
     def augmented(self, images: Tensor, transformation: Transformation) -> Tensor:
-        """The transformed images, uint8 [n, C, H, W] as the given ones."""
+        """Apply the transformation, one for each image: uint8 [n, C, H, W] to uint8 [n, C, H, W]."""
         return transformation.apply(images, self.space, self._fill)
 
     def logits(self, augmented: Tensor, transformation: Transformation) -> Tensor:
-        """What the policy's sigmoid is taken of, float64 [n]: for `relative_weights`.
+        """Outputs of the policy network before its sigmoid, float64 [n]; `relative_weights` makes weights of them.
 
         Args:
-            augmented: uint8 [n, C, H, W], what `augmented` has returned.
-            transformation: of these images.
+            augmented: uint8 [n, C, H, W], result of `augmented`.
+            transformation: the transformation of these images.
         """
-        embedding, found = transformation.embed(), []
+        embedding, chunks = transformation.embed(), []
         with torch.no_grad():
             for rows in torch.arange(len(augmented)).split(self.chunk):
-                features = self._extractor(augmented[rows])
-                found.append(self._policy.logits(features, embedding[rows]).double())
-        return torch.cat(found)
+                features = self.extractor(augmented[rows])
+                chunks.append(self.policy.logits(features, embedding[rows]).double())
+        return torch.cat(chunks)
+
+    def operation_logits(self, images: Tensor, operation: int, magnitudes: Tensor) -> Tensor:
+        """Logits of each image under one operation followed by Identity, float64 [n].
+
+        Args:
+            images: uint8 [n, C, H, W] on the device.
+            operation: index of the operation.
+            magnitudes: float [n], from -10 to 10.
+        """
+        count = len(images)
+        first, second = (torch.full((count,), index) for index in (operation, IDENTITY))
+        transformation = Transformation(first, second, magnitudes, torch.zeros(count)).to(images.device)
+        return self.logits(self.augmented(images, transformation), transformation)
 
 
 def relative_weights(logits: Tensor, reference: Tensor | None = None) -> Tensor:
-    """Weights over the mean weight of a batch: B P_i of Eq. 4, float64 [n], finite for all finite logits.
+    """Weights over the mean weight of a batch of B samples: B P_i of Eq. 4. Finite for all finite logits.
 
     Args:
-        logits: float [n] of `SampleWeights.logits`.
-        reference: the batch's logits, [B]; None takes `logits` themselves, whose results have mean 1.
+        logits: float [n] from `SampleWeights.logits`.
+        reference: logits of the batch, [B]. None takes `logits` as the batch, whose weights then have mean 1.
+
+    Returns:
+        float64 [n].
     """
     logs = F.logsigmoid(logits.double())
     batch = logs if reference is None else F.logsigmoid(reference.double())
@@ -66,6 +90,6 @@ def relative_weights(logits: Tensor, reference: Tensor | None = None) -> Tensor:
 
 
 def ranks(weights: Tensor) -> list[int]:
-    """The rank of each weight [n], 1 for the largest; equal ones keep their order."""
+    """Rank of each weight [n], 1 for the largest; equal weights rank in their order."""
     order: Sequence[int] = weights.argsort(descending=True, stable=True).argsort().tolist()
     return [position + 1 for position in order]

@@ -1,4 +1,4 @@
-"""Tables of numbers around a middle, as heat maps: p_jk, what changed of it, and what classes prefer. No torch."""
+"""Heat maps as plain data: p_jk, the change of p_jk, and the preferences of classes. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ CLEAR = 2  # standard errors
 
 @dataclass(frozen=True)
 class HeatTable:
-    """A table whose cells say a number and show how far it lies from the middle.
+    """A table of numbers with a colour for each cell.
 
     Attributes:
-        key: short name, of letters: for addresses within a page and for files.
-        title: what it shows.
-        scale: what the colours mean.
-        across, down: what columns and rows are.
+        key: short name in letters, for anchors on the page and for file names.
+        title: heading.
+        scale: a sentence that explains the colours.
+        across, down: what the columns and the rows stand for.
         rows, columns: their names.
         values: float64 [rows, columns].
-        texts: the values as they are written, in the same order.
-        details: a sentence about each.
-        strength: [rows, columns] in [-1, 1], the colour: 0 in the middle.
-        totals: text of each row's and each column's sum, where these mean something.
+        texts: text of each cell.
+        details: a sentence about each cell.
+        strength: float64 [rows, columns] in [-1, 1]; the colour, 0 is neutral.
+        totals: texts of the row sums and of the column sums; None if sums mean nothing.
     """
 
     key: str
@@ -44,12 +44,12 @@ class HeatTable:
 
 
 def probability_table(probabilities: Any, means: Any, names: Sequence[str]) -> HeatTable:
-    """p_jk, MetaAugment's Figure 2 (Zhou et al., AAAI 2021): a row for each first operation, in per cent.
+    """p_jk in per cent, a row for each first operation: MetaAugment's Figure 2 (Zhou et al., AAAI 2021).
 
     Args:
         probabilities: p_jk [K, K].
         means: mean raw policy outputs v_jk [K, K].
-        names: of the K operations.
+        names: names of the K operations.
     """
     values = np.asarray(probabilities, dtype=np.float64)
     uniform = 1 / values.size
@@ -79,11 +79,11 @@ def probability_table(probabilities: Any, means: Any, names: Sequence[str]) -> H
 
 
 def change_table(before: Any, after: Any, names: Sequence[str]) -> HeatTable:
-    """How p_jk of one policy differs from another's, in per cent of the other's.
+    """Relative change of p_jk from one policy to another, in per cent.
 
     Args:
         before, after: p_jk [K, K].
-        names: of the K operations.
+        names: names of the K operations.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     tiny = np.finfo(np.float32).tiny  # a probability may be 0
@@ -91,8 +91,8 @@ def change_table(before: Any, after: Any, names: Sequence[str]) -> HeatTable:
     strength, reach = _strength(values)
     return HeatTable(
         key="changes",
-        title="Change of each transformation's probability, per cent of what it was",
-        scale=f"The strongest colour is a change by {reach:.2%}.",
+        title="Relative change of each transformation's probability, per cent",
+        scale=f"The strongest colour is a change of {reach:.2%}.",
         across="second operation",
         down="first operation",
         rows=names,
@@ -101,7 +101,7 @@ def change_table(before: Any, after: Any, names: Sequence[str]) -> HeatTable:
         texts=[[_signed(value) for value in row] for row in values],
         details=[
             [
-                f"{first}, then {second}: {100 * old:.4f} % against {100 * new:.4f} %, a change by {change:+.2%}"
+                f"{first}, then {second}: {100 * old:.4f} % before, {100 * new:.4f} % now, a change of {change:+.2%}"
                 for second, old, new, change in zip(names, *row, strict=True)
             ]
             for first, *row in zip(names, before, after, values, strict=True)
@@ -113,26 +113,26 @@ def change_table(before: Any, after: Any, names: Sequence[str]) -> HeatTable:
 def preference_table(
     classes: Sequence[str], names: Sequence[str], ratios: Numbers, errors: Numbers, images: int, known: int
 ) -> HeatTable:
-    """What classes prefer: weight by operation against the mean over classes, in per cent.
+    """Weight of each operation in each class, relative to the mean over classes, in per cent.
 
     Args:
-        classes: names of the rows.
-        names: of the operations.
-        ratios: [classes, K], 1 where a class weighs an operation as the classes do on average.
+        classes: names of the classes shown, the rows.
+        names: names of the K operations.
+        ratios: [classes, K], a class's weight of an operation over the mean of that weight over classes.
         errors: standard errors of `ratios`.
-        images: of each class.
-        known: classes that the data set has.
+        images: number of images of each class.
+        known: number of classes of the data set.
     """
     values = ratios - 1
-    part = (
+    chosen = (
         "" if known == len(classes) else f" {len(classes)} of {known} classes, evenly spaced; the mean is over these."
     )
     strength, reach = _strength(np.where(np.abs(values) > CLEAR * errors, values, 0))
     return HeatTable(
         key="classes",
-        title="Weight of each operation in a class, against all classes, per cent",
-        scale=f"Coloured is what lies more than {CLEAR} standard errors away from the mean over classes, at most "
-        f"{reach:.2%}; {images} images of each class.{part}",
+        title="Weight of each operation in a class, relative to the mean over classes, per cent",
+        scale=f"A cell has a colour if it differs from the mean over classes by more than {CLEAR} standard errors; "
+        f"the strongest colour is {reach:.2%}. {images} images of each class.{chosen}",
         across="operation",
         down="class",
         rows=classes,
@@ -141,7 +141,7 @@ def preference_table(
         texts=[[_signed(value) for value in row] for row in values],
         details=[
             [
-                f"class {label}, {name}: {value:+.2%} against all classes, standard error {error:.2%}"
+                f"class {label}, {name}: {value:+.2%} relative to the mean over classes, standard error {error:.2%}"
                 for name, value, error in zip(names, *row, strict=True)
             ]
             for label, *row in zip(classes, values, errors, strict=True)
@@ -157,6 +157,6 @@ def _signed(value: float) -> str:
 
 
 def _strength(relative: Numbers) -> tuple[Numbers, float]:
-    """The values over their largest size, which is what there is: policies differ by a hundredth or by a factor."""
+    """The values over the largest absolute one, and that one: policies differ by a hundredth or by a factor."""
     reach = max(float(np.abs(relative).max()), 1e-4)
     return relative / reach, reach

@@ -1208,7 +1208,7 @@ def test_explore_serves_until_ctrl_c(
     mapolicy, bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-    from mapolicy.report.explore import Site
+    from mapolicy.report.explore_server import Site
 
     serve, answers = Site.serve, []
 

@@ -31,7 +31,7 @@ def test_each_weight_is_the_policys_output_over_the_mean(bundle: PolicyBundle, t
         single = parse_transformations(text)
         changed = sample_weights.augmented(image[None], single)
         assert torch.equal(found.images[number], changed[0])
-        raw.append(policy(sample_weights._extractor(changed), single.embed()).item())
+        raw.append(policy(sample_weights.extractor(changed), single.embed()).item())
     assert found.weights.tolist() == pytest.approx([value / np.mean(raw) for value in raw], rel=1e-5)
     assert torch.equal(found.images[3], image), "Identity"
     assert [raw[at] for at in found.order()] == sorted(raw, reverse=True)

@@ -12,7 +12,8 @@ import torch
 
 from mapolicy import PolicyBundle
 from mapolicy.errors import EnvironmentFault, UsageError
-from mapolicy.report.explore import AT_ONCE, IMAGES, REFERENCE, Explorer, Site
+from mapolicy.report.explore_server import Site
+from mapolicy.report.explorer import AT_ONCE, IMAGES, REFERENCE, Explorer
 from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.report.samples import open_splits
 from mapolicy.transforms.parse import parse_transformations
@@ -53,12 +54,12 @@ def asked(address: str, path: str = "", method: str = "GET", **headers: str) -> 
 
 def test_weight_and_rank_among_a_training_batch(explorer: Explorer, bundle: PolicyBundle) -> None:
     found = explorer.weigh(7, "Rotate:5,Color:-3")
-    policy, sample_weights = bundle.build_policy(), explorer._weighing
+    policy, sample_weights = bundle.build_policy(), explorer.sample_weights
     chosen = parse_transformations("Rotate:5,Color:-3")
-    image = explorer._images[7][None]
-    raw = policy(sample_weights._extractor(sample_weights.augmented(image, chosen)), chosen.embed()).item()
-    plain = policy(sample_weights._extractor(image), parse_transformations("Identity").embed()).item()
-    batch = explorer._reference.sigmoid()
+    image = explorer.images[7][None]
+    raw = policy(sample_weights.extractor(sample_weights.augmented(image, chosen)), chosen.embed()).item()
+    plain = policy(sample_weights.extractor(image), parse_transformations("Identity").embed()).item()
+    batch = explorer.reference.sigmoid()
     assert len(batch) == REFERENCE
     assert found["weight"] == pytest.approx(raw / float(batch.mean()), rel=1e-5)
     assert found["as_it_is"] == pytest.approx(plain / float(batch.mean()), rel=1e-5)
@@ -135,11 +136,11 @@ def test_a_wrong_question_has_an_answer(address: str) -> None:
     assert asked(address, "", "POST").status == 405
 
 
-def test_what_is_no_number_is_said_in_our_words(address: str) -> None:
+def test_a_wrong_number_is_named(address: str) -> None:
     for question in ("weigh?image=x&transformation=Equalize", f"weigh?image={'1' * 5000}", "images?start=-1"):
         answer = asked(address, question)
         assert answer.status == 400
-        assert "is no number of an image" in json.loads(answer.content)["error"]  # type: ignore[attr-defined]
+        assert "is not the number of an image" in json.loads(answer.content)["error"]  # type: ignore[attr-defined]
 
 
 def test_without_its_last_slash_there_is_no_page(address: str) -> None:

@@ -14,7 +14,8 @@ from mapolicy.policy.import_policy import import_policy
 from mapolicy.report import figures, samples
 from mapolicy.report.gather import Report, gather
 from mapolicy.report.metrics import read_run
-from mapolicy.report.page import page, picture_files
+from mapolicy.report.page import page
+from mapolicy.report.picture_files import picture_files
 from tests.helpers.browser import WIDTHS, Visit, chromium
 
 HOSTILE = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7*7 }}"
@@ -79,7 +80,7 @@ def test_the_folders_of_its_writer_stay_at_home(full: Report, written: Path, bun
 
 
 def test_pictures_are_the_figures_of_the_paper(full: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(figures._SETTINGS, "savefig.dpi", 20)  # to be quick
+    monkeypatch.setitem(figures.SETTINGS, "savefig.dpi", 20)  # to be quick
     names = {name.partition(".")[0] for name in picture_files(full)}
     assert names == {"probabilities", "classes", "changes", "learning", "magnitudes", "samples", "losses"}
 
@@ -92,7 +93,7 @@ def test_a_run_alone_and_a_dataset_level_policy(run, tmp_path: Path) -> None:
     report = gather(open_bundle(tmp_path / "a.safetensors"), None)
     text = page(report).decode()
     assert "25 sub-policies" in text
-    policy = report.published
+    policy = report.dataset_level
     assert policy is not None
     rotates = sum(step.probability for steps in policy.sub_policies for step in steps if step.operation == "Rotate")
     assert f'<th scope="row">Rotate</th><td class="number">{100 * rotates / 25:.2f}</td>' in text

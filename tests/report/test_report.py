@@ -16,7 +16,9 @@ from mapolicy.errors import InputError
 from mapolicy.policy.compress import slim, synthetic_images
 from mapolicy.report import figures, samples, tables
 from mapolicy.report.changes import compare_bundles
+from mapolicy.report.class_preferences import class_preferences
 from mapolicy.report.gather import Report, gather
+from mapolicy.report.magnitude_response import magnitude_response
 from mapolicy.report.metrics import POINTS, read_run, thinned
 from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.transforms.basic import Normalisation
@@ -118,7 +120,7 @@ def test_a_runs_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines", ["[1]\n{}\n", '{"epoch": "a"}\n', '{"epoch": []}\n', "{]}\n", "[" * 9999 + "}\n"])
 def test_no_log(tmp_path: Path, lines: str) -> None:
-    with pytest.raises(InputError, match="has a log that no run has written"):
+    with pytest.raises(InputError, match="has a log that mapolicy did not write"):
         read_run(run_folder(tmp_path, lines))
     with pytest.raises(InputError):
         read_run(tmp_path / "nowhere")
@@ -151,7 +153,7 @@ def test_samples_are_training_images_with_their_weights_and_losses(
     assert found is not None
     assert found.losses is not None
     assert float(found.weights.mean()) == pytest.approx(1)
-    everything = samples.chosen_images(splits.train, torch.arange(len(splits.train)))
+    everything = samples.load_images(splits.train, torch.arange(len(splits.train)))
     known = {image.numpy().tobytes(): int(label) for image, label in zip(*everything, strict=True)}
     for image, label in zip(found.originals, found.labels, strict=True):
         assert known[image.numpy().tobytes()] == int(label), "no training image of this class"
@@ -182,7 +184,7 @@ def test_without_classifier_there_are_no_losses(bundle: PolicyBundle, splits) ->
 
 def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBundle) -> None:
     sample_weights, images = SampleWeights(bundle, CPU), synthetic_images(bundle.manifest.input)[:3]
-    found = samples.respond(sample_weights, images, real=False)
+    found = magnitude_response(sample_weights, images, real=False)
     operation, column = OPERATION_NAMES.index("Rotate"), 3
     policy = bundle.build_policy()
     ratios = []
@@ -191,7 +193,7 @@ def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBu
         for text in (f"Rotate:{sign * found.levels[column]}", "Identity"):
             transformation = parse_transformations(text)
             changed = sample_weights.augmented(image[None], transformation)
-            raw.append(policy(sample_weights._extractor(changed), transformation.embed()).item())
+            raw.append(policy(sample_weights.extractor(changed), transformation.embed()).item())
         ratios.append(raw[0] / raw[1])
     for values, share in ((found.low, 0.25), (found.median, 0.5), (found.high, 0.75)):
         assert values[operation, column] == pytest.approx(np.quantile(ratios, share), rel=1e-4)
@@ -203,7 +205,7 @@ def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBu
 
 def test_classes_prefer_what_they_weigh_more(bundle: PolicyBundle, splits) -> None:
     """A policy that looks at the image alone has no preferences; a planted one is found."""
-    found = samples.prefer(SampleWeights(bundle, CPU), splits.train, 280)
+    found = class_preferences(SampleWeights(bundle, CPU), splits.train, 280)
     assert found is not None
     assert list(found.labels) == list(range(10))
     assert found.images == 4
@@ -225,7 +227,7 @@ def test_classes_prefer_what_they_weigh_more(bundle: PolicyBundle, splits) -> No
             ((_, positions),) = schedule
             yield (self.labels[positions] * 255)[:, None, None, None].expand(-1, 1, 8, 8).byte(), self.labels[positions]
 
-    planted = samples.prefer(Planted(bundle, CPU), TwoClasses(), 1)  # type: ignore[arg-type]
+    planted = class_preferences(Planted(bundle, CPU), TwoClasses(), 1)  # type: ignore[arg-type]
     assert planted is not None
     like, other = F.logsigmoid(torch.tensor([0.0, -1.0])).exp().tolist()
     share = like / (like + 13 * other)
@@ -240,7 +242,7 @@ def test_no_preferences_of_single_images(bundle: PolicyBundle, splits) -> None:
         def __len__(self) -> int:
             return 10
 
-    assert samples.prefer(SampleWeights(bundle, CPU), Single(), 100) is None  # type: ignore[arg-type]
+    assert class_preferences(SampleWeights(bundle, CPU), Single(), 100) is None  # type: ignore[arg-type]
 
 
 # Changes.
@@ -265,8 +267,8 @@ def test_a_dataset_level_policy_and_a_run_alone(tmp_path: Path) -> None:
 
     import_policy("randaugment:2,9").save(tmp_path / "r.safetensors")
     found = gather(open_bundle(tmp_path / "r.safetensors"), None)
-    assert found.published is not None
-    assert found.digest == found.published.digest
+    assert found.dataset_level is not None
+    assert found.digest == found.dataset_level.digest
     run = read_run(run_folder(tmp_path, '{"epoch": 1, "loss": 2}\n'))
     assert gather(None, None, run).subject == "folder:birds"
 

@@ -19,7 +19,7 @@ function step(side) {
   return moves ? `${option.value}:${level}` : option.value;
 }
 
-// One question at a time, so that none waits behind those that a moving slider has asked before.
+// One request at a time: otherwise a moving slider would queue requests whose answers nobody needs any more.
 async function weigh() {
   again = true;
   step(1);
@@ -46,7 +46,7 @@ async function weighOnce() {
     part("spelled").textContent = found.transformation;
     part("weight").textContent = `weight ${found.weight.toFixed(3)}`;
     part("rank").textContent = `rank ${found.rank} of ${found.of}`;
-    part("more").textContent = `The image as it is weighs ${found.as_it_is.toFixed(3)}. ` +
+    part("more").textContent = `Weight of the unchanged image: ${found.as_it_is.toFixed(3)}. ` +
       `p of this pair: ${(100 * found.probability).toFixed(3)} %. Class ${found.class}.`;
     document.body.dataset.shown = `${chosen} ${text}`;
   } catch (problem) {

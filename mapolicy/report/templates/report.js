@@ -1,5 +1,5 @@
 "use strict";
-// Without this script every number is still there, and cells have titles; with it: a box, the keyboard, sorting.
+// Without this script the page still shows every number. It adds tooltips, keyboard navigation and sorting.
 const box = document.getElementById("box");
 let current = null;
 
@@ -14,7 +14,7 @@ function show(cell) {
 
 function follow() {
   if (!current) return;
-  box.style.left = "0"; // where nothing narrows it
+  box.style.left = "0"; // at the left edge nothing narrows the box
   const at = current.getBoundingClientRect(), own = box.getBoundingClientRect();
   const left = Math.min(Math.max(8, at.left + at.width / 2 - own.width / 2), innerWidth - own.width - 8);
   const above = at.top - own.height - 6;
@@ -36,7 +36,7 @@ function rowsOf(table) {
   return [...table.tBodies[0].rows];
 }
 
-// One stop of the tab key for a table; the arrows move within it.
+// A table is one tab stop; the arrow keys move within it.
 function move(table, cell, key) {
   const rows = rowsOf(table), row = cell.parentElement;
   const cells = cellsOf(row), x = cells.indexOf(cell), y = rows.indexOf(row);
