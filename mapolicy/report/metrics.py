@@ -65,9 +65,7 @@ def read_run(folder: Path) -> RunLog:
         if not isinstance(result, dict):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-        raise InputError(
-            str(folder), "has a log that mapolicy did not write", "name a run folder"
-        ) from None
+        raise InputError(str(folder), "has a log that mapolicy did not write", "name a run folder") from None
     settings = {name: value for name, value in settings.items() if name not in MACHINE_FIELDS}
     if str(settings.get("dataset")).startswith("folder:"):
         settings["dataset"] = f"folder:{Path(str(settings['dataset']).removeprefix('folder:')).name}"
