@@ -25,7 +25,7 @@ from mapolicy import SearchConfig, recipes
 from mapolicy.bench.double_backward import DoubleBackwardStep
 from mapolicy.bench.interleaved import Candidate, Clock, measure
 from mapolicy.bench.report import Report
-from mapolicy.bench.step import DOUBLE_BACKWARD, PLAIN, StepCase, candidate
+from mapolicy.bench.step_case import DOUBLE_BACKWARD, PLAIN, StepCase, candidate
 from mapolicy.bilevel.bilevel_step import BilevelStep
 from mapolicy.bilevel.weighted_step import weighted_step
 from mapolicy.models.features import features_and_logits, running_statistics_kept

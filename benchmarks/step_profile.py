@@ -15,7 +15,7 @@ from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
 from mapolicy import SearchConfig, recipes
-from mapolicy.bench.step import COMPILED, PLAIN, PLAIN_COMPILED, StepCase, candidate
+from mapolicy.bench.step_case import COMPILED, PLAIN, PLAIN_COMPILED, StepCase, candidate
 from mapolicy.runtime.device import reproducible, resolve_device
 from mapolicy.runtime.machine import hardware, versions
 

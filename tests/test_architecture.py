@@ -170,7 +170,7 @@ def test_data_files_are_packaged() -> None:
 
 # What is used where it is installed, and by which module.
 OPTIONAL = {
-    **dict.fromkeys(("albumentations", "cv2", "kornia"), "bench.operations"),
+    **dict.fromkeys(("albumentations", "cv2", "kornia"), "bench.other_libraries"),
     **dict.fromkeys(("starlette", "uvicorn"), "report.explore_server"),
 }
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}

@@ -1,4 +1,4 @@
-"""What `mapolicy bench` measures: the operations, the bilevel step, training with a frozen policy; each against rivals.
+"""The measurements of `mapolicy bench`: image operations, the bilevel step, and training with a frozen policy.
 
-Nothing else of the library needs it.
+Each is compared with alternatives. No other package imports this one.
 """

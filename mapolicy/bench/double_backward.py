@@ -1,4 +1,6 @@
-"""The textbook bilevel step, autograd through Eq. 2 written out: what `bilevel.py` has to equal, and to beat."""
+"""The textbook bilevel step by autograd through the virtual step (Eq. 2): the reference for results and for time."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,30 +14,25 @@ from ..models.features import features_and_logits, running_statistics_kept
 from ..policy.network import PolicyNetwork, normalise_weights
 
 
+@dataclass(frozen=True)
 class DoubleBackwardStep:
-    """`BilevelStep` by second derivatives; same arguments, same updates of theta, alpha and w.
+    """`BilevelStep` by second derivatives, with the same arguments and the same updates of theta, alpha and w.
 
-    The inner gradient is taken with its graph (create_graph=True), the validation loss is differentiated through it by
-    theta and alpha, and the weighted step makes its own forward, since that graph is gone by then.
-    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 to 4; the technique is that of MAML's and DARTS' code.
+    The inner gradient keeps its graph (create_graph=True), and the validation loss is differentiated through it with
+    respect to theta and alpha. The weighted step needs a second forward, because that graph is freed by then.
+    Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 to 4; MAML and DARTS differentiate in the same way.
 
     Args:
-        network, policy, rate, optimizer, policy_optimizer: as `BilevelStep`'s.
-        options: likewise; its clip_norm is used.
+        network, policy, rate, optimizer, policy_optimizer: as in `BilevelStep`.
+        options: as in `BilevelStep`; only clip_norm is used.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        policy: PolicyNetwork,
-        rate: InnerRate,
-        optimizer: torch.optim.Optimizer,
-        policy_optimizer: torch.optim.Optimizer,
-        options: StepOptions,
-    ) -> None:
-        self.network, self.policy, self.rate = network, policy, rate
-        self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
-        self.clip_norm = options.clip_norm
+    network: nn.Module
+    policy: PolicyNetwork
+    rate: InnerRate
+    optimizer: torch.optim.Optimizer
+    policy_optimizer: torch.optim.Optimizer
+    options: StepOptions
 
     def __call__(
         self,
@@ -45,7 +42,7 @@ class DoubleBackwardStep:
         validation: tuple[Tensor, Tensor],
         noise_seed: int,
     ) -> Tensor:
-        """Update theta, alpha and w; arguments as `BilevelStep`'s.
+        """Update theta, alpha and w; arguments as in `BilevelStep`.
 
         Returns:
             The weighted training loss, float [], detached.
@@ -75,4 +72,4 @@ class DoubleBackwardStep:
         torch.manual_seed(noise_seed)
         with running_statistics_kept(network):
             losses = F.cross_entropy(network(images), labels, reduction="none")
-        return weighted_step([losses], [new_weights], network, self.optimizer, self.clip_norm)
+        return weighted_step([losses], [new_weights], network, self.optimizer, self.options.clip_norm)

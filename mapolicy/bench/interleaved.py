@@ -1,7 +1,6 @@
-"""Interleaved measurement: every candidate once a round, so that what slows the machine down slows all of them.
+"""Interleaved timing: every candidate runs once in each round, so that a slow minute of the machine slows all of them.
 
-A ratio is the median over rounds of the ratio within a round: a slow minute moves both of its terms, and neither a slow
-drift nor one disturbed round moves the median.
+A ratio is the median over rounds of the ratio within a round. Neither a slow drift nor one disturbed round changes it.
 """
 
 import statistics
@@ -14,25 +13,25 @@ import torch
 
 from ..errors import TrainingError
 
-WARM_UP = 1  # rounds that are not counted: caches, lazy imports, compilation
+WARM_UP = 1  # rounds before the counted ones: caches, lazy imports, compilation
 
 Progress = Callable[[str], None]
 
 
 def silent(text: str) -> None:
-    """Progress that nobody follows."""
+    """Progress that is not reported."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of doing the work.
+    """One of the alternatives that are timed.
 
     Attributes:
-        what: its name in the report.
-        work: does it once; given the number of the call, from 0, which is the same for all candidates with equal
+        what: name in the report.
+        work: the timed function. Its argument is the number of the call, from 0, the same for all candidates with equal
             `calls`.
-        calls: consecutive calls that make one sample, whose mean is taken: for work that differs from call to call.
-        facts: whatever else the report shall say about it.
+        calls: consecutive calls in one sample, which is their mean: for work that differs from call to call.
+        facts: further entries of its row in the report.
     """
 
     what: str
@@ -43,14 +42,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Clock:
-    """The one source of time: seconds, and the words that say which seconds."""
+    """A source of time: `read` returns seconds, and `meaning` says which seconds they are."""
 
     meaning: str
     read: Callable[[], float]
 
     @classmethod
     def of(cls, device: torch.device) -> "Clock":
-        """CPU time where the work is the CPU's, else wall-clock time with the device's work finished."""
+        """CPU time for work on the CPU, wall-clock time with the GPU synchronised for work on a GPU."""
         if device.type != "cuda":
             return cls("CPU time of the process, all its threads (time.process_time)", time.process_time)
 
@@ -63,7 +62,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate's figures: median and quartiles of a call, and of its ratio to the reference, over n rounds."""
+    """Results of a candidate: quartiles over n rounds of a call's milliseconds and of its ratio to the reference."""
 
     what: str
     median_ms: float
@@ -77,7 +76,7 @@ class Row:
     facts: Mapping[str, Any]
 
     def document(self) -> dict[str, Any]:
-        """The row as plain values, the facts beside the figures."""
+        """Plain values for JSON, facts included."""
         return {**{key: value for key, value in vars(self).items() if key != "facts"}, **self.facts}
 
 
@@ -89,21 +88,21 @@ def measure(
     progress: Progress = silent,
     title: str = "",
 ) -> list[Row]:
-    """Run all candidates in turn, round after round.
+    """Time all candidates in turn, round after round.
 
     Args:
-        candidates: in the order of a round; their names differ.
+        candidates: in the order of a round, with different names.
         against: name of the reference.
-        rounds: that count; `WARM_UP` more come first.
-        clock: read before and after each candidate's calls.
-        progress: told of each round.
-        title: of the progress.
+        rounds: number of counted rounds, after `WARM_UP` rounds.
+        clock: read before and after the calls of each candidate.
+        progress: called at the start of each round.
+        title: start of each progress message.
 
     Returns:
         A row for each candidate, in their order.
 
     Raises:
-        TrainingError: memory has run out.
+        TrainingError: out of memory.
     """
     samples: dict[str, list[float]] = {candidate.what: [] for candidate in candidates}
     for number in range(WARM_UP + rounds):
@@ -123,9 +122,9 @@ def _seconds(candidate: Candidate, calls: range, clock: Clock) -> float:
         for call in calls:
             candidate.work(call)
         return clock.read() - start
-    except RuntimeError as problem:  # torch has one error for each kind of device
+    except RuntimeError as problem:  # on a CPU torch raises no error class of its own
         if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
-            raise TrainingError(candidate.what, "memory has run out", "lower --batch-size") from None
+            raise TrainingError(candidate.what, "out of memory", "lower --batch-size") from None
         raise
 
 
@@ -148,7 +147,7 @@ def _row(candidate: Candidate, samples: Mapping[str, Sequence[float]], against: 
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile, linear between the values; all three the value where there is one."""
+    """Lower quartile, median and upper quartile, with linear interpolation; for a single value all three are it."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

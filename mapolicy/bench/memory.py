@@ -1,4 +1,4 @@
-"""How much memory a piece of work needs at its peak, measured in a process of its own."""
+"""Peak memory of a function, measured in a process of its own."""
 
 import gc
 import multiprocessing
@@ -17,26 +17,26 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_of_process(function: Callable[..., int | None], *arguments: Any) -> int | None:
-    """What `function` returns, called in a fresh process: a module's function and arguments that can be sent there.
+    """Call a function in a new process and return its result. The function and its arguments must be picklable.
 
     Raises:
-        TrainingError: the process died, for want of memory as a rule.
+        TrainingError: the process died, usually because it ran out of memory.
     """
-    # Spawned, not forked: a fork starts with its parent's memory, and with locks that its parent's threads held.
+    # Spawned, not forked: a fork starts with the parent's memory and with locks that the parent's threads held.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             return pool.submit(function, *arguments).result()
     except BrokenProcessPool:
-        why = "its process died, perhaps for want of memory"
+        why = "its process died, perhaps because memory ran out"
         raise TrainingError("measuring memory", why, "lower --batch-size, or use --no-memory") from None
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that the work takes above what is in use when it begins.
+    """Largest memory in use during the work, in bytes above the memory in use before it.
 
-    On a GPU what torch's allocator handed out; on a CPU the process's resident pages, the only figure that has
-    everything in it; None where the system does not tell (it is Linux's /proc that does).
+    On a GPU this is the memory of torch's allocator. On a CPU it is the resident memory of the process, which includes
+    all libraries; it is read from Linux's /proc, and None on other systems.
     """
     gc.collect()
     if device.type == "cuda":
@@ -46,7 +46,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        # 5 sets the high-water mark back to what is resident now; getrusage's would keep that of the imports.
+        # 5 resets the high-water mark to the memory in use now; getrusage's mark cannot be reset.
         RESET.write_text("5", encoding="ascii")
     except OSError:
         return None

@@ -1,6 +1,6 @@
-"""The 14 operations by Pillow itself, image by image: what `operations.py` has to equal, and to beat.
+"""The 14 operations by Pillow, one image at a time: the reference for results and for time.
 
-Sources: Pillow's ImageOps, ImageEnhance, Image.rotate and Image.transform; ranges from `space.py`.
+Sources: Pillow's ImageOps, ImageEnhance, Image.rotate and Image.transform; ranges from `transforms/space.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "Equalize": lambda image, value, fill: ImageOps.equalize(image),
     "Rotate": lambda image, value, fill: image.rotate(value, Image.Resampling.NEAREST, fillcolor=fill),
     "Posterize": lambda image, value, fill: ImageOps.posterize(image, 8 - round(value)),
-    # Pillow is annotated for an int and compares with whatever it is given.
+    # Pillow annotates an int, but compares pixels with any number.
     "Solarize": lambda image, value, fill: ImageOps.solarize(image, value),  # type: ignore[arg-type]
     "Color": _enhancer(ImageEnhance.Color),
     "Contrast": _enhancer(ImageEnhance.Contrast),
@@ -50,7 +50,7 @@ FUNCTIONS: Mapping[str, Function] = {
 
 
 def transform_by_pillow(images: Sequence[Image.Image], transformation: Transformation, fill: Fill) -> list[Image.Image]:
-    """`Transformation.apply` in the default space, one RGB image after the other."""
+    """`Transformation.apply` in the default space, by Pillow, one RGB image after the other."""
     work = zip(
         images,
         zip(transformation.first.tolist(), transformation.magnitude1.tolist(), strict=True),
@@ -71,10 +71,10 @@ def _operate(image: Image.Image, index: int, magnitude: float, fill: Fill) -> Im
 
 
 def to_pillow(images: Tensor) -> list[Image.Image]:
-    """RGB images of uint8 [B, 3, H, W]."""
+    """Convert uint8 [B, 3, H, W] to RGB images."""
     return [Image.fromarray(array) for array in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
 def from_pillow(images: Sequence[Image.Image]) -> Tensor:
-    """uint8 [B, 3, H, W] of RGB images of one size."""
+    """Convert RGB images of one size to uint8 [B, 3, H, W]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What a benchmark says beside its rows: the clock, the machine, the versions, what could not take part."""
+"""The result of a benchmark: its rows with clock, machine and versions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from .interleaved import Row
 
 @dataclass(frozen=True)
 class Report:
-    """A benchmark's outcome.
+    """The result of a benchmark.
 
     Attributes:
-        rows: the figures.
-        time: which seconds they are.
-        settings: what was measured.
-        threads: of torch, in force.
-        device: that torch worked on.
-        packages: distributions that took part besides the library's own.
-        left_out: candidates that could not take part, and why.
+        rows: one for each candidate.
+        time: which seconds were measured, `Clock.meaning`.
+        settings: settings of the benchmark.
+        threads: threads of torch.
+        device: device of torch.
+        packages: further distributions whose versions are reported.
+        left_out: candidates that could not run, and the reasons.
     """
 
     rows: Sequence[Row]

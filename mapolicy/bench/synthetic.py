@@ -1,4 +1,4 @@
-"""Images that need no data set: smooth colours with noise on them."""
+"""Synthetic images: smooth colours with noise."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ NOISE = 8.0  # standard deviation, levels of 255
 
 
 def synthetic_images(count: int, side: int, seed: int = 0) -> Tensor:
-    """uint8 [count, 3, side, side] on the CPU; the same for the same arguments."""
+    """uint8 [count, 3, side, side] on the CPU; equal arguments give equal images."""
     draws = generator(seed, "bench", "images", side)
     patches = torch.rand(count, 3, PATCHES, PATCHES, generator=draws) * 255
     smooth = F.interpolate(patches, size=(side, side), mode="bicubic", align_corners=False)

@@ -1,7 +1,7 @@
-"""Training with a frozen policy against training without: whole iterations, from uint8 images to the updated network.
+"""Time of a training iteration with and without a frozen policy, from uint8 images to the updated network.
 
-The pieces are those of `train_network`: a bundle, the pipeline with base augmentation and Cutout, an iteration of each
-policy. Only the images and the bundle's numbers are random.
+The iterations are those of `train_network`, with base augmentation and Cutout. Only the images and the numbers in the
+bundle are random.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from .report import Report
 from .synthetic import synthetic_images
 
 PLAIN, OUTSIDE = "plain", "outside_networks"
-# Rows by the policy of a training run: learned is the bundle's, frozen.
+# The policy setting of each row; `learned` is the bundle's policy in frozen mode.
 POLICIES = {PLAIN: "none", "frozen": "learned", "uniform": "uniform"}
 CLASSES, CHANNELS = 100, 3
 BATCHES = 4  # in the random data set
@@ -38,13 +38,13 @@ def measure_transfer(
     """Time of one training iteration of each target under a frozen policy, under equal weights, and plain.
 
     Args:
-        search: its proxy becomes the bundle's extractor; image_size is that of the bundle.
-        targets: for each arch the run's configuration; all with the search's threads and device.
-        rounds: measurements of each candidate.
-        progress: told of each round.
+        search: settings of the bundle: its proxy is the extractor, its image_size the bundle's.
+        targets: settings of the trainings, one for each network, with the search's threads and device.
+        rounds: timings of each candidate.
+        progress: called at the start of each round.
 
     Raises:
-        UsageError: a network cannot be built or does not take the images; a setting that is not measured here.
+        UsageError: a network cannot be built or does not accept the images, or copies is not 1.
     """
     for config in (search, *targets):
         if config.copies != 1:
@@ -84,16 +84,15 @@ def measure_transfer(
 
 
 def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
-    """A data set in memory, of synthetic images with labels that mean nothing."""
+    """A data set of synthetic images in memory, with arbitrary labels."""
     count = BATCHES * config.batch_size
     images = synthetic_images(count, config.image_size).to(device)
     classes = min(CLASSES, config.batch_size)
     labels = torch.arange(count) % classes
     rows = torch.arange(count)
-    # One image of each class is held out, as `random_bundle` says of its split.
-    parts = (rows[:-classes], rows[-classes:])
-    train, held_out = (ResidentSplit(images, part, labels[part], part) for part in parts)
-    shares = images.float() / 255
+    # One image of each class is held out, as in the settings of `random_bundle`.
+    train, held_out = (ResidentSplit(images, own, labels[own], own) for own in (rows[:-classes], rows[-classes:]))
+    scaled = images.float() / 255
     return DataSplits(
         name="synthetic",
         classes=tuple(str(number) for number in range(classes)),
@@ -103,8 +102,8 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
         counts=tuple(torch.bincount(labels, minlength=classes).tolist()),
         train=train,
         meta_validation=held_out,
-        mean=tuple(shares.mean((0, 2, 3)).tolist()),
-        std=tuple(shares.std((0, 2, 3)).tolist()),
+        mean=tuple(scaled.mean((0, 2, 3)).tolist()),
+        std=tuple(scaled.std((0, 2, 3)).tolist()),
         fingerprint="0" * 64,
         corrupt=(),
         resident=True,
@@ -113,7 +112,7 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
 
 
 def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> PolicyBundle:
-    """The bundle that a search with this configuration would write before its first iteration."""
+    """The bundle that a search with these settings would write before its first iteration."""
     config = config.with_changes(train_per_class=0.0, validation_per_class=1.0)
     task = Task.over(config, random_splits(config, device), device)
     sampler = TransformationSampler()
@@ -131,14 +130,14 @@ def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> P
 def _training(
     config: TrainConfig, bundle: PolicyBundle, splits: DataSplits, device: torch.device, what: str
 ) -> Candidate:
-    """A training run's iterations under the configuration's policy, the fetching of the batch among them."""
+    """The iterations of a training run, batch loading included."""
     task = Task.over(config, splits, device)
     iteration, _ = plan(config, bundle, task, device)
     return Candidate(what, lambda call: iteration(call, _batch(task, call), None))
 
 
 def _outside(config: TrainConfig, splits: DataSplits, device: torch.device) -> Candidate:
-    """The same without the network: what a plain iteration spends before its forward."""
+    """Batch loading and augmentation of a plain iteration, without the network."""
     task = Task.over(config, splits, device)
     return Candidate(OUTSIDE, lambda call: task.pipeline.augment(*_batch(task, call), NoAugmentation(), call))
 

@@ -62,14 +62,11 @@ def probability_table(probabilities: Any, means: Any, names: Sequence[str]) -> H
         ]
         for first, row, outputs in zip(names, values, np.asarray(means, dtype=np.float64), strict=True)
     ]
-    return HeatTable(
+    return _pair_table(
+        names,
         key="probabilities",
         title="Probability of each transformation (p_jk), per cent",
         scale=f"Uniform is {100 * uniform:.3f} %. The strongest colour is {reach:.2%} away from it.",
-        across="second operation",
-        down="first operation",
-        rows=names,
-        columns=names,
         values=values,
         texts=[[f"{100 * p:.3f}" for p in row] for row in values],
         details=details,
@@ -89,14 +86,11 @@ def change_table(before: Any, after: Any, names: Sequence[str]) -> HeatTable:
     tiny = np.finfo(np.float32).tiny  # a probability may be 0
     values = after / np.maximum(before, tiny) - 1
     strength, reach = _strength(values)
-    return HeatTable(
+    return _pair_table(
+        names,
         key="changes",
         title="Relative change of each transformation's probability, per cent",
         scale=f"The strongest colour is a change of {reach:.2%}.",
-        across="second operation",
-        down="first operation",
-        rows=names,
-        columns=names,
         values=values,
         texts=[[_signed(value) for value in row] for row in values],
         details=[
@@ -148,6 +142,11 @@ def preference_table(
         ],
         strength=strength,
     )
+
+
+def _pair_table(names: Sequence[str], **fields: Any) -> HeatTable:
+    """A table with a row for each first operation and a column for each second one."""
+    return HeatTable(across="second operation", down="first operation", rows=names, columns=names, **fields)
 
 
 def _signed(value: float) -> str:
