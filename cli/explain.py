@@ -54,8 +54,8 @@ def explain(
     images: Annotated[list[str], typer.Argument(help="Image files, of any size.", metavar="IMAGE...")],
     chosen: Chosen,
     out: Annotated[Path | None, typer.Option(help="Also draw a picture: PNG or SVG.", metavar="FILE")] = None,
-    device: options.Device = None,
     checks: options.BundleChecks,
+    device: options.Device = None,
     force: options.Force = False,
     output: options.Output,
 ) -> None:

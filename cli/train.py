@@ -1,13 +1,14 @@
 """`mapolicy train`: train a network with a bundle's policy, or with a baseline."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..bundle.load import SearchedFile
-from ..config import TrainConfig
+from ..config import MODES, TrainConfig
 from ..errors import UsageError
 from ..registries import policy_names
 from ..runtime import rank_environment
@@ -19,24 +20,35 @@ if TYPE_CHECKING:
     from ..train import TrainResult
 
 
+@dataclass(frozen=True)
+class PolicyChoice:
+    """How the network's policy is chosen, and what it may learn from."""
+
+    policy: Annotated[str | None, typer.Option(help=f"{options.listed(policy_names())}.")] = None
+    mode: Annotated[str | None, typer.Option(help=f"{options.listed(MODES)}.")] = None
+    include_validation: options.IncludeValidation = False
+    allow_dataset_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-dataset-mismatch",
+            help="Accept a bundle of another data set, without its split: the policy may have learned from test "
+            "images.",
+        ),
+    ] = False
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration's settings; None where an option was not given."""
+        return {"policy": self.policy, "mode": self.mode, "include_validation": self.include_validation or None}
+
+
 @grouped
 def train(
     *,
     dataset: Annotated[str | None, typer.Argument(help="Data set; the default is the bundle's.")] = None,
     bundle: Annotated[str | None, typer.Option(help=f"The policy: {options.SOURCES}", metavar="FILE")] = None,
     arch: Annotated[str | None, typer.Option(help="timm name of the network to train.")] = None,
-    policy: Annotated[str | None, typer.Option(help=f"{options.listed(policy_names())}.")] = None,
-    mode: Annotated[str | None, typer.Option(help="frozen or finetune.")] = None,
-    include_validation: options.IncludeValidation = False,
+    choice: PolicyChoice,
     checks: options.BundleChecks,
-    allow_dataset_mismatch: Annotated[
-        bool,
-        typer.Option(
-            "--allow-dataset-mismatch",
-            help="Accept a bundle of another data set, without its split: test images may be among those it learned "
-            "from.",
-        ),
-    ] = False,
     settings: options.StageSettings,
     out: Annotated[Path | None, typer.Option(help="The refined bundle, with --mode finetune.", metavar="FILE")] = None,
     run: options.Run,
@@ -50,13 +62,12 @@ def train(
     """
     opened = None if bundle is None else checks.open(bundle)
     searched = opened.policy.manifest.data_settings() if opened and isinstance(opened.policy, SearchedFile) else None
-    flags = {"policy": policy, "mode": mode, "include_validation": include_validation or None}
-    config, recipe = settings.resolve(TrainConfig, arch, dataset, searched, **flags)
+    config, recipe = settings.resolve(TrainConfig, arch, dataset, searched, **choice.settings())
     if config.mode != "finetune":
         for flag, given in (("--fast", settings.fast), ("--out", out is not None)):
             if given:
                 raise UsageError(flag, "only fine-tuning learns a policy", f"add --mode finetune or leave {flag} out")
-    config.check_bundle(opened is not None, opened is not None and searched is None, allow_dataset_mismatch)
+    config.check_bundle(opened is not None, opened is not None and searched is None, choice.allow_dataset_mismatch)
     label = config.policy if config.policy != "learned" else config.mode
     folder = run.folder(f"train-{slug(config.dataset)}-{slug(config.arch)}-{label}-seed{config.seed}")
     reporter, listeners = run.begin(folder, out, recipe)
@@ -70,10 +81,10 @@ def train(
     built = None if opened is None else bundles.build(opened)
     with process_group(resolve_device(config.device), config.patience_seconds):
         if run.dry_run:
-            expected = forecast_training(config, built, reporter, allow_dataset_mismatch)
+            expected = forecast_training(config, built, reporter, choice.allow_dataset_mismatch)
         else:
             result = train_network(
-                config, built, listeners, folder, run.resume, run.force, allow_dataset_mismatch, out=out
+                config, built, listeners, folder, run.resume, run.force, choice.allow_dataset_mismatch, out=out
             )
     if rank_environment.rank() > 0:
         return

@@ -1,0 +1,107 @@
+"""`mapolicy compare`: the table, failed runs and wrong options."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mapolicy import PolicyBundle
+from tests.helpers.command_line import LAUNCHED, SHORT, snapshot
+
+COMPARE = ("compare", "--arch", "test_resnet", "--against", "none,uniform", *SHORT)
+
+
+def test_compare_prints_a_table_and_goes_on(mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path) -> None:
+    command = (*COMPARE, "--bundle", bundle_file, "--run-dir", "run")
+    first = mapolicy(*command, "--seeds", "1", "--mode", "frozen, finetune")
+    assert first.code == 0, first.err
+    for text in ("learned, finetune", "uniform", "to best baseline", "no interval", "269 images", bundle.digest[:12]):
+        assert text in first.out
+    assert "test_resnet: settings from recipe train-digits" in first.err
+    assert re.search(r"4 of 4: test_resnet, uniform, \w+-seed0: \d+\.\d\d % test top-1; 0:00 left", first.err)
+    mapolicy(*command, "--seeds", "2").is_error(2, "holds a run", "--resume")
+    again = mapolicy(*command, "--seeds", "2", "--resume", "--json", "--quiet")
+    assert again.code == 0, again.err
+    assert "3 of 6 runs were finished before" in again.err
+    document = again.json
+    assert document["run"] == "run"
+    assert len(document["rows"]) == 6
+    row = {"arch", "policy", "mode", "seed", "bundle", "test_top1", "test_top5", "seconds", "cost_ratio"}
+    assert all(row <= set(found) for found in document["rows"])
+    learned = document["summary"][0]
+    assert (learned["policy"], learned["mode"], learned["n"]) == ("learned", "frozen", 2)
+    accuracy = {(found["policy"], found["seed"]): found["test_top1"] for found in document["rows"]}
+    gains = [accuracy["learned", seed] - accuracy["uniform", seed] for seed in (0, 1)]
+    assert learned["versus_uniform"]["mean"] == pytest.approx(sum(gains) / 2)
+    assert {"hardware", "versions", "settings", "budget", "bundles", "notes"} <= set(document)
+    table = mapolicy(*command, "--seeds", "2", "--resume", "--quiet", "--chart", "gain.svg").out
+    assert f"{learned['versus_uniform']['mean']:+.2f} ± {learned['versus_uniform']['half_width']:.2f}" in table
+    assert f">{learned['versus_rival']['mean']:+.2f} ±" in (tmp_path / "gain.svg").read_text()
+
+
+def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_file: Path) -> None:
+    outcome = mapolicy(
+        *COMPARE, "--bundle", bundle_file, "--seeds", "1", "--set", "learning_rate=1e30", "--set", "clip_norm=0",
+        "--set", "warmup_epochs=0", "--json", "--quiet",
+    )  # fmt: skip
+    assert outcome.code == 4
+    assert outcome.json["rows"] == []
+    assert len(outcome.json["failed"]) == 3
+    assert re.search(r"error: test_resnet, learned, \w+-seed0 and 2 more: iteration \d+: ", outcome.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--arch", "test_resnet"), ("--bundle",)),
+        (("--bundle", "BUNDLE"), ("--arch",)),
+        (("--bundle", "BUNDLE", "--arch", "wrn11_2"), ("wrn10_1", "closest")),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--against", "none,best"), ("'best'", "uniform")),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "thawed"), ("'thawed'",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--seeds", "0"), ("--seeds",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--set", "policy=none"), ("--against",)),
+        (("--bundle", "BUNDLE", "--arch", "test_resnet", "--chart", "gain.pdf"), ("gain.pdf", ".svg")),
+        (
+            ("--bundle", "BUNDLE", "--arch", "test_resnet", "--chart", "a.svg", "--against", "sampler-only"),
+            ("--against",),
+        ),
+        (
+            ("--bundle", "BUNDLE", "--arch", "test_resnet", "--expect-digest", "0" * 64, "--expect-digest", "1" * 64),
+            ("one for",),
+        ),
+        (
+            ("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "finetune", "--include-validation"),
+            ("trained on",),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_compare_refuses_what_cannot_be_meant(mapolicy, bundle_file: Path, tmp_path: Path, arguments, parts) -> None:
+    mapolicy("compare", *(bundle_file if part == "BUNDLE" else part for part in arguments), "--quiet").is_error(
+        2, *parts
+    )
+    assert snapshot(tmp_path) == []
+
+
+def test_compare_takes_bundles_of_either_kind_with_the_expected_digests(
+    mapolicy, bundle_file: Path, bundle: PolicyBundle, tmp_path: Path
+) -> None:
+    assert mapolicy("import", "randaugment:2,9", "--out", "listed.safetensors").code == 0
+    listed = mapolicy("inspect", "listed.safetensors", "--json").json["digest"][:12]
+    mapolicy(*COMPARE, "--bundle", "listed.safetensors").is_error(2, "DATASET")
+    split = ("--set", "train_per_class=13", "--set", "validation_per_class=5", "--set", "batch_size=64")
+    command = ("compare", "digits", "--bundle", "listed.safetensors", "--arch", "test_resnet", *split)
+    compared = mapolicy(*command, "--epochs", "1", "--seeds", "1", "--against", "none", "--run-dir", "alone", "--quiet")
+    assert compared.code == 0, compared.err
+    assert f"dataset-level-{listed}" in compared.out
+    assert f"{listed} (RandAugment, N 2, M 9 of 30" in compared.out
+    mapolicy(*COMPARE, "--bundle", bundle_file, "--expect-digest", "0" * 64).is_error(3, bundle.digest[:12])
+    mapolicy(*COMPARE, "--bundle", "missing.safetensors").is_error(3, "missing.safetensors")
+
+
+def test_a_comparison_is_not_for_several_processes(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    mapolicy("compare", "--bundle", "x.safetensors", "--arch", "wrn10_1").is_error(
+        2, "compare: was started by a launcher of several processes; start it alone, with --jobs"
+    )

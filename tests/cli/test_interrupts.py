@@ -1,0 +1,112 @@
+"""Signals, lost terminals and second runs, with the command as a process of its own."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapolicy.training.checkpoint import load_checkpoint
+
+
+@contextlib.contextmanager
+def searching(folder: Path, *arguments: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A search that takes its time, in its second epoch."""
+    script = Path(sys.executable).with_name("mapolicy")
+    command = [script, "search", "digits", "--proxy", "wrn10_1", "--epochs", "400", "--set", "threads=1", *arguments]
+    how = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": folder} | how
+    with subprocess.Popen(command, **how) as process:
+        log = folder / "runs" / "search-digits-wrn10_1-seed0" / "metrics.jsonl"
+        end = time.monotonic() + 240
+        while not (log.exists() and "validation_top1" in log.read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+def test_a_signal_ends_the_iteration_saves_and_can_be_resumed(tmp_path: Path, number: int, code: int) -> None:
+    with searching(tmp_path) as process:
+        begun = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert errors.count("--resume") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("interrupted", code)
+    _, facts = load_checkpoint(run / "checkpoint.safetensors")
+    assert facts["iteration"] == status["step"] >= 10
+
+
+def test_a_second_run_in_the_folder_exits_6_and_names_the_first(mapolicy, tmp_path: Path, monkeypatch) -> None:
+    with searching(tmp_path) as process:
+        monkeypatch.chdir(tmp_path)
+        before = sorted(path.name for path in tmp_path.rglob("*"))
+        for more in ((), ("--resume",), ("--force",)):
+            result = mapolicy("search", "digits", "--proxy", "wrn10_1", *more)
+            result.is_error(6, "runs/search-digits-wrn10_1-seed0", f"process {process.pid} on")
+        assert [name for name in sorted(path.name for path in tmp_path.rglob("*")) if ".tmp" not in name] == before
+
+
+def test_a_terminal_that_goes_away_stops_a_run_as_a_signal_does(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with searching(tmp_path, stderr=theirs, stdout=theirs, stdin=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        os.close(ours)  # reading and writing are errors from now on
+        time.sleep(0.5)
+        assert process.poll() is None, "it goes on without anybody to read it"
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 143
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    assert load_checkpoint(run / "checkpoint.safetensors")[1]["iteration"] > 0
+
+
+def alive_in_group(group: int) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, its_group, *_ = path.read_text().rpartition(")")[2].split()
+            found += [str(path)] if int(its_group) == group and state != "Z" else []
+    return found
+
+
+def test_ctrl_c_stops_a_comparison_side_by_side(bundle_file: Path, tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("mapolicy")
+    command = [script, "compare", "--bundle", bundle_file, "--arch", "wrn10_1", "--against", "none", "--jobs", "2"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "400", "--run-dir", "run"],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 240
+    while len([path for path in (tmp_path / "run").rglob("metrics.jsonl") if path.stat().st_size]) < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    out, errors = process.communicate(timeout=240)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in errors
+    assert "--resume goes on from its last checkpoint" in errors.splitlines()[-1]
+    for policy in ("learned", "none"):
+        (run,) = (tmp_path / "run" / "wrn10_1" / policy).iterdir()
+        assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+        assert load_checkpoint(run / "checkpoint.safetensors")[1]["iteration"] > 0
+    while alive_in_group(process.pid):  # multiprocessing's own tracker hears a moment later
+        assert time.monotonic() < end
+        time.sleep(0.1)

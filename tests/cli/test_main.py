@@ -1,0 +1,192 @@
+"""Every command: exit codes, one-line errors, clean output."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mapolicy import PolicyBundle
+from mapolicy.training.checkpoint import load_checkpoint
+from tests.helpers.command_line import LAUNCHED, TRAIN, Outcome, run_process, snapshot
+
+
+def test_no_arguments_show_the_help(mapolicy) -> None:
+    outcome = mapolicy()
+    assert outcome.code == 0
+    assert "Usage: mapolicy" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("search", "digits", "--proxy", "wrn11_2"), ("wrn10_1", "closest")),
+        (("search", "digits", "--proxy", "hf-hub:timm/resnet18"), ("registry",)),
+        (("search", "digits", "--proxy", "local-dir:/tmp"), ("registry",)),
+        (("search", "digit", "--proxy", "wrn10_1"), ("digits",)),
+        (("search",), ("DATASET",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--epochs", "0"), ("epochs",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--epochs", "-1"), ("epochs",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--epochs", "nan"), ("epochs",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "learning_rate=1e400"), ("learning_rate",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "learning_rate=nan"), ("learning_rate",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "learnig_rate=1"), ("learning_rate?",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "epochs"), ("KEY=VALUE",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--device", "tpu"), ("device",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "operation_space=huge"), ("metaaugment-v1",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "optimizer=sdg"), ("optimizer",)),
+        (("search", "digits", "--proxy", "vit_tiny_patch16_224"), ("img_size",)),
+        (("search", "digits", "--nonsense"), ("nonsense",)),
+        (("train", "digits", "--arch", "resnet10t"), ("--bundle",)),
+        (("train", "digits", "--arch", "resnet10t", "--policy", "best"), ("policy",)),
+        (("train", "digits", "--arch", "resnet10t", "--policy", "none", "--mode", "finetune"), ("finetune",)),
+        (("train", "digits", "--arch", "resnet10t", "--policy", "none", "--out", "x"), ("--out",)),
+        (("fly",), ("fly",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_usage_errors_exit_2_and_write_nothing(mapolicy, tmp_path: Path, arguments: tuple, parts: tuple) -> None:
+    mapolicy(*arguments).is_error(2, *parts)
+    assert snapshot(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("train", "--bundle", "none.safetensors", "--arch", "resnet10t"), ("none.safetensors", "No such file")),
+        (("inspect", "none.safetensors"), ("No such file",)),
+        (("inspect", "."), ("folder",)),
+        (("search", "folder:none", "--proxy", "wrn10_1"), ("none",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--recipe", "none"), ("recipe none",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--set", "batch_size=5000"), ("batch_size",)),
+        (("search", "digits", "--proxy", "wrn10_1", "--resume"), ("checkpoint",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input_exits_3(mapolicy, arguments: tuple, parts: tuple) -> None:
+    mapolicy(*arguments).is_error(3, *parts)
+
+
+def test_a_recipe_with_an_unknown_key_exits_3(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("epocs = 3\n")
+    mapolicy("search", "digits", "--proxy", "wrn10_1", "--recipe", "mine.toml").is_error(3, "epocs", "epochs?")
+    (tmp_path / "mine.toml").write_text("epochs = = 3\n")
+    mapolicy("search", "digits", "--proxy", "wrn10_1", "--recipe", "mine.toml").is_error(3, "not TOML")
+
+
+@pytest.mark.parametrize("command", ["inspect", "pull", "slim", "export", "train"])
+def test_no_command_shows_a_secret(mapolicy, tmp_path: Path, command: str) -> None:
+    for place in ("http://me:secret@host/a?key=secret", "https://host/a b?key=secret", "https://[::1?key=secret"):
+        source = ("--bundle", place, *TRAIN) if command == "train" else (place,)
+        outcome = mapolicy(command, *source)
+        outcome.is_error(2, "http")
+        assert "secret" not in outcome.err
+    assert snapshot(tmp_path) == []
+
+
+def test_the_digest_is_printed_and_recorded_by_whatever_uses_a_bundle(
+    mapolicy, bundle_file: Path, tmp_path: Path
+) -> None:
+    digest = PolicyBundle.load(bundle_file).digest
+    assert digest in mapolicy("inspect", bundle_file, "--expect-digest", digest).out
+    for kind in (("--mode", "frozen"), ("--policy", "uniform"), ("--mode", "finetune")):
+        run = tmp_path / kind[1]
+        outcome = mapolicy("train", "--bundle", bundle_file, *TRAIN, *kind, "--run-dir", run, "--expect-digest", digest)
+        assert outcome.code == 0, outcome.err
+        assert digest in outcome.out
+        assert json.loads((run / "result.json").read_text())["digest"] == digest
+        assert json.loads((run / "status.json").read_text())["digest"] == digest
+        assert load_checkpoint(run / "checkpoint.safetensors")[1]["identity"]["bundle"] == digest
+    assert mapolicy("inspect", bundle_file, "--expect-digest", digest.upper()).code == 0
+    for command in ("inspect", "pull", "slim", "export", "compare", "train", "push"):
+        # Before anything is opened: a digest with a mistake in it is no other digest.
+        outcome = mapolicy(command, "missing", "--expect-digest", digest[:-1])
+        outcome.is_error(2, "is not 64 hexadecimal digits")
+
+
+def test_a_file_of_any_name_is_shown_clean(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    odd = "a\x1b[31m\nzz\u202e.safetensors"
+    (tmp_path / odd).write_bytes(bundle_file.read_bytes())
+    for command in (
+        ("inspect", odd),
+        ("pull", odd, "--out", f"c{odd}"),
+        ("export", odd, "--out", f"d{odd}"),
+        ("slim", odd, "--out", f"e{odd}"),
+        ("train", "--bundle", odd, *TRAIN, "--run-dir", f"f{odd}"),
+        ("import", "autoaugment-cifar10", "--out", f"g{odd}"),
+    ):
+        outcome = mapolicy(*command)
+        assert outcome.code == 0, outcome.err
+        assert "a?[31m?zz?.safetensors" in outcome.out
+        assert "\nzz" not in outcome.out
+        for character in "\x1b\u202e":
+            assert character not in outcome.out + outcome.err
+    (next_line,) = [line for line in mapolicy("pull", bundle_file, "--out", "a b").out.splitlines() if "next" in line]
+    assert "--bundle 'a b' --arch" in next_line
+
+
+def test_a_bug_exits_1_with_a_traceback_only_for_debug(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_, **__) -> None:
+        raise ZeroDivisionError("by zero\nand \x1b[31mmore")
+
+    monkeypatch.setattr("mapolicy.search.search_policy", fail)
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", "--quiet")
+    outcome.is_error(1, "ZeroDivisionError", "bug")
+    shown = mapolicy("search", "digits", "--proxy", "wrn10_1", "--quiet", "--debug", "--force")
+    assert "Traceback" in shown.err
+
+
+@pytest.mark.parametrize("group", [(), ("bench",)], ids=["mapolicy", "bench"])
+def test_every_commands_summary_fits_its_line(
+    mapolicy, monkeypatch: pytest.MonkeyPatch, group: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = mapolicy(*group, "--help").out.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == (3 if group else 18)
+    for line in lines:
+        assert re.fullmatch(r"  [a-z]+ +[A-Z].*[^.]\.", line), line
+        assert len(line) <= 80
+
+
+def test_every_command_shows_its_options_once(mapolicy) -> None:
+    names = re.findall(r"^  ([a-z]+) ", mapolicy("--help").out.partition("Commands:\n")[2], re.MULTILINE)
+    for name in [*names, "bench step"]:
+        text = mapolicy(*name.split(), "--help").out
+        options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+        assert len(options) == len(set(options)) > 0, name
+        assert {"--json", "--debug"} <= set(options) or name == "bench"
+
+
+def test_the_module_runs_too(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mapolicy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert {"search", "train", "inspect", "slim", "export", "import", "push", "pull", "demo"} <= set(
+        result.stdout.split()
+    )
+
+
+def test_a_closed_stdout_is_no_bug(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("mapolicy")
+    command = ["bash", "-c", f"{script} operations >&-"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_usage_error_as_a_process(tmp_path: Path) -> None:
+    result = run_process("inspect", folder=tmp_path)
+    Outcome(result.returncode, result.stdout, result.stderr).is_error(2, "FILE")
+
+
+def test_of_several_processes_one_says_what_was_typed_wrongly(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for rank in ("0", "1"):
+        for name, value in (LAUNCHED | {"RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        outcome = mapolicy("search", "digits", "--set", "epochs=-1")
+        assert outcome.code == 2
+        said.append(len(outcome.err.splitlines()))
+    assert said == [1, 0]

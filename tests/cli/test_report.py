@@ -1,0 +1,59 @@
+"""`mapolicy report`: the page's files, and what it refuses."""
+
+from pathlib import Path
+
+from mapolicy import PolicyBundle
+from tests.helpers.command_line import snapshot
+
+
+def test_report_of_a_bundle_and_its_run(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("epochs = 2\n")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n')
+    shown = mapolicy("report", bundle_file, "run", "--out", "r.html", "--samples", "28", "--json")
+    assert shown.code == 0, shown.err
+    document = shown.json
+    page = (tmp_path / "r.html").read_bytes()
+    assert document["digest"] == PolicyBundle.load(bundle_file).digest
+    assert (document["bytes"], document["samples"]) == (len(page), 28)
+    assert document["without_data"] is None, "the digits come with scikit-learn"
+    assert b'id="learning"' in page
+    mapolicy("report", bundle_file, "--out", "r.html").is_error(2, "r.html: exists", "--force")
+
+
+def test_report_of_a_dataset_level_policy_with_pictures(mapolicy, tmp_path: Path) -> None:
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    shown = mapolicy("report", "r.safetensors", "--out", "r.html", "--figures", "pictures")
+    assert shown.code == 0, shown.err
+    assert snapshot(tmp_path / "pictures") == ["operations.png", "operations.svg"]
+    mapolicy("report", "r.safetensors", "--out", "s.html", "--figures", "pictures").is_error(2, "no empty folder")
+    assert not (tmp_path / "s.html").exists()
+
+
+def test_report_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    mapolicy("report", "nowhere").is_error(3, "nowhere: No such file")
+    mapolicy("report", bundle_file, bundle_file).is_error(2, "2 bundles and 0 run folders")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("epochs = 2\n")
+    mapolicy("report", "run").is_error(3, "metrics.jsonl: No such file")
+    mapolicy("report", "run", "--against", bundle_file).is_error(2, "--against: there is no bundle")
+    mapolicy("report", "run", "--data-dir", ".").is_error(2, "--data-dir: there is no bundle")
+    mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
+    mapolicy("report", "r.safetensors", "--against", bundle_file).is_error(3, "dataset-level")
+    assert snapshot(tmp_path) == ["r.safetensors", "run", "run/config.toml"]
+
+
+def test_a_report_does_without_a_data_set_that_was_not_asked_for(mapolicy, tmp_path: Path, tiny: Path) -> None:
+    settings = ("--set", "image_size=16", "--set", "batch_size=4", "--set", "validation_per_class=2", "--epochs", "1")
+    searched = mapolicy("search", f"folder:{tiny}/tiny", "--proxy", "wrn10_1", *settings, "--set", "test_per_class=1")
+    assert searched.code == 0, searched.err
+    shown = mapolicy("report", "artifacts/tiny.safetensors", "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["samples"] == 0
+    assert "--data-dir" in shown.json["without_data"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Without the data set" in page
+    assert str(tmp_path) not in page
+    mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", ".", "--force").is_error(3, "tiny: No such file")
+    found = mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", tiny, "--force", "--json")
+    assert found.json["samples"] == 6

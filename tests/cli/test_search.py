@@ -1,0 +1,140 @@
+"""`mapolicy search`: the bundle, its run, and what it writes before and after."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mapolicy import PolicyBundle
+from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
+
+
+def test_search_then_train_then_inspect(mapolicy, tmp_path: Path) -> None:
+    searched = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT)
+    assert searched.code == 0, searched.err
+    digest = PolicyBundle.load(tmp_path / "artifacts" / "digits.safetensors").digest
+    assert digest in searched.out
+    assert "epoch 1" in searched.err
+    assert "settings from recipe search-digits" in searched.err
+    assert (tmp_path / "runs" / "search-digits-wrn10_1-seed0" / "metrics.jsonl").exists()
+
+    trained = mapolicy("train", "--bundle", "artifacts/digits.safetensors", *TRAIN, "--json")
+    assert trained.code == 0, trained.err
+    document = trained.json
+    assert {"test_top1", "test_top5", "policy", "digest", "seconds", "cost_ratio", "run"} <= set(document)
+    assert document["digest"] == digest
+    assert document["policy"] == "learned"
+    assert (tmp_path / document["run"] / "network.safetensors").exists()
+
+    inspected = mapolicy("inspect", "artifacts/digits.safetensors")
+    assert inspected.code == 0
+    assert digest in inspected.out
+    assert "likeliest transformations" in inspected.out
+    assert re.search(
+        r"^entropy of p_jk +[01]\.\d{5} of uniform \(by chance alone [01]\.\d{5} to [01]\.\d{5}\)$", inspected.out, re.M
+    )
+    for name in ("weights' spread", "signal to noise"):
+        assert re.search(rf"^{name} +-?\d+\.\d{{4}} \(-?\d+\.\d{{4}} to -?\d+\.\d{{4}}, ", inspected.out, re.M), name
+
+
+def test_search_json_is_one_document(mapolicy, tmp_path: Path) -> None:
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--json", "--out", "here.safetensors")
+    assert {"bundle", "digest", "validation_top1", "alpha", "entropy", "seconds"} <= set(outcome.json)
+    assert outcome.json["bundle"] == "here.safetensors"
+    assert outcome.json["digest"] == PolicyBundle.load(tmp_path / "here.safetensors").digest
+
+
+def test_a_folder_is_searched_and_found_again_under_the_data_folder(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "data" / "greys", size=(12, 10))
+    settings = ("--set", "batch_size=8", "--set", "image_size=8", "--set", "cutout=4", "--epochs", "1")
+    searched = mapolicy("search", "folder:data/greys", "--proxy", "wrn10_1", *settings)
+    assert searched.code == 0, searched.err
+    trained = mapolicy(
+        "train", "--bundle", "artifacts/greys.safetensors", "--arch", "test_resnet", "--set", "batch_size=8",
+        "--epochs", "1", "--json",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    (tmp_path / "data" / "greys" / "dark" / "00.png").write_bytes(b"no image")
+    again = mapolicy(
+        "train", "--bundle", "artifacts/greys.safetensors", "--arch", "test_resnet", "--set", "batch_size=8", "--quiet"
+    )
+    assert again.code in (2, 3)
+
+
+def test_resume_goes_on(mapolicy, tmp_path: Path) -> None:
+    first = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--json")
+    again = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--json", "--resume")
+    assert again.code == 0, again.err
+    assert again.json["digest"] == first.json["digest"]
+    assert "goes on after iteration 5" in again.err
+
+
+def test_existing_outputs_are_refused_without_force(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").write_bytes(b"precious")
+    search = ("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "there.safetensors")
+    mapolicy(*search).is_error(2, "there.safetensors", "--force")
+    assert (tmp_path / "there.safetensors").read_bytes() == b"precious"
+    assert mapolicy(*search, "--force").code == 0
+    assert mapolicy(*search, "--out", "other.safetensors").code == 2, "the run folder is there"
+
+
+def test_search_stores_half_precision(mapolicy, tmp_path: Path) -> None:
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--extractor-dtype", "float16", "--json")
+    assert outcome.code == 0, outcome.err
+    stored = PolicyBundle.load(tmp_path / outcome.json["bundle"])
+    assert stored.manifest.extractor.dtype == stored.manifest.search.settings["extractor_dtype"] == "float16"
+    assert stored.digest == outcome.json["digest"]
+    assert stored.has_classifier
+    assert outcome.json["effect_on_weights"]["largest_difference"] < 0.1
+
+
+def test_an_impossible_output_exits_5_before_any_training(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "file/x.safetensors")
+    outcome.is_error(5, "file/x.safetensors")
+    assert snapshot(tmp_path) == ["file"]
+
+
+def test_divergence_exits_4(mapolicy) -> None:
+    outcome = mapolicy(
+        "search", "digits", "--proxy", "wrn10_1", *SHORT, "--set", "learning_rate=1e18", "--set", "clip_norm=0",
+        "--epochs", "4", "--quiet",
+    )  # fmt: skip
+    outcome.is_error(4, "iteration", "loss is")
+
+
+def test_ctrl_c_exits_130(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mapolicy.search.search_policy", interrupt)
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", "--quiet")
+    outcome.is_error(130, "--resume")
+
+
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    mapolicy, bundle_file: Path, tmp_path: Path, stage: str
+) -> None:
+    arguments = {
+        "search": ("search", "digits", "--proxy", "wrn10_1", *SHORT),
+        "train": ("train", "--bundle", bundle_file, "--mode", "finetune", "--out", "refined.safetensors", *TRAIN),
+    }[stage]
+    outcome = mapolicy(*arguments, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    lines = dict(line.split("  ", 1) for line in outcome.out.splitlines())
+    assert set(lines) == {"settings", "network", "iterations", "memory", "time"}
+    assert "GiB" in lines["memory"]
+    document = mapolicy(*arguments, "--dry-run", "--json").json
+    assert document["iterations"] == int(lines["iterations"]) == 5
+    assert document["seconds"] == pytest.approx(5 * document["seconds_per_iteration"])
+    assert set(document) > {"network", "parameters", "memory_bytes"}
+    assert snapshot(tmp_path) == []
+
+
+def test_a_dry_run_is_not_refused_for_what_is_there(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").write_text("mine")
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, "--out", "there.safetensors", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert snapshot(tmp_path) == ["there.safetensors"]
+    assert (tmp_path / "there.safetensors").read_text() == "mine"

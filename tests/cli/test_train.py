@@ -1,0 +1,150 @@
+"""`mapolicy train`: with a bundle, with a baseline, and on other data."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mapolicy import PolicyBundle
+from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
+
+
+def test_finetune_saves_the_refined_bundle(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    outcome = mapolicy(
+        "train", "--bundle", bundle_file, "--mode", "finetune", *TRAIN, "--out", "refined.safetensors", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    refined = PolicyBundle.load(tmp_path / "refined.safetensors")
+    assert outcome.json["refined_digest"] == refined.digest != outcome.json["digest"]
+
+
+@pytest.mark.parametrize("policy", ["none", "uniform", "trivialaugment"])
+def test_baselines_need_no_bundle(mapolicy, policy: str) -> None:
+    outcome = mapolicy("train", "digits", "--policy", policy, *TRAIN, "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["policy"] == policy
+    assert outcome.json["digest"] is None
+    assert outcome.err == ""
+
+
+def test_a_baseline_may_take_its_split_from_a_bundle(mapolicy, bundle_file: Path) -> None:
+    outcome = mapolicy("train", "--bundle", bundle_file, "--policy", "none", *TRAIN, "--json")
+    assert outcome.json["policy"] == "none"
+
+
+def test_settings_and_flags_override_the_recipe(mapolicy, tmp_path: Path) -> None:
+    import tomllib
+
+    outcome = mapolicy(
+        "train", "digits", "--policy", "none", *TRAIN, "--seed", "7", "--set", "weight_decay=0.25",
+        "--model-arg", "drop_rate=0.5", "--run-dir", "run", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    saved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (saved["seed"], saved["weight_decay"], saved["model_args"]) == (7, 0.25, {"drop_rate": 0.5})
+    # A run's configuration is a recipe.
+    again = mapolicy("train", "--recipe", "run/config.toml", "--run-dir", "again", "--json")
+    assert again.json["test_top1"] == outcome.json["test_top1"]
+
+
+def test_a_baselines_configuration_stays_a_baseline_beside_a_bundle(mapolicy, bundle_file: Path) -> None:
+    command = ("train", "--bundle", bundle_file)
+    assert mapolicy(*command, "--policy", "uniform", *TRAIN, "--run-dir", "first").code == 0
+    again = mapolicy(*command, "--recipe", "first/config.toml", "--run-dir", "second", "--json")
+    assert again.json["policy"] == "uniform"
+
+
+def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys", "L")
+    command = ("train", "folder:greys", "--bundle", bundle_file, "--arch", "test_resnet", "--epochs", "1")
+    few = ("--set", "batch_size=8", "--set", "train_per_class=8", "--set", "validation_per_class=4", "--set",
+           "test_per_class=4")  # fmt: skip
+    refused = mapolicy(*command, "--set", "batch_size=8", "--json")
+    refused.is_error(3, "folder:greys: has 2 classes, the bundle's data set 10", "--allow-dataset-mismatch")
+    outcome = mapolicy(*command, *few, "--allow-dataset-mismatch", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    (warning,) = outcome.err.splitlines()
+    assert warning.startswith(
+        "mapolicy: warning: folder:greys is not the bundle's data set (has 2 classes, the bundle's"
+    )
+    assert "its class 0 is 'dark', the bundle's is '0'" in warning
+    assert "may be test images" in warning
+    assert len(outcome.json["dataset_mismatch"]) == 4
+    finetune = mapolicy(*command, *few, "--allow-dataset-mismatch", "--mode", "finetune", "--run-dir", "other")
+    finetune.is_error(2, "--allow-dataset-mismatch", "--mode frozen")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "omniglot", "torch/mnist"])
+def test_a_bundles_word_does_not_reach_for_the_network(
+    mapolicy, bundle: PolicyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked = []
+
+    def ask(url: str, **_) -> None:
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", ask)
+    draft = bundle.manifest.model_copy(
+        update={
+            "dataset": bundle.manifest.dataset.model_copy(update={"name": name}),
+            "search": bundle.manifest.search.model_copy(
+                update={"settings": bundle.manifest.search.settings | {"dataset": name}}
+            ),
+        }
+    )
+    PolicyBundle(draft, bundle.tensors).save(tmp_path / "a.safetensors")
+    command = ("train", "--bundle", "a.safetensors", *TRAIN)
+    outcome = mapolicy(*command)
+    outcome.is_error(2 if "/" in name else 3, "download is false", "name DATASET yourself")
+    assert asked == []
+    assert snapshot(tmp_path) == ["a.safetensors"]
+    for allowed in ((name,), ("--set", f"dataset={name}"), ("--set", "download=true")):
+        mapolicy(*command[:1], *allowed, *command[1:]).is_error(3)
+        assert asked
+        asked.clear()
+
+
+def test_a_refused_run_leaves_the_old_one_as_it_was(mapolicy, tmp_path: Path) -> None:
+    run = ("train", "digits", "--policy", "none", "--run-dir", "keep")
+    assert mapolicy(*run, *TRAIN).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "keep").iterdir()}
+    mapolicy(*run, "--arch", "resnet51", "--force").is_error(2, "resnet51")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "keep").iterdir()} == before
+    assert mapolicy(*run, *TRAIN, "--force").code == 0
+
+
+def test_corrupt_images_are_counted_and_listed(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys")
+    for number in range(20):
+        if number % 5 == 0:
+            (tmp_path / "greys" / "dark" / f"{number:02}.png").write_bytes(b"no image")
+    command = ("train", "folder:greys", "--arch", "wrn10_1", "--policy", "none", "--set", "batch_size=8")
+    settings = ("--set", "image_size=8", "--set", "cutout=0", "--epochs", "1")
+    mapolicy(*command, *settings, "--quiet").is_error(3, "png")
+    outcome = mapolicy(*command, *settings, "--skip-corrupt", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.json["corrupt"]) == 4
+    assert "images that cannot be decoded" in outcome.err
+    assert "dark/" in outcome.err
+
+
+def test_what_can_be_known_of_the_test_split_is_known_before_the_training(mapolicy, tmp_path: Path) -> None:
+    command = ("train", "digits", "--policy", "none", *TRAIN)
+    mapolicy(*command, "--set", "test_per_class=0").is_error(2, "test_per_class")
+    for part, labels in (("train", ("cat", "dog")), ("test", ("cat", "eel"))):
+        for label in labels:
+            (tmp_path / "data" / "pets" / part / label).mkdir(parents=True)
+            for number in range(8):
+                Image.new("L", (8, 8), number).save(tmp_path / "data" / "pets" / part / label / f"{number}.png")
+    mapolicy(
+        "train", "folder:data/pets", "--policy", "none", "--arch", "wrn10_1", "--set", "batch_size=4"
+    ).is_error(3, "only one of the two splits")  # fmt: skip
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_short_name_is_its_network(mapolicy) -> None:
+    depth = ("--model-arg", "depth=11", "--dry-run", "--json")
+    outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "pyramidnet", *SHORT, *depth)
+    assert outcome.json["network"] == "pyramidnet272_a200"
