@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DATASET, PROXY, ARCH = "digits", "wrn10_1", "resnet10t"
 POLICIES = ("learned", "none", "trivialaugment")
-LISTED = 5
+SHOWN = 5
 
 
 @grouped
@@ -85,4 +85,4 @@ def _print(results: Mapping[str, Mapping[str, Any]], likeliest: Mapping[str, lis
 def _likeliest(bundle: "PolicyBundle") -> list[str]:
     from ..policy.sampler import likeliest
 
-    return [f"{first}, {second}  {100 * p:.3f}" for first, second, p in likeliest(bundle.probabilities, LISTED)]
+    return [f"{first}, {second}  {100 * p:.3f}" for first, second, p in likeliest(bundle.probabilities, SHOWN)]

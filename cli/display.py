@@ -18,7 +18,7 @@ from ..training.callbacks import Record, Reporter, Reporters
 if TYPE_CHECKING:
     from ..training.dry_run import Forecast
 
-# Records' names in the order in which they are shown, with how they are written.
+# Names of figures in a record, in the order of the display, with their formats.
 SHOWN = {
     "loss": "{:.3f}",
     "validation_loss": "{:.3f}",
@@ -42,18 +42,18 @@ LABELS = {
 
 SPARKED = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
-NARROW = 50  # characters that a bar with its numbers needs
-LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is what labels and figures take
+NARROW = 50  # characters; a narrower terminal gets numbers without a bar
+LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is the width of labels and figures
 
-# Of an extractor where torch is not imported.
-NOT_BUILT = "its tensors are checked; its first use holds them against the architecture, and looks for finite features"
+# What is known of an extractor without importing torch.
+NOT_BUILT = "its tensors are checked; its first use also checks the architecture and that features are finite"
 
 
 class QuietReporter(Reporter):
-    """Shows nothing but what the user must know; remembers the result.
+    """Shows only warnings and notes; keeps the result.
 
     Attributes:
-        facts: shown with the run's own when it starts.
+        facts: shown at the start, beside the run's own.
         result: the figures of the last run.
     """
 
@@ -62,41 +62,41 @@ class QuietReporter(Reporter):
         self.result: Mapping[str, Any] = {}
 
     def noted(self, text: str) -> None:
-        """One line on stderr."""
+        """Print one line on stderr."""
         note(text)
 
     def completed(self, result: Mapping[str, Any]) -> None:
-        """Kept for the command to print."""
+        """Keep the result; the command prints it."""
         self.result = result
 
 
 class PlainReporter(QuietReporter):
-    """A line now and then, for logs."""
+    """Shows one line for each epoch, for logs."""
 
     def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
-        """A run's line."""
+        """Show a finished run of a comparison."""
         self.noted(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
 
     def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """What runs, and on what."""
+        """Show what runs, and its facts."""
         self._latest: dict[str, float] = {}
         self._likeliest = ""
         details = ", ".join(f"{key} {value}" for key, value in {**facts, **self.facts}.items())
         self.noted(f"{what}: {iterations} iterations; {details}")
 
     def iterated(self, record: Record) -> None:
-        """Kept until the epoch is done."""
+        """Keep the figures until the epoch ends."""
         self._latest |= record
 
     def evaluated(self, record: Record) -> None:
-        """The epoch's line."""
+        """Show the epoch's figures."""
         self._latest |= record
         figures = "  ".join(f"{LABELS.get(key, key)} {value}" for key, value in shown(self._latest).items())
         left = duration(self._latest.get("seconds_left", 0))
         self.noted(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
 
     def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """The likeliest transformations, with the first epoch and whenever others have become so."""
+        """Show the likeliest transformations, if they are others than before."""
         named = "; ".join(f"{first}, {second}" for first, second, _ in likeliest)
         if named != self._likeliest:
             self._likeliest = named
@@ -104,7 +104,7 @@ class PlainReporter(QuietReporter):
 
 
 class LiveReporter(QuietReporter):
-    """A display that stays in place on a terminal: bar, figures with their course, likeliest transformations."""
+    """A live display on a terminal: progress bar, figures with sparklines, likeliest transformations."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class LiveReporter(QuietReporter):
         self._before: Mapping[tuple[str, str], float] = {}
 
     def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """Put the display up."""
+        """Start the display."""
         self._clear()
         for key, value in {**facts, **self.facts}.items():
             self._console.print(Text(printable(f"{key:>16}  {value}")))
@@ -149,16 +149,16 @@ class LiveReporter(QuietReporter):
         self._note(record)
 
     def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """Show them, and which way each has gone."""
+        """Show the likeliest transformations, and whether each became more or less likely."""
         self._before = {(first, second): p for first, second, p in self._likeliest}
         self._likeliest = likeliest
 
     def noted(self, text: str) -> None:
-        """A line above the display."""
+        """Show a line above the display."""
         self._console.print(Text(printable(text), style="yellow" if text.startswith("warning") else ""))
 
     def finished(self) -> None:
-        """Leave the last state on the screen."""
+        """Stop the display; its last state stays on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -170,13 +170,13 @@ class LiveReporter(QuietReporter):
                 course.append(record[name])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The display as it is now, for the width that the terminal has now."""
+        """Render the display for the present width of the terminal."""
         figures = Table.grid(padding=(0, 2))
         room = min(LONGEST_COURSE, options.max_width - TEXT_WIDTH)
         for key, value in shown(self._latest).items():
             course = self._courses.get(key, [])
-            drawn = sparkline(course, room) if room > 0 and not options.ascii_only else ""
-            figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value), Text(drawn, style="cyan"))
+            line = sparkline(course, room) if room > 0 and not options.ascii_only else ""
+            figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value), Text(line, style="cyan"))
         if options.max_width < NARROW:
             task = self._progress.tasks[self._bar]
             yield Text(f"{task.completed:.0f}/{task.total:.0f} {task.fields['left']} left")
@@ -200,23 +200,23 @@ class LiveReporter(QuietReporter):
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of values in at most `width` characters: means of equal parts, from the lowest to the highest bar."""
+    """Draw values in at most `width` characters, each the mean of an equal share; the largest gets the highest bar."""
     if len(values) < 2:
         return ""
-    parts = min(width, len(values))
-    edges = [round(part * len(values) / parts) for part in range(parts + 1)]
+    count = min(width, len(values))
+    edges = [round(number * len(values) / count) for number in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
-    if not high - low > 1e-9 * max(abs(low), abs(high)):  # nor where there is one that is no number
-        return BARS[0] * parts
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # also if one of them is NaN
+        return BARS[0] * count
     return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in means)
 
 
 def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporter:
-    """The display, and the loggers of `--logger` beside it.
+    """The display together with the loggers of `--logger`.
 
     Raises:
-        UsageError: no such logger, or its package is not here.
+        UsageError: there is no such logger, or its package is not installed.
     """
     if not names:
         return display
@@ -226,7 +226,7 @@ def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporte
 
 
 def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
-    """The display that fits where stderr goes; it begins by saying where the settings come from."""
+    """The display for stderr, live on a terminal; it first shows where the settings come from."""
     if quiet:
         return QuietReporter()
     console = Console(stderr=True)
@@ -238,24 +238,24 @@ def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(printable(f"mapolicy: {text}"), file=sys.stderr, flush=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def print_figures(figures: Mapping[str, str]) -> None:
-    """Names and values, one a line, on stdout; a file's name is as foreign as what is in it."""
+    """Print names and values on stdout, one pair a line; characters that are not printable are replaced."""
     width = max(len(name) for name in figures)
     for name, value in figures.items():
         print(printable(f"{name:<{width}}  {value}"))
 
 
 def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: bool) -> None:
-    """What a run would take, on stdout."""
+    """Print on stdout what a run would cost."""
     if as_json:
         print_json({"network": network, "settings": settings, **forecast.figures()})
         return
@@ -270,7 +270,11 @@ def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: b
 
 
 def effect_on_weights(effect: Mapping[str, Any]) -> dict[str, str]:
-    """What storing the extractor otherwise changes, as lines for `print_figures`; `effect`: a `slim.WeightEffect`'s."""
+    """How another dtype of the extractor changes the weights, for `print_figures`.
+
+    Args:
+        effect: the fields of a `compress.WeightEffect`.
+    """
     return {
         "weights' ranks": f"correlation {effect['rank_correlation']:.6f} over {effect['samples']} synthetic samples",
         "weights' change": f"at most {effect['largest_difference']:.2g} of a weight",
@@ -278,24 +282,24 @@ def effect_on_weights(effect: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shown(record: Record) -> dict[str, str]:
-    """The figures of a record that a user wants to see, written out."""
+    """The figures of a record, formatted for the display."""
     return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record}
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Format seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def ratio(value: float | None) -> str:
-    """A cost ratio, or that the run was too short to measure one."""
+    """Format a cost ratio; None means that the run was too short to measure one."""
     return "not measured (too few iterations)" if value is None else f"{value:.2f}x a plain step"
 
 
 def with_interval(figures: Mapping[str, Any], name: str, meaning: str) -> dict[str, str]:
-    """A line with a figure of the search and its interval; none where it is not known, as in bundles of old."""
+    """A line with a figure of the search and its interval; no line if a bundle does not have them."""
     found = [figures.get(key) for key in (name, f"{name}_low", f"{name}_high")]
     if None in found:
         return {}
@@ -304,7 +308,7 @@ def with_interval(figures: Mapping[str, Any], name: str, meaning: str) -> dict[s
 
 
 def weight_shares(figures: Mapping[str, Any]) -> dict[str, str]:
-    """The line of what the weights tell apart; none where it is not known."""
+    """A line with the shares of the weights' variance; no line if a bundle does not have them."""
     found = [figures.get(f"weight_share_{of}") for of in ("class", "operations")]
     if None in found:
         return {}
@@ -313,5 +317,5 @@ def weight_shares(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def signal_to_noise(figures: Mapping[str, Any]) -> dict[str, str]:
-    """The line of the signal-to-noise ratio."""
+    """A line with the signal-to-noise ratio."""
     return with_interval(figures, "signal_to_noise", "of a hypergradient, 95 % interval")

@@ -1,4 +1,4 @@
-"""Where the `mapolicy` command begins: signals count from here on, while modules are still being loaded too."""
+"""The entry point of `mapolicy`: it handles signals from the start, also while modules are loaded."""
 
 import sys
 from typing import NoReturn

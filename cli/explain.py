@@ -24,7 +24,7 @@ BAR, LEAST_BAR = 24, 6  # characters of the heaviest weight's bar; a shorter bar
 
 @dataclass(frozen=True)
 class Chosen:
-    """The transformations to weigh."""
+    """The transformations whose weights are shown."""
 
     transformations: Annotated[
         str | None,
@@ -36,7 +36,7 @@ class Chosen:
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0
 
     def read(self, policy: "PolicyBundle") -> "Transformation":
-        """Those that were named, or samples of the policy's; imports torch."""
+        """The named transformations, or samples from p_jk; imports torch."""
         from ..policy.sampler import TransformationSampler
         from ..runtime.random import generator
         from ..transforms.parse import parse_transformations
@@ -75,7 +75,7 @@ def explain(
         check_readable(Path(path))
     policy = bundles.build_searched(checks.open(bundle))
 
-    from ..report.explain import explain as weigh
+    from ..report.explain import explain as explain_image
     from ..report.explain import read_image
     from ..report.sample_weights import SampleWeights
     from ..runtime.device import resolve_device
@@ -85,7 +85,9 @@ def explain(
         raise UsageError("--out", f"a picture holds {MOST_TILES} transformed images", "name fewer images")
     pictures = [read_image(path, policy.manifest.input) for path in images]
     weights = SampleWeights(policy, where)
-    found = [weigh(weights, picture, transformation, path) for picture, path in zip(pictures, images, strict=True)]
+    found = [
+        explain_image(weights, picture, transformation, path) for picture, path in zip(pictures, images, strict=True)
+    ]
     if out is not None:
         write_atomically(out, _picture(found, out.suffix.lower()[1:]))
     if output.as_json:

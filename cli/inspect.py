@@ -1,4 +1,4 @@
-"""`mapolicy inspect`: what a bundle says, without building its networks (and without importing torch)."""
+"""`mapolicy inspect`: what a bundle contains. Does not build its networks or import torch."""
 
 from collections.abc import Mapping
 

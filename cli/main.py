@@ -1,4 +1,4 @@
-"""The `mapolicy` command: its subcommands, and the one place where errors become a line and an exit code."""
+"""The `mapolicy` command: its subcommands, and how an error becomes one line and an exit code."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from ..errors import MapolicyError, UsageError
-from ..runtime import rank_environment as launch
+from ..runtime import rank_environment
 from ..runtime.files import free_memory
 from ..runtime.signals import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
@@ -30,7 +30,7 @@ from . import (
     train,
 )
 
-# typer brings its own click since 0.2x and depended on click before; BadParameter's ancestors are the same in both.
+# Newer versions of typer contain click, older ones depend on it. BadParameter has the same bases in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 LONGEST_ERROR, SHORTEST_PATH = 240, 60
@@ -65,21 +65,21 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> NoReturn:
-    """Run the command line and exit as the table of exit codes says."""
+    """Run the command line; exit with the code of what happened."""
     debug = "--debug" in sys.argv
     real = sys.__stderr__
     if real is not None and sys.stderr is real:
         sys.stderr = io.TextIOWrapper(_Forgiving(real.fileno(), "w", closefd=False), real.encoding, write_through=True)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding does not have are escaped
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the encoding does not have
             stream.reconfigure(errors="backslashreplace")
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
         code = app(standalone_mode=False, prog_name="mapolicy")
-        if sys.stdout is not None:  # closed by whoever started us
+        if sys.stdout is not None:  # None if it was closed before the start
             sys.stdout.flush()
-        if code == INTERRUPT_EXIT:  # typer has caught the interrupt
+        if code == INTERRUPT_EXIT:  # typer caught the interrupt
             raise KeyboardInterrupt
     except MapolicyError as problem:
         code = fail(problem, debug)
@@ -92,7 +92,7 @@ def main() -> NoReturn:
             sys.exit(_fail(INTERRUPTED, TERMINATE_EXIT, debug))
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
             raise
-        # Whoever read our output has gone, which is theirs to decide; keep Python from complaining as it closes stdout.
+        # The reader closed the pipe, which is no error. Python must not complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:
@@ -100,14 +100,14 @@ def main() -> NoReturn:
     except OSError as problem:
         what, why = str(problem.filename or "output"), problem.strerror or str(problem)
         code = _fail(_line(what, why, "check the disk and the path"), 5, debug)
-    except Exception as problem:  # all that is left is a mistake of ours, of any kind: a line and an exit code too
+    except Exception as problem:  # a bug of mapolicy gets one line and an exit code, too
         text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
         code = _fail(text, BUG_EXIT, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 class _Forgiving(io.FileIO):
-    """A stream whose reader may go away, as a terminal does: a run of days does not end for a line of progress."""
+    """A stream that ignores write errors: a long run goes on after its terminal is closed."""
 
     def write(self, content: Any, /) -> int:
         try:
@@ -122,7 +122,7 @@ def fail(problem: MapolicyError, debug: bool) -> int:
 
 
 def _line(what: str, why: str, remedy: str) -> str:
-    """As an error says it; of a long path the end, so that there is room for the reason."""
+    """The error's line; only the end of a long path is shown, to leave room for the reason."""
     rest = f": {why}; {remedy}" if remedy else f": {why}"
     shown = what.encode("ascii", "backslashreplace").decode()
     room = max(LONGEST_ERROR - len(f"mapolicy: error: {rest}"), SHORTEST_PATH)
@@ -132,8 +132,8 @@ def _line(what: str, why: str, remedy: str) -> str:
 def _fail(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    if launch.rank() > 0 and (code == UsageError.exit_code or text == INTERRUPTED):
-        return code  # rank 0 was told the same and says so
+    if rank_environment.rank() > 0 and (code == UsageError.exit_code or text == INTERRUPTED):
+        return code  # rank 0 has the same error and shows it
     line = f"mapolicy: error: {' '.join(text.split())}"
     printable = line.encode("ascii", "backslashreplace").decode()
     clean = "".join(character if character.isprintable() else "?" for character in printable)

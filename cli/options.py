@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from ..training.callbacks import Reporter
 
 
-def listed(names: tuple[str, ...]) -> str:
-    """Names as a sentence's part: "auto, cpu or cuda"."""
+def either(names: tuple[str, ...]) -> str:
+    """Join names for a sentence: "auto, cpu or cuda"."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 SOURCES = "a file, hf://NAMESPACE/NAME[/FILE][@REVISION] or https://..."
 BundleArgument = Annotated[str, typer.Argument(help=f"The bundle: {SOURCES}", metavar="FILE")]
 ExtractorDtype = Annotated[
-    str | None, typer.Option(help=f"dtype of the extractor in the bundle: {listed(STORED_DTYPES)}.")
+    str | None, typer.Option(help=f"dtype of the extractor in the bundle: {either(STORED_DTYPES)}.")
 ]
 DataDir = Annotated[str | None, typer.Option(help="Folder of the data sets; downloads go there too.", metavar="DIR")]
-Device = Annotated[str | None, typer.Option(help=f"{listed(DEVICES)}.")]
+Device = Annotated[str | None, typer.Option(help=f"{either(DEVICES)}.")]
 IncludeValidation = Annotated[
     bool, typer.Option("--include-validation", help="Train on the meta-validation images as well.")
 ]

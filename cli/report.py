@@ -36,7 +36,7 @@ class Files:
     force: options.Force = False
 
     def check(self) -> None:
-        """Check that they can be written, and overwrite none unless told to."""
+        """Check that they can be written, and that no existing file is overwritten without --force."""
         outputs.ensure_writable(self.out, "--out", force=self.force)
         if self.figures is not None:
             outputs.ensure_folder_writable(self.figures, "--figures", force=self.force)
@@ -44,7 +44,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Study:
-    """What the page studies beside the bundle."""
+    """What the page shows besides the bundle itself."""
 
     against: Annotated[
         str | None, typer.Option(help="Another bundle; the page shows what changed since it.", metavar="FILE")
@@ -144,7 +144,7 @@ def _lines(document: Mapping[str, Any], files: Files) -> dict[str, str]:
         "report": document["report"],
         "digest": document["digest"],
         "size": f"{document['bytes']:,} bytes",
-        "samples": f"{document['samples']} weighed" if document["samples"] else no_samples,
+        "samples": f"{document['samples']} images" if document["samples"] else no_samples,
         "figures": f"{len(document['figures'])} files in {files.figures}" if document["figures"] else "",
         "time": display.duration(document["seconds"]),
     }

@@ -18,7 +18,7 @@ from .outputs import slug
 @grouped
 def search(
     *,
-    dataset: Annotated[str | None, typer.Argument(help=f"Data set: {options.listed(tuple(DATASETS))}.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help=f"Data set: {options.either(tuple(DATASETS))}.")] = None,
     proxy: Annotated[str | None, typer.Option(help="timm name of the proxy network.")] = None,
     settings: options.StageSettings,
     extractor_dtype: options.ExtractorDtype = None,

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class PolicyChoice:
     """How the network's policy is chosen, and what it may learn from."""
 
-    policy: Annotated[str | None, typer.Option(help=f"{options.listed(policy_names())}.")] = None
-    mode: Annotated[str | None, typer.Option(help=f"{options.listed(MODES)}.")] = None
+    policy: Annotated[str | None, typer.Option(help=f"{options.either(policy_names())}.")] = None
+    mode: Annotated[str | None, typer.Option(help=f"{options.either(MODES)}.")] = None
     include_validation: options.IncludeValidation = False
     allow_dataset_mismatch: Annotated[
         bool,

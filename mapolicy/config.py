@@ -1,8 +1,7 @@
 """A run's configuration: frozen, flat, complete in one place. Recipes are TOML files of exactly these fields.
 
-A setting is looked up in this order, the later one wins: recipe, bundle (train only: what the data must look like),
-command-line flags and `--set`. What results is saved with the run and, less the fields that only say where it ran,
-in the bundle.
+Settings come from the recipe, then from the bundle (train only: the data's format), then from command-line flags and
+`--set`; a later source wins. The result is saved with the run. The bundle records it without `MACHINE_FIELDS`.
 """
 
 import dataclasses
@@ -48,14 +47,14 @@ COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
 ON_DIVERGENCE = ("stop", "rollback")
 
-SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # that networks may be asked for by
+SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # of networks
 
 LARGEST_RECIPE = 2**20  # bytes
 
-# What `--fast` stands for: nothing is approximated, theta and alpha are learned by every sixth batch.
+# Settings of `--fast`: no approximation, but theta and alpha are updated only in every sixth iteration.
 FAST: Mapping[str, Any] = {"meta_every": 6}
 
-# Where and how a run executes; the result does not depend on them (threads and device: up to float rounding).
+# Where and how a run executes. The result does not depend on these (threads and device: up to rounding).
 MACHINE_FIELDS = frozenset(
     {
         "data_dir",
@@ -120,13 +119,13 @@ def _is_toml(value: object) -> bool:
 Table = Annotated[dict[str, Any], BeforeValidator(_toml_table)]
 Network = Annotated[str, AfterValidator(lambda name: SHORT_NAMES.get(name, name))]
 
-# No text is read as a number, no number as a truth value, and a whole number is a number.
+# Text is not converted to a number, nor a number to true or false; a whole number is accepted as a float.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """What search and train have in common."""
+    """Settings that search and train share."""
 
     stage: ClassVar[str]
     network_field: ClassVar[str]
@@ -268,11 +267,11 @@ class RunConfig:
                 "set warmup_epochs below epochs",
             )
         if self.accumulate > 1 and self.batch_norm == "synchronised":
-            why = "the statistics of all parts are not known while the first is computed"
+            why = "the statistics of the whole batch are not known when its first micro-batch is computed"
             raise UsageError("batch_norm synchronised", why, "set accumulate=1 or batch_norm=local")
         if self.simultaneous and (self.meta_fraction < 1 or self.reject_below_mean):
             other = "reject_below_mean" if self.reject_below_mean else "meta_fraction"
-            why = "the virtual step's gradient serves the weighted step, which needs all samples with their weights"
+            why = "the weighted step uses the virtual step's gradient, so it needs all samples and their weights"
             raise UsageError("simultaneous", why, f"leave {other} out")
 
     @property
@@ -287,7 +286,7 @@ class RunConfig:
 
     @property
     def constant_rates(self) -> bool:
-        """Whether the three rates are Theorem 1's."""
+        """Whether the three learning rates are the constants of Theorem 1."""
         return False
 
     @classmethod
@@ -298,8 +297,8 @@ class RunConfig:
 
         Args:
             values: settings by field name.
-            source: what the settings come from, for the error's text.
-            error: raised for an unknown key, a missing one or a value out of range.
+            source: name of the settings' origin, for the error's text.
+            error: type of the error for an unknown key, a missing one or a wrong value.
         """
         try:
             return cls(**values)
@@ -317,7 +316,7 @@ class RunConfig:
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The settings that have a default: what a run did before they existed."""
+        """The settings with a default, which is what runs did before the setting existed."""
         return {
             name: setting.get_default(call_default_factory=True)
             for name, setting in cls.settings().items()
@@ -335,7 +334,7 @@ class RunConfig:
         return TypeAdapter(cls).json_schema()
 
     def portable(self) -> dict[str, Any]:
-        """The settings that a bundle records: all but those that say where the run took place."""
+        """The settings that a bundle records: all but `MACHINE_FIELDS`."""
         return {key: value for key, value in self.to_mapping().items() if key not in MACHINE_FIELDS}
 
     def with_changes(self, **changes: Any) -> Self:
@@ -371,14 +370,14 @@ class SearchConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.schedule == "theorem1" and (self.warmup_epochs or self.alpha_learning_rate):
-            why = "its rates are constant, alpha's among them"
+            why = "all its learning rates are constant, also alpha's"
             raise UsageError("schedule theorem1", why, "set warmup_epochs=0 and alpha_learning_rate=0")
         if self.extractor == "own" and self.policy_input == "embedding":
             raise UsageError("extractor own", "the policy sees no features", "use another policy_input, or shared")
 
     @property
     def constant_rates(self) -> bool:
-        """Whether the three rates are Theorem 1's."""
+        """Whether the three learning rates are the constants of Theorem 1."""
         return self.schedule == "theorem1"
 
 
@@ -451,7 +450,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as problem:  # bad TOML, bad UTF-8, a number too long, tables too deep
-        raise InputError(str(path), f"not TOML ({problem})", "mend the file") from None
+        raise InputError(str(path), f"not TOML ({problem})", "correct the file") from None
 
 
 _KINDS = {
@@ -461,7 +460,7 @@ _KINDS = {
     "bool_type": "true or false",
     "dict_type": "a table",
 }
-_FIRST = ("unexpected_keyword_argument", "missing")  # a misspelled name is also a missing one
+_FIRST = ("unexpected_keyword_argument", "missing")  # a misspelled name also leaves one missing
 
 
 def _usage_error(kind: type[RunConfig], problem: ValidationError) -> UsageError:
@@ -498,5 +497,5 @@ def _number(value: object) -> str:
 
 
 def _is_huge(value: object) -> bool:
-    """Whether it is a whole number that no float holds, and that may be too long to print."""
+    """Whether it is a whole number beyond the range of floats; it may be too long to print."""
     return type(value) is int and value.bit_length() > sys.float_info.max_exp

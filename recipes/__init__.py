@@ -1,8 +1,8 @@
 """Recipes: flat TOML files, one for each stage, data set and network.
 
 `search-cifar100-wrn28_10.toml` is for that data set and network, `search-cifar100.toml` would be for any network,
-`search-any.toml` is for any data set that has none of its own. A fourth part, as in
-`search-cifar100-wrn28_10-mt4.toml`, makes a variant, which is only taken by its name.
+`search-any.toml` is for any data set without a recipe of its own. A fourth part, as in
+`search-cifar100-wrn28_10-mt4.toml`, makes a variant, which is used only if its name is given.
 """
 
 import difflib
@@ -17,18 +17,18 @@ from ..config import SHORT_NAMES, read_toml
 from ..errors import InputError
 
 ANY = "any"
-USUAL_NETWORKS = ("wrn28_10", "resnet50")  # whose recipe serves another network that the data set has no recipe for
+USUAL_NETWORKS = ("wrn28_10", "resnet50")  # their recipes serve other networks of the data set
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a recipe's head says.
+    """The description at the head of a recipe.
 
     Attributes:
-        name: of the recipe.
-        description: what it is for, and its target if it has one.
-        command: that runs it.
-        target: the figure that it aims at, in the paper's words; None where there is none.
+        name: the recipe's name.
+        description: its purpose, and its target if it has one.
+        command: the command that runs it.
+        target: the accuracy that it aims at, as the paper prints it; None if there is none.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Description:
 
 
 def names() -> list[str]:
-    """The recipes in the package, sorted."""
+    """Names of the recipes in the package, sorted."""
     return sorted(
         entry.name.removesuffix(".toml") for entry in files(__name__).iterdir() if entry.name.endswith(".toml")
     )
@@ -48,7 +48,7 @@ def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, 
     """The closest recipe: of this network, of the data set for any network, of another network, of any data set.
 
     Returns:
-        What it is called, and its settings.
+        The recipe's name ("recipe search-digits") and its settings.
     """
     known, network = names(), SHORT_NAMES.get(network or "", network)
     usual = [f"{stage}-{dataset}-{name}" for name in USUAL_NETWORKS]
@@ -58,14 +58,14 @@ def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, 
 
 
 def head(name: str) -> str:
-    """The comment that a recipe in the package opens with: what it is, its command, cost, expectation and target."""
+    """The comment at the start of a recipe: its purpose, command, cost, expected result and target."""
     text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line.removeprefix("#").strip() for line in lines)
 
 
 def described() -> list[Description]:
-    """Every recipe in the package, by name."""
+    """The description of every recipe in the package, sorted by name."""
     found = []
     for name in names():
         text = head(name)
@@ -77,10 +77,13 @@ def described() -> list[Description]:
 
 
 def load(name: str) -> tuple[str, dict[str, Any]]:
-    """A recipe by name or by file: what it is called and its settings.
+    """Load a recipe of the package by name, or a TOML file by its path.
+
+    Returns:
+        The recipe's name or path, and its settings.
 
     Raises:
-        InputError: neither is there.
+        InputError: there is no such recipe and no such file.
     """
     if name in names():
         with_path = files(__name__) / f"{name}.toml"

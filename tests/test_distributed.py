@@ -513,7 +513,7 @@ def test_running_statistics_move_once_for_each_part() -> None:
 def test_an_extractor_of_its_own_does_not_come_in_parts(searched: Callable[..., dict[str, Tensor]]) -> None:
     with pytest.raises(UsageError, match="would keep the graphs of all parts"):
         searched(extractor="own", accumulate=2)
-    with pytest.raises(InputError, match="statistics of all parts are not known"):
+    with pytest.raises(InputError, match="statistics of the whole batch are not known"):
         searched(batch_norm="synchronised", accumulate=2)
 
 

@@ -54,7 +54,7 @@ def test_only_what_can_be_used_is_pushed(mapolicy, bundle: PolicyBundle, hub_ser
         mapolicy("push", file, "birds/digits").is_error(3, file, says)
     assert hub_server.log == []
     for command in ("inspect", "pull"):
-        assert "its first use holds them against the architecture" in mapolicy(command, "huge").out
+        assert "its first use also checks the architecture" in mapolicy(command, "huge").out
 
 
 def test_a_card_is_seen_before_it_is_pushed(mapolicy, bundle_file: Path, hub_server: HubServer, tmp_path: Path) -> None:
