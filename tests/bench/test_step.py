@@ -92,8 +92,6 @@ def test_settings_of_another_iteration_are_a_row_of_their_own(monkeypatch: pytes
     monkeypatch.setattr(
         step_case, "BilevelStep", lambda **parts: seen.append(parts["options"]) or (lambda *batch: None)
     )
-        step_case, "BilevelStep", lambda **parts: seen.append(parts["options"]) or (lambda *batch: None)
-    )
     rows = step.measure_step(search_config(simultaneous=True), 1, memory=False).rows
     assert [row.what for row in rows] == ["plain", "exact", "fast", "low_memory", "as_set", "double_backward"]
     assert [(options.simultaneous, options.low_memory) for options in seen] == [
