@@ -119,8 +119,9 @@ def _is_toml(value: object) -> bool:
 Table = Annotated[dict[str, Any], BeforeValidator(_toml_table)]
 Network = Annotated[str, AfterValidator(lambda name: SHORT_NAMES.get(name, name))]
 
-# Text is not converted to a number, nor a number to true or false; a whole number is accepted as a float.
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+# Text is not converted to a number, nor a number to true or false; a whole number is accepted as a float. Validators
+# are built with the first configuration, so that `--help` does not wait for them.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
