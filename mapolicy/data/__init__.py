@@ -1,4 +1,4 @@
-"""From a data set's name to splits and batches of uint8 images."""
+"""Data sets by name, their splits, and batches of uint8 images."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Which images make up which batch: a function of seed, epoch and step alone."""
+"""Which images are in which batch; it depends on seed, stage, epoch and step only."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from ..config import RunConfig
 from ..runtime.random import generator
 
-Plan = Sequence[tuple[int, Tensor]]  # the batches of an epoch: step and positions int64 [b] in the split
+Plan = Sequence[tuple[int, Tensor]]  # for each batch: iteration number, and int64 [b] positions in the split
 
 
 def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0) -> Plan:
-    """The batches of one epoch: (step, int64 [batch_size] positions), every image at most once, the rest left out.
+    """The batches of one epoch: the images in random order, without an incomplete last batch.
 
     Args:
-        config: its seed and batch_size are used.
-        images: size of the split.
-        epoch: counted from 0.
-        start: batches to leave out at the front.
+        config: its seed, stage and batch_size are used.
+        images: number of images in the split.
+        epoch: from 0.
+        start: number of batches to skip at the beginning of the epoch.
     """
     per_epoch = images // config.batch_size
     order = torch.randperm(images, generator=generator(config.seed, config.stage, "order", epoch))
@@ -27,13 +27,19 @@ def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0) ->
 
 
 def validation_plan(config: RunConfig, images: int, steps: list[int]) -> Plan:
-    """For each step a random part of the meta-validation split, int64 [validation_batch_size] or all of it."""
+    """For each step a random batch of the meta-validation split, or all of it where it is smaller than a batch.
+
+    Args:
+        config: its seed, stage and validation_batch_size are used.
+        images: number of images in the split.
+        steps: iteration numbers.
+    """
     return [
         (
             step,
             torch.randperm(images, generator=generator(config.seed, config.stage, "validation", step))[
                 : config.validation_batch_size
-            ].clone(),  # a part of a permutation would keep all of it
+            ].clone(),  # a view would keep the whole permutation in memory
         )
         for step in steps
     ]

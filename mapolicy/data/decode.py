@@ -1,6 +1,6 @@
-"""One image: from the bytes of a file to uint8 pixels at the network's input size.
+"""Decode one image file and resize it to uint8 pixels at the network's input size.
 
-Resizing is Pillow's BILINEAR, which filters over the whole source area when it shrinks (antialias).
+Resizing uses Pillow's BILINEAR filter, which antialiases when it shrinks an image.
 """
 
 import io
@@ -21,28 +21,28 @@ from ..runtime.files import read_regular_file
 from ..runtime.random import generator
 from ..runtime.sanitize import printable
 
-LARGEST_FILE = 2**28  # bytes; no single image of a classification data set comes near it
+LARGEST_FILE = 2**28  # bytes; far more than an image of a classification data set has
 GRAY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N"})
-CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision.transforms.RandomResizedCrop
-EVALUATION_SHARE = 224 / 256  # of the shorter side, for networks trained on random resized crops
+CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the defaults of torchvision.transforms.RandomResizedCrop
+EVALUATION_SHARE = 224 / 256  # of the shorter side; for networks trained on random resized crops
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
 
 
 class CorruptImageError(InputError):
-    """An image that cannot be decoded; `skip_corrupt` leaves it out."""
+    """An image that cannot be decoded; the setting `skip_corrupt` leaves it out."""
 
 
 def corrupt(name: str, why: str) -> CorruptImageError:
-    """The error for one bad image."""
+    """The error for one corrupt image; `name` and `why` may hold any characters."""
     return CorruptImageError(printable(name), printable(why)[:100], "mend or remove it, or set skip_corrupt")
 
 
 @contextmanager
 def bombs_as_errors() -> Iterator[None]:
-    """Within it Pillow's warning about a decompression bomb is an error, as its error is.
+    """Inside the block Pillow's warning about a decompression bomb is an error.
 
-    Warning filters belong to the whole process, so this stands around a pass over many images, not around each.
+    Warning filters belong to the whole process, so put this around a loop over images, not around each image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -53,7 +53,7 @@ def read_file(path: str) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        CorruptImageError: missing, a dangling link, no regular file, or above `LARGEST_FILE`.
+        CorruptImageError: the file is missing, not regular, or larger than `LARGEST_FILE`.
     """
     try:
         return read_regular_file(Path(path), LARGEST_FILE)
@@ -62,23 +62,24 @@ def read_file(path: str) -> bytes:
 
 
 def is_gray(content: bytes, name: str) -> bool:
-    """Whether an image file holds one channel; its header is read, its pixels are not decoded."""
-    return _opened(content, name).mode in GRAY_MODES
+    """Whether an image file has one channel; only its header is read."""
+    return _open(content, name).mode in GRAY_MODES
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """An image file as mode `L` (from 1-bit, grey with or without alpha, 16-bit) or `RGB` (everything else).
+    """Decode an image file to mode `L` (1-bit, 16-bit, grey with or without alpha) or `RGB` (everything else).
 
-    Alpha is dropped, not blended. 16-bit grey keeps its upper eight bits; Pillow's own conversion would clip.
+    Alpha is dropped, not blended. 16-bit grey keeps its upper eight bits; Pillow's conversion would clip.
 
     Args:
         content: the file's bytes.
-        name: what an error calls the image.
+        name: the image's name, for an error.
 
     Raises:
-        CorruptImageError: empty, truncated, no image, a decompression bomb, or floating-point pixels.
+        CorruptImageError: the file is empty, truncated, not an image, a decompression bomb, or has floating-point
+            pixels.
     """
-    image = _opened(content, name)
+    image = _open(content, name)
     if image.mode == "F":
         raise corrupt(name, "has floating-point pixels, whose range is not known")
     try:
@@ -91,21 +92,21 @@ def decode(content: bytes, name: str) -> Image.Image:
         return image if image.mode == wanted else image.convert(wanted)
     except MemoryError:
         raise
-    except Exception as problem:  # Pillow's decoders raise whatever the bytes lead them to
+    except Exception as problem:  # Pillow's decoders raise exceptions of many kinds
         raise corrupt(name, f"cannot be decoded ({problem})") from None
 
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """How a decoded image becomes the network's input.
+    """Crops a decoded image and resizes it to the network's input: at the centre, or at random.
 
     Args:
         channels: 1 or 3.
-        image_size: side of the square output, pixels.
-        share: side of the central square that is kept, as a share of the image's shorter side.
-        random_crop: whether `random` may be asked for.
-        seed: the run's seed.
-        stage: the run's stage.
+        image_size: side of the square output in pixels.
+        share: side of the central square, as a share of the image's shorter side.
+        random_crop: whether training images are cropped at random.
+        seed: of the run.
+        stage: of the run.
     """
 
     channels: int
@@ -116,10 +117,10 @@ class ResizedCrop:
     stage: str
 
     def central(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The central square, resized: pixels uint8 [C, S, S].
+        """The central square, resized to uint8 [C, S, S].
 
-        Equals "shorter side to S / share, then centre crop" up to rounding, but never builds the long side, which for
-        an image of 1 x 10,000 pixels would be huge. An image that already has the size is not touched.
+        Equals resizing the shorter side to S / share and then cropping the centre, up to rounding. It never resizes the
+        long side, which would be huge for an image of 1 x 10,000 pixels. An image of the right size is not resampled.
         """
         width, height = image.size
         if self.share == 1 and width == height == self.image_size:
@@ -129,12 +130,12 @@ class ResizedCrop:
         return self._pixels(image, (left, top, left + side, top + side))
 
     def random(self, image: Image.Image, index: int, step: int) -> NDArray[np.uint8]:
-        """A random resized crop: pixels uint8 [C, S, S].
+        """A random resized crop, uint8 [C, S, S]; it depends on seed, stage, index and step, not on workers or ranks.
 
         Args:
             image: the decoded image.
             index: the image's position in its data set.
-            step: iteration; with `index` it alone decides the crop, so workers and ranks do not matter.
+            step: the iteration.
         """
         draws = generator(self.seed, self.stage, f"crop/{index}", step)
         cut = image.crop(random_crop_box(*image.size, draws))
@@ -151,9 +152,9 @@ class ResizedCrop:
 
 
 def random_crop_box(width: int, height: int, draws: torch.Generator) -> tuple[int, int, int, int]:
-    """A box of 8 to 100 % of the area and a ratio of 3/4 to 4/3, uniform in area and in the ratio's logarithm.
+    """A box with 8 to 100 % of the area and a ratio of 3/4 to 4/3, uniform in area and in the ratio's logarithm.
 
-    Source: torchvision.transforms.RandomResizedCrop.get_params, ten attempts and its central fall-back included.
+    Source: torchvision.transforms.RandomResizedCrop.get_params, with its ten attempts and its central fall-back.
 
     Returns:
         Left, top, right, bottom in pixels.
@@ -177,7 +178,7 @@ def random_crop_box(width: int, height: int, draws: torch.Generator) -> tuple[in
     return left, top, left + wide, top + tall
 
 
-def _opened(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str) -> Image.Image:
     if not content:
         raise corrupt(name, "is empty")
     try:
@@ -186,7 +187,7 @@ def _opened(content: bytes, name: str) -> Image.Image:
         raise corrupt(name, "has so many pixels that it may be a decompression bomb") from None
     except UnidentifiedImageError:
         raise corrupt(name, "is no image that Pillow can read") from None
-    except Exception as problem:  # decoders raise whatever the bytes lead them to
+    except Exception as problem:  # as in `decode`
         raise corrupt(name, f"cannot be decoded ({problem})") from None
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:

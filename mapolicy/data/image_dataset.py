@@ -1,4 +1,4 @@
-"""Ordered sets of labelled images that are read one by one, and what a data set consists of."""
+"""Ordered sets of labelled images that are read one by one, and the `Source` that a data set's name opens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from ..errors import InputError
 from ..runtime.sanitize import printable
@@ -17,7 +18,7 @@ from .decode import corrupt, decode, is_gray, read_file
 
 
 class ImageSet(ABC):
-    """Images in a fixed order, with their labels. Reading is lazy, repeatable and safe from several threads.
+    """Images with labels in a fixed order. Reading is lazy, repeatable and thread-safe.
 
     Attributes:
         labels: int64 [N], CPU.
@@ -28,13 +29,13 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
     def name(self, index: int) -> str:
-        """What identifies the image within its data set: a path relative to the data set, or a number."""
+        """The image's name within its data set: a path relative to the data set, or else its number."""
+        return str(index)
 
     @abstractmethod
     def content(self, index: int) -> bytes:
-        """The bytes that the image is read from; equal bytes are equal images."""
+        """Bytes that determine the image: its file, or its pixels where it has no file."""
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
@@ -46,10 +47,10 @@ class ImageSet(ABC):
 
     @abstractmethod
     def gray(self, index: int) -> bool:
-        """Whether the image has one channel; known without decoding it."""
+        """Whether the image has one channel; files are not decoded to find out."""
 
     def size(self, index: int) -> int:
-        """Bytes of the image's file; 0 where images have no files."""
+        """Size of the image's file in bytes; 0 where images have no files."""
         return 0
 
 
@@ -57,71 +58,67 @@ class FileImages(ImageSet):
     """Image files.
 
     Args:
-        folder: what the names are relative to.
+        folder: the folder that the names are relative to.
         names: relative paths.
-        labels: class of each.
+        labels: class of each image.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], labels: Sequence[int]) -> None:
         self.folder, self.names = str(folder), tuple(names)
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
+    @override
     def name(self, index: int) -> str:
-        """As in `ImageSet`."""
         return self.names[index]
 
+    @override
     def content(self, index: int) -> bytes:
-        """As in `ImageSet`."""
         return read_file(self._path(index))
 
+    @override
     def read(self, index: int) -> Image.Image:
-        """As in `ImageSet`."""
         path = self._path(index)
         return decode(read_file(path), path)
 
+    @override
     def gray(self, index: int) -> bool:
-        """As in `ImageSet`."""
         path = self._path(index)
         return is_gray(read_file(path), path)
 
+    @override
     def size(self, index: int) -> int:
-        """As in `ImageSet`."""
         try:
             return Path(self._path(index)).stat().st_size
         except OSError as problem:
             raise corrupt(self._path(index), problem.strerror or "cannot be read") from None
 
     def _path(self, index: int) -> str:
-        return f"{self.folder}/{self.names[index]}"  # joining with pathlib costs a tenth of decoding a small image
+        return f"{self.folder}/{self.names[index]}"  # pathlib would take a tenth of the time of decoding a small image
 
 
 class ArrayImages(ImageSet):
-    """Images held as arrays.
+    """Images in memory, as arrays.
 
     Args:
         arrays: uint8, each [H, W] or [H, W, 3].
-        labels: class of each.
+        labels: class of each image.
     """
 
     def __init__(self, arrays: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], labels: Sequence[int]) -> None:
         self.arrays = arrays
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
 
-    def name(self, index: int) -> str:
-        """As in `ImageSet`."""
-        return str(index)
-
+    @override
     def content(self, index: int) -> bytes:
-        """As in `ImageSet`."""
         array = self.arrays[index]
         return f"{array.shape}".encode() + array.tobytes()
 
+    @override
     def read(self, index: int) -> Image.Image:
-        """As in `ImageSet`."""
         return Image.fromarray(self.arrays[index])
 
+    @override
     def gray(self, index: int) -> bool:
-        """As in `ImageSet`."""
         return self.arrays[index].ndim == 2
 
 
@@ -144,17 +141,16 @@ class DatasetRequest:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by name, before it is split.
+    """An opened data set, before it is split.
 
     Args:
-        name: the data set's name, without any path: `cifar100`, `folder:flowers`.
-        where: what an error calls the data set: its name, or its folder.
-        classes: names, by label.
-        pool: the images that training and meta-validation are drawn from, and the test split too where `open_test` is
-            None.
-        open_test: opens the data set's own test split; called at most once, and not before it is needed.
-        check_test: looks whether the test split has the same classes, without reading an image; None where that
-            cannot be known so cheaply.
+        name: the data set's name without a path, such as `cifar100` or `folder:flowers`.
+        where: the data set's name or folder, for errors.
+        classes: class names, by label.
+        pool: images for the training and meta-validation splits, and for the test split where `open_test` is None.
+        open_test: opens the data set's own test split; called at most once, when the split is needed.
+        check_test: checks without reading an image that the test split has the same classes; None where that needs the
+            images.
     """
 
     name: str
@@ -166,10 +162,10 @@ class Source:
 
 
 def check_same_classes(where: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
-    """Refuse a test split whose classes are not those of the training split.
+    """Check that a test split has the classes of the training split, in the same order.
 
     Raises:
-        InputError: names a class that only one of them has.
+        InputError: it has not; the message names a class that only one of them has.
     """
     if expected == found:
         return

@@ -1,7 +1,7 @@
-"""Batches of uint8 images on the device: out of one tensor that holds them all, or decoded by worker processes.
+"""Batches of uint8 images on the device.
 
-Images that fit into memory are decoded once and stay on the device (resident). Others, and every pipeline that starts
-with random resized crops, are decoded as they are needed (streamed).
+A resident split is decoded once and stays in the device's memory. A streamed split is decoded by worker processes for
+each batch: images that do not fit into memory, and pipelines that start with random resized crops.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from ..errors import EnvironmentFault, MapolicyError
 from ..runtime.sanitize import printable
@@ -24,17 +25,17 @@ from .image_dataset import ImageSet
 
 Result = TypeVar("Result")
 
-CHUNK = 64  # images that a thread or a process takes at a time
-PATIENCE, PATIENCE_PER_IMAGE = 10.0, 0.2  # seconds for a batch; a worker that takes longer hangs
-WORTH_WORKERS = 2_000  # images; fewer are decoded before processes would have started
+CHUNK = 64  # images that a thread or a worker process takes at a time
+PATIENCE, PATIENCE_PER_IMAGE = 10.0, 0.2  # seconds to wait for a batch before its worker counts as hanging
+WORTH_WORKERS = 2_000  # images; decoding fewer is faster than starting processes
 
 
 class Split(ABC):
-    """Images that training, meta-validation or testing may use.
+    """The images of the training, meta-validation or test split.
 
     Attributes:
         labels: int64 [N], CPU.
-        indices: int64 [N], CPU, ascending: positions in the data set's own order (of its pool, or of its test split).
+        indices: int64 [N], CPU, ascending: positions in the data set's pool, or in its test split.
     """
 
     labels: Tensor
@@ -45,12 +46,11 @@ class Split(ABC):
 
     @abstractmethod
     def batches(self, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a plan, in its order.
+        """Yield the batches of a plan, in its order.
 
         Args:
-            plan: for every batch its step (iteration number) and positions int64 [b] into this split.
-            augment: whether to crop at random, where that is done as images are decoded (base augmentation
-                `random_resized_crop`); without effect elsewhere.
+            plan: for each batch its iteration number and int64 [b] positions in this split.
+            augment: whether to crop at random; only a streamed split with base augmentation `random_resized_crop` does.
 
         Yields:
             Images uint8 [b, C, S, S] and labels int64 [b], both on the device.
@@ -62,15 +62,15 @@ class Split(ABC):
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
-        """This split and another of the same data set as one."""
+        """One split with the images of this and of another split of the same data set."""
 
 
 class ResidentSplit(Split):
     """Rows of one uint8 tensor on the device.
 
     Args:
-        images: uint8 [M, C, S, S], shared by splits.
-        rows: int64 [N], CPU: this split's rows.
+        images: uint8 [M, C, S, S], shared by several splits.
+        rows: int64 [N], CPU: this split's rows of `images`.
         labels: int64 [N].
         indices: int64 [N].
     """
@@ -78,55 +78,55 @@ class ResidentSplit(Split):
     def __init__(self, images: Tensor, rows: Tensor, labels: Tensor, indices: Tensor) -> None:
         self.images, self.rows, self.labels, self.indices = images, rows, labels, indices
 
+    @override
     def batches(self, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Split.batches`, by looking rows up; nothing is decoded, so `augment` is without effect."""
         device = self.images.device
         for _, positions in plan:
             rows, labels = self.rows[positions], self.labels[positions]
-            # Not waited for: out of memory that is not pinned, torch has taken a copy before `to` returns.
+            # Safe although the memory is not pinned: torch copies it before `to` returns.
             rows, labels = rows.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             yield self.images.index_select(0, rows), labels
 
+    @override
     def merge(self, other: Self) -> Self:
-        """As `Split.joined`; both share their images."""
-        rows, labels, indices = _merged(
+        rows, labels, indices = _merge_columns(
             (self.rows, self.labels, self.indices), (other.rows, other.labels, other.indices)
         )
         return type(self)(self.images, rows, labels, indices)
 
 
 class StreamedSplit(Split):
-    """Images that worker processes decode.
+    """Images that worker processes decode for each batch. The workers start and end with an iteration over `batches`.
 
     Args:
-        images: where they are read.
-        framing: how they become the network's input.
+        images: the image set that they are read from.
+        crop: crops and resizes them.
         indices: int64 [N]: this split's images.
-        device: where batches go.
-        workers: processes; the batches do not depend on their number.
+        device: device of the batches.
+        workers: number of processes; the batches do not depend on it.
     """
 
     def __init__(
-        self, images: ImageSet, framing: ResizedCrop, indices: Tensor, device: torch.device, workers: int
+        self, images: ImageSet, crop: ResizedCrop, indices: Tensor, device: torch.device, workers: int
     ) -> None:
-        self.images, self.framing, self.indices = images, framing, indices
+        self.images, self.crop, self.indices = images, crop, indices
         self.labels = images.labels[indices]
         self.device = device
         # More processes than cores decode no faster, and torch warns.
         self.workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
 
+    @override
     def batches(self, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Split.batches`; the workers start with the first batch and end with the iterator."""
         pinned = self.device.type == "cuda"
         largest = max((len(positions) for _, positions in plan), default=0)
         loader: DataLoader[Any] = DataLoader(
-            _PlannedBatches(self.images, self.framing, self.indices.tolist(), augment and self.framing.random_crop),
+            _PlannedBatches(self.images, self.crop, self.indices.tolist(), augment and self.crop.random_crop),
             batch_size=None,
             sampler=[(step, positions.tolist()) for step, positions in plan],
             num_workers=self.workers,
             pin_memory=pinned,
             timeout=PATIENCE + PATIENCE_PER_IMAGE * largest if self.workers else 0,
-            generator=torch.Generator().manual_seed(0),  # without one of its own it draws from the global one
+            generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global one
         )
         with worker_faults():
             batches = iter(loader)
@@ -138,32 +138,32 @@ class StreamedSplit(Split):
                     raise images
                 yield images.to(self.device, non_blocking=pinned), self.labels[positions].to(self.device)
         finally:
-            # Torch ends workers when the iterator is collected, and a traceback that is kept would put that off.
+            # Torch ends workers when the iterator is garbage-collected; a traceback would keep it alive.
             getattr(batches, "_shutdown_workers", lambda: None)()
 
+    @override
     def merge(self, other: Self) -> Self:
-        """As `Split.joined`; read as this split is."""
-        (indices,) = _merged((self.indices,), (other.indices,))
-        return type(self)(self.images, self.framing, indices, self.device, self.workers)
+        (indices,) = _merge_columns((self.indices,), (other.indices,))
+        return type(self)(self.images, self.crop, indices, self.device, self.workers)
 
 
 class _PlannedBatches(Dataset[Any]):
-    """Item (step, positions) is a batch; what was wrong with an image is an item too, as torch would wrap an error."""
+    """Item (step, positions) is a batch, or the error of a corrupt image: torch would wrap an exception in another."""
 
-    def __init__(self, images: ImageSet, framing: ResizedCrop, indices: list[int], augment: bool) -> None:
-        self.images, self.framing, self.indices, self.augment = images, framing, indices, augment
+    def __init__(self, images: ImageSet, crop: ResizedCrop, indices: list[int], augment: bool) -> None:
+        self.images, self.crop, self.indices, self.augment = images, crop, indices, augment
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Tensor | MapolicyError:
         step, positions = item
-        size = self.framing.image_size
-        batch = torch.empty(len(positions), self.framing.channels, size, size, dtype=torch.uint8)
+        size = self.crop.image_size
+        batch = torch.empty(len(positions), self.crop.channels, size, size, dtype=torch.uint8)
         try:
             with bombs_as_errors():
                 for row, position in enumerate(positions):
                     index = self.indices[position]
                     image = self.images.read(index)
-                    framed = self.framing.random(image, index, step) if self.augment else self.framing.central(image)
-                    batch.numpy()[row] = framed
+                    pixels = self.crop.random(image, index, step) if self.augment else self.crop.central(image)
+                    batch.numpy()[row] = pixels
         except MapolicyError as problem:
             return problem
         return batch
@@ -171,9 +171,9 @@ class _PlannedBatches(Dataset[Any]):
 
 @contextmanager
 def worker_faults() -> Iterator[None]:
-    """Turns what torch raises about a dead or hanging worker process into an error of ours.
+    """Inside the block torch's RuntimeError about a worker process becomes an `EnvironmentFault`.
 
-    Torch raises it from a signal handler, so it may also come up outside of `Split.batches`: put this around a loop
+    Torch raises it from a signal handler, so it may also occur outside `Split.batches`: put this around the whole loop
     over batches.
 
     Raises:
@@ -192,16 +192,16 @@ def worker_faults() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SplitLoader:
-    """How the images of a run are held.
+    """Loads the images of a run's splits: into the device's memory if they fit, else as streams.
 
     Args:
-        framing: how an image becomes the network's input.
-        device: where batches go.
+        crop: crops and resizes each image.
+        device: device of the batches.
         workers: processes that decode streamed images.
         memory_limit_gib: GiB up to which images are resident.
     """
 
-    framing: ResizedCrop
+    crop: ResizedCrop
     device: torch.device
     workers: int
     memory_limit_gib: float
@@ -211,39 +211,38 @@ class SplitLoader:
 
         Args:
             images: the image set.
-            groups: the indices of each split, int64, ascending, disjoint.
+            groups: for each split its indices, int64, ascending, disjoint from the others.
 
         Raises:
             CorruptImageError: a resident image cannot be decoded.
             EnvironmentFault: the images do not fit on the device.
         """
-        framing = self.framing
         used = torch.cat(list(groups)).sort().values
-        gib = len(used) * framing.channels * framing.image_size**2 / 2**30
-        if framing.random_crop or gib > self.memory_limit_gib:
-            return [StreamedSplit(images, framing, group, self.device, self.workers) for group in groups]
+        gib = len(used) * self.crop.channels * self.crop.image_size**2 / 2**30
+        if self.crop.random_crop or gib > self.memory_limit_gib:
+            return [StreamedSplit(images, self.crop, group, self.device, self.workers) for group in groups]
         try:
-            held = self._decoded(images, used).to(self.device)
+            pixels = self._decode(images, used).to(self.device)
         except (torch.OutOfMemoryError, MemoryError):
-            why = f"the images take {gib:.1f} GiB, which {self.device} has not got"
+            why = f"the images take {gib:.1f} GiB, more than is free on {self.device}"
             raise EnvironmentFault("data set", why, "lower memory_limit_gib, so that they are streamed") from None
         rows = [torch.searchsorted(used, group) for group in groups]
-        return [ResidentSplit(held, at, images.labels[group], group) for at, group in zip(rows, groups, strict=True)]
+        return [ResidentSplit(pixels, at, images.labels[group], group) for at, group in zip(rows, groups, strict=True)]
 
-    def _decoded(self, images: ImageSet, indices: Tensor) -> Tensor:
-        size, total = self.framing.image_size, len(indices)
-        held = torch.empty(total, self.framing.channels, size, size, dtype=torch.uint8)
-        # Threads would not help: of a small image's decoding most is Python.
+    def _decode(self, images: ImageSet, indices: Tensor) -> Tensor:
+        size, total = self.crop.image_size, len(indices)
+        decoded = torch.empty(total, self.crop.channels, size, size, dtype=torch.uint8)
+        # Threads would not help: for small images most of the time is spent in Python.
         workers = self.workers if total > WORTH_WORKERS else 0
-        reader = StreamedSplit(images, self.framing, indices, torch.device("cpu"), workers)
+        reader = StreamedSplit(images, self.crop, indices, torch.device("cpu"), workers)
         chunks = [torch.arange(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
         for rows, (pixels, _) in zip(chunks, reader.batches([(0, rows) for rows in chunks]), strict=True):
-            held[rows[0] : rows[-1] + 1] = pixels
-        return held
+            decoded[rows[0] : rows[-1] + 1] = pixels
+        return decoded
 
 
 def threaded_map(items: Sequence[int], function: Callable[[int], Result]) -> list[Result]:
-    """The function's results in the order of the items, worked out by several threads; the first error is raised."""
+    """The function's results in the order of the items, computed by several threads; the first error is raised."""
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return [
@@ -251,8 +250,8 @@ def threaded_map(items: Sequence[int], function: Callable[[int], Result]) -> lis
         ]
 
 
-def _merged(own: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[Tensor]:
-    """Columns of two splits, one below the other, in ascending order of the last one, the indices."""
+def _merge_columns(own: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[Tensor]:
+    """Concatenate the columns of two splits, and sort the rows by the last column, the indices."""
     columns = [torch.cat(pair) for pair in zip(own, other, strict=True)]
     order = columns[-1].argsort()
     return [column[order] for column in columns]

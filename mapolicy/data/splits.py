@@ -1,10 +1,11 @@
-"""A data set as training needs it: fixed splits, statistics, a fingerprint. Batches are loaded in `loader.py`."""
+"""A data set as training needs it: splits, channel statistics and a fingerprint. `loader.py` makes the batches."""
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,36 +19,36 @@ from .dataset_factory import open_source
 from .decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors
 from .image_dataset import ImageSet, Source
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
-from .stratify import check_given, check_sizes, per_class, shuffled_classes, take, without
+from .stratify import check_sizes, draw_splits
 
 __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits", "worker_faults"]
 
-# Looks at name, classes, number of images and fingerprint (None: not known yet) of a data set, and may raise.
+# Called with name, classes, number of images and fingerprint (None: not known yet) of a data set; may raise.
 Check = Callable[[str, tuple[str, ...], int, str | None], None]
 
-FINGERPRINT_IMAGES = 100_000  # more than these, and the fingerprint covers names and sizes instead of contents
-INSPECTED_IMAGES = 2_000  # whose headers decide between one channel and three
+FINGERPRINT_IMAGES = 100_000  # of a larger data set the fingerprint covers names and sizes instead of contents
+INSPECTED_IMAGES = 2_000  # images whose headers decide between one channel and three
 
 
 @dataclass
 class DataSplits:
-    """A data set, split.
+    """The splits of a data set and what was found out about its images.
 
     Attributes:
         name: the data set's name, without a path.
         classes: names, by label.
         channels: 1 or 3.
-        image_size: side of the images, pixels.
-        pool_size: images that the indices of training and meta-validation split count over.
-        counts: images of each class in training and meta-validation split together.
+        image_size: side of the images in pixels.
+        pool_size: number of images in the pool, which the indices of both splits refer to.
+        counts: images of each class in the training and meta-validation splits together.
         train: training split.
         meta_validation: meta-validation split.
-        mean: of the training split at the network's input, per channel, in [0, 1].
-        std: likewise; 1 where a channel is constant.
+        mean: of the training split at the network's input size, for each channel, in [0, 1].
+        std: likewise; 1 for a constant channel.
         fingerprint: SHA-256, hexadecimal, of class names and the training and meta-validation images: their indices,
             labels and contents (of more than `FINGERPRINT_IMAGES` images: names and file sizes). It does not depend
-            on where the data lies, on the image size, or on how images are held.
-        corrupt: images left out, each as `name: reason`; `test` adds those of the test split.
+            on the data set's folder, on the image size, or on how images are loaded.
+        corrupt: images left out, each as `name: reason`; the first call of `test` adds those of the test split.
         resident: whether the images are in memory.
     """
 
@@ -68,11 +69,11 @@ class DataSplits:
     _test: Split | None = field(default=None, init=False, repr=False)
 
     def test(self) -> Split:
-        """The test split; nothing of it is read before the first call.
+        """The test split, read at the first call.
 
         Raises:
             InputError: it cannot be read.
-            UsageError: the data set has none of its own, and `test_per_class` is 0.
+            UsageError: the data set has no test split of its own, and `test_per_class` is 0.
         """
         if self._test is None:
             self._test, corrupt = self._open_test()
@@ -80,7 +81,7 @@ class DataSplits:
         return self._test
 
     def train_with_validation(self) -> Split:
-        """Training and meta-validation split as one."""
+        """One split with the training and meta-validation images."""
         return self.train.merge(self.meta_validation)
 
 
@@ -95,13 +96,13 @@ def load_splits(
 
     Args:
         config: the run's settings.
-        device: where batches go.
-        stage: `search` or `train`; part of every draw's seed except those of the splits.
+        device: device of the batches.
+        stage: `search` or `train`; it is part of every seed except those of the splits.
         meta_validation: int64 indices that a bundle records; None draws them by `validation_per_class`.
-        check: called before any image is read, and again with the fingerprint.
+        check: called before any image is read, and again with the fingerprint; may raise.
 
     Raises:
-        UsageError: no such data set, or a count that cannot be meant.
+        UsageError: there is no such data set, or a split's size is not valid.
         InputError: the data set or the bundle's indices cannot be used.
         EnvironmentFault: the images do not fit on the device.
     """
@@ -118,44 +119,20 @@ def load_splits(
     if check is not None:
         check(source.name, classes, len(pool), None)
     if stage == "train":
-        # What would only be found out after the training.
-        if source.open_test is None and config.test_per_class == 0:
-            raise _no_test_split(source)
-        if source.check_test is not None:
-            source.check_test()
-    sizes = torch.bincount(pool.labels, minlength=len(classes)).tolist()
-
-    orders = shuffled_classes(pool.labels, classes, config.split_seed)
-    test_counts = per_class(0 if source.open_test else config.test_per_class, sizes)
-    test, orders = take(orders, test_counts, classes, "test_per_class")
-    bad = _corrupt(pool, torch.cat(orders).sort().values) if config.skip_corrupt else {}
-    eligible = orders = without(orders, bad)
-    if meta_validation is None:
-        counts = per_class(config.validation_per_class, sizes)
-        validation, orders = take(orders, counts, classes, "validation_per_class")
-    else:
-        validation = check_given(meta_validation, len(pool), test, source.name)
-        if lost := [index for index in validation.tolist() if index in bad]:
-            raise InputError("the bundle's meta-validation split", f"has a corrupt image: {bad[lost[0]]}", "restore it")
-        orders = without(orders, set(validation.tolist()))
-    # At least one, also where all that are left are asked for.
-    counts = per_class(config.train_per_class, sizes) if config.train_per_class else [max(1, len(o)) for o in orders]
-    train, _ = take(orders, counts, classes, "train_per_class")
-    if len(train) < config.batch_size:
-        why = f"has {len(train)} training images, fewer than batch_size = {config.batch_size}"
+        _check_test_split(source, config)
+    indices = draw_splits(source, config, meta_validation, partial(_corrupt, pool, config.skip_corrupt))
+    if len(indices.train) < config.batch_size:
+        why = f"has {len(indices.train)} training images, fewer than batch_size = {config.batch_size}"
         raise InputError(source.where, why, "lower batch_size or raise train_per_class")
 
-    random_crop = config.base_augmentation == "random_resized_crop"
-    share = EVALUATION_SHARE if random_crop else 1.0
-    channels = 1 if _all_gray(pool, eligible) else 3
-    framing = ResizedCrop(channels, config.image_size, share, random_crop, config.seed, stage)
-    loader = SplitLoader(framing, device, config.workers, config.memory_limit_gib)
-    train_split, validation_split = loader.load(pool, [train, validation])
-    mean, std = _statistics(train_split, channels)
-    used = torch.cat([train, validation]).sort().values
-    fingerprint = _fingerprint(classes, pool, used)
+    channels = 1 if _all_gray(pool, indices.usable) else 3
+    loader = SplitLoader(_resized_crop(config, channels, stage), device, config.workers, config.memory_limit_gib)
+    train, validation = loader.load(pool, [indices.train, indices.meta_validation])
+    mean, std = channel_statistics(train, channels)
+    used = torch.cat([indices.train, indices.meta_validation]).sort().values
+    digest = fingerprint(classes, pool, used)
     if check is not None:
-        check(source.name, classes, len(pool), fingerprint)
+        check(source.name, classes, len(pool), digest)
     return DataSplits(
         name=source.name,
         classes=classes,
@@ -163,15 +140,28 @@ def load_splits(
         image_size=config.image_size,
         pool_size=len(pool),
         counts=tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist()),
-        train=train_split,
-        meta_validation=validation_split,
+        train=train,
+        meta_validation=validation,
         mean=mean,
         std=std,
-        fingerprint=fingerprint,
-        corrupt=tuple(bad.values()),
-        resident=isinstance(train_split, ResidentSplit),
-        _open_test=lambda: _open_test(source, test, loader, config.skip_corrupt),
+        fingerprint=digest,
+        corrupt=tuple(indices.corrupt.values()),
+        resident=isinstance(train, ResidentSplit),
+        _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
     )
+
+
+def _check_test_split(source: Source, config: RunConfig) -> None:
+    """Find out before training what would otherwise fail after it."""
+    if source.open_test is None and config.test_per_class == 0:
+        raise _no_test_split(source)
+    if source.check_test is not None:
+        source.check_test()
+
+
+def _resized_crop(config: RunConfig, channels: int, stage: str) -> ResizedCrop:
+    random = config.base_augmentation == "random_resized_crop"
+    return ResizedCrop(channels, config.image_size, EVALUATION_SHARE if random else 1.0, random, config.seed, stage)
 
 
 def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
@@ -179,12 +169,12 @@ def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt:
         raise _no_test_split(source)
     images = source.open_test() if source.open_test else source.pool
     indices = torch.arange(len(images)) if source.open_test else drawn
-    bad = _corrupt(images, indices) if skip_corrupt else {}
-    indices = indices[[index not in bad for index in indices.tolist()]]
+    corrupt = _corrupt(images, skip_corrupt, indices)
+    indices = indices[[index not in corrupt for index in indices.tolist()]]
     if len(indices) == 0:
         raise InputError(source.where, "its test split has no images", "add some")
     (split,) = loader.load(images, [indices])
-    return split, tuple(bad.values())
+    return split, tuple(corrupt.values())
 
 
 def _no_test_split(source: Source) -> UsageError:
@@ -193,8 +183,10 @@ def _no_test_split(source: Source) -> UsageError:
     )
 
 
-def _corrupt(images: ImageSet, indices: Tensor) -> dict[int, str]:
-    """What is wrong with the images that cannot be decoded, by index."""
+def _corrupt(images: ImageSet, skip_corrupt: bool, indices: Tensor) -> dict[int, str]:
+    """By index, what is wrong with the images that cannot be decoded; without `skip_corrupt` none is looked at."""
+    if not skip_corrupt:
+        return {}
 
     def fault(index: int) -> str:
         try:
@@ -209,22 +201,22 @@ def _corrupt(images: ImageSet, indices: Tensor) -> dict[int, str]:
 
 
 def _all_gray(images: ImageSet, orders: Sequence[Tensor]) -> bool:
-    """Whether images have one channel, judged by the first few of each class, `INSPECTED_IMAGES` or so altogether."""
+    """Whether all images have one channel, judged by the first of each class, about `INSPECTED_IMAGES` in total."""
     few = math.ceil(INSPECTED_IMAGES / len(orders))
     inspected = torch.cat([order.sort().values[:few] for order in orders]).tolist()
     with bombs_as_errors():
         return all(threaded_map(inspected, images.gray))
 
 
-def _statistics(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel: exact where images are resident, otherwise ImageNet's."""
+def channel_statistics(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation for each channel, pixels in [0, 1]: exact for resident images, else ImageNet's."""
     if not isinstance(split, ResidentSplit):
         from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
         if channels == 3:
             return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
         return (sum(IMAGENET_DEFAULT_MEAN) / 3,), (sum(IMAGENET_DEFAULT_STD) / 3,)
-    # Sums of whole numbers are exact, so they are the same on every device.
+    # Integer sums are exact, so they are the same on every device.
     total = torch.zeros(channels, dtype=torch.int64)
     squares = torch.zeros(channels, dtype=torch.int64)
     for start in range(0, len(split), 1024):
@@ -238,19 +230,25 @@ def _statistics(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[f
     return mean, tuple(math.sqrt(variance) / (255 * count) if variance else 1.0 for variance in variances)
 
 
-def _fingerprint(classes: Collection[str], images: ImageSet, indices: Tensor) -> str:
-    """SHA-256 of class names, indices, labels and contents, as `DataSplits.fingerprint` says."""
+def fingerprint(classes: Collection[str], images: ImageSet, indices: Tensor) -> str:
+    """SHA-256 of class names, indices, labels and contents, as `DataSplits.fingerprint` describes.
+
+    Args:
+        classes: names, by label.
+        images: the pool.
+        indices: int64, ascending: the images that it covers.
+    """
     order = indices.tolist()
-    whole = len(order) <= FINGERPRINT_IMAGES
+    by_content = len(order) <= FINGERPRINT_IMAGES
 
     def evidence(index: int) -> bytes:
-        if whole:
+        if by_content:
             return hashlib.sha256(images.content(index)).digest()
         return hashlib.sha256(json.dumps([images.name(index), images.size(index)]).encode()).digest()
 
-    digest = hashlib.sha256(json.dumps(["contents" if whole else "names", *classes]).encode())
+    digest = hashlib.sha256(json.dumps(["contents" if by_content else "names", *classes]).encode())
     digest.update(torch.stack([indices, images.labels[indices]]).numpy().astype("<i8").tobytes())
-    with bombs_as_errors():  # some image sets decode to get at the content
+    with bombs_as_errors():  # some image sets decode their images for `content`
         for each in threaded_map(order, evidence):
             digest.update(each)
     return digest.hexdigest()

@@ -1,26 +1,30 @@
-"""Which images go where: stratified draws that depend on `split_seed` and nothing else.
+"""Stratified splits: which images of the pool are for training, meta-validation and testing.
 
-Every class has one permutation. Test images are its beginning, then come meta-validation images, then training images;
-so a change of one count never moves an image of an earlier split, and `train_per_class` moves none at all.
+Each class has one random permutation, which depends on `split_seed` and the class's name. Its first images are the test
+split, the next ones the meta-validation split, the next ones the training split. A change of one split's size therefore
+never changes the splits before it.
 """
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.random import generator
 from ..runtime.sanitize import printable
+from .image_dataset import Source
 
 
 def check_sizes(**values: float) -> None:
-    """Refuse counts that are not whole.
+    """Check split sizes: counts of 1 or more must be whole.
 
     Raises:
-        UsageError: a value of 1 or more that is no whole number.
+        UsageError: a value of 1 or more that is not a whole number.
     """
     for setting, value in values.items():
         if value >= 1 and value != int(value):
@@ -28,28 +32,28 @@ def check_sizes(**values: float) -> None:
 
 
 def per_class(value: float, sizes: Sequence[int]) -> list[int]:
-    """Images to take of each class.
+    """How many images to take of each class.
 
     Args:
-        value: a count from 1 up, or a fraction of the class below 1, rounded half up but at least 1; 0 takes none.
-        sizes: images of each class in the whole pool.
+        value: 1 or more: a count. Below 1: a fraction of the class, rounded half up, at least one image. 0: none.
+        sizes: number of images of each class in the pool.
     """
     if value >= 1 or value == 0:
         return [int(value)] * len(sizes)
-    # As written: 0.145 of 100 is 14.5 and goes up, which the nearest binary fraction would not.
+    # From the decimal digits: 0.145 of 100 is 14.5 and rounds up, but the binary float is a little less.
     return [max(1, math.floor(Fraction(str(value)) * size + Fraction(1, 2))) for size in sizes]
 
 
 def shuffled_classes(labels: Tensor, classes: Sequence[str], seed: int) -> list[Tensor]:
-    """The images of each class in the order in which splits take them.
+    """The images of each class in the random order in which splits take them.
 
     Args:
         labels: int64 [N].
-        classes: names, by label; a class keeps its order when others come or go.
+        classes: names, by label. A class keeps its order when others are added or removed.
         seed: `split_seed`.
 
     Returns:
-        For each class, positions int64 into `labels`.
+        For each class, int64 positions in `labels`.
     """
     orders = []
     for label, name in enumerate(classes):
@@ -60,23 +64,23 @@ def shuffled_classes(labels: Tensor, classes: Sequence[str], seed: int) -> list[
 
 
 def without(orders: Sequence[Tensor], leave_out: Container[int]) -> list[Tensor]:
-    """The same orders less some images."""
+    """The orders of all classes without some images."""
     return [order[[index not in leave_out for index in order.tolist()]] for order in orders]
 
 
 def take(
     orders: Sequence[Tensor], counts: Sequence[int], classes: Sequence[str], setting: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """The first images of every class.
+    """Take the first images of every class.
 
     Args:
-        orders: what is left of each class.
-        counts: how many to take of each.
-        classes: their names, for an error.
-        setting: the setting that asks for them, for an error.
+        orders: for each class, its images that are not in a split yet.
+        counts: how many to take of each class.
+        classes: names of the classes, for an error.
+        setting: name of the setting with the counts, for an error.
 
     Returns:
-        The images taken, ascending int64, and what is left of each class.
+        The images taken, ascending int64, and the orders without them.
 
     Raises:
         InputError: a class has too few images left.
@@ -93,16 +97,16 @@ def take(
 
 
 def check_given(given: Tensor, total: int, test: Tensor, name: str) -> Tensor:
-    """Meta-validation indices that come from a bundle, ascending.
+    """Check the meta-validation indices of a bundle and sort them.
 
     Args:
         given: int64 [n].
-        total: images in the pool.
+        total: number of images in the pool.
         test: test images drawn from the same pool.
         name: of the data set, for an error.
 
     Raises:
-        InputError: out of range, repeated, none at all, or among the test images.
+        InputError: there are none, or one is out of range, repeated, or a test image.
     """
     ordered = given.to(device="cpu", dtype=torch.int64).flatten().sort().values
     if len(ordered) == 0:
@@ -116,3 +120,61 @@ def check_given(given: Tensor, total: int, test: Tensor, name: str) -> Tensor:
     else:
         return ordered
     raise InputError(name, why, "name the data set that the policy was searched on")
+
+
+@dataclass(frozen=True)
+class SplitIndices:
+    """Which images of a pool are in which split.
+
+    Attributes:
+        train, meta_validation, test: int64, ascending positions in the pool; `test` is empty where the data set has a
+            test split of its own.
+        usable: for each class, int64 positions of all images that are neither test images nor corrupt.
+        corrupt: by position, what is wrong with the images left out.
+    """
+
+    train: Tensor
+    meta_validation: Tensor
+    test: Tensor
+    usable: list[Tensor]
+    corrupt: Mapping[int, str]
+
+
+def draw_splits(
+    source: Source,
+    config: RunConfig,
+    meta_validation: Tensor | None,
+    find_corrupt: Callable[[Tensor], Mapping[int, str]],
+) -> SplitIndices:
+    """Divide the pool of a data set by the settings `train_per_class`, `validation_per_class` and `test_per_class`.
+
+    Args:
+        source: the data set.
+        config: the run's settings.
+        meta_validation: int64 indices that a bundle records; None draws them.
+        find_corrupt: from int64 positions to what is wrong with those that are corrupt; called once, without the test
+            images.
+
+    Raises:
+        InputError: a class has too few images, or the bundle's indices cannot be used.
+    """
+    labels, classes = source.pool.labels, source.classes
+    sizes = torch.bincount(labels, minlength=len(classes)).tolist()
+    orders = shuffled_classes(labels, classes, config.split_seed)
+    test_counts = per_class(0 if source.open_test else config.test_per_class, sizes)
+    test, orders = take(orders, test_counts, classes, "test_per_class")
+    corrupt = find_corrupt(torch.cat(orders).sort().values)
+    usable = orders = without(orders, corrupt)
+    if meta_validation is None:
+        counts = per_class(config.validation_per_class, sizes)
+        validation, orders = take(orders, counts, classes, "validation_per_class")
+    else:
+        validation = check_given(meta_validation, len(labels), test, source.name)
+        if lost := [index for index in validation.tolist() if index in corrupt]:
+            why = f"has a corrupt image: {corrupt[lost[0]]}"
+            raise InputError("the bundle's meta-validation split", why, "restore it")
+        orders = without(orders, set(validation.tolist()))
+    # `train_per_class` 0 takes all that are left; a class without any is an error all the same.
+    counts = per_class(config.train_per_class, sizes) if config.train_per_class else [max(1, len(o)) for o in orders]
+    train, _ = take(orders, counts, classes, "train_per_class")
+    return SplitIndices(train, validation, test, usable, corrupt)

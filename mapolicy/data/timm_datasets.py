@@ -1,4 +1,4 @@
-"""Data sets of `timm.data.create_dataset`: torchvision's, Hugging Face's, TensorFlow's, WebDataset's."""
+"""Data sets of `timm.data.create_dataset`: from torchvision, Hugging Face, TensorFlow Datasets and WebDataset."""
 
 import io
 from collections.abc import Iterable
@@ -10,41 +10,38 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
+from typing_extensions import override
 
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
 from .decode import corrupt, decode, is_gray
 from .image_dataset import ArrayImages, FileImages, ImageSet, Source, check_same_classes
 
-# Splits that torchvision has no labelled test images for.
+# Data sets whose test images have no labels in torchvision; their validation split is the test split.
 _VALIDATION_ONLY = ("imagenet", "places365", "inaturalist", "inat")
 
 
 class ReaderImages(ImageSet):
     """Images of a timm reader with random access.
 
-    `timm.data.ImageDataset` is passed by: it puts another image in the place of one that cannot be decoded.
+    Not `timm.data.ImageDataset`, which replaces an image that cannot be decoded by another.
     """
 
     def __init__(self, reader: Any, labels: Iterable[Any]) -> None:
         self.reader = reader
         self.labels = torch.tensor(whole_labels(labels), dtype=torch.int64)
 
-    def name(self, index: int) -> str:
-        """As in `ImageSet`."""
-        return str(index)
-
+    @override
     def content(self, index: int) -> bytes:
-        """As in `ImageSet`."""
         with self.reader[index][0] as file:
             return bytes(file.read())
 
+    @override
     def read(self, index: int) -> Image.Image:
-        """As in `ImageSet`."""
         return decode(self.content(index), f"image {index}")
 
+    @override
     def gray(self, index: int) -> bool:
-        """As in `ImageSet`."""
         return is_gray(self.content(index), f"image {index}")
 
 
@@ -58,39 +55,35 @@ class PairImages(ImageSet):
             labels = (dataset[index][1] for index in range(len(dataset)))
         self.labels = torch.tensor(whole_labels(labels), dtype=torch.int64)
 
-    def name(self, index: int) -> str:
-        """As in `ImageSet`."""
-        return str(index)
-
+    @override
     def content(self, index: int) -> bytes:
-        """As in `ImageSet`."""
         image = self.read(index)
         return f"{image.mode}{image.size}".encode() + image.tobytes()
 
+    @override
     def read(self, index: int) -> Image.Image:
-        """As in `ImageSet`."""
         try:
             image: Image.Image = self.dataset[index][0]
             return image if image.mode in ("L", "RGB") else image.convert("RGB")
-        except Exception as problem:  # whatever the data set's own loader raises
+        except Exception as problem:  # loaders of data sets raise exceptions of many kinds
             raise corrupt(f"image {index}", f"cannot be read ({problem})") from None
 
+    @override
     def gray(self, index: int) -> bool:
-        """As in `ImageSet`."""
         return self.read(index).mode == "L"
 
 
 def open_timm(name: str, data_dir: Path, memory_limit_gib: float) -> Source:
-    """The split `train` as the pool; `test`, or else `validation`, as the test split where the data set has one.
+    """Open a data set with its split `train` as the pool, and `test` or else `validation` as its test split.
 
     Args:
-        name: timm's name, prefix included.
-        data_dir: what timm calls the root: data is read from there, and downloaded to it.
+        name: timm's name with its prefix, such as `hfds/cifar10`.
+        data_dir: timm's `root`: the folder to read from and to download to.
         memory_limit_gib: GiB that an iterable data set may take; it is read once, into memory.
 
     Raises:
-        InputError: timm cannot open it (its message is quoted), or it is too large to be held in memory.
-        UsageError: nothing stands behind the prefix.
+        InputError: timm cannot open it (the message repeats timm's), or it is too large for memory.
+        UsageError: there is no name after the prefix.
     """
     prefix, _, rest = name.partition("/")
     if not rest.strip("/"):
@@ -100,21 +93,21 @@ def open_timm(name: str, data_dir: Path, memory_limit_gib: float) -> Source:
     split = _test_split(prefix.lower(), rest.lower(), dataset, data_dir)
 
     def open_test() -> ImageSet:
-        # Where the reader knows no names, its numbers are those of the pool, whichever of them occur.
+        # Without class names the labels are numbers; the test split has the pool's, even if some do not occur in it.
         found, images = _images(_create(name, data_dir, str(split)), name, memory_limit_gib, len(classes))
         check_same_classes(printable(name), classes, found)
         return images
 
-    # A reader may take a path for a name; data sets are recorded without paths.
+    # The name may be a path; bundles record data sets without paths.
     public = f"{prefix}/{Path(rest).name}" if Path(rest).is_absolute() or Path(rest).exists() else name
     return Source(printable(public), printable(name), classes, pool, open_test if split else None)
 
 
 def whole_labels(labels: Iterable[Any]) -> list[int]:
-    """Labels as whole numbers.
+    """Labels as Python integers.
 
     Raises:
-        InputError: a label is missing or is no whole number.
+        InputError: a label is missing or not a whole number.
     """
     result = []
     for label in labels:
@@ -136,7 +129,7 @@ def _create(name: str, data_dir: Path, split: str) -> Any:
         raise InputError(
             printable(name), f"needs {package}, which is not installed", f"pip install {package}"
         ) from problem
-    except Exception as problem:  # every reader has errors of its own
+    except Exception as problem:  # readers raise exceptions of many kinds
         why = f"timm cannot open its split {split} ({type(problem).__name__}: {problem})"
         raise InputError(printable(name), printable(why)[:150], "check the name and data_dir") from problem
 
@@ -149,12 +142,12 @@ def _images(
     reader = getattr(dataset, "reader", None)
     images: ImageSet
     if isinstance(dataset, DatasetFolder):
-        # Its own loader would turn every image into RGB.
+        # Its own loader converts every image to RGB.
         root = Path(dataset.root)
         names = [Path(path).relative_to(root).as_posix() for path, _ in dataset.samples]
         images = FileImages(root, names, [label for _, label in dataset.samples])
     elif isinstance(dataset, IterableDataset):
-        images = _held(dataset, name, memory_limit_gib)
+        images = _read_all(dataset, name, memory_limit_gib)
     elif reader is not None:
         images = ReaderImages(reader, reader.iter_targets())
     else:
@@ -167,8 +160,8 @@ def _images(
     return tuple(str(each) for each in named), images
 
 
-def _held(dataset: Iterable[tuple[Image.Image, Any]], name: str, memory_limit_gib: float) -> ArrayImages:
-    """An iterable data set, read once."""
+def _read_all(dataset: Iterable[tuple[Image.Image, Any]], name: str, memory_limit_gib: float) -> ArrayImages:
+    """Read an iterable data set into memory."""
     arrays, labels, used = [], [], 0
     for image, label in dataset:
         array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
@@ -183,7 +176,7 @@ def _held(dataset: Iterable[tuple[Image.Image, Any]], name: str, memory_limit_gi
 
 def _test_split(prefix: str, rest: str, dataset: Any, data_dir: Path) -> str | None:
     if prefix == "torch" and rest in ("image_folder", "folder"):
-        # Without a folder of the split's name timm would give the whole root once more.
+        # Without a folder of the split's name timm would return the whole root again.
         if Path(dataset.root) == data_dir:
             return None
         folders = {"test": ("test",), "validation": ("validation", "val", "valid", "eval", "evaluation")}
@@ -196,7 +189,7 @@ def _test_split(prefix: str, rest: str, dataset: Any, data_dir: Path) -> str | N
 
 
 def _split_names(reader: Any) -> set[str]:
-    """Names of a data set's splits: `info` is the reader's own, its builder's or its data set's."""
+    """Names of a data set's splits, from the `info` of the reader, its builder or its data set."""
     for holder in (reader, getattr(reader, "builder", None), getattr(reader, "dataset", None)):
         info = getattr(holder, "info", None)
         splits = info.get("splits") if isinstance(info, dict) else getattr(info, "splits", None)

@@ -69,10 +69,10 @@ def read_image(path: str, contract: InputContract) -> Tensor:
         InputError: the file cannot be read.
     """
     share = EVALUATION_SHARE if contract.base_augmentation == "random_resized_crop" else 1.0
-    framing = ResizedCrop(contract.channels, contract.size, share, random_crop=False, seed=0, stage="explain")
+    crop = ResizedCrop(contract.channels, contract.size, share, random_crop=False, seed=0, stage="explain")
     try:
         with bombs_as_errors():
-            return torch.tensor(framing.central(decode(read_file(path), path)))
+            return torch.tensor(crop.central(decode(read_file(path), path)))
     except CorruptImageError as problem:
         raise InputError(problem.what, problem.why, "name images that Pillow can read") from None
 

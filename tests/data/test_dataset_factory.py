@@ -255,7 +255,7 @@ def test_modes(tmp_path, mode, colour, expected):
     assert decoded.getpixel((2, 2)) == expected
 
 
-def test_central_framing_against_torchvision():
+def test_the_central_crop_against_torchvision():
     from torchvision.transforms import functional
 
     pixels = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)

@@ -459,7 +459,7 @@ def test_fingerprint_covers_labels():
     arrays = np.zeros((4, 2, 2), dtype=np.uint8)
     indices = torch.arange(4)
     prints = {
-        data._fingerprint(("a", "b"), ArrayImages(arrays, labels), indices) for labels in ([0, 0, 1, 1], [0, 1, 0, 1])
+        data.fingerprint(("a", "b"), ArrayImages(arrays, labels), indices) for labels in ([0, 0, 1, 1], [0, 1, 0, 1])
     }
     assert len(prints) == 2
 

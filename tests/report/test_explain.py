@@ -53,8 +53,8 @@ def test_an_image_is_brought_to_size_as_a_data_sets(
     Image.fromarray(draws.integers(0, 256, (50, 31, 3), dtype=np.uint8)).save(tmp_path / "b.png")
     contract = bundle.manifest.input.model_copy(update={"size": 16, "channels": channels, "base_augmentation": base})
     found = read_image(str(tmp_path / "b.png"), contract)
-    framing = ResizedCrop(channels, 16, share, False, 0, "search")
-    expected = framing.central(FileImages(tmp_path, ["b.png"], [0]).read(0))
+    crop = ResizedCrop(channels, 16, share, False, 0, "search")
+    expected = crop.central(FileImages(tmp_path, ["b.png"], [0]).read(0))
     assert found.shape == (channels, 16, 16)
     assert np.array_equal(found.numpy(), expected)
 
