@@ -106,13 +106,7 @@ def load_splits(
         InputError: the data set or the bundle's indices cannot be used.
         EnvironmentFault: the images do not fit on the device.
     """
-    check_sizes(
-        train_per_class=config.train_per_class,
-        validation_per_class=config.validation_per_class,
-        test_per_class=config.test_per_class,
-    )
-    if meta_validation is None and config.validation_per_class == 0:
-        raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
+    _check_settings(config, drawn=meta_validation is None)
     with communicator().local_main_process_first():
         source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download)
     pool, classes = source.pool, source.classes
@@ -149,6 +143,16 @@ def load_splits(
         resident=isinstance(train, ResidentSplit),
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
     )
+
+
+def _check_settings(config: RunConfig, drawn: bool) -> None:
+    check_sizes(
+        train_per_class=config.train_per_class,
+        validation_per_class=config.validation_per_class,
+        test_per_class=config.test_per_class,
+    )
+    if drawn and config.validation_per_class == 0:
+        raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
 
 
 def _check_test_split(source: Source, config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""Networks of the paper that timm does not have; importing this package registers them in timm."""
+"""The paper's networks that timm does not have; importing this package registers them in timm."""
 
 from . import pyramidnet, shake_shake, wide_resnet
 

@@ -1,4 +1,4 @@
-"""Networks by their timm name."""
+"""Build networks by their name in timm's registry."""
 
 import difflib
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from .. import models
 from ..config import SHORT_NAMES
 from ..errors import UsageError
 
-LONGEST_NAME = 80
+LONGEST_NAME = 80  # characters of an unknown name in an error
 
-# timm takes these from among the arguments for itself: they name weights, files and folders, or what we set.
+# `timm.create_model` takes these arguments for itself: they name weights, files and folders, or are set here.
 RESERVED_ARGUMENTS = frozenset(
     {
         "cache_dir",
@@ -35,13 +35,13 @@ RESERVED_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class Arch:
-    """A network that there is.
+    """A network that can be built by name.
 
     Attributes:
-        name: in timm's registry, or short for one.
-        description: in words.
-        image_size: side of the images that it was made for, pixels.
-        fixed_size: whether it takes others only by the argument `img_size`.
+        name: in timm's registry, or a short name (`config.SHORT_NAMES`).
+        description: one line.
+        image_size: side in pixels of the images that it was designed for.
+        fixed_size: whether other sizes need the argument `img_size`.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Arch:
 
 
 def known_archs(word: str | None = None) -> list[Arch]:
-    """Every network that can be asked for by name.
+    """All networks that can be built by name.
 
     Args:
-        word: a wide residual network that it names is among them, of whatever depth and width.
+        word: a name to search for. A wide residual network with this name is included, whatever its depth and width.
     """
     models.wide_resnet.register((word or "").lower())
     found = []
     for name in sorted([*timm.list_models(), *SHORT_NAMES]):
         full = SHORT_NAMES.get(name, name)
         settings = timm.get_pretrained_cfg(full)
-        assert settings is not None, full  # every name that timm lists has one
+        assert settings is not None, full  # timm has a configuration for each name that it lists
         text = " ".join((timm.model_entrypoint(full).__doc__ or "").split("\n")[0].split()).rstrip(".")
         size, fixed = settings.input_size[-1], bool(settings.fixed_input_size)
         parts = [f"is {full}" if full != name else "", text, f"for {size} pixels{', others by img_size' * fixed}"]
@@ -70,12 +70,12 @@ def known_archs(word: str | None = None) -> list[Arch]:
 
 
 def check_arch(name: str) -> None:
-    """Accept names in timm's registry and nothing else: a name with a scheme would read files or the network.
+    """Check that a name is in timm's registry; timm would download or read files for a name with a scheme.
 
-    A wide residual network of any depth and width is registered when its name is first asked for.
+    A wide residual network of any depth and width is registered here at the first use of its name.
 
     Raises:
-        UsageError: with the closest known names.
+        UsageError: the name is unknown; the message lists the closest names.
     """
     models.wide_resnet.register(name)
     if timm.is_model(name) and name.isascii() and name.replace("_", "").isalnum():
@@ -90,24 +90,24 @@ def check_arch(name: str) -> None:
 def build_network(
     name: str, model_args: Mapping[str, Any], classes: int, channels: int, seed: int, device: torch.device
 ) -> nn.Module:
-    """A network with fresh weights, channels-last: faster than torch's own order for convolutions on CPU and CUDA.
+    """Build a network with random weights, in channels-last memory format, which makes convolutions faster.
 
     Args:
         name: in timm's registry.
         model_args: further arguments of its constructor.
         classes: number of logits.
         channels: of the images.
-        seed: of the weights, for torch's global generator on the CPU.
-        device: where it shall live. The weights are drawn on the CPU, so they do not depend on it.
+        seed: of the weights; sets torch's global generator of the CPU.
+        device: device of the network. The weights do not depend on it, because they are drawn on the CPU.
 
     Raises:
-        UsageError: unknown name, or arguments that the constructor does not take.
+        UsageError: the name is unknown, or the constructor does not accept the arguments.
     """
     check_arch(name)
     for argument in RESERVED_ARGUMENTS & set(model_args):
         why = f"cannot be built: {argument} is not an argument of the network"
         raise UsageError(f"network {name}", why, "check --model-arg")
-    # Not torch.manual_seed: that seeds every CUDA device as well, where a caller may be in the middle of a run.
+    # Not torch.manual_seed, which would also seed the CUDA devices in the middle of a caller's run.
     torch.default_generator.manual_seed(seed)
     try:
         network: nn.Module = timm.create_model(
@@ -116,7 +116,7 @@ def build_network(
     except MemoryError:
         raise
     except Exception as problem:
-        # Constructors fail in any way on arguments that they were not written for: ZeroDivisionError, KeyError.
+        # With unexpected arguments constructors raise exceptions of any kind, such as ZeroDivisionError or KeyError.
         reason = str(problem).split("\n")[0] or type(problem).__name__
         raise UsageError(f"network {name}", f"cannot be built: {reason}", "check --model-arg") from None
     return network.to(device).to(memory_format=torch.channels_last)

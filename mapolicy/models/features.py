@@ -1,4 +1,4 @@
-"""Features and logits of any timm model in one forward."""
+"""Features and logits of any timm model from one forward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,9 @@ from ..errors import UsageError
 def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The deep feature [B, F], detached, and the logits [B, classes] of normalised images [B, C, H, W].
 
-    The feature is what timm calls pre-logits. The logits are exactly those of `network(images)`, noise and running
-    statistics included: heads may hold dropout or normalisation between the feature and the last layer. The feature is
-    taken from the same maps by a second pass of the head, which is small, draws its noise after the logits' and leaves
-    the running statistics alone.
+    The feature is timm's pre-logits. The logits equal those of `network(images)`, including noise and the update of
+    running statistics, although a head may have dropout or normalisation. The feature comes from a second pass of the
+    small head over the same maps, which draws its noise after the logits' and does not update running statistics.
     """
     maps = feature_maps(network, images)
     logits = head(network, maps)
@@ -25,25 +24,25 @@ def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Ten
 
 
 def deep_features(network: nn.Module, images: Tensor) -> Tensor:
-    """The deep feature [B, F] alone."""
+    """The deep feature [B, F] of normalised images [B, C, H, W]."""
     return head(network, feature_maps(network, images), pre_logits=True)
 
 
 def feature_maps(network: nn.Module, images: Tensor) -> Tensor:
-    """What the body of a timm model makes of normalised images [B, C, H, W]."""
+    """The output of a timm model's body for normalised images [B, C, H, W]."""
     maps: Tensor = network.forward_features(images)  # type: ignore[operator] # timm's models are typed as modules
     return maps
 
 
 def head(network: nn.Module, maps: Tensor, pre_logits: bool = False) -> Tensor:
-    """The logits [B, classes] of a timm model from its feature maps, or the deep feature [B, F] before them."""
+    """The output of a timm model's head for feature maps: logits [B, classes], or with `pre_logits` features [B, F]."""
     result: Tensor = network.forward_head(maps, pre_logits=pre_logits)  # type: ignore[operator] # likewise
     return result
 
 
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within it normalisation layers in training mode use the batch's statistics and leave the running ones alone."""
+    """Inside the block normalisation layers in training mode do not update their running statistics."""
     name = "track_running_stats"
     layers = [module for module in network.modules() if getattr(module, name, False) and module.training]
     for layer in layers:
@@ -56,17 +55,17 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances of the network's normalisation layers; no counts."""
+    """The running means and variances of the network's normalisation layers, without their counts of batches."""
     layers = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
     return [buffer for layer in layers for buffer in layer.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
-    """Width of the network's deep feature, found by forwards of two images; the network is left as it was.
+    """Width F of the network's deep feature, found by forward passes of two images that leave the network unchanged.
 
     Raises:
-        UsageError: the network does not take images of this size, or its forward is not its head after its body, in
-            training mode with the same noise as in evaluation mode.
+        UsageError: the network does not take images of this size, or its `forward` differs from its `forward_head` of
+            its `forward_features`.
     """
     name = type(network).__name__
     training = network.training

@@ -1,4 +1,4 @@
-"""Convolution and BatchNorm as one convolution, for a network that is only evaluated."""
+"""Fuse each BatchNorm with the convolution before it, for a network in evaluation mode."""
 
 import copy
 from collections import Counter
@@ -11,26 +11,25 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# By exact type: a subclass may do more to its weight (standardise it, say) than a fold knows of.
+# Compared by exact type: a subclass may standardise its weight, for example, which fusing would ignore.
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMALISATIONS = (nn.BatchNorm2d, BatchNormAct2d)
 
-TOLERANCE = 1e-4  # of the largest output; folding alone moves it by about 1e-6, a wrong fold by about 1
+TOLERANCE = 1e-4  # relative to the largest output; a correct fusion differs by about 1e-6, a wrong one by about 1
 
 Function = Callable[[nn.Module, Tensor], Tensor]
 
 
 def fuse_conv_bn(network: nn.Module, function: Function, images: Tensor) -> nn.Module:
-    """A copy of the network in which each BatchNorm that alone follows a convolution has become part of it.
+    """A copy of the network in which each BatchNorm is fused with its convolution, where that is possible.
 
-    The pairs are found while the images pass, so that any control flow will do; nothing is traced and no code is
-    generated. What the copy makes of the images is compared with what the network makes of them: where they differ, the
-    network itself is returned. The same network and images give the same answer.
+    The pairs are found during a forward pass, so any control flow works; nothing is traced and no code is generated. If
+    the copy's output for the images differs from the network's, the network itself is returned.
 
     Args:
-        network: in evaluation mode; left as it is.
-        function: what is computed with it, a tensor.
-        images: float [n, C, H, W], the network's input, for finding and for comparing.
+        network: in evaluation mode; it is not changed.
+        function: computes a tensor from the network and images, as the caller will use it.
+        images: float [n, C, H, W], the network's input, to find the pairs and to compare outputs.
     """
     with torch.no_grad():
         expected = function(network, images)
@@ -53,15 +52,15 @@ def fuse_conv_bn(network: nn.Module, function: Function, images: Tensor) -> nn.M
 
 
 def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether no number differs by more than a share of the largest one; never where one is not finite."""
+    """Whether no element differs by more than `tolerance` times the largest; false if one is not finite."""
     difference = (found - expected).abs().max()
     return bool(difference.isfinite() and difference <= tolerance * expected.abs().max())
 
 
 def fusable_pairs(network: nn.Module, function: Function, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """The pairs that can be folded: each layer is used once, and the convolution's output by that BatchNorm alone.
+    """The pairs that can be fused: both layers are called once, and only the BatchNorm uses the convolution's output.
 
-    Read off autograd's graph of the function, which shows every use that the outcome depends on.
+    They are read from autograd's graph of the function, which has every use that the output depends on.
     """
     calls: Counter[nn.Module] = Counter()
     outputs: dict[Node, nn.Conv2d] = {}
@@ -96,13 +95,13 @@ def fusable_pairs(network: nn.Module, function: Function, images: Tensor) -> lis
 
 
 def _uses(outcome: Node | None) -> Counter[Node]:
-    """How often each node of a graph is used by another."""
+    """How many edges of a graph lead to each node."""
     uses: Counter[Node] = Counter()
-    waiting = [] if outcome is None else [outcome]
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
+    to_visit = [] if outcome is None else [outcome]
+    while to_visit:
+        for node, _ in to_visit.pop().next_functions:
             if node is not None:
                 if node not in uses:
-                    waiting.append(node)
+                    to_visit.append(node)
                 uses[node] += 1
     return uses

@@ -1,7 +1,7 @@
-"""Residual noise that differs between forward and backward: Shake-Shake's and ShakeDrop's.
+"""Shake-Shake and ShakeDrop: residual noise with different factors in forward and backward.
 
-Such a network has no gradient in the usual sense: what backward computes is the derivative of no function. What needs
-one works on the relative whose noise stands at its mean, see `noise_at_its_mean`.
+Backward of such a network is not the gradient of its forward. Code that needs a true gradient sets the noise to its
+mean by `noise_at_its_mean`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class _ForwardAndBackward(torch.autograd.Function):
-    """forward * x, whose gradient is taken as backward * gradient."""
+    """forward * x, whose backward multiplies the gradient by `backward` instead of `forward`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
@@ -27,16 +27,16 @@ class _ForwardAndBackward(torch.autograd.Function):
 
 
 def shaken(x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
-    """The value forward * x, whose gradient with respect to x is taken as backward; factors that broadcast with x."""
+    """forward * x, whose backward multiplies the gradient by `backward`; both factors broadcast with x."""
     value: Tensor = _ForwardAndBackward.apply(x, forward, backward)
     return value
 
 
 class UnequalNoise(nn.Module):
-    """A layer with factors of its own for forward and backward.
+    """Base of layers with different random factors in forward and backward.
 
     Attributes:
-        at_mean: whether it multiplies by the mean of its forward factors in training mode, too.
+        at_mean: whether it uses the mean of its forward factor in training mode too, in forward and backward.
     """
 
     def __init__(self) -> None:
@@ -45,15 +45,15 @@ class UnequalNoise(nn.Module):
 
     @property
     def noisy(self) -> bool:
-        """Whether its next forward draws noise, all of it from torch's global generator of the device."""
+        """Whether the next forward draws noise; all of it comes from torch's global generator of the device."""
         return self.training and not self.at_mean
 
 
 class ShakeShake(UnequalNoise):
-    """A random convex combination of two branches, drawn for each image, and another one in backward.
+    """A random convex combination of two branches, drawn for each image, with another one in backward.
 
-    In evaluation mode both count 0.5. Source: Gastaldi, "Shake-Shake regularization" (2017), "Shake-Shake-Image", and
-    github.com/xgastaldi/shake-shake.
+    In evaluation mode both factors are 0.5. Source: Gastaldi, "Shake-Shake regularization" (2017),
+    "Shake-Shake-Image", and github.com/xgastaldi/shake-shake.
     """
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -65,15 +65,16 @@ class ShakeShake(UnequalNoise):
 
 
 class ShakeDrop(UnequalNoise):
-    """Drops a residual branch for a whole batch and shakes it for each image instead.
+    """With probability p replaces the factor 1 of a residual branch by noise.
 
-    A gate b is 1 with probability 1 - p. Where it is 0 the branch is multiplied by alpha ~ U(-1, 1) and its gradient by
-    beta ~ U(0, 1), both drawn for each image. In evaluation mode the factor is the forward's mean, 1 - p. Source:
+    The gate b is 1 with probability 1 - p, drawn once for the batch. Where it is 0 the branch is multiplied by alpha ~
+    U(-1, 1) and its gradient by beta ~ U(0, 1), both drawn for each image. In evaluation mode the factor is 1 - p, the
+    mean of the forward factor. Source:
     Yamada, Iwamura, Akiba and Kise, "ShakeDrop Regularization for Deep Residual Learning" (IEEE Access 2019), and
     fast-autoaugment's networks/shakedrop.py (gate for the batch, alpha and beta for each image).
 
     Args:
-        probability: p, of dropping.
+        probability: p.
     """
 
     def __init__(self, probability: float) -> None:
@@ -81,17 +82,17 @@ class ShakeDrop(UnequalNoise):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to (b + alpha_i - b alpha_i) x_i; backward (b + beta_i - b beta_i)."""
+        """[B, C, H, W] to (b + alpha_i - b alpha_i) x_i; the gradient's factor is b + beta_i - b beta_i."""
         if not self.noisy:
             return (1 - self.probability) * x
         kept = torch.rand((), device=x.device) >= self.probability
         alpha, beta = torch.rand(2, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
         one = torch.ones_like(alpha)
-        # Chosen on the device: asking for the gate would wait for a GPU in every block.
+        # Selected on the device: reading the gate would make every block wait for the GPU.
         return shaken(x, torch.where(kept, one, 2 * alpha - 1), torch.where(kept, one, beta))
 
     def extra_repr(self) -> str:
-        """The probability."""
+        """The probability, for the module's repr."""
         return f"probability={self.probability:g}"
 
 
@@ -102,7 +103,7 @@ def has_unequal_noise(network: nn.Module) -> bool:
 
 @contextmanager
 def noise_at_its_mean(*networks: nn.Module) -> Iterator[None]:
-    """Within it unequal noise stands at its forward's mean: the networks are functions and have a gradient."""
+    """Inside the block unequal noise is at the mean of its forward factor; the networks have a true gradient."""
     modules = (module for network in networks for module in network.modules())
     layers = [module for module in modules if isinstance(module, UnequalNoise)]
     for layer in layers:

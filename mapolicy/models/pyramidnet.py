@@ -1,8 +1,8 @@
 """PyramidNet with ShakeDrop: residual networks whose width grows in every block.
 
 Source: Han, Kim and Kim, "Deep Pyramidal Residual Networks" (CVPR 2017) and github.com/dyhan0920/PyramidNet-PyTorch:
-depth 110 with alpha 48 has 1.7 million parameters, depth 272 with alpha 200 and bottlenecks 26.0 million. ShakeDrop:
-see `noise.ShakeDrop`; its probability rises linearly with the block, as in stochastic depth.
+depth 110 with alpha 48 has 1.7 million parameters, depth 272 with alpha 200 and bottlenecks 26.0 million. ShakeDrop
+is in `noise.ShakeDrop`; its probability rises linearly with the block, as in stochastic depth.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def bottleneck(in_width: int, width: int, stride: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """The residual branch under ShakeDrop; the shortcut has no weights: averaged 2x2, missing channels zero."""
+    """A residual block with ShakeDrop. The shortcut has no weights: it averages 2x2 pixels and pads channels with 0."""
 
     def __init__(self, residual: nn.Sequential, stride: int, new_channels: int, drop: float) -> None:
         super().__init__()
@@ -66,15 +66,15 @@ class PyramidNet(PooledNetwork):
     """PyramidNet with timm's feature contract.
 
     Args:
-        depth: 9n + 2 layers with bottlenecks, 6n + 2 without.
-        alpha: what the width grows by from the first convolution to the last block, evenly.
-        bottlenecks: what the blocks are.
-        num_classes: 0 leaves the classifier out.
+        depth: number of layers, 9n + 2 with bottlenecks and 6n + 2 without.
+        alpha: by how much the width grows, evenly over all blocks.
+        bottlenecks: whether the blocks are bottlenecks.
+        num_classes: number of logits; 0 leaves the classifier out.
         in_chans: channels of the images.
-        drop_path_rate: ShakeDrop's probability in the last block; 0 leaves it out.
+        drop_path_rate: ShakeDrop's probability in the last block; 0 leaves ShakeDrop out.
 
     Raises:
-        ValueError: there is no network of this depth.
+        ValueError: `depth` has another form.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def branch(in_width: int, out_width: int, stride: int) -> nn.Sequential:
 
 
 class Shortcut(nn.Module):
-    """Two projections side by side, of the pixels at the stride's grid and of their neighbours up and to the left."""
+    """Two strided 1x1 convolutions, of the pixels and of the image shifted by one pixel, whose channels are joined."""
 
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Two branches mixed by Shake-Shake, and the shortcut."""
+    """A residual block of two branches, mixed by Shake-Shake."""
 
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class ShakeShakeNetwork(PooledNetwork):
     """Shake-Shake 26 2x(width)d with timm's feature contract.
 
     Args:
-        width: channels of the first stage; each further one has twice as many.
-        num_classes: 0 leaves the classifier out.
+        width: channels of the first stage; each further stage has twice as many.
+        num_classes: number of logits; 0 leaves the classifier out.
         in_chans: channels of the images.
     """
 

@@ -1,6 +1,6 @@
-"""Batch normalisation by the statistics of a batch that several processes share.
+"""Batch normalisation with the statistics of the whole batch of all processes.
 
-Torch's own (`nn.SyncBatchNorm`) is for GPUs alone and has no forward-mode derivative, which the hypergradient needs.
+`nn.SyncBatchNorm` works only on GPUs and has no forward-mode derivative, which the hypergradient needs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,13 +26,13 @@ def synchronised_batch_norm(
     eps: float,
     communicator: Communicator,
 ) -> Tensor:
-    """`F.batch_norm` in training mode over the inputs of all processes, which are of the same shape [n, C, ...].
+    """`F.batch_norm` in training mode over the inputs of all processes, which have the same shape [n, C, ...].
 
-    Differentiable in both modes by input, weight and bias. In backward a gradient is that of the sum over all
-    processes, as of everything that they compute together. One gathering of 2C numbers in forward and in forward mode
-    each, one sum of 2C in backward. Computes in float32 at least.
+    Differentiable by input, weight and bias in forward and backward mode. Backward gives each process the gradient of
+    the sum of all processes' losses by its own input. It computes in float32 or wider. Communication: forward gathers
+    2C numbers, the forward-mode derivative and backward sum 2C each.
 
-    Source: Ioffe and Szegedy, "Batch Normalization" (ICML 2015); the running variance is the unbiased one, as torch's.
+    Source: Ioffe and Szegedy, "Batch Normalization" (ICML 2015); the running variance is unbiased, as in torch.
     """
     with torch.no_grad():
         value = at_least_float32(forward_ad.unpack_dual(input).primal.detach())
@@ -51,9 +51,9 @@ def synchronised_batch_norm(
 
 
 class _Normalisation(torch.autograd.Function):
-    """weight * (input - mean) * inverse + bias, where mean and inverse are those of all processes' inputs.
+    """weight * (input - mean) * inverse + bias, with mean and inverse deviation over the inputs of all processes.
 
-    By the input its derivative is a symmetric matrix, so that forward mode and backward apply the same one.
+    Its Jacobian by the input is symmetric, so forward mode and backward share `_centred`.
     """
 
     @staticmethod
@@ -91,7 +91,7 @@ class _Normalisation(torch.autograd.Function):
 
 
 def _centred(change: Tensor, unit: Tensor, communicator: Communicator) -> tuple[Tensor, Tensor, Tensor]:
-    """A change less what moving mean and deviation takes from it; also its own sum and its sum times `unit`, [C]."""
+    """The change minus its effect on mean and deviation; also this process's sums of it and of it * unit."""
     dims = _all_but_channels(unit)
     own = torch.stack([change.sum(dims), (change * unit).sum(dims)])
     (total,) = communicator.sum([own])
@@ -144,8 +144,8 @@ class _Synchronised(TorchFunctionMode):
 
 
 def batch_statistics(synchronised: bool, communicator: Communicator) -> AbstractContextManager[Any]:
-    """Within it networks in training mode normalise over the batch of all processes, if so wanted, or over their own.
+    """Inside the block `F.batch_norm` in training mode uses the batch of all processes if `synchronised`, else its own.
 
-    Enter it last: what looks at a network's calls would otherwise see its batch normalisation before this does.
+    Enter it last: another torch-function mode entered after it would see the unsynchronised calls.
     """
     return _Synchronised(communicator) if synchronised and communicator.size > 1 else nullcontext()

@@ -1,7 +1,7 @@
 """Wide residual networks for small images.
 
-Source: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016) and github.com/szagoruyko/wide-residual-networks:
-pre-activation blocks, the shortcut's projection takes the activated input.
+Source: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016) and github.com/szagoruyko/wide-residual-networks.
+Blocks are pre-activation; the shortcut's convolution takes the activated input.
 """
 
 import re
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .contract import PooledNetwork, untrained_cfgs
 
-# At most three digits for the depth and two for the width: a name may come from a stranger's file.
+# At most three digits for the depth and two for the width, because a name may come from an untrusted file.
 NAME = re.compile(r"wrn([1-9][0-9]{1,2})_([1-9][0-9]?)", re.ASCII)
 LISTED = ("wrn10_1", "wrn16_2", "wrn28_10", "wrn40_2")
 
@@ -23,7 +23,7 @@ BLOCK_CONVOLUTIONS = 2
 
 
 class Block(nn.Module):
-    """BN, ReLU, 3x3, BN, ReLU, dropout, 3x3, and the shortcut."""
+    """A residual block: BN, ReLU, 3x3, BN, ReLU, dropout, 3x3."""
 
     def __init__(self, in_width: int, out_width: int, stride: int, drop_rate: float) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class WideResNet(PooledNetwork):
     WRN-28-10 has 36.48 million parameters with 10 classes and 36.54 million with 100, WRN-40-2 2.24 and 2.26 million.
 
     Args:
-        depth: 6n + 4 layers.
-        widen_factor: width over that of a plain residual network.
-        num_classes: 0 leaves the classifier out.
+        depth: number of layers, 6n + 4.
+        widen_factor: width relative to a plain residual network.
+        num_classes: number of logits; 0 leaves the classifier out.
         in_chans: channels of the images.
         drop_rate: dropout inside the blocks, as in the paper.
-        stem_stride: stride of the first convolution, 1 in the paper; 2 costs a quarter, for images whose detail is
-            coarse.
+        stem_stride: stride of the first convolution. The paper uses 1; 2 takes a quarter of the time and suits larger
+            images with coarse detail.
 
     Raises:
         ValueError: depth is not 6n + 4.
@@ -87,7 +87,7 @@ class WideResNet(PooledNetwork):
         self.finish(width, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] to feature maps [B, 64 widen_factor, H / 4, W / 4], by stem_stride smaller yet."""
+        """Images [B, C, H, W] to feature maps [B, 64 widen_factor, H / (4 stem_stride), W / (4 stem_stride)]."""
         return F.relu(self.bn(self.run_stages(self.conv1(x))))
 
 
@@ -100,7 +100,11 @@ def _is_depth(depth: int) -> bool:
 
 
 def register(name: str) -> bool:
-    """Register `wrnDEPTH_WIDTH` in timm, if there is such a network; whether there is."""
+    """Register a wide residual network in timm by its name, `wrnDEPTH_WIDTH`.
+
+    Returns:
+        Whether it is a name of that form with a depth that exists.
+    """
     match = NAME.fullmatch(name)
     if match is None or not _is_depth(depth := int(match[1])):
         return False
@@ -121,6 +125,6 @@ def register(name: str) -> bool:
     return True
 
 
-default_cfgs: dict[str, Any] = {}  # timm looks for its networks' descriptions under this name
+default_cfgs: dict[str, Any] = {}  # the name under which timm looks for a module's configurations
 for _name in LISTED:
     register(_name)

@@ -1,4 +1,4 @@
-"""The image operations on uint8 batches, their ranges, and the transformations that a policy draws."""
+"""Image operations on uint8 batches, their ranges, and the transformations that a policy draws."""
 
 from typing import TYPE_CHECKING
 

@@ -1,18 +1,18 @@
-"""Batched RandAugment, TrivialAugmentWide and MetaAugment's uniform sampling, one choice for each image.
+"""RandAugment, TrivialAugmentWide and uniformly sampled transformations for batches, drawn for each image.
 
-torchvision's modules of the same names draw once for whatever they are given, so that a batch gets one choice. These
-draw for each image, apply the batched operations, and can say what they did and do it again:
+torchvision's modules of the same names draw once for a whole batch. These draw for each image, apply the batched
+operations, and can return and repeat what they applied:
 
     augment = RandAugment()
     images, applied = augment(images, return_applied=True)
     applied.names()  # [["Rotate", "Color"], ["Identity", "ShearX"], ...]
     same = applied.apply(originals)
 
-A choice is distributed as torchvision's: the same operations with equal probability, the same values in each of the
-bins, either direction with probability 1/2. What an operation does to the pixels is what torchvision does to a PIL
-image, bit for bit. Tensors torchvision computes in another way: Color, Contrast, Sharpness and AutoContrast differ by 1
-grey level, some angles of ShearX, ShearY and Rotate by which neighbour is nearest, some thresholds of Solarize in the
-pixels that equal them (`benchmarks/RESULTS.md` counts them).
+The distribution is torchvision's: each operation with equal probability, the same value for each bin, each direction
+with probability 1/2. The pixels are those that torchvision computes for a PIL image, bit for bit. For tensors
+torchvision computes differently: Color, Contrast, Sharpness and AutoContrast differ by 1 grey level, some angles of
+ShearX, ShearY and Rotate in which neighbour is nearest, and some thresholds of Solarize in the pixels equal to them
+(`benchmarks/RESULTS.md` counts them).
 """
 
 from abc import ABC, abstractmethod
@@ -44,14 +44,14 @@ _BINNED = (
 
 @dataclass(frozen=True, eq=False)
 class AppliedOperations:
-    """What was, or shall be, done to each image of a batch: N operations, one after the other.
+    """N operations for each image of a batch, to apply one after the other.
 
     Attributes:
         operations: int64 [B, N], positions in the space.
-        magnitudes: float64 [B, N] in [-10, 10]: the size is the level, the sign the direction, for operations that have
-            one; 0 for operations without magnitude.
-        space: what the levels mean.
-        fill: the colour of pixels that come from outside the image, one number for each channel.
+        magnitudes: float64 [B, N] in [-10, 10]. The absolute value is the level, the sign the direction of operations
+            that have one; 0 for operations without magnitude.
+        space: defines the operations and their ranges.
+        fill: colour of pixels from outside the image, one number for each channel.
     """
 
     operations: Tensor
@@ -63,7 +63,7 @@ class AppliedOperations:
         return len(self.operations)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Self:
-        """That of some of the images; a single number gives a batch of one."""
+        """The operations of some of the images; an integer gives a batch of one."""
 
         def chosen(tensor: Tensor) -> Tensor:
             return tensor[rows][None] if isinstance(rows, int) else tensor[rows]
@@ -71,37 +71,37 @@ class AppliedOperations:
         return type(self)(chosen(self.operations), chosen(self.magnitudes), self.space, self.fill)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on a device."""
+        """The same operations on a device."""
         operations, magnitudes = (part.to(device, non_blocking=True) for part in (self.operations, self.magnitudes))
         return type(self)(operations, magnitudes, self.space, self.fill)
 
     def names(self) -> list[list[str]]:
-        """The operations' names, in the order of their application, for each image."""
+        """For each image the names of its operations, in the order of application."""
         return [[self.space.names[index] for index in row] for row in self.operations.tolist()]
 
     def apply(self, images: Tensor) -> Tensor:
-        """The images with these operations applied; every call with the same images gives the same bits.
+        """Apply the operations; every call with the same images gives the same bits.
 
         Args:
-            images: uint8 [..., C, H, W], B of them, left as they are; a `tv_tensors.Image` stays one.
+            images: uint8 [..., C, H, W], B images in total; not changed. A `tv_tensors.Image` gives one.
 
         Raises:
-            TypeError: images of another kind or dtype.
-            ValueError: another shape, or another number of images or channels than the operations were drawn for.
+            TypeError: the images have another type or dtype.
+            ValueError: the images have another shape, number or number of channels than the operations were drawn for.
         """
         _check_images(images)
         if prod(images.shape[:-3]) != len(self):
             raise ValueError(f"{prod(images.shape[:-3])} images came with the operations of {len(self)}")
         batch = images.as_subclass(Tensor).reshape(len(self), *images.shape[-3:])
-        there = self.to(batch.device)
+        moved = self.to(batch.device)
         fill = torch.tensor(self.fill, dtype=torch.uint8, device=batch.device)
-        for operation, magnitude in zip(there.operations.unbind(1), there.magnitudes.unbind(1), strict=True):
+        for operation, magnitude in zip(moved.operations.unbind(1), moved.magnitudes.unbind(1), strict=True):
             batch = apply_operation(batch, operation, magnitude, self.space, fill)
         result = batch.reshape(images.shape) if self.operations.shape[1] else images.as_subclass(Tensor).clone()
         return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.Image) else result
 
     def state(self) -> dict[str, Any]:
-        """Everything as lists, numbers and strings, for JSON; operations by name."""
+        """All attributes as lists, numbers and texts for JSON, with operations by name."""
         ranges = {name: None if spread is None else asdict(spread) for name, spread in self.space.ranges.items()}
         return {
             "operations": self.names(),
@@ -142,33 +142,33 @@ def draw_operations(
     levels: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Operations for each image, independently and with replacement, at random magnitudes.
+    """Draw operations and magnitudes for each image, independently and with replacement.
 
-    Each operation is equally likely, its level uniform, either direction equally likely. An image's choice depends on
-    the generator's state and the image's place in the batch, not on how many images follow.
+    Each operation, level and direction is equally likely. The draw for an image depends on the generator's state and
+    the image's position in the batch, not on the number of images after it.
 
     Args:
-        space: whose operations.
-        batch: B.
-        num_ops: N.
-        levels: float64 [K, n] in [0, 10], the levels that each of the space's K operations can have; None stands for
-            all of [0, 10].
-        generator: on the CPU; None is torch's global one.
+        space: the operations to draw from.
+        batch: B, the number of images.
+        num_ops: N, operations for each image.
+        levels: float64 [K, n] in [0, 10], the n levels to draw from for each of the space's K operations; None draws
+            uniformly from [0, 10].
+        generator: on the CPU; None uses torch's global one.
 
     Returns:
-        int64 [B, N] and float64 [B, N] on the CPU, as in `AppliedOperations`.
+        Operations int64 [B, N] and magnitudes float64 [B, N] on the CPU, as in `AppliedOperations`.
     """
     which, how_much, direction = torch.rand(
         batch, num_ops, 3, dtype=torch.float64, generator=generator, device="cpu"
     ).unbind(2)
     operations = (which * len(space.names)).long()
     level = how_much * MAX_LEVEL if levels is None else levels[operations, (how_much * levels.shape[1]).long()]
-    # What multiplies a level that points back: -1 for a signed operation, 0 for one without a magnitude.
+    # For each direction the factor of the level: (1, -1) for a signed operation, (0, 0) for one without a magnitude.
     factors = [(1, -1 if spread.signed else 1) if spread is not None else (0, 0) for spread in space.ranges.values()]
     return operations, level * torch.tensor(factors, device="cpu")[operations, (direction < 0.5).long()]
 
 
-@lru_cache(maxsize=64)  # draws are made for one batch after the other, mostly of one size
+@lru_cache(maxsize=64)  # most batches have images of the same size
 def _binned_space(
     name: str,
     bins: int,
@@ -179,27 +179,27 @@ def _binned_space(
     enhancement: float,
     bits: int,
 ) -> tuple[OperationSpace, Tensor]:
-    """torchvision's augmentation space, its bins as levels of ours.
+    """torchvision's augmentation space as an `OperationSpace`, with the level of each bin.
 
-    Bin i of n is level 10 i / (n - 1), to torchvision's float32 rounding, except where it rounds further: translations
-    to whole pixels, towards zero, and Posterize to whole bits.
+    Bin i of n is level 10 i / (n - 1), with torchvision's float32 rounding. Two operations are rounded further:
+    translations to whole pixels, towards zero, and Posterize to whole bits.
     Source: `_augmentation_space` in torchvision.transforms.autoaugment.
 
     Args:
         name: of the space.
         bins: n, at least 2.
-        size: height and width of the images.
-        translation: at the last bin, pixels along height and width.
-        shear: at the last bin, pixels per pixel.
-        rotation: at the last bin, degrees.
-        enhancement: at the last bin, the factor less 1.
-        bits: at the last bin, dropped by Posterize.
+        size: height and width of the images in pixels.
+        translation: of the last bin, in pixels along height and width.
+        shear: of the last bin, in pixels per pixel.
+        rotation: of the last bin, in degrees.
+        enhancement: of the last bin, the factor minus 1.
+        bits: number of bits that Posterize drops in the last bin.
 
     Returns:
         The space, and float64 [K, bins], the level of each operation in each bin.
     """
     (height, width), (down, across) = size, translation
-    # Value in the first bin and in the last, in torchvision's units, and what a unit is in ours.
+    # The values of the first and the last bin in torchvision's unit, and that unit in the unit of `Range`.
     ends = {
         **dict.fromkeys(("ShearX", "ShearY"), (0, shear, 1)),
         "TranslateX": (0, across, 1 / width),
@@ -228,7 +228,7 @@ def _binned_space(
 
 
 class _PerImage(v2.Transform, ABC):  # type: ignore[misc] # torchvision has no types
-    """What the modules share: everything but what is drawn from."""
+    """Base of the modules; a subclass says what is drawn from."""
 
     num_ops: int
 
@@ -242,17 +242,20 @@ class _PerImage(v2.Transform, ABC):  # type: ignore[misc] # torchvision has no t
 
     @abstractmethod
     def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
-        """What is drawn from for images of a height and width, as `draw_operations` takes it."""
+        """For images of a height and width the `space` and `levels` of `draw_operations`."""
 
     def draw(self, images: Tensor, generator: torch.Generator | None = None) -> AppliedOperations:
-        """A choice for each of the images, on the CPU and not yet applied.
+        """Draw operations for each image without applying them.
 
         Args:
-            images: uint8 [..., C, H, W]; their number and size are used.
-            generator: on the CPU; None is torch's global one.
+            images: uint8 [..., C, H, W]; only their number and size matter.
+            generator: on the CPU; None uses torch's global one.
+
+        Returns:
+            The operations, on the CPU.
 
         Raises:
-            TypeError, ValueError: images of another kind, dtype or shape; `fill` has another number of channels.
+            TypeError, ValueError: the images have another type, dtype or shape, or `fill` another number of channels.
         """
         _check_images(images)
         channels, height, width = images.shape[-3:]
@@ -264,18 +267,19 @@ class _PerImage(v2.Transform, ABC):  # type: ignore[misc] # torchvision has no t
         return AppliedOperations(*drawn, space, fill)
 
     def forward(self, *inputs: Any, generator: torch.Generator | None = None, return_applied: bool = False) -> Any:
-        """The inputs with the images augmented, in the structure in which they came.
+        """Augment the images among the inputs; the output has the structure of the inputs.
 
         Args:
-            inputs: as torchvision's v2 transforms take them: an image, a batch, or any nesting of tuples, lists and
-                dictionaries with one of these in it: the `tv_tensors.Image`, or without one the first plain tensor.
-                Everything else (labels, paths) passes through.
-            generator: on the CPU; None is torch's global one, as in torchvision.
-            return_applied: return (inputs, `AppliedOperations`); the latter on the CPU.
+            inputs: as for torchvision's v2 transforms: an image, a batch, or nested tuples, lists and dictionaries
+                that hold one of them. The images are the `tv_tensors.Image`, or without one the first plain tensor.
+                Everything else, such as labels and paths, is returned unchanged.
+            generator: on the CPU; None uses torch's global one, as torchvision does.
+            return_applied: whether to return (inputs, `AppliedOperations`), the latter on the CPU.
 
         Raises:
-            TypeError: no image, or several; images that are not uint8 tensors; masks, boxes, key points or videos.
-            ValueError: a shape that is not [..., C, H, W] with C = 1 or 3.
+            TypeError: there is no image or more than one, the images are not a uint8 tensor, or the inputs hold masks,
+                boxes, key points or videos.
+            ValueError: the shape is not [..., C, H, W] with C = 1 or 3.
         """
         leaves, structure = tree_flatten(inputs[0] if len(inputs) == 1 else inputs)
         place = self._place_of_images(leaves)
@@ -306,17 +310,17 @@ class RandAugment(_PerImage):
     """RandAugment on a batch: `num_ops` random operations for each image, all at one magnitude.
 
     Source: Cubuk et al., "RandAugment" (NeurIPS 2020), with the operations, values and defaults of
-    `torchvision.transforms.v2.RandAugment`; called as described in `forward`.
+    `torchvision.transforms.v2.RandAugment`; `forward` describes the call.
 
     Args:
         num_ops: operations for each image, drawn with replacement.
-        magnitude: which bin, from 0.
+        magnitude: the bin, from 0.
         num_magnitude_bins: at least 2.
-        interpolation: "nearest", the only one.
-        fill: colour of pixels that come from outside, 0 to 255, for all channels or for each; None is black.
+        interpolation: must be "nearest".
+        fill: colour of pixels from outside the image, 0 to 255, one number or one for each channel; None is black.
 
     Raises:
-        ValueError: an argument cannot be used.
+        ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -351,18 +355,18 @@ class RandAugment(_PerImage):
 
 
 class TrivialAugmentWide(_PerImage):
-    """TrivialAugment on a batch: one random operation for each image, at a random magnitude of a wide range.
+    """TrivialAugment on a batch: one random operation for each image, at a random magnitude from a wide range.
 
     Source: Mueller and Hutter, "TrivialAugment" (ICCV 2021), with the operations, values and defaults of
-    `torchvision.transforms.v2.TrivialAugmentWide`; called as described in `forward`.
+    `torchvision.transforms.v2.TrivialAugmentWide`; `forward` describes the call.
 
     Args:
         num_magnitude_bins: at least 2.
-        interpolation: "nearest", the only one.
-        fill: colour of pixels that come from outside, 0 to 255, for all channels or for each; None is black.
+        interpolation: must be "nearest".
+        fill: colour of pixels from outside the image, 0 to 255, one number or one for each channel; None is black.
 
     Raises:
-        ValueError: an argument cannot be used.
+        ValueError: an argument is not valid.
     """
 
     num_ops = 1
@@ -391,17 +395,17 @@ class TrivialAugmentWide(_PerImage):
 
 
 class UniformTransformations(_PerImage):
-    """Two operations of ours for each image, every pair and every level equally likely.
+    """Two operations for each image; each pair and each level is equally likely.
 
-    The sampler of MetaAugment (Zhou et al., AAAI 2021) before it has learned anything, without the weights; called as
-    described in `forward`.
+    This is MetaAugment's sampler (Zhou et al., AAAI 2021) before it has learned, without sample weights. `forward`
+    describes the call.
 
     Args:
         space: a name in `mapolicy.transforms.space.SPACES`, or an `OperationSpace`.
-        fill: colour of pixels that come from outside, 0 to 255, for all channels or for each; None is black.
+        fill: colour of pixels from outside the image, 0 to 255, one number or one for each channel; None is black.
 
     Raises:
-        ValueError: an argument cannot be used.
+        ValueError: an argument is not valid.
     """
 
     num_ops = 2
@@ -437,7 +441,7 @@ def _check_images(images: Any) -> None:
 
 
 def _colour(fill: Fill) -> tuple[int, ...]:
-    """One number for all channels, or one for each."""
+    """The fill colour as integers: one for all channels, or one for each."""
     if isinstance(fill, np.ndarray | np.generic):
         fill = fill.tolist()
     numbers = (0,) if fill is None else tuple(fill) if isinstance(fill, Sequence) else (fill,)

@@ -1,8 +1,8 @@
-"""The 14 operations on a CPU, compiled: each image goes through all of its operations before the next one does.
+"""The operations on a CPU, as loops that numba compiles. Each image passes through all of its operations in turn.
 
-The same arithmetic as in `pointwise`, `blend` and `affine`, which serve other devices, as loops over an image that
-numba compiles; an image and what lies between two operations stay in the processor's cache. The first call in an
-environment takes some seconds to compile; the machine code is kept beside this file or in the user's cache.
+The arithmetic is that of `pointwise`, `blend` and `affine`, which serve other devices. One image and its intermediate
+results fit into the processor's cache. The first call in an environment compiles for some seconds; the machine code is
+stored beside this file or in the user's cache.
 
 Sources: Pillow, ImageOps.py, ImageEnhance.py, Image.rotate; in libImaging Blend.c, Convert.c, Filter.c, Geometry.c.
 """
@@ -20,29 +20,29 @@ Integers = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Plain numbers would make numba compute in 64 bits, a quarter or an eighth as many at once.
+# With plain numbers numba would compute in 64 bits, and a vector register would hold a quarter or an eighth as many.
 _U8, _U16, _I32, _F32, _INDEX = np.uint8, np.uint16, np.int32, np.float32, np.uintp
 
 
-def _compiled(function: Function) -> Function:
-    """Compiled at its first call, kept on disk where a folder can be written to."""
+def compiled(function: Function) -> Function:
+    """Compile a function at its first call; the machine code is stored on disk where a folder is writable."""
     try:
-        compiled: Any = njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # numba's answer where there is no such folder
-        compiled = njit(nogil=True, error_model="numpy")(function)
-    return cast(Function, compiled)
+        result: Any = njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # numba finds no such folder
+        result = njit(nogil=True, error_model="numpy")(function)
+    return cast(Function, result)
 
 
-@_compiled
+@compiled
 def transform(images: Pixels, operation: Integers, value: Values, fill: Pixels, result: Pixels) -> None:
-    """Apply to each image its own operations in turn.
+    """Apply to each image its own operations, one after the other.
 
     Args:
-        images: [n, C, H, W], C-contiguous, C = 1 or 3.
-        operation: [steps, n], positions in the paper's order (`space.OPERATION_NAMES`).
-        value: [steps, n], in `space.Range`'s units.
-        fill: [C].
-        result: as `images`; overwritten.
+        images: uint8 [n, C, H, W], C-contiguous, C = 1 or 3.
+        operation: int64 [steps, n], positions in the paper's order (`space.OPERATION_NAMES`).
+        value: float64 [steps, n], in the units of `space.Range`.
+        fill: uint8 [C], colour of pixels from outside the image.
+        result: uint8 [n, C, H, W], overwritten.
     """
     steps, number = operation.shape
     between = np.empty((2, *images.shape[1:]), np.uint8)
@@ -56,7 +56,7 @@ def transform(images: Pixels, operation: Integers, value: Values, fill: Pixels, 
             source = target
 
 
-@_compiled
+@compiled
 def _operate(
     operation: int,
     value: float,
@@ -67,7 +67,7 @@ def _operate(
     histogram: npt.NDArray[np.int32],
     line: npt.NDArray[np.int32],
 ) -> None:
-    """One operation; the numbers are its place in the paper's order."""
+    """Apply one operation to one image; the operation is its position in the paper's order."""
     channels, height, width = source.shape
     flat, into = source.reshape(-1), target.reshape(-1)
     factor = _F32(1 + value)
@@ -109,23 +109,23 @@ def _operate(
         shift = _whole(value, height) * width
         for channel in range(channels):
             _move(source[channel].reshape(-1), target[channel].reshape(-1), shift, fill[channel])
-    else:  # Identity; Color of a grey image; Sharpness of one that is all border
+    else:  # Identity; Color of a grey image; Sharpness of an image that is all border
         _copy(flat, into)
 
 
-@_compiled
+@compiled
 def _copy(source: Pixels, target: Pixels) -> None:
-    for k in range(source.size):  # a third of the compiling time of `target[:] = source`
+    for k in range(source.size):  # compiles in a third of the time of `target[:] = source`
         target[k] = source[k]
 
 
-@_compiled
+@compiled
 def _look_up(source: Pixels, target: Pixels, table: Pixels) -> None:
     for k in range(source.size):
         target[k] = table[source[k]]
 
 
-@_compiled
+@compiled
 def _auto_contrast(source: Pixels, target: Pixels, table: Pixels) -> None:
     low, high = _U8(255), _U8(0)
     for k in range(source.size):
@@ -141,9 +141,9 @@ def _auto_contrast(source: Pixels, target: Pixels, table: Pixels) -> None:
     _look_up(source, target, table)
 
 
-@_compiled
+@compiled
 def _equalize(source: Pixels, target: Pixels, table: Pixels, histogram: npt.NDArray[np.int32]) -> None:
-    # Four counts side by side: equal neighbours do not wait for each other.
+    # Four histograms: increments for equal neighbours do not wait for each other.
     for part in range(4):
         for level in range(256):
             histogram[part, level] = 0
@@ -170,15 +170,15 @@ def _equalize(source: Pixels, target: Pixels, table: Pixels, histogram: npt.NDAr
     _look_up(source, target, table)
 
 
-@_compiled
+@compiled
 def _posterize(source: Pixels, target: Pixels, bits: float) -> None:
-    """Without the lowest bits; round, like Python's, takes the even neighbour of a half."""
+    """Clear the lowest bits; `round` takes the even neighbour of a half, as in Python."""
     mask = _U8((255 << round(bits)) & 255)
     for k in range(source.size):
         target[k] = source[k] & mask
 
 
-@_compiled
+@compiled
 def _solarize(source: Pixels, target: Pixels, threshold: float) -> None:
     kept = _I32(min(max(math.ceil(threshold), 0), 256))
     for k in range(source.size):
@@ -186,24 +186,24 @@ def _solarize(source: Pixels, target: Pixels, threshold: float) -> None:
         target[k] = pixel if pixel < kept else _I32(255) - pixel
 
 
-@_compiled
+@compiled
 def _mixed(pixel: np.float32, degenerate: np.float32, factor: np.float32) -> Any:
-    """Blend.c in single precision, truncating. Between 0 and 1 nothing needs clipping: Pillow's three cases are one."""
+    """Blend.c in single precision, truncating. Clipping changes nothing where Pillow does not clip."""
     return _I32(min(max(degenerate + factor * (pixel - degenerate), _F32(0)), _F32(255)))
 
 
-@_compiled
+@compiled
 def _blend(source: Pixels, target: Pixels, factor: np.float32, degenerate: np.float32) -> None:
     for k in range(source.size):
         target[k] = _mixed(_F32(source[k]), degenerate, factor)
 
 
-@_compiled
+@compiled
 def _grey(red: int, green: int, blue: int) -> Any:
     return (_I32(red) * _I32(19595) + _I32(green) * _I32(38470) + _I32(blue) * _I32(7471) + _I32(32768)) >> _I32(16)
 
 
-@_compiled
+@compiled
 def _color(source: Pixels, target: Pixels, factor: np.float32) -> None:
     red, green, blue = source
     for k in range(red.size):
@@ -213,9 +213,9 @@ def _color(source: Pixels, target: Pixels, factor: np.float32) -> None:
         target[2, k] = _mixed(_F32(blue[k]), grey, factor)
 
 
-@_compiled
+@compiled
 def _mean(source: Pixels) -> Any:
-    """The luminance's mean, rounded."""
+    """The rounded mean of the luminance."""
     channels, height, width = source.shape
     total = np.int64(0)
     if channels == 3:
@@ -228,9 +228,9 @@ def _mean(source: Pixels) -> Any:
     return (2 * total + height * width) // (2 * height * width)
 
 
-@_compiled
+@compiled
 def _sharpness(source: Pixels, target: Pixels, factor: np.float32, line: npt.NDArray[np.int32]) -> None:
-    """Blends with ImageFilter.SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13 and rounded, whose border is the image's."""
+    """Blend with ImageFilter.SMOOTH (1 1 1 / 1 5 1 / 1 1 1 over 13, rounded), which copies the border."""
     height, width = source.shape
     _copy(source[0], target[0])
     _copy(source[height - 1], target[height - 1])
@@ -240,32 +240,32 @@ def _sharpness(source: Pixels, target: Pixels, factor: np.float32, line: npt.NDA
             line[x] = _I32(above[x]) + _I32(row[x]) + _I32(below[x])
         for x in range(1, width - 1):
             total = line[x - 1] + line[x] + line[x + 1] + _I32(4) * _I32(row[x])
-            # 5042 / 65536 is a little more than 1/13: right for all sums up to 13 * 255.
+            # 5042 / 65536 is a little more than 1/13; the result is exact for all sums up to 13 * 255.
             smooth = ((total + _I32(6)) * _I32(5042)) >> _I32(16)
             into[x] = _mixed(_F32(row[x]), _F32(smooth), factor)
         into[0], into[width - 1] = row[0], row[width - 1]
 
 
-@_compiled
+@compiled
 def _fixed(number: float) -> int:
-    """To 16.16 fixed point."""
+    """A number in 16.16 fixed point."""
     return math.floor(number * 65536 + 0.5)
 
 
-@_compiled
+@compiled
 def _limited(shift: int, side: int) -> int:
     return min(max(shift, -side), side)
 
 
-@_compiled
+@compiled
 def _whole(value: float, side: int) -> int:
-    """Whole pixels of a shift in shares of the side: Geometry.c, ImagingScaleAffine."""
+    """A shift in shares of the side as whole pixels (Geometry.c, ImagingScaleAffine)."""
     return _limited(math.floor(value * side + 0.5), side)
 
 
-@_compiled
+@compiled
 def _move(source: Pixels, target: Pixels, shift: int, fill: int) -> None:
-    """target[k] = source[k + shift], fill from outside."""
+    """target[k] = source[k + shift], or the fill colour where that is outside."""
     first, last = max(0, -shift), source.size - max(0, shift)
     for k in range(first):
         target[k] = fill
@@ -275,9 +275,9 @@ def _move(source: Pixels, target: Pixels, shift: int, fill: int) -> None:
         target[k] = fill
 
 
-@_compiled
+@compiled
 def _rotate(source: Pixels, target: Pixels, degrees: float, fill: Pixels, line: npt.NDArray[np.int32]) -> None:
-    """Counter-clockwise about the centre; a turn by a quarter, which Pillow copies, comes out the same."""
+    """Rotate counter-clockwise about the centre; quarter turns, which Pillow copies, give the same pixels."""
     height, width = source.shape[1:]
     angle = degrees * (-math.pi / 180)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -295,7 +295,7 @@ def _rotate(source: Pixels, target: Pixels, degrees: float, fill: Pixels, line: 
         _gather(source, target, row, line, fill)
 
 
-@_compiled
+@compiled
 def _shear_y(source: Pixels, target: Pixels, value: float, fill: Pixels, line: npt.NDArray[np.int32]) -> None:
     height, width = source.shape[1:]
     start, slope = _fixed(0.5 + 0.5 * value), _fixed(value)
@@ -306,12 +306,12 @@ def _shear_y(source: Pixels, target: Pixels, value: float, fill: Pixels, line: n
         _gather(source, target, row, line, fill)
 
 
-@_compiled
+@compiled
 def _gather(source: Pixels, target: Pixels, row: int, line: npt.NDArray[np.int32], fill: Pixels) -> None:
-    """A row of pixels from these places in each channel, the fill colour where a place is negative."""
+    """Fill a row with the pixels at these positions of each channel, with the fill colour where one is negative."""
     for channel in range(len(source)):
         pixels, into, outside = source[channel].reshape(-1), target[channel, row], fill[channel]
         for column in range(len(line)):
             place = line[column]
-            # Unsigned, so that numba does not ask whether it counts from the end.
+            # Unsigned, so that numba skips the check for a negative index.
             into[column] = pixels[_INDEX(place)] if place >= 0 else outside

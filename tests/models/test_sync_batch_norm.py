@@ -25,8 +25,8 @@ def results(shape: tuple[int, ...], affine: bool, synchronised: bool) -> dict[st
     """Of this process's rows of an input of `shape`; what belongs to the channels is summed over the processes."""
     load_rules()
     group: Communicator = communicator() if synchronised else ALONE
-    part = group.part(shape[0])
-    input, upstream, tangent = (part.of(drawn(*shape, seed=seed)) for seed in (0, 1, 2))
+    shard = group.shard(shape[0])
+    input, upstream, tangent = (shard.of(drawn(*shape, seed=seed)) for seed in (0, 1, 2))
     input = (input * 3 + 5).requires_grad_()
     channels = shape[1]
     weight, bias = (drawn(channels, seed=seed).requires_grad_() for seed in (3, 4))
@@ -71,8 +71,8 @@ def test_a_process_alone_and_evaluation_are_torchs() -> None:
 
 def test_half_precision_is_normalised_in_single(tmp_path: Path) -> None:
     def halves() -> Tensor:
-        part = communicator().part(8)
-        images = part.of(drawn(8, 3, 16, 16, seed=0) + 100).bfloat16()
+        shard = communicator().shard(8)
+        images = shard.of(drawn(8, 3, 16, 16, seed=0) + 100).bfloat16()
         with batch_statistics(True, communicator()):
             return F.batch_norm(images, None, None, training=True)
 

@@ -25,7 +25,7 @@ def test_works_where_no_machine_code_can_be_kept(monkeypatch: pytest.MonkeyPatch
     def function(number: int) -> int:
         return number + 1
 
-    assert kernels._compiled(function)(1) == 2
+    assert kernels.compiled(function)(1) == 2
     first, second = asked
     assert first == second | {"cache": True}
 

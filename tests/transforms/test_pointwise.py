@@ -4,7 +4,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from mapolicy.transforms.pointwise import _histogram, _scatter_count, _stretching, invert_and_mask, thresholds_and_masks
+from mapolicy.transforms.pointwise import (
+    histograms,
+    invert_and_mask,
+    scatter_count,
+    stretch_tables,
+    thresholds_and_masks,
+)
 
 LEVELS = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
 
@@ -25,7 +31,7 @@ def test_every_threshold_and_every_mask() -> None:
 
 def test_autocontrast_for_every_range_of_levels() -> None:
     pairs = torch.combinations(torch.arange(0, 256, 3, dtype=torch.uint8), with_replacement=True)
-    tables = _stretching(pairs)
+    tables = stretch_tables(pairs)
     assert len(pairs) > 3000
     for (low, high), table in zip(pairs.tolist(), tables, strict=True):
         ramp = np.arange(low, high + 1, dtype=np.uint8)[None]
@@ -36,9 +42,9 @@ def test_autocontrast_for_every_range_of_levels() -> None:
 def test_both_ways_to_count() -> None:
     """bincount where the CPU counts, scatter_add_ where a GPU does."""
     planes = torch.randint(0, 256, (7, 300), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    histogram = _histogram(planes)
+    histogram = histograms(planes)
     assert histogram.dtype == torch.int64
     for plane, counted in zip(planes, histogram, strict=True):
         assert counted.tolist() == np.bincount(plane.numpy(), minlength=256).tolist()
     positions = planes.int().view(-1)
-    assert torch.equal(_scatter_count(positions, 256), histogram.sum(0))
+    assert torch.equal(scatter_count(positions, 256), histogram.sum(0))
