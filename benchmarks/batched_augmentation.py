@@ -1,4 +1,4 @@
-"""The batched modules beside torchvision's, image by image: throughput, and in which pixels its tensors differ.
+"""The batched RandAugment and TrivialAugmentWide against torchvision's, which take one image: throughput and pixels.
 
 OMP_NUM_THREADS=1 python benchmarks/batched_augmentation.py --rounds 9 > augmentation.json
 """
@@ -20,12 +20,12 @@ PAIRS = ((RandAugment, v2.RandAugment), (TrivialAugmentWide, v2.TrivialAugmentWi
 
 
 def noise(*shape: int) -> torch.Tensor:
-    """Images that are the same in every run."""
+    """Random images, the same in every run."""
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def throughput(batch: int, side: int, rounds: int) -> list[dict]:
-    """Images per CPU second of each way, taken in turns."""
+    """Images per CPU second of each implementation, measured in turn."""
     images = noise(batch, 3, side, side)
     pictures = [F.to_pil_image(image) for image in images]
     rows = []
@@ -58,7 +58,7 @@ def throughput(batch: int, side: int, rounds: int) -> list[dict]:
 
 
 def torchvisions_value(name: str, magnitude: float, spread: Range | None, side: int) -> float:
-    """What torchvision calls the magnitude, of a level of ours."""
+    """torchvision's magnitude for one of our levels."""
     if spread is None:
         return 0.0
     value = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(magnitude) / 10
@@ -66,13 +66,13 @@ def torchvisions_value(name: str, magnitude: float, spread: Range | None, side: 
         return 8 - value
     if name == "Solarize":
         return value / 255
-    if name.startswith("Translate"):  # torchvision counts the way of the content, in whole pixels
+    if name.startswith("Translate"):  # torchvision's magnitude is the shift of the content, in whole pixels
         return round(value * side) * (1 if magnitude < 0 else -1)
     return -value if magnitude < 0 else value
 
 
 def differences(ours: type, theirs: type, side: int = 32, copies: int = 8) -> list[dict]:
-    """Share of pixels that differ from torchvision's, over every bin, direction and image, and the largest gap."""
+    """Share of pixels that differ from torchvision's, over all levels, directions and images, and the largest gap."""
     reference, images = theirs(), noise(copies, 3, side, side)
     modules = [ours(1, number) for number in range(31)] if ours is RandAugment else [ours()]
     gaps: dict[tuple[str, str], list[torch.Tensor]] = {}

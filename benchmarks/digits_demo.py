@@ -1,4 +1,4 @@
-"""The demo over several seeds, as JSON on stdout: what README.md and the digits recipes say of it.
+"""The demo over several seeds, as JSON on stdout: the source of the figures in README.md and the digits recipes.
 
 python benchmarks/digits_demo.py --seeds 5 > digits.json
 """
@@ -17,10 +17,10 @@ POLICIES = ("learned", "uniform", "none", "trivialaugment")
 
 
 class Result(Reporter):
-    """Keeps a run's figures."""
+    """Keeps the result of a run."""
 
     def completed(self, result) -> None:
-        """Kept."""
+        """Keep the result."""
         self.figures = dict(result)
 
 

@@ -1,10 +1,10 @@
-"""How long the page of `mapolicy explore` takes to answer, with WRN-40-2 as the extractor, over HTTP on loopback.
+"""Response time of the page of `mapolicy explore`, with WRN-40-2 as the extractor, over HTTP on loopback.
 
 pip install -e '.[explore]'
 python benchmarks/explore_latency.py --threads 2
 
-The bundle is searched for two iterations on noise: how long an answer takes does not depend on what was learned. One
-question is an image and a transformation; its answer holds both pictures, weight and rank.
+The bundle comes from two iterations on noise, since the response time does not depend on what was learned. A request
+names an image and a transformation; the response holds both pictures, weight and rank.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(folder: Path, proxy: str, threads: int, questions: int) -> None:
-    """Search, serve, ask."""
+    """Search, start the server, send requests."""
     _, settings = recipes.find("search", "folder:noise", proxy)
     small = {"dataset": "folder:noise", "data_dir": str(folder), "proxy": proxy, "image_size": 32, "epochs": 1}
     sizes = {"batch_size": 100, "validation_batch_size": 8, "validation_per_class": 10, "test_per_class": 10}

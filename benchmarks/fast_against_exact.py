@@ -1,11 +1,11 @@
-"""Whether `--fast` costs accuracy: the same searches with the exact steps and with the fast ones, paired by seed.
+"""Does `--fast` cost accuracy? The same searches with exact and with fast steps, paired by seed.
 
 python benchmarks/fast_against_exact.py --data-dir DIR --dataset omniglot-small1 > fast-omniglot.json
 python benchmarks/fast_against_exact.py --data-dir DIR --dataset cifar100 > fast-cifar100.json
 
-DIR holds the folders of images. Of each seed: search with WRN-10-1 on 16 x 16 pixels, its own split; the proxy's
-accuracy on the test split, which the search has not seen. Omniglot: 15 / 2 / 3 images of each class. CIFAR-100: 50
-training and 10 meta-validation images of each class, the whole test split.
+DIR holds the folders of images. Each seed has its own split and a search with WRN-10-1 on 16 x 16 pixels; reported is
+the proxy's accuracy on the test split, which the search has not seen. Omniglot: 15 / 2 / 3 images of each class.
+CIFAR-100: 50 training and 10 meta-validation images of each class, the whole test split.
 """
 
 import argparse
@@ -39,15 +39,15 @@ DATASETS = {
 
 
 class Result(Reporter):
-    """Keeps a run's figures."""
+    """Keeps the result of a run."""
 
     def completed(self, result) -> None:
-        """Kept."""
+        """Keep the result."""
         self.figures = dict(result)
 
 
 def search(settings: dict, kind: str) -> dict:
-    """One search, and its proxy on the test split."""
+    """Run one search and test its proxy."""
     config, reporter = SearchConfig.from_mapping(settings | KINDS[kind]), Result()
     bundle = search_policy(config, reporter)
     device = resolve_device(config.device)
@@ -67,7 +67,7 @@ def search(settings: dict, kind: str) -> dict:
 
 
 def paired(rows: list[dict], key: str) -> dict:
-    """Mean difference, fast less exact, with its 95 % interval."""
+    """Mean difference fast - exact, with half of its 95 % interval."""
     by_kind = {kind: [row[key] for row in rows if row["kind"] == kind] for kind in KINDS}
     differences = [fast - exact for fast, exact in zip(by_kind["fast"], by_kind["exact"], strict=False)]
     summary = {kind: [statistics.mean(values), statistics.stdev(values)] for kind, values in by_kind.items()}
@@ -80,7 +80,7 @@ def paired(rows: list[dict], key: str) -> dict:
 
 
 def main() -> None:
-    """Search with each seed both ways, then summarise; a line a search goes to stderr."""
+    """Search with each seed both ways, then summarise. Each search prints a line to stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--dataset", choices=DATASETS, required=True)

@@ -1,11 +1,11 @@
-"""The exact bilevel step against the same step by other libraries: higher, torchopt, betty. JSON on stdout.
+"""The exact bilevel step against the steps of other libraries: higher, torchopt, betty. JSON on stdout.
 
 pip install -e '.[benchmarks]'
 python benchmarks/library_steps.py --rounds 7 > library_steps.json
 
-Same network, batch and optimisers as `mapolicy bench step`. Before it is timed, each rival's gradients of theta and
-alpha are compared with ours in a first step on a few images; `theta_error` and `alpha_error` are the relative errors,
-in float64, where no rectifier flips for want of digits. What is not installed, or cannot run here, is under `left_out`.
+Network, batch and optimisers are those of `mapolicy bench step`. Before the timing, each library's gradients of theta
+and alpha are compared with ours in a first step on a few images. `theta_error` and `alpha_error` are relative errors in
+float64, in which no ReLU changes sides by rounding. Libraries that are missing or fail here are under `left_out`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DISTRIBUTIONS = {"higher": "higher", "torchopt": "torchopt", "betty": "betty-ml"
 
 
 class FeaturesAndLogits(nn.Module):
-    """The network with both of its outputs in one forward, for libraries that know no other call."""
+    """The network with features and logits from one forward, for libraries that only call `forward`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class FeaturesAndLogits(nn.Module):
         return features_and_logits(self.network, images)
 
 
-class RivalStep:
-    """Algorithm 1 with a library's own way through the virtual step; the rest is the same for all.
+class LibraryStep:
+    """MetaAugment's Algorithm 1; subclasses differentiate the virtual step with a library.
 
-    The inner learning rate is 1 and alpha multiplies the inner loss, which gives the same w_hat = w - alpha g and lets
-    alpha be learned with libraries whose learning rates are plain numbers.
+    The inner learning rate is 1 and alpha multiplies the inner loss. That gives the same w_hat = w - alpha g, and alpha
+    can be learned although the libraries' learning rates are plain numbers.
     """
 
     def __init__(self, network, policy, rate, optimizer, policy_optimizer, options) -> None:
@@ -81,13 +81,13 @@ class RivalStep:
         return self.rate() * (normalise_weights(self.policy(features, embedding)) * losses).sum(), features
 
     def set_gradients(self, loss: Tensor) -> None:
-        """Of theta and alpha, by the validation loss after the virtual step."""
+        """Set the gradients of theta and alpha from the validation loss after the virtual step."""
         learned = [*self.policy.parameters(), *self.rate.parameters()]
         for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
             parameter.grad = gradient
 
 
-class HigherStep(RivalStep):
+class HigherStep(LibraryStep):
     """github.com/facebookresearch/higher: a functional copy of the network and a differentiable SGD."""
 
     def __init__(self, **parts) -> None:
@@ -107,8 +107,8 @@ class HigherStep(RivalStep):
         return features
 
 
-class TorchoptStep(RivalStep):
-    """github.com/metaopt/torchopt: MetaSGD, which for a while makes the network's parameters functions of theta."""
+class TorchoptStep(LibraryStep):
+    """github.com/metaopt/torchopt: MetaSGD makes the parameters functions of theta until they are restored."""
 
     def __init__(self, **parts) -> None:
         super().__init__(**parts)
@@ -129,11 +129,11 @@ class TorchoptStep(RivalStep):
         return features
 
 
-class BettyStep(RivalStep):
+class BettyStep(LibraryStep):
     """github.com/leopard-ai/betty: its default, the implicit gradient by finite differences (`type="darts"`).
 
-    It differentiates the inner gradient at w_hat, not at w, and has no gradient for alpha: an estimate of something
-    else than Eq. 3. betty's engine owns the loop, so its estimator is called as the engine calls it.
+    It differentiates the inner gradient at w_hat instead of w and has no gradient for alpha, so it does not estimate
+    Eq. 3. betty's engine owns the training loop; its estimator is called here as the engine calls it.
     """
 
     def __init__(self, **parts) -> None:
@@ -165,7 +165,7 @@ class BettyStep(RivalStep):
 
 
 class _Level:
-    """What betty's estimators ask of a `Problem`."""
+    """The part of betty's `Problem` that its estimators use."""
 
     def __init__(self, parameters, config, loss) -> None:
         self._parameters, self.config, self._loss, self.cur_batch = parameters, config, loss, None
@@ -177,11 +177,11 @@ class _Level:
         return self._loss()
 
 
-BASELINES = {"higher": HigherStep, "torchopt": TorchoptStep, "betty": BettyStep}
+LIBRARIES = {"higher": HigherStep, "torchopt": TorchoptStep, "betty": BettyStep}
 
 
 def gradients(kind: type, case: StepCase) -> tuple[Tensor, Tensor | None]:
-    """Of theta and of log alpha in the first step, with a policy that weighs unequally."""
+    """Gradients of theta and of log alpha in the first step, with a policy of unequal weights."""
     parts = case.learner(case.config)
     parts["rate"].double()
     torch.manual_seed(0)
@@ -193,7 +193,7 @@ def gradients(kind: type, case: StepCase) -> tuple[Tensor, Tensor | None]:
 
 
 def errors(kind: type, case: StepCase) -> dict[str, float | bool | None]:
-    """How far a rival's gradients are from ours."""
+    """Errors of a library's gradients relative to ours."""
     few = case.cut(CHECKED_IMAGES)
     names = ("network", "policy", "images", "embedding", "validation_images")
     few = replace(few, **{name: copy.deepcopy(getattr(few, name)).double() for name in names})
@@ -209,14 +209,14 @@ def errors(kind: type, case: StepCase) -> dict[str, float | bool | None]:
 
 @contextmanager
 def their_warnings_ignored() -> Iterator[None]:
-    """Old libraries warn of much on a new torch."""
+    """Ignore the warnings of old libraries on a new torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def main() -> None:
-    """Check each rival's gradients, then time all of them in turn."""
+    """Check each library's gradients, then time all steps in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -237,17 +237,17 @@ def main() -> None:
         textbook = candidate(case, DOUBLE_BACKWARD)
         candidates.append(Candidate(textbook.what, textbook.work, facts=errors(DoubleBackwardStep, case)))
         left_out = {}
-        for name, kind in BASELINES.items():
+        for name, kind in LIBRARIES.items():
             progress(f"checking the gradients of {name}")
             try:
                 found = errors(kind, case)
-            except Exception as problem:  # whatever an old library stumbles over on this torch
+            except Exception as problem:  # any error of an old library on this torch
                 left_out[name] = f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
                 continue
             step = kind(**case.learner(config))
             candidates.append(Candidate(name, lambda call, step=step: step(*case.arguments(call)), facts=found))
         rows = measure(candidates, PLAIN, arguments.rounds, clock, progress, "steps")
-    packages = [DISTRIBUTIONS[name] for name in BASELINES if name not in left_out]
+    packages = [DISTRIBUTIONS[name] for name in LIBRARIES if name not in left_out]
     measured = {"arch": config.proxy, "rounds": arguments.rounds, **batch}
     report = Report(rows, clock.meaning, measured, threads, device, packages, left_out)
     print(json.dumps(report.document(), indent=1))

@@ -1,14 +1,19 @@
-"""Which relative of a network with unequal noise ranks the samples of a batch better by their hypergradient.
+"""Hypergradients of networks whose forward and backward noise differ: which replacement ranks samples best?
 
-OMP_NUM_THREADS=1 python benchmarks/noise_relatives.py --data-dir DIR > relatives.json
+OMP_NUM_THREADS=1 python benchmarks/noise_replacements.py --data-dir DIR > replacements.json
 
 DIR holds cifar100, a folder of images. A small Shake-Shake 26 2x8d and a small PyramidNet-20 with ShakeDrop are trained
-on augmented images for a while. Then, for several batches, dE[validation loss]/dP_i is taken after the weighted step of
-the real network, whose forward and backward noise differ: the mean over `--draws` draws of the noise, by the chain rule
-(backward is linear in P, so its transpose is a forward-mode pass whose tangents have the backward's factors). The
-validation loss is that of fresh noise ("noisy") or of the noise's mean ("evaluated"). Against it stand, by Spearman's
-rank correlation, one hypergradient of the network with its noise at the mean, and of the network whose forward noise is
-used both ways, with that noise in the validation pass, too, or with the mean there ("forward, then mean").
+on augmented images for some steps. Their forward and backward noise differ, so the step's gradient is not the gradient
+of any loss.
+
+Reference, on several batches: dE[validation loss]/dP_i after the weighted step of the real network, the mean over
+`--draws` noise samples, by the chain rule (the backward pass is linear in P, so its transpose is a forward-mode pass
+whose tangents have the backward's factors). The validation loss has fresh noise ("noisy") or the mean noise
+("evaluated").
+
+Compared with it, by Spearman's rank correlation: one hypergradient of the network with its noise at the mean ("mean");
+one of the network that uses its forward noise in both passes ("forward"); and the latter with the mean noise in the
+validation pass ("forward, then mean").
 """
 
 import argparse
@@ -50,7 +55,7 @@ Point = dict[str, Tensor]
 
 @contextmanager
 def rule(name: str, network: nn.Module) -> Iterator[None]:
-    """What the noise of a network is within it: a key of `RULES`, or "mean"."""
+    """Within it the network's noise follows a key of `RULES`, or has its mean ("mean")."""
     if name == "mean":
         with noise.noise_at_its_mean(network):
             yield
@@ -63,7 +68,7 @@ def rule(name: str, network: nn.Module) -> Iterator[None]:
 
 
 class Bench:
-    """A network at a point of its training, a training batch, a validation batch."""
+    """A network at one point of its training, with a training batch and a validation batch."""
 
     def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], rate: float):
         self.network, self.batch, self.held_out, self.rate = network, batch, held_out, rate
@@ -71,19 +76,19 @@ class Bench:
         self.count = len(batch[1])
 
     def losses(self, at: Point, seed: int) -> Tensor:
-        """Of the training batch, float [n], with the noise of this seed."""
+        """Losses of the training batch, float [n], with the noise of this seed."""
         torch.manual_seed(seed)
         return F.cross_entropy(functional_call(self.network, at, (self.batch[0],)), self.batch[1], reduction="none")
 
     def gradient(self, at: Point, seed: int, noise_rule: str) -> Point:
-        """Of the mean training loss."""
+        """Gradient of the mean training loss."""
         moved = {name: tensor.clone().requires_grad_() for name, tensor in at.items()}
         with rule(noise_rule, self.network):
             loss = self.losses(moved, seed).mean()
             return dict(zip(moved, torch.autograd.grad(loss, list(moved.values())), strict=True))
 
     def descent(self, at: Point, seed: int, noise_rule: str) -> Point:
-        """Gradient of the mean validation loss, which is that of a function: noise forward both ways, or none."""
+        """Gradient of the mean validation loss; `noise_rule` is "forward" or "mean", which are true gradients."""
         moved = {name: tensor.clone().requires_grad_() for name, tensor in at.items()}
         torch.manual_seed(seed)
         with rule(noise_rule, self.network):
@@ -91,7 +96,7 @@ class Bench:
             return dict(zip(moved, torch.autograd.grad(loss, list(moved.values())), strict=True))
 
     def hypergradient(self, seed: int, step: str, slopes: str, validation: str) -> Tensor:
-        """dL_val/dP_i, float [n], after the virtual step with equal weights, with a rule for each of its passes."""
+        """dL_val/dP_i, float [n], after the virtual step with equal weights; each pass has its own noise rule."""
         gradient = self.gradient(self.w, seed, step)
         w_hat = {name: tensor - self.rate * gradient[name] for name, tensor in self.w.items()}
         v = self.descent(w_hat, seed + 1, validation)
@@ -106,26 +111,27 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's."""
+    """Spearman's rank correlation."""
     return float(torch.corrcoef(torch.stack([ranks(first), ranks(second)]))[0, 1])
 
 
 def compare(bench: Bench, draws: int, tries: int) -> dict[str, dict[str, float]]:
-    """Rank correlation of each relative's hypergradient with the true effect, mean over `tries` draws."""
-    truths = {}
+    """Rank correlation of each replacement's hypergradient with the reference, mean over `tries` noise samples."""
+    references = {}
     for name, validation in (("noisy", "forward"), ("evaluated", "mean")):
         single = [bench.hypergradient(10 * draw, "real", "transposed", validation) for draw in range(draws)]
         halves = [torch.stack(single[part::2]).mean(0) for part in (0, 1)]
-        truths[name] = torch.stack(single).mean(0), correlation(*halves)
-    relatives = {
+        references[name] = torch.stack(single).mean(0), correlation(*halves)
+    replacements = {
         "mean": [bench.hypergradient(0, "mean", "mean", "mean")],
         "forward": [bench.hypergradient(5 + 10 * n, "forward", "forward", "forward") for n in range(tries)],
         "forward, then mean": [bench.hypergradient(5 + 10 * n, "forward", "forward", "mean") for n in range(tries)],
     }
     result: dict[str, dict[str, float]] = {}
-    for name, (truth, halves_agree) in truths.items():
+    for name, (reference, halves_agree) in references.items():
         result[name] = {"halves of the truth": halves_agree} | {
-            relative: statistics.mean(correlation(one, truth) for one in found) for relative, found in relatives.items()
+            replacement: statistics.mean(correlation(one, reference) for one in found)
+            for replacement, found in replacements.items()
         }
     return result
 

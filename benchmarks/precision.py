@@ -1,9 +1,9 @@
-"""What half precision does to the hypergradient: theta's and alpha's gradient and s_i against float64.
+"""Errors of the hypergradient in half precision: the gradients of theta and alpha, and s_i, against float64.
 
     python benchmarks/precision.py --data-dir DATA
 
-DATA holds cifar100/train with a folder for each class. A network is searched on for some iterations in float32; then,
-on new batches, the same hypergradient is taken in every precision from the same state.
+DATA holds cifar100/train with a folder for each class. A search runs for some iterations in float32. Then, on new
+batches, the same hypergradient is computed in every precision from the same state.
 """
 
 import argparse
@@ -56,14 +56,15 @@ def main() -> None:
         iteration, task = search.iteration, search.task
         plan = training_plan(config, len(task.training), 0)[: given.iterations + given.batches]
         held_out = task.splits.meta_validation
-        lessons = task.batches(held_out, validation_plan(config, len(held_out), [step for step, _ in plan]))
-        for (step, _), batch, guide in zip(plan, task.batches(task.training, plan, augment=True), lessons, strict=True):
+        validation = task.batches(held_out, validation_plan(config, len(held_out), [step for step, _ in plan]))
+        training = task.batches(task.training, plan, augment=True)
+        for (step, _), batch, validation_batch in zip(plan, training, validation, strict=True):
             if step < given.iterations:
-                iteration(step, batch, guide)
+                iteration(step, batch, validation_batch)
                 continue
-            expected = lesson(iteration, search.step, step, batch, guide, torch.float64, "float32")
+            expected = hypergradient(iteration, search.step, step, batch, validation_batch, torch.float64, "float32")
             for precision in PRECISIONS:
-                got = lesson(iteration, search.step, step, batch, guide, torch.float32, precision)
+                got = hypergradient(iteration, search.step, step, batch, validation_batch, torch.float32, precision)
                 for name, tensor in expected.items():
                     found = errors.setdefault(f"{precision:9} {name}", {"cosine": [], "error": []})
                     found["cosine"].append(float(torch.cosine_similarity(got[name].double(), tensor, dim=0)))
@@ -77,27 +78,27 @@ def main() -> None:
         )
 
 
-def lesson(
+def hypergradient(
     iteration: BilevelIteration,
     step: BilevelStep,
     number: int,
     batch: tuple[Tensor, Tensor],
-    guide: tuple[Tensor, Tensor],
+    validation_batch: tuple[Tensor, Tensor],
     dtype: torch.dtype,
     precision: str,
 ) -> Mapping[str, Tensor]:
-    """One hypergradient from the present state, which stays as it is."""
+    """One hypergradient from the present state, which is not changed."""
     task, config = iteration.task, iteration.task.config
     augmented = task.pipeline.augment(*batch, iteration.augmentation, number)
     network, policy, rate = (copy.deepcopy(module).to(dtype) for module in (step.network, step.policy, step.rate))
-    still = [torch.optim.SGD(module.parameters(), lr=0.0) for module in (network, policy)]
-    taken = BilevelStep(network, policy, rate, *still, StepOptions(precision=precision))
+    frozen = [torch.optim.SGD(module.parameters(), lr=0.0) for module in (network, policy)]
+    copied_step = BilevelStep(network, policy, rate, *frozen, StepOptions(precision=precision))
     assert augmented.transformation is not None
-    record = taken(
+    record = copied_step(
         augmented.inputs.to(dtype),
         augmented.labels,
         augmented.transformation.embed().to(dtype),
-        (task.pipeline.normalise(guide[0]).to(dtype), guide[1]),
+        (task.pipeline.normalise(validation_batch[0]).to(dtype), validation_batch[1]),
         noise_seed=seed_for(config.seed, config.stage, "noise", number),
     )
     assert record.hypergradient is not None

@@ -1,10 +1,10 @@
-"""Seconds of a search's iteration on several processes, and what the model of docs/scaling.md says of them.
+"""Seconds of a search's iteration on several processes, against the model in docs/scaling.md.
 
     torchrun --nproc-per-node 2 benchmarks/scaling.py
 
-Every process also computes alone, on a part as large as it has among the others and on the whole batch: in turn, so
-that a noisy machine disturbs all of them alike. The model adds to the time of the part what its bytes and its calls
-cost, both measured by sums of one number and of as many as the network has.
+Every process also computes alone, on its share of the batch and on the whole batch, all in turn, so that a noisy
+machine disturbs all measurements alike. The model adds the cost of bytes and of calls to the time of the share; both
+costs are measured by sums of one number and of 2^20 numbers.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from mapolicy.transforms.space import EMBEDDING_WIDTH
 
 
 class Timed(Communicator):
-    """Another communicator, whose work is timed.
+    """A communicator that times its calls to another one.
 
     Attributes:
-        seconds, calls: in it, since they were set.
+        seconds, calls: time and number of the calls since they were set to 0.
     """
 
     def __init__(self, group: Communicator) -> None:
@@ -47,7 +47,7 @@ class Timed(Communicator):
 
 
 def main() -> None:
-    """Measure, and let rank 0 print."""
+    """Measure; rank 0 prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--proxy", default="wrn16_2")
     parser.add_argument("--batch", type=int, default=64, help="images of the whole batch, and of the validation batch")
@@ -56,9 +56,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with process_group(torch.device("cpu"), 120.0) as group:
         shared = Timed(group)
-        part = given.batch // group.size
-        work = {"together": step(given.proxy, part, shared)}
-        work |= {"alone, a part": step(given.proxy, part, ALONE), "alone, all": step(given.proxy, given.batch, ALONE)}
+        share = given.batch // group.size
+        work = {"together": step(given.proxy, share, shared)}
+        work |= {
+            "alone, its share": step(given.proxy, share, ALONE),
+            "alone, all": step(given.proxy, given.batch, ALONE),
+        }
         samples: dict[str, list[float]] = {name: [] for name in work}
         waits: list[float] = []
         calls, before = 0, group.sent
@@ -77,14 +80,14 @@ def main() -> None:
         if group.rank:
             return
         medians = {name: statistics.median(found) for name, found in samples.items()}
-        part_seconds, together = medians["alone, a part"], medians["together"]
+        share_seconds, together = medians["alone, its share"], medians["together"]
         per_byte = (large - small) / (4 * (2**20 - 1))
-        model = part_seconds + calls * small + sent * per_byte
+        model = share_seconds + calls * small + sent * per_byte
         print(f"{given.proxy}, batch {given.batch}, {group.size} processes, {given.rounds} rounds")
         for name, seconds in medians.items():
             spread = f"{min(samples[name]) * 1e3:.0f} to {max(samples[name]) * 1e3:.0f}"
             print(f"{name:15} {seconds * 1e3:8.1f} ms ({spread})")
-        print(f"in sums and gatherings {statistics.median(waits) * 1e3:.1f} ms, waiting for the others included")
+        print(f"in sums and gathers {statistics.median(waits) * 1e3:.1f} ms, waiting for the others included")
         print(f"sent {sent / 1e6:.2f} MB an iteration in {calls} calls; a call {small * 1e6:.0f} us, ")
         print(f"a sum of 4 MiB {large * 1e3:.2f} ms")
         print(f"model {model * 1e3:.1f} ms, measured over model {together / model:.2f}")
@@ -92,7 +95,7 @@ def main() -> None:
 
 
 def step(arch: str, count: int, communicator: Communicator) -> Callable[[], object]:
-    """An iteration on `count` images of a process's own, ready to be repeated."""
+    """A function that runs one iteration on `count` random images of this process."""
     network = build_network(arch, {}, 10, 3, 0, torch.device("cpu")).to(memory_format=torch.channels_last)
     torch.manual_seed(1 + communicator.rank)
     policy = PolicyNetwork(network.head_hidden_size)

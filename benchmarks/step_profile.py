@@ -1,9 +1,9 @@
-"""Where a step's time goes: convolutions forward, convolutions backward, and everything else.
+"""How the time of a step divides into forward convolutions, backward convolutions and the rest.
 
 python benchmarks/step_profile.py --arch wrn16_2 --rounds 3 plain exact compiled plain_compiled
 
 The steps are those of `mapolicy bench step`, on one thread, in turn, each after two iterations of warm-up (the first
-compiles what is to be compiled, which takes minutes). CPU milliseconds of an iteration by torch's profiler, medians.
+compiles, which takes minutes). Median CPU milliseconds of an iteration, by torch's profiler.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FORWARD, BACKWARD = "aten::mkldnn_convolution", "aten::convolution_backward"
 
 
 def parts(events: EventList) -> dict[str, float]:
-    """Self CPU time in ms by kind of work, and how often convolutions were called."""
+    """Self CPU time in milliseconds by kind of work, and the number of convolution calls."""
     total = {"forward": 0.0, "backward": 0.0, "rest": 0.0, "forward calls": 0.0, "backward calls": 0.0}
     for event in events:
         kind = {FORWARD: "forward", BACKWARD: "backward"}.get(event.key, "rest")
@@ -34,7 +34,7 @@ def parts(events: EventList) -> dict[str, float]:
 
 
 def main() -> None:
-    """A JSON document on stdout."""
+    """Profile the steps and print a JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", default=[PLAIN, "exact", COMPILED, PLAIN_COMPILED])
     parser.add_argument("--arch", default="wrn16_2")
