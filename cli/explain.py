@@ -42,7 +42,7 @@ class Chosen:
         from ..transforms.parse import parse_transformations
 
         if self.transformations is not None:
-            return parse_transformations(self.transformations)
+            return parse_transformations(self.transformations, policy.operation_space)
         sampler = TransformationSampler(probabilities=policy.probabilities)
         return sampler.sample(self.samples or SAMPLES, generator(self.seed, "explain", "transformation", 0))
 

@@ -41,10 +41,11 @@ def export(
         raise InputError(redacted(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
     manifest = opened.manifest
     write_atomically(out, write_policy(manifest, opened.tensors, form).encode())
+    lost = omissions(form, manifest.operations.names)
     if output.as_json:
-        display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(omissions(form))})
+        display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(lost)})
         return
     display.print_figures({"policy": str(out), "digest": manifest.digest})
     print("\nlost:")
-    for omission in omissions(form):
+    for omission in lost:
         print(f"  {omission}")

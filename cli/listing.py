@@ -8,7 +8,7 @@ import typer
 
 from .. import recipes as recipe_files
 from ..registries import DATASETS
-from ..transforms.space import DEFAULT_SPACE, SPACES, UNITS
+from ..transforms.space import OPERATION_SPECS, SPACES
 from . import display, options
 from .grouped import grouped
 
@@ -57,14 +57,20 @@ def operations(*, word: Word = None, output: options.Output) -> None:
     Example: mapolicy operations shear
     """
     rows = []
-    for name, default in SPACES[DEFAULT_SPACE].ranges.items():
-        ranges = {space: spread and vars(spread) for space, spread in ((s, SPACES[s].ranges[name]) for s in SPACES)}
-        if default is None:
-            text = "no level"
-        else:
-            sign = ", either way" if default.signed else ""
-            text = f"{default.at_zero:g} to {default.at_ten:g} {UNITS[name]}{sign}"
-        rows.append({"name": name, "description": text, "ranges": ranges})
+    for entry in OPERATION_SPECS.entries():
+        spec, spaces = entry.load(), {space: ranges.ranges for space, ranges in SPACES.items()}
+        text = "no level"
+        if spec.range is not None:
+            sign = ", either way" if spec.range.signed else ""
+            text = f"{spec.range.at_zero:g} to {spec.range.at_ten:g} {spec.unit}".rstrip() + sign
+        in_spaces = {name: ranges[entry.name] for name, ranges in spaces.items() if entry.name in ranges}
+        rows.append(
+            {
+                "name": entry.name,
+                "description": f"{text}; {entry.description}",
+                "ranges": {name: spread and vars(spread) for name, spread in in_spaces.items()},
+            }
+        )
     _list(rows, word, output)
 
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model
 
 from ..errors import UsageError
 from ..runtime.sanitize import invalid_bundle, quoted
-from ..transforms.space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
+from ..transforms.space import OPERATION_NAMES, OPERATION_SPECS
 from .fetch import fetch_container
 from .limits import Limits
 from .manifest_base import (
@@ -25,12 +25,14 @@ from .manifest_base import (
     MAX_SUB_POLICIES,
     Draft,
     ManifestPart,
+    NotRegisteredError,
     PolicyFile,
     check_digest,
     check_format,
     check_spelling,
     first_problem,
     read_json,
+    rejected,
     schema_of,
 )
 from .manifest_fields import Digest, Identifier, Note, OptionalText, Rule, Text, one_of
@@ -40,28 +42,26 @@ from .source import Fetched
 SCHEMA_FILE = "dataset-level.schema.json"
 MAX_LOST = 64
 
-# Least and greatest value of each operation that has a magnitude, in `space.Range`'s units.
-LIMITS: Mapping[str, tuple[float, float]] = {
-    "Rotate": (-180.0, 180.0),
-    "Posterize": (0.0, 7.0),
-    "Solarize": (0.0, 256.0),
-    **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), (-1.0, 9.0)),
-    **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY"), (-1.0, 1.0)),
-}
-
 
 def value_range(operation: str) -> tuple[float, float]:
     """Least and greatest value of a step with this operation; both 0 where it has no magnitude."""
-    return LIMITS.get(operation, (0.0, 0.0))
+    return OPERATION_SPECS.find(operation).limits
 
 
 def _values(schema: dict[str, Any]) -> None:
-    """Each operation has its own range."""
-    spans = {name: value_range(name) for name in OPERATION_NAMES}
-    schema["oneOf"] = [
+    """Each of the 14 operations has its own range; of a registered one the schema knows nothing."""
+    known = [
         {"properties": {"operation": {"const": name}, "value": {"minimum": low, "maximum": high}}}
-        for name, (low, high) in spans.items()
+        for name in OPERATION_NAMES
+        for low, high in [value_range(name)]
     ]
+    schema["oneOf"] = [*known, {"properties": {"operation": {"not": {"enum": list(OPERATION_NAMES)}}}}]
+
+
+def _registered(operation: str) -> str:
+    if operation not in OPERATION_SPECS:
+        raise NotRegisteredError("a registered one")
+    return operation
 
 
 class Step(ManifestPart):
@@ -69,7 +69,9 @@ class Step(ManifestPart):
 
     model_config = ConfigDict(json_schema_extra=_values)
 
-    operation: Annotated[str, one_of(OPERATION_NAMES)] = Field(description="which it is")
+    operation: Annotated[Text, Rule(_registered, {})] = Field(
+        description="which it is: one of the table below, or a registered one"
+    )
     probability: Annotated[float, Field(ge=0, le=1)] = Field(description="that it is taken, else the image stays")
     value: float = Field(description="the operation's parameter, in the units and ranges below")
     mirrored: bool = Field(
@@ -192,7 +194,7 @@ class DatasetPolicy(PolicyFile):
         try:
             manifest = PublishedManifest.model_validate(raw)
         except ValidationError as problem:
-            raise invalid_bundle(source, first_problem(problem)) from None
+            raise rejected(source, problem) from None
         if tensors:
             raise invalid_bundle(source, f"tensor {quoted(min(tensors))} is not one that a dataset-level policy has")
         check_spelling(text, manifest, source)
@@ -216,7 +218,7 @@ def is_listed(raw: dict[str, Any]) -> bool:
 
 def has_magnitude(operation: str) -> bool:
     """Whether a step of this operation has a value."""
-    return SPACES[DEFAULT_SPACE].ranges[operation] is not None
+    return OPERATION_SPECS.find(operation).range is not None
 
 
 def spelled_step(step: Step) -> str:

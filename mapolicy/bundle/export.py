@@ -5,12 +5,12 @@ Neither library can express the whole policy. `omissions` lists what is missing;
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..transforms.space import MAX_LEVEL, SPACES, Range
+from ..transforms.space import MAX_LEVEL, OPERATION_NAMES, SPACES, Range, default_ranges
 from .format import PROBABILITIES
 from .manifest import Manifest
 from .safetensors_reader import RawTensor
@@ -39,9 +39,16 @@ _OMISSIONS = {
 }
 
 
-def omissions(form: str) -> tuple[str, ...]:
-    """What an exported policy leaves out or does differently; `form` is a key of `FORMS`."""
-    return _OMISSIONS[form]
+def omissions(form: str, names: Iterable[str] = OPERATION_NAMES) -> tuple[str, ...]:
+    """What an exported policy leaves out or does differently.
+
+    Args:
+        form: a key of `FORMS`.
+        names: the policy's operations.
+    """
+    registered = [name for name in names if name not in OPERATION_NAMES]
+    text = f"{', '.join(registered)}: {form} has no such operation; Identity takes its place"
+    return (*_OMISSIONS[form], *([text] if registered else []))
 
 
 def export(manifest: Manifest, tensors: Mapping[str, RawTensor], form: str) -> str:
@@ -57,9 +64,9 @@ def export(manifest: Manifest, tensors: Mapping[str, RawTensor], form: str) -> s
     values = values / values.sum()
     pairs = [(first, second, float(values[j, k])) for j, first in enumerate(names) for k, second in enumerate(names)]
     fill = [round(255 * mean) if manifest.operations.fill == "mean" else 0 for mean in manifest.input.mean]
-    ranges = SPACES[manifest.operations.space].ranges
+    ranges = {**default_ranges(OPERATION_NAMES), **SPACES[manifest.operations.space].ranges}
     if form == "torchvision":
-        return _torchvision(manifest.digest, pairs, ranges, fill)
+        return _torchvision(manifest, pairs, ranges, fill)
     return _albumentations(pairs, ranges, fill)
 
 
@@ -122,7 +129,7 @@ def policy(table=None):
 
 
 def _torchvision(
-    digest: str, pairs: list[tuple[str, str, float]], ranges: Mapping[str, Range | None], fill: list[int]
+    manifest: Manifest, pairs: list[tuple[str, str, float]], ranges: Mapping[str, Range | None], fill: list[int]
 ) -> str:
     def share(name: str) -> float:
         return round(_span(ranges[name])[1], 9)
@@ -148,11 +155,12 @@ def _torchvision(
         "TranslateY": f"v2.RandomAffine(0, translate=(0, {share('TranslateY')}), fill=FILL)",
         "Identity": "v2.Identity()",
     }
+    names = manifest.operations.names
     return _PYTHON.format(
-        digest=digest,
-        omissions="; ".join(omissions("torchvision")),
+        digest=manifest.digest,
+        omissions="; ".join(omissions("torchvision", names)),
         fill=fill,
-        operations="\n".join(f'        "{name}": {code[name]},' for name in ranges),
+        operations="\n".join(f'        "{name}": {code.get(name, code["Identity"])},' for name in names),
         pairs="\n".join(f'    ("{first}", "{second}", {probability!r}),' for first, second, probability in pairs),
     )
 
@@ -191,7 +199,7 @@ def _albumentations(pairs: list[tuple[str, str, float]], ranges: Mapping[str, Ra
     }
     # OneOf draws a member in proportion to its p; a Sequential then applies all of its transforms.
     members = [
-        node("Sequential", transforms=[table[first], table[second]]) | {"p": probability}
+        node("Sequential", transforms=[table.get(name, node("NoOp")) for name in (first, second)]) | {"p": probability}
         for first, second, probability in pairs
     ]
     policy = node("Compose", transforms=[node("OneOf", transforms=members)])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..runtime.sanitize import invalid_bundle, quoted
-from ..transforms.space import OPERATION_NAMES
 from . import canonical_json
 from .fetch import fetch_container
 from .limits import Limits
@@ -192,7 +191,7 @@ def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str,
     yield f"{POLICY_PREFIX}output.weight", ("F32", (1, hidden * len(widths)))
     yield f"{POLICY_PREFIX}output.bias", ("F32", (1,))
     yield ALPHA, ("F32", () if manifest.alpha == "scalar" else None)
-    pairs = (len(OPERATION_NAMES), len(OPERATION_NAMES))
+    pairs = (len(manifest.operations.names),) * 2
     yield PROBABILITIES, ("F32", pairs)
     yield MEANS, ("F32", pairs)
     yield META_VALIDATION, ("I64", (manifest.dataset.counts.meta_validation,))

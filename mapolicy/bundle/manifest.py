@@ -5,13 +5,31 @@ Nothing says when, where or by whom it was made: equal searches give equal bytes
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
 
 from ..config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
 from ..errors import UsageError
 from ..runtime.sanitize import invalid_bundle, quoted
-from ..transforms.space import EMBEDDING_OFFSET, EMBEDDING_WIDTH, EMBEDDING_WITHOUT_MAGNITUDE, OPERATION_NAMES, SPACES
-from .manifest_base import DATASET_LEVEL, FORMAT, MAX_KEYS, Draft, ManifestPart, check_format, first_problem, schema_of
+from ..transforms.space import (
+    BUILT_IN_SPACES,
+    EMBEDDING_OFFSET,
+    EMBEDDING_WITHOUT_MAGNITUDE,
+    MAX_OPERATIONS,
+    OPERATION_SPECS,
+    SPACES,
+)
+from .manifest_base import (
+    DATASET_LEVEL,
+    FORMAT,
+    MAX_KEYS,
+    Draft,
+    ManifestPart,
+    NotRegisteredError,
+    check_format,
+    first_problem,
+    rejected,
+    schema_of,
+)
 from .manifest_fields import (
     Arch,
     Count,
@@ -50,10 +68,18 @@ class OperationRange(ManifestPart):
 
 
 def _spaces(schema: dict[str, Any]) -> None:
-    """Each space has its own ranges."""
-    schema["oneOf"] = [
-        {"properties": {"space": {"const": name}, "ranges": {"const": _ranges(name)}}} for name in sorted(SPACES)
+    """Each built-in space has its own operations and ranges; of a registered one the schema knows nothing."""
+    known = [
+        {
+            "properties": {
+                "space": {"const": name},
+                "names": {"const": list(SPACES[name].names)},
+                "ranges": {"const": _ranges(name)},
+            }
+        }
+        for name in sorted(BUILT_IN_SPACES)
     ]
+    schema["oneOf"] = [*known, {"properties": {"space": {"not": {"enum": sorted(BUILT_IN_SPACES)}}}}]
 
 
 def _ranges(space: str) -> dict[str, Any]:
@@ -68,12 +94,11 @@ class Operations(ManifestPart):
     space: Text = Field(description="name of the space, which fixes names and ranges")
     names: Annotated[
         tuple[Text, ...],
-        Field(max_length=64),
+        Field(max_length=MAX_OPERATIONS),
         Strict(False),
         FailFast(),
-        WithJsonSchema({"const": list(OPERATION_NAMES)}),
-    ] = Field(description="the operations in the order in which the tensors count them")
-    ranges: Annotated[dict[Text, OperationRange | None], Field(max_length=64)] = Field(
+    ] = Field(description="the operations in the order of the tensors; in a built-in space the 14 of the table above")
+    ranges: Annotated[dict[Text, OperationRange | None], Field(max_length=MAX_OPERATIONS)] = Field(
         description="of each operation its parameter's range; null: it has no magnitude"
     )
     fill: Annotated[str, one_of(FILLS)] = Field(description="colour of pixels that an operation moves in from outside")
@@ -83,18 +108,19 @@ class Operations(ManifestPart):
     def of(cls, space: str, fill: str) -> Self:
         """The operations of a space that this version knows by name."""
         ranges = {name: spread and OperationRange(**spread) for name, spread in _ranges(space).items()}
-        return cls(space=space, names=OPERATION_NAMES, ranges=ranges, fill=fill, interpolation=INTERPOLATION)
+        return cls(space=space, names=SPACES[space].names, ranges=ranges, fill=fill, interpolation=INTERPOLATION)
 
     @model_validator(mode="after")
     def _is_known(self) -> Self:
-        if self.space not in SPACES:
-            raise ValueError(f"space {quoted(self.space)} is not one of {', '.join(SPACES)}")
         for name in self.names:
-            if name not in OPERATION_NAMES:
-                raise ValueError(f"operation {quoted(name)} is unknown")
-        if len(self.names) != len(OPERATION_NAMES):
-            raise ValueError(f"{len(self.names)} operations, expected {len(OPERATION_NAMES)}")
-        for position, (found, expected) in enumerate(zip(self.names, OPERATION_NAMES, strict=True)):
+            if name not in OPERATION_SPECS:
+                raise NotRegisteredError(f"operation {quoted(name)} is unknown here")
+        if self.space not in SPACES:
+            raise NotRegisteredError(f"space {quoted(self.space)} is not one of {', '.join(SPACES)}")
+        names = SPACES[self.space].names
+        if len(self.names) != len(names):
+            raise ValueError(f"{len(self.names)} operations, expected {len(names)}")
+        for position, (found, expected) in enumerate(zip(self.names, names, strict=True)):
             if found != expected:
                 raise ValueError(f"operation {position} is {found}, expected {expected}")
         known = SPACES[self.space].ranges
@@ -113,7 +139,9 @@ class Operations(ManifestPart):
 class Embedding(ManifestPart):
     """How a transformation is embedded: width 2K; 0 where absent, else the level plus 1, or 11 without a magnitude."""
 
-    width: Annotated[int, one_of((EMBEDDING_WIDTH,))] = Field(description="numbers of an embedding, 2K")
+    width: Annotated[int, Field(ge=4, le=2 * MAX_OPERATIONS)] = Field(
+        description="numbers of an embedding, 2K: 28 in a built-in space"
+    )
     absent: Annotated[float, one_of((EMBEDDING_ABSENT,))] = Field(description="of an operation that was not drawn")
     offset: Annotated[float, one_of((EMBEDDING_OFFSET,))] = Field(description="added to the level of one that was")
     without_magnitude: Annotated[float, one_of((EMBEDDING_WITHOUT_MAGNITUDE,))] = Field(
@@ -121,10 +149,10 @@ class Embedding(ManifestPart):
     )
 
     @classmethod
-    def standard(cls) -> Self:
-        """The one embedding of format 1."""
+    def of(cls, operations: int) -> Self:
+        """The one embedding of so many operations."""
         return cls(
-            width=EMBEDDING_WIDTH,
+            width=2 * operations,
             absent=EMBEDDING_ABSENT,
             offset=EMBEDDING_OFFSET,
             without_magnitude=EMBEDDING_WITHOUT_MAGNITUDE,
@@ -293,6 +321,8 @@ class ManifestDraft(Draft):
             raise ValueError("results has no validation_top1")
         if not 0 <= self.results["validation_top1"] <= 100:
             raise ValueError(f"results.validation_top1 is {self.results['validation_top1']:g}, expected 0 to 100")
+        if self.embedding.width != 2 * len(self.operations.names):
+            raise ValueError(f"embedding.width is {self.embedding.width}, expected {2 * len(self.operations.names)}")
         said = self.data_settings() | {
             "proxy": self.extractor.arch,
             "model_args": self.extractor.model_args,
@@ -346,8 +376,11 @@ def draft_manifest(**parts: Any) -> ManifestDraft:
     Raises:
         UsageError: a part is missing, unknown or out of range; one line names the field.
     """
+    operations = parts.get("operations")
+    names = operations.names if isinstance(operations, Operations) else dict(operations or {}).get("names", ())
+    count = min(max(len(names), 2), MAX_OPERATIONS)  # any other number of names is an error of theirs
     try:
-        return ManifestDraft(format=FORMAT, embedding=Embedding.standard(), **parts)
+        return ManifestDraft(format=FORMAT, embedding=Embedding.of(count), **parts)
     except ValidationError as problem:
         raise UsageError("bundle manifest", first_problem(problem)) from None
 
@@ -372,7 +405,7 @@ def check_manifest(raw: dict[str, Any], source: str) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as problem:
-        raise invalid_bundle(source, first_problem(problem)) from None
+        raise rejected(source, problem) from None
 
 
 def json_schema() -> dict[str, Any]:

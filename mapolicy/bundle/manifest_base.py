@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from ..runtime import files
-from ..runtime.sanitize import escaped, invalid_bundle, quoted
+from ..runtime.plugins import VARIABLE
+from ..runtime.sanitize import NEW_COPY, escaped, invalid_bundle, quoted
 from . import canonical_json
 
 FORMAT = 1
@@ -154,6 +155,17 @@ def schema_of(manifest: type[ManifestPart], title: str) -> dict[str, Any]:
             if "patternProperties" in each:  # otherwise a key that matches no pattern is allowed
                 each["additionalProperties"] = False
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title} | schema
+
+
+class NotRegisteredError(ValueError):
+    """A bundle names an operation or a space that is not registered in this process."""
+
+
+def rejected(source: str, problem: ValidationError) -> InputError:
+    """The error for a manifest that does not validate: its first problem, and what to do."""
+    cause = problem.errors(include_url=False)[0].get("ctx", {}).get("error")
+    remedy = f"install what registers it, or name its module in {VARIABLE}"
+    return invalid_bundle(source, first_problem(problem), remedy if isinstance(cause, NotRegisteredError) else NEW_COPY)
 
 
 def first_problem(problem: ValidationError) -> str:

@@ -41,7 +41,7 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
     entry = dataset_entry(name)
     if entry is None:
         raise UsageError("data set", f"there is none called {printable(name)!r}", DATASETS.suggestion(name))
-    source: Source = DATASETS.get(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download))
+    source: Source = DATASETS.find(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download))
     return _checked(source)
 
 

@@ -15,8 +15,7 @@ from ..config import TrainConfig
 from ..registries import ZERO_COST_POLICIES
 from ..runtime.shard import Shard, whole_batch
 from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
-from ..transforms.functional import OPERATIONS
-from ..transforms.space import OPERATION_NAMES
+from ..transforms.functional import operation_function
 from ..transforms.transformation import Transformation
 from .sampler import TransformationSampler
 
@@ -77,13 +76,14 @@ class SampledSubPolicies:
 
     def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:
         longest = max(len(steps) for steps in sub_policies)
+        self._names = list(dict.fromkeys(step.operation for steps in sub_policies for step in steps))
         shape = (len(sub_policies), longest)
         self._operation = torch.zeros(shape, dtype=torch.int64)
         self._probability, self._value = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
         self._mirrored = torch.zeros(shape, dtype=torch.bool)
         for row, steps in enumerate(sub_policies):
             for column, step in enumerate(steps):
-                self._operation[row, column] = OPERATION_NAMES.index(step.operation)
+                self._operation[row, column] = self._names.index(step.operation)
                 self._probability[row, column] = step.probability
                 self._value[row, column] = step.value
                 self._mirrored[row, column] = step.mirrored
@@ -104,7 +104,7 @@ class SampledSubPolicies:
             for index in operation[taken[:, step], step].unique().tolist():
                 rows = (taken[:, step] & (operation[:, step] == index)).nonzero().flatten()
                 values, rows = value[rows, step].to(images.device), rows.to(images.device)
-                images[rows] = OPERATIONS[index].function(images[rows], values, fill)
+                images[rows] = operation_function(self._names[index])(images[rows], values, fill)
         return images, None
 
 
@@ -173,7 +173,7 @@ def build_augmentation(config: TrainConfig, dataset: str) -> Augmentation:
         config: of the run; its `policy` is an entry of `ZERO_COST_POLICIES`.
         dataset: the data set's name.
     """
-    return cast(Augmentation, ZERO_COST_POLICIES.get(config.policy)(config, dataset))
+    return cast(Augmentation, ZERO_COST_POLICIES.find(config.policy)(config, dataset))
 
 
 def build_none(config: TrainConfig, dataset: str) -> Augmentation:

@@ -24,6 +24,7 @@ from ..bundle.limits import Limits
 from ..bundle.manifest import Manifest, ManifestDraft
 from ..bundle.manifest_base import PolicyFile
 from ..bundle.safetensors_reader import RawTensor
+from ..transforms.space import SPACES, OperationSpace
 from .extractor import check_architecture, classifier_tensors, fresh_extractor, probe_extractor
 from .network import PolicyNetwork
 
@@ -154,6 +155,11 @@ class PolicyBundle(PolicyFile):
     def digest(self) -> str:
         """SHA-256 over manifest and tensors, 64 hexadecimal digits: the policy's name."""
         return self.manifest.digest
+
+    @property
+    def operation_space(self) -> OperationSpace:
+        """The K operations and their ranges."""
+        return SPACES[self.manifest.operations.space]
 
     @property
     def probabilities(self) -> Tensor:

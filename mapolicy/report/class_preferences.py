@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from ..data.splits import Split
 from ..runtime.random import generator
-from ..transforms.space import OPERATION_NAMES
 from .sample_weights import SampleWeights
 from .samples import load_images
 from .tables import Numbers
@@ -55,7 +54,7 @@ def class_preferences(
     if not known:
         return None
     labels = [known[int(at)] for at in np.linspace(0, len(known) - 1, min(len(known), MOST_CLASSES))]
-    operations = len(OPERATION_NAMES)
+    operations = sample_weights.space.size
     wanted = max(FEWEST_IMAGES, samples // (len(labels) * operations))
     each = min([wanted, *(len(by_class[label]) for label in labels)])
     images, _ = load_images(split, torch.cat([by_class[label][:each] for label in labels]))

@@ -11,7 +11,6 @@ from ..data.decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bomb
 from ..errors import InputError
 from ..runtime.sanitize import printable
 from ..transforms.parse import spelled
-from ..transforms.space import OPERATION_NAMES
 from ..transforms.transformation import Transformation
 from .sample_weights import SampleWeights, ranks, relative_weights
 
@@ -42,10 +41,11 @@ class Explanation:
 
     def document(self) -> dict[str, Any]:
         """Plain values for JSON, from the largest to the smallest weight."""
+        names = self.transformation.space.names
         columns = {
-            "first": [OPERATION_NAMES[index] for index in self.transformation.first.tolist()],
+            "first": [names[index] for index in self.transformation.first.tolist()],
             "magnitude1": self.transformation.magnitude1.tolist(),
-            "second": [OPERATION_NAMES[index] for index in self.transformation.second.tolist()],
+            "second": [names[index] for index in self.transformation.second.tolist()],
             "magnitude2": self.transformation.magnitude2.tolist(),
             "transformation": spelled(self.transformation),
             "weight": self.weights.tolist(),

@@ -11,7 +11,6 @@ from ..policy.sampler import TransformationSampler
 from ..runtime.random import generator
 from ..runtime.sanitize import printable
 from ..transforms.parse import parse_transformations, spelled
-from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
 from ..transforms.transformation import Transformation
 from .sample_weights import SampleWeights, relative_weights
 from .samples import load_images
@@ -71,8 +70,8 @@ class Explorer:
             self._draws += 1
             drawn = self._sampler.sample(1, generator(self._seed, "explore", "draw", self._draws))
         return {
-            "first": OPERATION_NAMES[int(drawn.first)],
-            "second": OPERATION_NAMES[int(drawn.second)],
+            "first": drawn.space.names[int(drawn.first)],
+            "second": drawn.space.names[int(drawn.second)],
             "magnitude1": round(float(drawn.magnitude1), 1),
             "magnitude2": round(float(drawn.magnitude2), 1),
         }
@@ -92,7 +91,7 @@ class Explorer:
         Raises:
             UsageError: there is no such image, or `text` is not exactly one transformation.
         """
-        chosen = parse_transformations(text)
+        chosen = parse_transformations(text, self.sample_weights.space)
         if len(chosen) != 1:
             raise UsageError("transformations", f"there are {len(chosen)}, expected 1")
         if not 0 <= image < len(self):
@@ -118,7 +117,8 @@ class Explorer:
     def page(self) -> str:
         """The HTML of the page; its script requests images and weights."""
         manifest = self.sample_weights.bundle.manifest
-        operations = list(zip(OPERATION_NAMES, HAS_MAGNITUDE, strict=True))
+        space = self.sample_weights.space
+        operations = list(zip(space.names, space.has_magnitude, strict=True))
         return (
             environment()
             .get_template("explore.html")
@@ -136,7 +136,4 @@ class Explorer:
 
 
 def _with_identity(chosen: Transformation) -> Transformation:
-    identity = parse_transformations("Identity")
-    return Transformation(
-        *(torch.cat([getattr(part, name) for part in (chosen, identity)]) for name in chosen.__dataclass_fields__)
-    )
+    return chosen.followed_by(parse_transformations("Identity", chosen.space))

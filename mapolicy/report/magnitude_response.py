@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
-from .sample_weights import IDENTITY, SampleWeights
+from .sample_weights import SampleWeights
 from .tables import Numbers
 
 LEVELS = tuple(float(level) for level in range(0, 11, 2))
@@ -22,6 +21,7 @@ class MagnitudeResponse:
 
     Attributes:
         names: names of the K operations.
+        has_magnitude: for each operation, whether it has a magnitude.
         levels: the L levels, 0 to 10.
         low, median, high: float64 [K, L], quartiles over the images; constant for operations without a magnitude.
         images: number of images.
@@ -29,6 +29,7 @@ class MagnitudeResponse:
     """
 
     names: Sequence[str]
+    has_magnitude: Sequence[bool]
     levels: Sequence[float]
     low: Numbers
     median: Numbers
@@ -47,9 +48,10 @@ def magnitude_response(sample_weights: SampleWeights, images: Tensor, real: bool
     """
     images = images[:IMAGES].to(sample_weights.device)
     signs = torch.arange(len(images)) % 2 * 2.0 - 1
-    low, median, high = (np.ones((len(OPERATION_NAMES), len(LEVELS))) for _ in range(3))
-    unchanged = sample_weights.operation_logits(images, IDENTITY, torch.zeros(len(images)))
-    for operation, has_magnitude in enumerate(HAS_MAGNITUDE):
+    space = sample_weights.space
+    low, median, high = (np.ones((space.size, len(LEVELS))) for _ in range(3))
+    unchanged = sample_weights.operation_logits(images, sample_weights.identity, torch.zeros(len(images)))
+    for operation, has_magnitude in enumerate(space.has_magnitude):
         for column, level in enumerate(LEVELS if has_magnitude else LEVELS[:1]):
             logits = sample_weights.operation_logits(images, operation, level * signs)
             ratios = (F.logsigmoid(logits) - F.logsigmoid(unchanged)).exp().cpu().numpy()
@@ -57,4 +59,4 @@ def magnitude_response(sample_weights: SampleWeights, images: Tensor, real: bool
             low[operation, columns], median[operation, columns], high[operation, columns] = np.quantile(
                 ratios, (0.25, 0.5, 0.75)
             )
-    return MagnitudeResponse(OPERATION_NAMES, LEVELS, low, median, high, len(images), real)
+    return MagnitudeResponse(space.names, space.has_magnitude, LEVELS, low, median, high, len(images), real)

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from ..bundle.dataset_level import PublishedManifest, spelled_step
 from ..transforms.parse import spelled
-from ..transforms.space import OPERATION_NAMES
 from . import figures
 from .gather import Report
 from .picture_files import operation_shares, response_draws
@@ -181,8 +180,8 @@ def _surprises(samples: Samples | None, names: Sequence[str]) -> list[tuple[str,
 
 def _use(policy: PublishedManifest) -> dict[str, Any]:
     shares = operation_shares(policy)
-    chart = _charts("operations", {"": figures.share_draw(OPERATION_NAMES, shares)}, (5, 4))[""]
-    return {"svg": chart, "shares": list(zip(OPERATION_NAMES, shares, strict=True))}
+    chart = _charts("operations", {"": figures.share_draw(list(shares), list(shares.values()))}, (5, 4))[""]
+    return {"svg": chart, "shares": list(shares.items())}
 
 
 def _sub_policies(policy: PublishedManifest) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ..bundle.dataset_level import PublishedManifest
 from ..transforms.parse import spelled
-from ..transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
+from ..transforms.space import OPERATION_NAMES
 from . import figures
 from .gather import Report
 from .magnitude_response import MagnitudeResponse
@@ -25,7 +25,8 @@ def picture_files(report: Report) -> dict[str, bytes]:
     if report.response is not None:
         found["magnitudes"] = figures.files(response_draws(report.response), 4, figures.SMALL_PANEL)
     if report.dataset_level is not None:
-        draw = figures.share_draw(OPERATION_NAMES, operation_shares(report.dataset_level))
+        shares = operation_shares(report.dataset_level)
+        draw = figures.share_draw(list(shares), list(shares.values()))
         found["operations"] = figures.files([draw], 1, (5, 4))
     if report.samples is not None:
         samples, names = report.samples, report.class_names
@@ -41,17 +42,17 @@ def picture_files(report: Report) -> dict[str, bytes]:
 def response_draws(response: MagnitudeResponse) -> list[figures.Draw]:
     """A chart of weight against magnitude for each operation."""
     return figures.response_draws(
-        response.names, response.levels, response.low, response.median, response.high, HAS_MAGNITUDE
+        response.names, response.levels, response.low, response.median, response.high, response.has_magnitude
     )
 
 
-def operation_shares(policy: PublishedManifest) -> list[float]:
+def operation_shares(policy: PublishedManifest) -> dict[str, float]:
     """How many times a dataset-level policy applies each operation to an image, on average."""
     shares = dict.fromkeys(OPERATION_NAMES, 0.0)
     for steps in policy.sub_policies:
         for step in steps:
-            shares[step.operation] += step.probability / len(policy.sub_policies)
-    return list(shares.values())
+            shares[step.operation] = shares.get(step.operation, 0.0) + step.probability / len(policy.sub_policies)
+    return shares
 
 
 def _tile_rows(

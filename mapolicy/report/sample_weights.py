@@ -13,10 +13,8 @@ from torch import Tensor
 from ..policy.frozen import FrozenExtractor
 from ..policy.policy_bundle import PolicyBundle
 from ..transforms.basic import Normalisation
-from ..transforms.space import OPERATION_NAMES
 from ..transforms.transformation import Transformation
 
-IDENTITY = OPERATION_NAMES.index("Identity")
 PIXELS_AT_ONCE = 2**21  # of one channel: 2048 images of 32 x 32, 41 of 224 x 224
 
 
@@ -29,14 +27,16 @@ class SampleWeights:
 
     Attributes:
         bundle, device: the arguments.
-        space: name of the bundle's operation space.
+        space: the bundle's operation space.
+        identity: position of Identity in it.
         extractor, policy: the bundle's networks on the device.
         chunk: images of one forward.
     """
 
     def __init__(self, bundle: PolicyBundle, device: torch.device) -> None:
         contract, operations = bundle.manifest.input, bundle.manifest.operations
-        self.bundle, self.device, self.space = bundle, device, operations.space
+        self.bundle, self.device, self.space = bundle, device, bundle.operation_space
+        self.identity = self.space.names.index("Identity")
         self.chunk = max(1, PIXELS_AT_ONCE // contract.size**2)
         mean_colour = Normalisation(contract.mean, contract.std, device).mean_colour()
         self._fill = mean_colour if operations.fill == "mean" else torch.zeros_like(mean_colour)
@@ -69,8 +69,8 @@ class SampleWeights:
             magnitudes: float [n], from -10 to 10.
         """
         count = len(images)
-        first, second = (torch.full((count,), index) for index in (operation, IDENTITY))
-        transformation = Transformation(first, second, magnitudes, torch.zeros(count)).to(images.device)
+        first, second = (torch.full((count,), index) for index in (operation, self.identity))
+        transformation = Transformation(first, second, magnitudes, torch.zeros(count), self.space).to(images.device)
         return self.logits(self.augmented(images, transformation), transformation)
 
 

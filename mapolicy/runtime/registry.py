@@ -5,7 +5,7 @@
     @OPENERS.register("blobs", "two clouds of dots, drawn from a seed")
     def open_blobs(request): ...
 
-    OPENERS.get("blobs")
+    OPENERS["blobs"]
 
 An entry's object may be given as text, `package.module:name`. It is then imported at its first use, so the table can
 be listed without importing what it names.
@@ -13,7 +13,7 @@ be listed without importing what it names.
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
@@ -51,8 +51,8 @@ class Entry(Generic[T]):
         return cast(T, getattr(import_module(module), attribute))
 
 
-class Registry(Collection[str], Generic[T]):
-    """Entries by name, in the order in which they were added. It is a collection of the names.
+class Registry(Mapping[str, T], Generic[T]):
+    """The objects by name, in the order in which they were added.
 
     Args:
         kind: what an entry is, for error messages: "policy".
@@ -121,11 +121,11 @@ class Registry(Collection[str], Generic[T]):
             raise UsageError(self.kind, f"there is none called {quoted(name)}", self.suggestion(name))
         return self._entries[name]
 
-    def get(self, name: str) -> T:
+    def find(self, name: str) -> T:
         """The object of this name, imported where it was not yet.
 
         Raises:
-            UsageError: as `entry`.
+            UsageError: as `entry`. `registry[name]` raises KeyError instead.
         """
         return self.entry(name).load()
 
@@ -139,7 +139,10 @@ class Registry(Collection[str], Generic[T]):
         found = [known[each] for each in difflib.get_close_matches(name.lower(), known, n=2)]
         return f"did you mean {' or '.join(found)}?" if found else f"use one of {', '.join(self._entries)}"
 
-    def __contains__(self, name: object) -> bool:
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name].load()
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would import the object
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:

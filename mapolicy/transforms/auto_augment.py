@@ -31,7 +31,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .functional import apply_operation
-from .space import DEFAULT_SPACE, MAX_LEVEL, SPACES, OperationSpace, Range
+from .space import DEFAULT_SPACE, MAX_LEVEL, OperationSpace, Range, resolve_space
 
 Fill = float | Sequence[float] | np.ndarray | np.generic | None
 
@@ -412,11 +412,8 @@ class UniformTransformations(_PerImage):
 
     def __init__(self, space: str | OperationSpace = DEFAULT_SPACE, fill: Fill = None) -> None:
         super().__init__("nearest", fill)
-        if isinstance(space, str) and space in SPACES:
-            space = SPACES[space]
-        if not isinstance(space, OperationSpace):
-            raise ValueError(f"space is {space!r}; expected one of {', '.join(SPACES)}, or an OperationSpace")
-        self.space, self._space = space.name, space
+        self._space = resolve_space(space)
+        self.space = self._space.name
 
     def _space_for(self, size: tuple[int, int]) -> tuple[OperationSpace, Tensor | None]:
         return self._space, None

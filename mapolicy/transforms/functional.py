@@ -1,11 +1,12 @@
-"""The 14 operations on a uint8 batch: what comes out equals Pillow's answer for the same image, bit for bit.
+"""The operations on a uint8 batch. The 14 built-in ones give Pillow's answer for the same image, bit for bit.
 
 Level 0 leaves an image alone, except AutoContrast and Equalize, which have no level, and the enhancers of the space
 `autoaugment`, which begin at a factor of 0.1. An input is never modified; images stay uint8 and on their device.
 
-`OPERATIONS` is the one table (name, function, range). On a CPU, compiled loops take one image after the other through
-all of its operations (`kernels`). Elsewhere torch does the work for the batch: operations that share their arithmetic
-are a family, images are sorted by family and operation, and a family changes its images together, some at a time.
+`OPERATIONS` is the table of the 14 (name, function, range); `space.OPERATION_SPECS` also has the registered ones. On a
+CPU, compiled loops take one image after the other through all of its operations (`cpu_kernels`). Elsewhere torch does
+the work for the batch: operations that share their arithmetic are a family, images are sorted by family and operation,
+and a family changes its images together, some at a time. A registered operation gets its images of a step at once.
 
 Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic of Pillow, in `kernels`, and in
 `pointwise`, `blend` and `affine`.
@@ -13,6 +14,7 @@ Sources: the operations of MetaAugment (Zhou et al., AAAI 2021); the arithmetic 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +24,16 @@ import torch
 from torch import Tensor
 
 from . import affine, blend, pointwise
-from .space import DEFAULT_SPACE, MAX_LEVEL, OPERATION_NAMES, SPACES, OperationSpace, Range
+from .space import (
+    DEFAULT_SPACE,
+    MAX_LEVEL,
+    OPERATION_NAMES,
+    OPERATION_SPECS,
+    OperationSpace,
+    Range,
+    default_ranges,
+    resolve_space,
+)
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 Values = npt.NDArray[np.float64]
@@ -100,8 +111,20 @@ def _function(name: str) -> Function:
 
 
 OPERATIONS: tuple[Operation, ...] = tuple(
-    Operation(name, _function(name), spread) for name, spread in SPACES[DEFAULT_SPACE].ranges.items()
+    Operation(name, _function(name), spread) for name, spread in default_ranges(OPERATION_NAMES).items()
 )
+
+
+def operation_function(name: str) -> Function:
+    """The code of an operation, one of the 14 or a registered one, of the form that `Operation.function` has.
+
+    Raises:
+        UsageError: the operation is not registered.
+    """
+    spec = OPERATION_SPECS.find(name)
+    if spec.function is None:
+        return OPERATIONS[OPERATION_NAMES.index(name)].function
+    return partial(_apply_registered, name)
 
 
 def apply_operation(
@@ -139,14 +162,63 @@ def apply_operations(
     fill: Tensor | None = None,
 ) -> Tensor:
     """`apply_operation` with each pair of index and magnitude in turn, in fewer copies; waits for a GPU once."""
-    space = _resolve(space)
+    space = resolve_space(space)
     fill = torch.zeros(images.shape[1:2], dtype=torch.uint8, device=images.device) if fill is None else fill
     for index, magnitude in steps:
         _check_tensors(images, index, magnitude, fill)
     # What there is of each image but its pixels is left to numpy: short arrays cost it a fraction of what they cost
     # torch, a GPU is waited for once, here, and its results are the CPU's.
     numbers = torch.stack([numbers.detach().double() for step in steps for numbers in step]).cpu().numpy()
-    return _apply(images, *_look_up(numbers[::2], numbers[1::2], space), fill)
+    entry, value = _look_up(numbers[::2], numbers[1::2], space)
+    position = np.array([OPERATION_NAMES.index(name) if name in _RANKS else -1 for name in space.names], np.int64)
+    operation = position[entry]
+    if (operation >= 0).all():
+        return _apply(images, operation, value, fill)
+    return _apply_mixed(images, entry, operation, value, space, fill)
+
+
+def _apply_mixed(
+    images: Tensor, entry: Numbers, operation: Numbers, value: Values, space: OperationSpace, fill: Tensor
+) -> Tensor:
+    """`_apply` where some of the operations are registered ones: one step after the other for their images.
+
+    Args:
+        entry: positions in the space, [steps, B].
+        operation: positions in `OPERATION_NAMES`, -1 for a registered operation, [steps, B].
+    """
+    result = torch.empty_like(images)
+
+    def rows(mask: Any) -> tuple[Numbers, Tensor]:
+        found = np.flatnonzero(mask)
+        return found, torch.from_numpy(found).to(images.device)
+
+    plain = (operation >= 0).all(0)
+    here, where = rows(plain)
+    if len(here):
+        result[where] = _apply(images[where], operation[:, here], value[:, here], fill)
+    here, where = rows(~plain)
+    result[where] = images[where]
+    for step in range(len(entry)):
+        here, where = rows(~plain & (operation[step] >= 0))
+        if len(here):
+            result[where] = _apply(result[where], operation[step : step + 1, here], value[step : step + 1, here], fill)
+        for number in np.unique(entry[step][operation[step] < 0]).tolist():
+            here, where = rows(entry[step] == number)
+            values = torch.from_numpy(value[step, here]).to(images.device)
+            result[where] = _apply_registered(space.names[number], result[where], values, fill)
+    return result
+
+
+def _apply_registered(name: str, images: Tensor, value: Tensor, fill: Tensor) -> Tensor:
+    """A registered operation, whose answer is checked."""
+    spec = OPERATION_SPECS.find(name)
+    function = spec.function if spec.cpu_function is None or images.device.type != "cpu" else spec.cpu_function
+    assert function is not None
+    result = function(images, value, fill)
+    if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.shape != images.shape:
+        found = _describe(result) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"operation {name} returned {found}; expected torch.uint8 {list(images.shape)}")
+    return result
 
 
 def _apply(images: Tensor, operation: Numbers, value: Values, fill: Tensor) -> Tensor:
@@ -205,7 +277,7 @@ def _overlaps(counts: Sequence[int], start: int, stop: int) -> list[int]:
 
 
 def _look_up(index: Values, magnitude: Values, space: OperationSpace) -> tuple[Numbers, Values]:
-    """Positions in `OPERATION_NAMES` and values in the ranges' units, [steps, B]; checks the numbers."""
+    """Positions in the space and values in the ranges' units, [steps, B]; checks the numbers."""
     known = (index >= 0) & (index < len(space.ranges))
     allowed = np.abs(magnitude) <= MAX_LEVEL  # false for NaN
     if not known.all():
@@ -221,22 +293,11 @@ def _look_up(index: Values, magnitude: Values, space: OperationSpace) -> tuple[N
         )
     spreads = [spread or Range(0, 0) for spread in space.ranges.values()]
     entry = index.astype(np.int64)
-    operation = np.array([OPERATION_NAMES.index(name) for name in space.names], np.int64)[entry]
     at_zero = np.array([spread.at_zero for spread in spreads], np.float64)[entry]
     at_ten = np.array([spread.at_ten for spread in spreads], np.float64)[entry]
     signed = np.array([spread.signed for spread in spreads], bool)[entry]
     value = at_zero + (at_ten - at_zero) * np.abs(magnitude) / MAX_LEVEL
-    return operation, np.where(signed & (magnitude < 0), -value, value)
-
-
-def _resolve(space: str | OperationSpace) -> OperationSpace:
-    if isinstance(space, str):
-        if space not in SPACES:
-            raise ValueError(f"space is {space!r}; expected one of {', '.join(SPACES)}, or an OperationSpace")
-        space = SPACES[space]
-    if unknown := [name for name in space.names if name not in _RANKS]:
-        raise ValueError(f"space {space.name} names {', '.join(unknown)}; expected only {', '.join(OPERATION_NAMES)}")
-    return space
+    return entry, np.where(signed & (magnitude < 0), -value, value)
 
 
 def _check_tensors(images: Tensor, index: Tensor, magnitude: Tensor, fill: Tensor) -> None:

@@ -1,5 +1,6 @@
 """A transformation is an ordered pair of operations with magnitudes; here a whole batch of them, one for each image."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,15 +9,7 @@ from torch import Tensor
 
 from ..runtime.shard import Shard
 from .functional import apply_operations
-from .space import (
-    DEFAULT_SPACE,
-    EMBEDDING_OFFSET,
-    EMBEDDING_WIDTH,
-    EMBEDDING_WITHOUT_MAGNITUDE,
-    HAS_MAGNITUDE,
-    MAX_LEVEL,
-    OPERATION_NAMES,
-)
+from .space import DEFAULT_SPACE, EMBEDDING_OFFSET, EMBEDDING_WITHOUT_MAGNITUDE, MAX_LEVEL, SPACES, OperationSpace
 
 
 @dataclass(frozen=True)
@@ -26,46 +19,58 @@ class Transformation:
     Source: MetaAugment (Zhou et al., AAAI 2021), section "Sample-Aware Data Augmentation".
 
     Attributes:
-        first, second: int64 [B], positions in `OPERATIONS`.
+        first, second: int64 [B], positions in the space's operations; in the built-in spaces also in `OPERATIONS`.
         magnitude1, magnitude2: float32 [B] in [-10, 10]: the size is the level, the sign the direction, for operations
             that have one.
+        space: the operations, K of them, and their ranges.
     """
 
     first: Tensor
     second: Tensor
     magnitude1: Tensor
     magnitude2: Tensor
+    space: OperationSpace = SPACES[DEFAULT_SPACE]
 
     @classmethod
-    def draw_magnitudes(cls, first: Tensor, second: Tensor, generator: torch.Generator) -> Self:
+    def draw_magnitudes(
+        cls,
+        first: Tensor,
+        second: Tensor,
+        generator: torch.Generator,
+        space: OperationSpace = SPACES[DEFAULT_SPACE],
+    ) -> Self:
         """The transformation of these operations with levels uniform in [0, 10] and either direction equally likely."""
         batch = first.shape[0]
         levels = torch.rand(2, batch, generator=generator) * MAX_LEVEL
         signs = torch.randint(0, 2, (2, batch), generator=generator) * 2 - 1
-        return cls(first, second, *(levels * signs))
+        magnitude1, magnitude2 = levels * signs
+        return cls(first, second, magnitude1, magnitude2, space)
 
     def __len__(self) -> int:
         return self.first.shape[0]
 
     def to(self, device: torch.device) -> "Transformation":
         """The same transformations on a device."""
-        return Transformation(
-            self.first.to(device, non_blocking=True),
-            self.second.to(device, non_blocking=True),
-            self.magnitude1.to(device, non_blocking=True),
-            self.magnitude2.to(device, non_blocking=True),
-        )
+        return self._each(lambda column: column.to(device, non_blocking=True))
 
     def shard(self, shard: Shard) -> "Transformation":
         """The transformations of these rows of the batch."""
-        return Transformation(
-            shard.of(self.first), shard.of(self.second), shard.of(self.magnitude1), shard.of(self.magnitude2)
-        )
+        return self._each(shard.of)
+
+    def followed_by(self, other: "Transformation") -> "Transformation":
+        """These transformations and, after them, those of another batch of the same space."""
+        names = ("first", "second", "magnitude1", "magnitude2")
+        columns = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        return Transformation(**columns, space=self.space)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Transformation":
+        names = ("first", "second", "magnitude1", "magnitude2")
+        return Transformation(**{name: change(getattr(self, name)) for name in names}, space=self.space)
 
     @property
     def pair(self) -> Tensor:
         """int64 [B]: the pair's position in the flattened p_jk, first * K + second."""
-        return self.first * len(OPERATION_NAMES) + self.second
+        return self.first * self.space.size + self.second
 
     def embed(self) -> Tensor:
         """The transformations as the policy network sees them, float32 [B, 2K].
@@ -74,8 +79,8 @@ class Transformation:
         the second operation k, or 11 for an operation without magnitude; every other column is 0. Directions are
         not part of it.
         """
-        has_magnitude = torch.tensor(HAS_MAGNITUDE, device=self.first.device)
-        embedding = torch.zeros(len(self), EMBEDDING_WIDTH, device=self.first.device)
+        has_magnitude = torch.tensor(self.space.has_magnitude, device=self.first.device)
+        embedding = torch.zeros(len(self), self.space.embedding_width, device=self.first.device)
         rows = torch.arange(len(self), device=self.first.device)
         sides = ((0, self.first, self.magnitude1), (1, self.second, self.magnitude2))
         for side, operation, magnitude in sides:
@@ -85,13 +90,13 @@ class Transformation:
             embedding[rows, 2 * operation + side] = value
         return embedding
 
-    def apply(self, images: Tensor, space: str = DEFAULT_SPACE, fill: Tensor | None = None) -> Tensor:
+    def apply(self, images: Tensor, space: str | OperationSpace | None = None, fill: Tensor | None = None) -> Tensor:
         """The transformed images, uint8 [B, C, H, W].
 
         Args:
             images: uint8 [B, C, H, W], left as they are.
-            space: name of the operation space.
+            space: other ranges of the same operations; None takes the transformation's space.
             fill: uint8 [C], colour of pixels that come from outside; None is black.
         """
         steps = [(self.first, self.magnitude1), (self.second, self.magnitude2)]
-        return apply_operations(images, steps, space, fill)
+        return apply_operations(images, steps, self.space if space is None else space, fill)

@@ -29,7 +29,7 @@ def test_what_the_lists_say(mapolicy) -> None:
     (rotate,) = mapolicy("operations", "rotate", "--json").json["rows"]
     assert rotate["ranges"]["metaaugment-v1"] == {"at_zero": 0, "at_ten": 30, "signed": True}
     assert rotate["ranges"]["wide"]["at_ten"] == 135
-    assert mapolicy("operations", "identity").out == "Identity  no level\n"
+    assert mapolicy("operations", "identity").out == "Identity  no level; leaves the image as it is\n"
     (recipe,) = mapolicy("recipes", "search-cifar10-wrn40_2", "--json").json["rows"]
     assert recipe["target"] == "96.79 +- .06 (5 runs; baseline 94.7)"
     assert recipe["command"].startswith("mapolicy search cifar10 --proxy wrn40_2")

@@ -23,7 +23,7 @@ from mapolicy.report.metrics import POINTS, read_run, thinned
 from mapolicy.report.sample_weights import SampleWeights
 from mapolicy.transforms.basic import Normalisation
 from mapolicy.transforms.parse import parse_transformations
-from mapolicy.transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
+from mapolicy.transforms.space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
 
 CPU = torch.device("cpu")
 
@@ -198,7 +198,7 @@ def test_response_is_the_weight_over_that_of_the_image_as_it_is(bundle: PolicyBu
     for values, share in ((found.low, 0.25), (found.median, 0.5), (found.high, 0.75)):
         assert values[operation, column] == pytest.approx(np.quantile(ratios, share), rel=1e-4)
     assert found.median[OPERATION_NAMES.index("Identity")] == pytest.approx(1)
-    for row, moves in enumerate(HAS_MAGNITUDE):
+    for row, moves in enumerate(SPACES[DEFAULT_SPACE].has_magnitude):
         assert moves or len(set(found.median[row])) == 1
     assert found.images == 3
 

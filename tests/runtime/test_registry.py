@@ -19,14 +19,16 @@ def test_names_descriptions_and_objects() -> None:
         ("Hammer", "for nails", True),
         ("saw", "for wood", True),
     ]
-    assert tools.get("saw") is len
+    assert tools.find("saw") is tools["saw"] is len
+    with pytest.raises(KeyError):
+        tools["plane"]
 
     @tools.register("plane", "for planks")
     def plane() -> int:
         return 1
 
     assert plane() == 1
-    assert tools.get("plane") is plane
+    assert tools.find("plane") is plane
     tools.remove("plane")
     assert "plane" not in tools
 
@@ -37,7 +39,7 @@ def test_an_object_given_by_name_is_imported_at_its_first_use(tmp_path, monkeypa
     tools = table()
     tools.add("late", "comes late", "late_tool:answer")
     assert "late_tool" not in sys.modules
-    assert tools.get("late") == 42
+    assert tools.find("late") == 42
     del sys.modules["late_tool"]
 
 
@@ -62,7 +64,7 @@ def test_refused_entries(name: str, description: str, why: str) -> None:
 def test_an_unknown_name_gets_suggestions() -> None:
     for name, remedy in (("hammr", "did you mean Hammer?"), ("x", "use one of Hammer, saw")):
         with pytest.raises(UsageError) as caught:
-            table().get(name)
+            table().find(name)
         assert str(caught.value) == f"tool: there is none called {name!r}; {remedy}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mapolicy.transforms import functional as operations
 from mapolicy.transforms.functional import OPERATIONS, apply_operation, apply_operations
-from mapolicy.transforms.space import DEFAULT_SPACE, OperationSpace, Range
+from mapolicy.transforms.space import BUILT_IN_SPACES, DEFAULT_SPACE, SPACES, OperationSpace, Range
 
 PAPER = (
     *("AutoContrast", "Equalize", "Rotate", "Posterize", "Solarize", "Color", "Contrast"),
@@ -379,9 +379,9 @@ def test_table_is_the_papers_list() -> None:
 
 
 def test_ranges_are_the_ones_written_out_above() -> None:
-    assert set(operations.SPACES) == set(RANGES)
-    assert {operation.name: operation.range for operation in OPERATIONS} == operations.SPACES[DEFAULT_SPACE].ranges
+    assert set(BUILT_IN_SPACES) == set(RANGES)
+    assert {operation.name: operation.range for operation in OPERATIONS} == SPACES[DEFAULT_SPACE].ranges
     for space, ranges in RANGES.items():
-        for name, spread in operations.SPACES[space].ranges.items():
+        for name, spread in SPACES[space].ranges.items():
             expected = ranges.get(name)
             assert (spread and (spread.at_zero, spread.at_ten, spread.signed)) == expected, (space, name)

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from mapolicy.errors import UsageError
 from mapolicy.transforms.parse import parse_transformations, spelled
-from mapolicy.transforms.space import HAS_MAGNITUDE, OPERATION_NAMES
+from mapolicy.transforms.space import DEFAULT_SPACE, OPERATION_NAMES, SPACES
+
+HAS_MAGNITUDE = SPACES[DEFAULT_SPACE].has_magnitude
 
 
 def test_what_a_user_types() -> None:
