@@ -1,4 +1,4 @@
-"""A bundle's policy under Accelerate: a rank for each process, its step in Accelerate's checkpoints.
+"""A bundle's policy with Accelerate: one rank for each process, and the policy's step in Accelerate's checkpoints.
 
 pip install accelerate
 mapolicy demo                           # writes artifacts/digits.safetensors

@@ -1,4 +1,4 @@
-"""What the examples share: scikit-learn's 8 x 8 digits as a loop of somebody's own has them, and a small network."""
+"""Shared by the examples: scikit-learn's 8 x 8 digits as ordinary DataLoaders, and a small network."""
 
 import sys
 from pathlib import Path
@@ -15,30 +15,30 @@ CLASSES, CHANNELS, EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 1, 6, 64, 0.1
 
 
 def load_bundle() -> PolicyBundle:
-    """The bundle that the command line names, or the demo's."""
+    """The bundle named on the command line; without one, the bundle that `mapolicy demo` writes."""
     return PolicyBundle.load(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/digits.safetensors"))
 
 
 def datasets(bundle: PolicyBundle) -> tuple[TensorDataset, TensorDataset]:
-    """Images for training and for the test, uint8 [N, 1, 8, 8], with labels; the search has seen none of the latter."""
+    """Training and test set: images uint8 [N, 1, 8, 8] and labels. The search has not seen the test images."""
     _, settings = recipes.load("train-digits")
     config = TrainConfig.from_mapping(settings | bundle.data_settings())
     splits = load_splits(config, torch.device("cpu"), "train", bundle.meta_validation)
-    found = []
+    sets = []
     for split in (splits.train, splits.test()):
         assert isinstance(split, ResidentSplit)
-        found.append(TensorDataset(split.images[split.rows], split.labels))
-    return found[0], found[1]
+        sets.append(TensorDataset(split.images[split.rows], split.labels))
+    return sets[0], sets[1]
 
 
 def loaders(bundle: PolicyBundle) -> tuple[DataLoader, DataLoader]:
-    """Shuffled batches for training, batches for the test."""
+    """Loaders of the training set, shuffled, and of the test set."""
     train, test = datasets(bundle)
     return DataLoader(train, BATCH_SIZE, shuffle=True, drop_last=True), DataLoader(test, BATCH_SIZE)
 
 
 def small_network() -> nn.Sequential:
-    """Three convolutions and a linear layer; learns digits in seconds."""
+    """Three convolutions and a linear layer, which learn digits in seconds."""
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((CHANNELS, 16, 1), (16, 32, 2), (32, 32, 1)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""A bundle's policy in Hugging Face's Trainer: `compute_loss` augments and weighs while the model trains.
+"""A bundle's policy in Hugging Face's Trainer: `compute_loss` augments and weights the samples in training.
 
 pip install transformers accelerate
 mapolicy demo                                # writes artifacts/digits.safetensors
@@ -16,7 +16,7 @@ from mapolicy import PolicyAugment  # policy
 
 
 class Named(Dataset):
-    """Images and labels under the names that transformers' models know; pixels stay uint8."""
+    """Images and labels under the names that models of transformers expect; pixels stay uint8."""
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -30,10 +30,10 @@ class Named(Dataset):
 
 
 class PolicyTrainer(Trainer):  # policy
-    """A Trainer whose loss is the policy's weighted one; `policy` is set before training."""
+    """A Trainer with the policy's weighted loss; set `policy` before training."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # policy
-        """The mean cross entropy, over soft targets in training."""
+        """Mean cross entropy, with the policy's soft targets in training."""
         images, targets = inputs["pixel_values"], inputs["labels"]  # policy
         if model.training:  # policy
             self.policy.step = self.state.global_step  # policy: resumes exactly where a step is one batch

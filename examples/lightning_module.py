@@ -1,4 +1,4 @@
-"""A bundle's policy in a LightningModule: a rank for each process, its step in Lightning's checkpoints.
+"""A bundle's policy in a LightningModule: one rank for each process, and the policy's step in Lightning's checkpoints.
 
 pip install lightning
 mapolicy demo                            # writes artifacts/digits.safetensors
@@ -22,31 +22,31 @@ class Classifier(lightning.LightningModule):
         self.bundle = bundle  # policy
 
     def setup(self, stage):  # policy
-        """Lightning knows the process's rank by now."""
+        """Build the policy here, where Lightning knows the rank of the process."""
         if stage == "fit":  # policy
             self.policy = PolicyAugment(self.bundle, rank=self.global_rank)  # policy
 
     def training_step(self, batch, batch_idx):
-        """The mean cross entropy over the policy's targets."""
+        """Cross entropy with the policy's soft targets."""
         inputs, targets = self.policy(*batch)  # policy
         return F.cross_entropy(self.network(inputs), targets)
 
     def test_step(self, batch, batch_idx):
-        """Accuracy on images as they are."""
+        """Accuracy on images without augmentation."""
         images, labels = batch
         inputs = self.policy.normalise(images)  # policy
         self.log("top1", percent_correct(self.network(inputs), labels), on_epoch=True)
 
     def on_save_checkpoint(self, checkpoint):  # policy
-        """Keep the policy's step."""
+        """Save the policy's step."""
         checkpoint["policy"] = self.policy.state_dict()  # policy
 
     def on_load_checkpoint(self, checkpoint):  # policy
-        """Go on with the policy's step."""
+        """Restore the policy's step."""
         self.policy.load_state_dict(checkpoint["policy"])  # policy
 
     def configure_optimizers(self):
-        """SGD with a cosine for each epoch."""
+        """SGD with a cosine schedule over epochs."""
         optimizer = torch.optim.SGD(self.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)]
 

@@ -1,4 +1,4 @@
-"""A bundle's policy in a plain loop of torch. The lines marked `# policy` are all that it takes.
+"""A bundle's policy in a plain PyTorch training loop. Only the lines marked `# policy` were added.
 
 mapolicy demo                       # writes artifacts/digits.safetensors
 python examples/plain_loop.py       # or: python examples/plain_loop.py BUNDLE

@@ -1,7 +1,7 @@
-"""A bundle's policy in timm's slot for MixUp: `input, target = mixup_fn(input, target)`, then SoftTargetCrossEntropy.
+"""A bundle's policy in place of timm's MixUp: `input, target = mixup_fn(input, target)`, then SoftTargetCrossEntropy.
 
-In timm's own train.py the loader must leave uint8 images: `create_loader(..., use_prefetcher=False)` with a transform
-from `create_transform(..., normalize=False)`. `smoothing` goes to the policy.
+In timm's own train.py the loader must return uint8 images: `create_loader(..., use_prefetcher=False)` with a transform
+from `create_transform(..., normalize=False)`. Label smoothing moves from the loss to the policy.
 
 mapolicy demo                     # writes artifacts/digits.safetensors
 python examples/timm_loop.py      # or: python examples/timm_loop.py BUNDLE

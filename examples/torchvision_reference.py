@@ -1,8 +1,8 @@
 """A bundle's policy in the style of torchvision's classification reference: `train_one_epoch`, bfloat16, checkpoints.
 
-The reference puts MixUp into the loader's collate function. The policy comes after the loader: it counts its calls, and
-each worker would count on its own. The reference's transform ends in a normalisation; it stays out here, so that
-images arrive as uint8. `--label-smoothing` goes to the policy instead of the criterion.
+The reference calls MixUp in the loader's collate function. The policy is called after the loader, because it counts its
+calls and each worker would count separately. The reference's transform ends with a normalisation, which is left out
+here, so that images arrive as uint8. Label smoothing moves from the criterion to the policy.
 
 mapolicy demo                                 # writes artifacts/digits.safetensors
 python examples/torchvision_reference.py      # or: python examples/torchvision_reference.py BUNDLE
@@ -16,7 +16,7 @@ from mapolicy import PolicyAugment  # policy
 
 
 def train_one_epoch(model, criterion, optimizer, data_loader, device, policy):
-    """One epoch under autocast."""
+    """Train for one epoch under autocast."""
     model.train()
     for image, target in data_loader:
         image, target = image.to(device), target.to(device)
@@ -40,7 +40,7 @@ def evaluate(model, data_loader, device, policy):
 
 
 def main():
-    """Train; each checkpoint holds the policy's step."""
+    """Train; every checkpoint includes the policy's step."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bundle = load_bundle()  # policy

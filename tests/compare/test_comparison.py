@@ -1,4 +1,4 @@
-"""A comparison end to end, on digits: what its runs share, what it keeps, what it refuses."""
+"""A comparison end to end, on digits: what its runs share, what resume keeps, what is rejected."""
 
 import json
 import statistics
@@ -24,7 +24,7 @@ LISTED_NAME = f"dataset-level-{LISTED.digest[:12]}"
 SMALL = {"train_per_class": 13.0, "validation_per_class": 5.0, "batch_size": 64, "epochs": 1}  # two iterations
 
 
-class Heard(Reporter):
+class Messages(Reporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.runs: list[str] = []
@@ -57,7 +57,7 @@ def other_bundle(make_search_config) -> PolicyBundle:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
-    """The configurations of the trainings that take place."""
+    """The configurations of all trainings, in order."""
     seen: list[TrainConfig] = []
 
     def train(config, *arguments, **options):
@@ -73,17 +73,17 @@ def figures(comparison: Comparison) -> dict[tuple, float]:
 
 
 def test_a_row_is_an_ordinary_training(bundle: PolicyBundle, config: TrainConfig, tmp_path: Path) -> None:
-    heard = Heard()
+    messages = Messages()
     against = ("uniform", "sampler-only")
     compared = compare_policies(
-        [bundle], [config], tmp_path / "run", against, ("frozen", "finetune"), seeds=2, reporter=heard
+        [bundle], [config], tmp_path / "run", against, ("frozen", "finetune"), seeds=2, reporter=messages
     )
     assert [(row.policy, row.mode, row.seed) for row in compared.rows] == [
         (policy, mode, seed)
         for seed in (0, 1)
         for policy, mode in (("learned", "frozen"), ("learned", "finetune"), ("uniform", None), ("sampler-only", None))
     ]
-    assert len(heard.runs) == 8
+    assert len(messages.runs) == 8
     assert compared.failed == {}
     for row in compared.rows:
         if row.seed == 1:
@@ -140,10 +140,10 @@ def test_runs_of_a_seed_share_order_images_and_initial_weights(
     assert torch.equal(first[1][1], labels)
 
 
-def test_finished_runs_are_kept_and_the_others_gone_on_with(
+def test_resume_keeps_finished_runs_and_continues_the_others(
     bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list, interrupted_after
 ) -> None:
-    config, heard = config.with_changes(epochs=2), Heard()
+    config, messages = config.with_changes(epochs=2), Messages()
     whole = compare_policies([bundle], [config], tmp_path / "whole", ("none", "uniform"))
     trained.clear()
     once = tmp_path / "run"
@@ -151,11 +151,11 @@ def test_finished_runs_are_kept_and_the_others_gone_on_with(
     with interrupted_after(3):
         compare_policies([bundle], [config], once, ("none", "uniform"), resume=True)
     trained.clear()
-    resumed = compare_policies([bundle], [config], once, ("none", "uniform"), reporter=heard, resume=True)
+    resumed = compare_policies([bundle], [config], once, ("none", "uniform"), reporter=messages, resume=True)
     assert [run.policy for run in trained] == ["uniform"]
-    assert any("goes on after iteration 3" in text for text in heard.notes)
-    assert "2 of 3 runs were finished before" in heard.notes
-    assert heard.done == [3]
+    assert any("goes on after iteration 3" in text for text in messages.notes)
+    assert "2 of 3 runs were finished before" in messages.notes
+    assert messages.done == [3]
     assert figures(resumed) == figures(whole)
     trained.clear()
     assert figures(compare_policies([bundle], [config], once, ("none",), resume=True)).items() <= figures(whole).items()
@@ -178,7 +178,7 @@ def test_runs_from_before_a_setting_existed_are_kept(
         compare_policies([bundle], [changed], tmp_path / "run", ("none",), resume=True)
 
 
-def test_another_comparisons_folder_is_refused_and_left_alone(
+def test_the_folder_of_another_comparison_is_rejected_and_left_unchanged(
     bundle: PolicyBundle, other_bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list
 ) -> None:
     folder = tmp_path / "run"
@@ -280,7 +280,7 @@ def test_bundles_with_one_split_are_noted(bundle: PolicyBundle, config: TrainCon
     assert "have the same split: their baselines are the same runs" in notes[0]
 
 
-def test_the_search_itself_is_tested_as_it_was_left(
+def test_the_proxy_is_tested_as_the_search_left_it(
     bundle: PolicyBundle, config: TrainConfig, make_search_config, tmp_path: Path, trained: list
 ) -> None:
     config = config.with_changes(arch="wrn10_1")
@@ -314,13 +314,13 @@ def test_a_run_that_fails_does_not_stop_the_others(
         return train_network(config, *arguments, **options)
 
     monkeypatch.setattr("mapolicy.compare.run_job.train_network", train)
-    heard = Heard()
-    compared = compare_policies([bundle], [config], tmp_path / "run", ("none", "uniform"), seeds=2, reporter=heard)
+    messages = Messages()
+    compared = compare_policies([bundle], [config], tmp_path / "run", ("none", "uniform"), seeds=2, reporter=messages)
     ((run, failure),) = compared.failed.items()
     assert str(run) == f"test_resnet, none, {bundle.digest[:12]}-seed0"
     assert (failure.exit_code, failure.why) == (4, "the loss is nan")
     assert len(compared.rows) == 5
-    assert len(heard.runs) == 6
+    assert len(messages.runs) == 6
     assert {entry.policy: entry.n for entry in compared.summary} == {"learned": 2, "none": 1, "uniform": 2}
     assert compared.document()["failed"][0]["run"] == str(run)
 
@@ -334,17 +334,17 @@ def test_processes_take_the_visible_gpus_in_turn(monkeypatch: pytest.MonkeyPatch
     assert gpu_environments(CPU) == [{}]
 
 
-def test_side_by_side_is_the_same(bundle: PolicyBundle, config: TrainConfig, tmp_path: Path) -> None:
+def test_processes_give_the_same_rows(bundle: PolicyBundle, config: TrainConfig, tmp_path: Path) -> None:
     config = config.with_changes(arch="wrn10_1")
     alone = compare_policies([bundle, LISTED], [config], tmp_path / "alone", ("none",))
     config = config.with_changes(threads=0)
-    heard = Heard()
-    together = compare_policies([bundle, LISTED], [config], tmp_path / "together", ("none",), jobs=2, reporter=heard)
+    messages = Messages()
+    together = compare_policies([bundle, LISTED], [config], tmp_path / "together", ("none",), jobs=2, reporter=messages)
     assert figures(together) == figures(alone)
     assert len(together.rows) == 4
     assert together.hardware["threads"] == 1
     assert together.hardware["jobs"] == 2
-    assert len(heard.runs) == 4
+    assert len(messages.runs) == 4
 
 
 def test_under_equal_time_the_cheaper_runs_get_more_epochs(
@@ -382,14 +382,14 @@ def test_under_equal_time_the_cheaper_runs_get_more_epochs(
         compare_policies([bundle], longer, *arguments[2:], budget="equal-time", resume=True)
 
 
-def test_what_whole_epochs_make_of_equal_time_is_said(
+def test_the_deviation_of_whole_epochs_from_equal_time_is_reported(
     bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mapolicy.compare.equal_time.seconds_per_iteration", lambda *arguments: [2.5, 1.0])
-    heard = Heard()
-    compare_policies([bundle], [config], tmp_path / "run", ("none",), budget="equal-time", reporter=heard)
+    messages = Messages()
+    compare_policies([bundle], [config], tmp_path / "run", ("none",), budget="equal-time", reporter=messages)
     epochs = config.epochs
-    assert any(f"learned {epochs}, none {round(2.5 * epochs)} (-20% of time)" in text for text in heard.notes)
+    assert any(f"learned {epochs}, none {round(2.5 * epochs)} (-20% of time)" in text for text in messages.notes)
 
 
 BAD = {
@@ -405,7 +405,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_meant_is_refused_before_any_training(
+def test_wrong_arguments_are_rejected_before_any_training(
     bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list, case: str
 ) -> None:
     options, message = BAD[case]
@@ -414,26 +414,26 @@ def test_what_cannot_be_meant_is_refused_before_any_training(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_networks_and_bundles_that_do_not_fit_are_refused_before_any_training(
+def test_networks_and_bundles_that_do_not_match_are_rejected_before_any_training(
     bundle: PolicyBundle, other_bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, trained: list
 ) -> None:
-    def refused(error: type[Exception], message: str, bundles: list[PolicyBundle], *configs: TrainConfig, **options):
+    def rejected(error: type[Exception], message: str, bundles: list[PolicyBundle], *configs: TrainConfig, **options):
         with pytest.raises(error, match=message):
             compare_policies(bundles, configs, tmp_path / "run", ("none",), **options)
 
-    refused(UsageError, "closest are wrn16_2, wrn40_2, wrn10_1", [bundle], config, config.with_changes(arch="wrn11_2"))
-    refused(UsageError, "test_resnet was named twice", [bundle], config, config)
-    refused(UsageError, "was named twice", [bundle, bundle], config)
-    refused(UsageError, "img_size", [bundle], config, config.with_changes(arch="vit_tiny_patch16_224"))
-    refused(InputError, "split_seed: is 5", [bundle], config.with_changes(split_seed=5))
-    refused(InputError, "operation_space", [bundle], config.with_changes(operation_space="wide"))
+    rejected(UsageError, "closest are wrn16_2, wrn40_2, wrn10_1", [bundle], config, config.with_changes(arch="wrn11_2"))
+    rejected(UsageError, "test_resnet was named twice", [bundle], config, config)
+    rejected(UsageError, "was named twice", [bundle, bundle], config)
+    rejected(UsageError, "img_size", [bundle], config, config.with_changes(arch="vit_tiny_patch16_224"))
+    rejected(InputError, "split_seed: is 5", [bundle], config.with_changes(split_seed=5))
+    rejected(InputError, "operation_space", [bundle], config.with_changes(operation_space="wide"))
     included = config.with_changes(include_validation=True)
-    refused(UsageError, "cannot be trained on", [bundle], included, modes=("frozen", "finetune"))
+    rejected(UsageError, "cannot be trained on", [bundle], included, modes=("frozen", "finetune"))
     data = other_bundle.manifest.dataset.model_copy(update={"name": "letters"})
     letters = PolicyBundle(other_bundle.manifest.model_copy(update={"dataset": data}), other_bundle.tensors)
-    refused(InputError, "another data set", [bundle, letters], config)
+    rejected(InputError, "another data set", [bundle, letters], config)
     data = bundle.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})
     altered = PolicyBundle(bundle.manifest.model_copy(update={"dataset": data}), bundle.tensors)
-    refused(InputError, "its images are not those of the bundle's", [altered], config)
+    rejected(InputError, "its images are not those of the bundle's", [altered], config)
     assert trained == []
     assert list(tmp_path.iterdir()) == []

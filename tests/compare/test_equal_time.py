@@ -1,4 +1,4 @@
-"""How long an iteration takes: in turn, the first left out, over whole periods."""
+"""Seconds of an iteration: measured in turn, without the first round, over whole periods."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ from mapolicy.training.iteration import BilevelIteration
 
 
 def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, monkeypatch) -> None:
-    """Seconds are the test's own: how long it really takes decides nothing."""
+    """With made-up seconds, so that the speed of the machine does not matter."""
     rounds: list[list[float]] = [
         [100.0 * (number < WARM_UP) + number, 9.0, 50.0] for number in range(WARM_UP + SAMPLES)
     ]
     answers = [seconds for turn in rounds for seconds in turn]
-    lessons: list[int] = []
+    has_validation_batch: list[int] = []
     original = BilevelIteration.__call__
 
     def noting(self, step, batch, held_out):
-        lessons.append(held_out is not None)
+        has_validation_batch.append(held_out is not None)
         return original(self, step, batch, held_out)
 
     def timed(work: Callable[[], None], device: torch.device) -> tuple[None, float]:
@@ -33,4 +33,4 @@ def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, 
     kept = sorted(turn[0] for turn in rounds[WARM_UP:])
     assert seconds_per_iteration(config, policies, bundle) == [kept[SAMPLES // 2], 9.0, 25.0]
     assert answers == []
-    assert lessons == [True, False] * (WARM_UP + SAMPLES)
+    assert has_validation_batch == [True, False] * (WARM_UP + SAMPLES)

@@ -1,4 +1,4 @@
-"""The picture of a comparison: every mark where its number says, in both formats."""
+"""The chart of a comparison: every mark is at its value, in both formats."""
 
 import io
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""Work in processes side by side: what they do, what becomes of those that fail, die or are interrupted."""
+"""The process pool: results, messages, failures, dead processes and interrupts."""
 
 import multiprocessing
 import os
@@ -14,12 +14,12 @@ import pytest
 from mapolicy.compare.process_pool import Failure, run_in_processes
 from mapolicy.errors import TrainingError
 
-PATIENCE = 60  # seconds; how long is never what a test is about
+PATIENCE = 60  # seconds; no test depends on how long it takes
 
 
-def play(piece: tuple[str, Path], noted: Callable[[str], None]) -> None:
-    """What the other processes do; `piece` says which part."""
-    part, path = piece
+def play(item: tuple[str, Path], noted: Callable[[str], None]) -> None:
+    """The work; the item names which kind."""
+    part, path = item
     if part == "diverge":
         raise TrainingError("iteration 3", "the loss is nan", "lower it")
     if part == "break":
@@ -31,14 +31,14 @@ def play(piece: tuple[str, Path], noted: Callable[[str], None]) -> None:
         while len(list(path.parent.glob("*.here"))) < 2:
             time.sleep(0.01)
     if part == "wait":
-        heard: list[int] = []  # a run saves when it hears the first signal, and gives up at a second one
+        received: list[int] = []  # a run saves on the first signal and gives up on a second one
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: heard.append(number))
+            signal.signal(number, lambda number, _: received.append(number))
         path.with_name(f"{path.name}.pid").write_text(str(os.getpid()))
-        while not heard:
+        while not received:
             time.sleep(0.01)
         time.sleep(0.3)
-        path.write_text("saved" if heard == [signal.SIGTERM] else f"heard {heard}")
+        path.write_text("saved" if received == [signal.SIGTERM] else f"received {received}")
         sys.exit(143)
     if part == "report":
         path.write_text(multiprocessing.get_start_method())
@@ -47,17 +47,17 @@ def play(piece: tuple[str, Path], noted: Callable[[str], None]) -> None:
     path.write_text(str(os.getpid()))
 
 
-def run(pieces: list[tuple[str, Path]], processes: int, **options) -> tuple[dict[int, Failure | None], list[str]]:
+def run(items: list[tuple[str, Path]], processes: int, **options) -> tuple[dict[int, Failure | None], list[str]]:
     done: dict[int, Failure | None] = {}
     notes: list[str] = []
-    run_in_processes(play, pieces, processes, done.__setitem__, notes.append, **options)
+    run_in_processes(play, items, processes, done.__setitem__, notes.append, **options)
     assert multiprocessing.active_children() == []
     return done, notes
 
 
-def test_every_piece_is_done_once_two_at_a_time(tmp_path: Path) -> None:
-    pieces = [("meet", tmp_path / "0"), ("meet", tmp_path / "1"), *(("do", tmp_path / str(n)) for n in range(2, 6))]
-    done, notes = run(pieces, 2, environments=[{"PART": "one"}, {"PART": "two"}])
+def test_every_item_is_done_once_two_at_a_time(tmp_path: Path) -> None:
+    items = [("meet", tmp_path / "0"), ("meet", tmp_path / "1"), *(("do", tmp_path / str(n)) for n in range(2, 6))]
+    done, notes = run(items, 2, environments=[{"PART": "one"}, {"PART": "two"}])
     assert done == dict.fromkeys(range(6))
     assert sorted(note for note in notes if "meet" in note) == ["meet by one", "meet by two"]
     assert len(notes) == 6
@@ -67,9 +67,9 @@ def test_every_piece_is_done_once_two_at_a_time(tmp_path: Path) -> None:
     assert "PART" not in os.environ
 
 
-def test_what_fails_is_told_and_the_others_are_done(tmp_path: Path) -> None:
-    pieces = [(part, tmp_path / part) for part in ("diverge", "break", "die", "do")]
-    done, _ = run(pieces, 1)
+def test_failures_are_reported_and_the_other_items_done(tmp_path: Path) -> None:
+    items = [(part, tmp_path / part) for part in ("diverge", "break", "die", "do")]
+    done, _ = run(items, 1)
     assert done[0] == Failure(4, "iteration 3", "the loss is nan", "lower it")
     assert (done[1].exit_code, done[1].what) == (1, "ZeroDivisionError")
     assert "oh (line " in done[1].why
@@ -85,7 +85,7 @@ def test_processes_start_others_as_the_parent_does(tmp_path: Path) -> None:
     assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
 
 
-def test_more_processes_than_pieces(tmp_path: Path) -> None:
+def test_more_processes_than_items(tmp_path: Path) -> None:
     assert run([("do", tmp_path / "0")], 3)[0] == {0: None}
     assert run([], 3)[0] == {}
 
@@ -98,9 +98,9 @@ from tests.compare.test_process_pool import play
 from mapolicy.compare.process_pool import run_in_processes
 
 if __name__ == "__main__":
-    pieces = [("wait", Path({folder!r}) / str(n)) for n in range(4)]
+    items = [("wait", Path({folder!r}) / str(n)) for n in range(4)]
     try:
-        run_in_processes(play, pieces, 2, lambda *_: print("finished"), print)
+        run_in_processes(play, items, 2, lambda *_: print("finished"), print)
     except KeyboardInterrupt:
         print("interrupted")
         sys.exit(130)
