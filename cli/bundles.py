@@ -2,26 +2,37 @@
 
 from typing import TYPE_CHECKING
 
-from ..bundle.dataset_level import DatasetPolicy
 from ..bundle.load import Opened, SearchedFile
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..bundle.manifest_base import PolicyFile
     from ..policy.policy_bundle import PolicyBundle
 
 
-def build(opened: Opened) -> "PolicyBundle | DatasetPolicy":
+def searched_file(opened: Opened, why: str, remedy: str) -> SearchedFile:
+    """The file of a searched bundle.
+
+    Args:
+        opened: of either kind.
+        why: why the command cannot use a dataset-level policy: "is a dataset-level policy, which ...".
+        remedy: what to do instead.
+
+    Raises:
+        InputError: a dataset-level policy.
+    """
+    if isinstance(opened.policy, SearchedFile):
+        return opened.policy
+    raise InputError(opened.fetched.source, why, remedy)
+
+
+def build(opened: Opened) -> "PolicyFile":
     """The policy that a run takes, with its architecture checked; imports torch.
 
     Raises:
         InputError: the extractor's tensors do not fit its architecture.
     """
-    if isinstance(opened.policy, DatasetPolicy):
-        return opened.policy
-    from ..policy.policy_bundle import PolicyBundle
-
-    file, fetched = opened.policy, opened.fetched
-    return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
+    return build_searched(opened) if isinstance(opened.policy, SearchedFile) else opened.policy
 
 
 def build_searched(opened: Opened) -> "PolicyBundle":
@@ -32,11 +43,10 @@ def build_searched(opened: Opened) -> "PolicyBundle":
     """
     from ..policy.policy_bundle import PolicyBundle
 
-    policy = build(opened)
-    if isinstance(policy, PolicyBundle):
-        return policy
     why = "is a dataset-level policy: all samples weigh the same"
-    raise InputError(opened.fetched.source, why, "name a searched bundle; `mapolicy report` shows this one")
+    file = searched_file(opened, why, "name a searched bundle; `mapolicy report` shows this one")
+    fetched = opened.fetched
+    return PolicyBundle.from_raw(file.manifest, file.tensors, fetched.source, opened.limits, fetched.origin)
 
 
 def check_first_use(opened: Opened) -> None:
@@ -45,7 +55,7 @@ def check_first_use(opened: Opened) -> None:
     Raises:
         InputError: the bundle cannot be used.
     """
-    if isinstance(opened.policy, SearchedFile):
+    if opened.policy.has_network:
         import torch
 
         build_searched(opened).build_extractor(torch.device("cpu"))

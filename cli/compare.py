@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..bundle.load import Opened, SearchedFile
+from ..bundle.load import Opened
 from ..bundle.manifest_base import parse_digest
 from ..config import TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
@@ -163,8 +163,7 @@ def _configurations(
     dataset: str | None, opened: Sequence[Opened], plan: Plan, settings: options.Settings
 ) -> tuple[list[TrainConfig], list[str]]:
     """A configuration for each network, and the recipe that each comes from."""
-    searched = [each.policy for each in opened if isinstance(each.policy, SearchedFile)]
-    from_bundle = searched[0].manifest.data_settings() if searched else {}
+    from_bundle = next((each.policy.data_settings() for each in opened if each.policy.has_network), {})
     flags = {"include_validation": plan.include_validation or None}
     found = [settings.resolve(TrainConfig, name, dataset, from_bundle, **flags) for name in plan.arch or ()]
     varied = OPTION_OF.keys() & {text.partition("=")[0] for text in settings.settings or ()}

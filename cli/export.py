@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ..bundle.dataset_level import DatasetPolicy
-from ..bundle.download import redacted
 from ..bundle.export import FORMS, omissions
 from ..bundle.export import export as write_policy
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from ..runtime.files import write_atomically
-from . import display, options, outputs
+from . import bundles, display, options, outputs
 from .grouped import grouped
 
 
@@ -35,12 +33,10 @@ def export(
         raise UsageError("--to", f"{form!r} is not one of {', '.join(FORMS)}")
     out = out or Path("artifacts") / f"{Path(outputs.file_name(bundle)).stem}_{form}{FORMS[form]}"
     outputs.ensure_writable(out, "--out", force=force)
-    opened = checks.open(bundle).policy
-    if isinstance(opened, DatasetPolicy):
-        why = "is a dataset-level policy, which has no p_jk"
-        raise InputError(redacted(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
-    manifest = opened.manifest
-    write_atomically(out, write_policy(manifest, opened.tensors, form).encode())
+    why = "is a dataset-level policy, which has no p_jk"
+    file = bundles.searched_file(checks.open(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
+    manifest = file.manifest
+    write_atomically(out, write_policy(manifest, file.tensors, form).encode())
     lost = omissions(form, manifest.operations.names)
     if output.as_json:
         display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(lost)})

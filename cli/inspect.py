@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from ..bundle.dataset_level import DatasetPolicy, spelled_step
 from ..bundle.describe import describe
+from ..bundle.load import SearchedFile
+from ..bundle.source import Fetched
 from . import display, options
 from .grouped import grouped
 
@@ -24,10 +26,13 @@ def inspect(
     Example: mapolicy inspect artifacts/digits.safetensors
     """
     opened = checks.open(bundle)
-    policy, fetched = opened.policy, opened.fetched
-    if isinstance(policy, DatasetPolicy):
-        _inspect_list(policy, len(fetched.content), output)
-        return
+    if isinstance(opened.policy, DatasetPolicy):
+        _show_list(opened.policy, opened.fetched, output)
+    else:
+        _show_searched(opened.policy, opened.fetched, output)
+
+
+def _show_searched(policy: SearchedFile, fetched: Fetched, output: options.Output) -> None:
     manifest = policy.manifest
     facts = {"bundle": fetched.origin, **describe(manifest, policy.tensors, len(fetched.content))}
     if output.as_json:
@@ -66,8 +71,8 @@ def inspect(
             print(f"  {entry['first']:>12}, {entry['second']:<12}  {entry['probability']:.4%}")
 
 
-def _inspect_list(policy: DatasetPolicy, size: int, output: options.Output) -> None:
-    manifest = policy.manifest
+def _show_list(policy: DatasetPolicy, fetched: Fetched, output: options.Output) -> None:
+    manifest, size = policy.manifest, len(fetched.content)
     if output.as_json:
         display.print_json({"bundle": policy.origin, "bytes": size, **manifest.model_dump()})
         return

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ..bundle.load import SearchedFile
 from ..runtime.files import write_atomically
 from . import display, options, outputs
 from .grouped import grouped
@@ -35,5 +34,5 @@ def pull(
     facts = {"bundle": str(out), "digest": opened.policy.digest, "from": fetched.origin}
     if fetched.commit is not None:
         facts["commit"] = fetched.commit
-    extractor = {"extractor": display.NOT_BUILT} if isinstance(opened.policy, SearchedFile) else {}
+    extractor = {"extractor": display.NOT_BUILT} if opened.policy.has_network else {}
     output.show(facts, facts | extractor | {"next": f"mapolicy train --bundle {shlex.quote(str(out))} --arch ARCH"})

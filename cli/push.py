@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from ..bundle import hub
-from ..bundle.dataset_level import DatasetPolicy
-from ..bundle.source import BUNDLE_FILE, CARD_FILE, PICTURE_FILE
+from ..bundle.source import BUNDLE_FILE, CARD_FILE
 from ..runtime.files import write_atomically
 from . import bundles, options, outputs
 from .grouped import grouped
@@ -38,18 +37,12 @@ def push(
     """
     hub.check_repository(repository)
     opened = checks.open(bundle)
-    policy, manifest = opened.policy, opened.policy.manifest
+    manifest = opened.policy.manifest
 
-    from ..bundle.model_card import dataset_policy_card, heat_map, model_card, read_run
+    from ..bundle.model_card import card_pages, read_run
 
     rows = [read_run(folder, manifest.digest) for folder in runs or []]
-    if isinstance(policy, DatasetPolicy):
-        pages = {CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, rows).encode()}
-    else:
-        pages = {
-            CARD_FILE: model_card(policy.manifest, policy.tensors, repository, licence, rows).encode(),
-            PICTURE_FILE: heat_map(policy.tensors, policy.manifest.operations.names),
-        }
+    pages = card_pages(opened.policy, repository, licence, rows)
     if card_only is not None:
         for name in pages:
             outputs.ensure_writable(card_only / name, "--card-only", force=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bundle.load import Opened, SearchedFile
+from ..bundle.load import Opened
 from ..bundle.manifest import Manifest
 from ..config import TrainConfig
 from ..errors import InputError, UsageError
@@ -83,7 +83,7 @@ def report(
     opened = None if bundle is None else checks.open(bundle)
     other = None if study.against is None else options.BundleChecks(limits=checks.limits).open(study.against)
     for each in (opened, other):
-        if other is not None and each is not None and not isinstance(each.policy, SearchedFile):
+        if other is not None and each is not None and not each.policy.has_network:
             raise InputError(each.fetched.source, "is a dataset-level policy", "--against compares searched ones")
 
     from ..report.page import page
@@ -132,7 +132,7 @@ def _gathered(opened: Opened | None, run: Path | None, other: Opened | None, stu
 
     where = resolve_device(study.device or "auto")
     curves = None if run is None else read_run(run)
-    searched = bundles.build_searched(opened) if opened and isinstance(opened.policy, SearchedFile) else None
+    searched = bundles.build_searched(opened) if opened and opened.policy.has_network else None
     splits, no_data = (None, "") if searched is None else _data(searched, study.data_dir, where)
     before = None if other is None else bundles.build_searched(other)
     return gather(opened, searched, curves, splits, no_data, before, study.samples, where)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bundle.load import SearchedFile
 from ..config import MODES, TrainConfig
 from ..errors import UsageError
 from ..registries import policy_names
@@ -61,13 +60,14 @@ def train(
     Example: mapolicy train --bundle artifacts/c100.safetensors --arch resnet18
     """
     opened = None if bundle is None else checks.open(bundle)
-    searched = opened.policy.manifest.data_settings() if opened and isinstance(opened.policy, SearchedFile) else None
-    config, recipe = settings.resolve(TrainConfig, arch, dataset, searched, **choice.settings())
+    file = None if opened is None else opened.policy
+    from_bundle = None if file is None else file.data_settings()
+    config, recipe = settings.resolve(TrainConfig, arch, dataset, from_bundle, **choice.settings())
     if config.mode != "finetune":
         for flag, given in (("--fast", settings.fast), ("--out", out is not None)):
             if given:
                 raise UsageError(flag, "only fine-tuning learns a policy", f"add --mode finetune or leave {flag} out")
-    config.check_bundle(opened is not None, opened is not None and searched is None, choice.allow_dataset_mismatch)
+    config.check_bundle(file is not None, file is not None and not file.has_network, choice.allow_dataset_mismatch)
     label = config.policy if config.policy != "learned" else config.mode
     folder = run.folder(f"train-{slug(config.dataset)}-{slug(config.arch)}-{label}-seed{config.seed}")
     reporter, listeners = run.begin(folder, out, recipe)

@@ -17,16 +17,17 @@ from .bilevel.build_step import choose, make_step
 from .bilevel.diagnostics import PolicyMonitor
 from .bilevel.inner_rate import InnerRate
 from .bilevel.options import StepOptions
-from .bundle.dataset_level import DatasetPolicy
 from .bundle.format import EXTRACTOR_PREFIX
+from .bundle.manifest_base import PolicyFile
 from .config import TrainConfig
 from .distributed import communicator
 from .errors import InputError
 from .models.noise import has_unequal_noise
-from .policy.augmentations import SampledSubPolicies, SampledTransformations, build_augmentation
+from .policy.augmentations import SampledTransformations, build_augmentation
 from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
-from .policy.frozen import FrozenExtractor, FrozenWeights
+from .policy.frozen import FrozenExtractor
 from .policy.policy_bundle import PolicyBundle
+from .policy.protocol import policy_of, searched_bundle
 from .policy.sampler import TransformationSampler
 from .registries import SEARCHED_POLICIES
 from .runtime.device import reproducible, resolve_device
@@ -73,7 +74,7 @@ class TrainResult:
 
 def train_network(
     config: TrainConfig,
-    bundle: PolicyBundle | DatasetPolicy | None = None,
+    bundle: PolicyFile | None = None,
     reporter: Reporter | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
@@ -115,6 +116,7 @@ def train_network(
         )
         expected = forecast_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
+        learned = searched_bundle(bundle) if config.mode == "finetune" else None
         facts = _facts(iteration)
         with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, facts, expected) as run:
             cost_ratio = run.loop(iteration)
@@ -138,7 +140,7 @@ def train_network(
                 cost_ratio=cost_ratio,
                 digest=digest,
                 dataset_mismatch=differences,
-                refined=_refined(config, bundle, state, iteration) if config.mode == "finetune" else None,
+                refined=_refined(config, learned, state, iteration) if learned is not None else None,
             )
             if out is not None and result.refined is not None:
                 result.refined.save(out)
@@ -159,7 +161,7 @@ def train_network(
 
 def forecast_training(
     config: TrainConfig,
-    bundle: PolicyBundle | DatasetPolicy | None = None,
+    bundle: PolicyFile | None = None,
     reporter: Reporter | None = None,
     allow_dataset_mismatch: bool = False,
 ) -> Forecast:
@@ -176,15 +178,15 @@ def forecast_training(
 
 def _prepared(
     config: TrainConfig,
-    bundle: PolicyBundle | DatasetPolicy | None,
+    bundle: PolicyFile | None,
     reporter: Reporter,
     device: torch.device,
     allow_dataset_mismatch: bool,
     split_of: PolicyBundle | None = None,
 ) -> tuple[Task, Iteration, RunState, tuple[str, ...]]:
     """A training about to begin, and what tells its data set from the bundle's."""
-    config.check_bundle(bundle is not None, isinstance(bundle, DatasetPolicy), allow_dataset_mismatch)
-    searched = bundle if isinstance(bundle, PolicyBundle) else split_of
+    config.check_bundle(bundle is not None, bundle is not None and not bundle.has_network, allow_dataset_mismatch)
+    searched = searched_bundle(bundle) or split_of
     if searched is not None:
         check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
@@ -201,7 +203,7 @@ def _prepared(
 
 def plan(
     config: TrainConfig,
-    bundle: PolicyBundle | DatasetPolicy | None,
+    bundle: PolicyFile | None,
     task: Task,
     device: torch.device,
     noted: Callable[[str], None] = lambda text: None,
@@ -212,21 +214,19 @@ def plan(
     if config.policy not in SEARCHED_POLICIES:
         return WeightedIteration(task, build_augmentation(config, task.splits.name)), RunState(modules, optimizers)
     assert bundle is not None
-    if isinstance(bundle, DatasetPolicy):
-        return WeightedIteration(task, SampledSubPolicies(bundle.manifest.sub_policies)), RunState(modules, optimizers)
+    frozen = policy_of(bundle)
     if config.mode == "frozen":
-        drawn = None if config.policy == "weights-only" else bundle.probabilities
-        augmentation = SampledTransformations(TransformationSampler(probabilities=drawn), config.operation_space)
-        weights = None
-        if config.policy != "sampler-only":
-            policy, extractor = bundle.build_policy().to(device), FrozenExtractor(bundle, device)
-            weights = FrozenWeights(extractor, policy, config.reject_below_mean, task.communicator)
-        return WeightedIteration(task, augmentation, weights), RunState(modules, optimizers)
+        weights = frozen.weights(config, device, task.communicator)
+        return WeightedIteration(task, frozen.augmentation(config), weights), RunState(modules, optimizers)
 
-    extractor, policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
-    sampler = TransformationSampler.from_config(config, task.iterations_per_epoch, bundle.probabilities, bundle.means)
+    searched = frozen.searched
+    assert searched is not None
+    extractor, policy = FrozenExtractor(searched, device), searched.build_policy().to(device)
+    sampler = TransformationSampler.from_config(
+        config, task.iterations_per_epoch, searched.probabilities, searched.means
+    )
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
-    rate = InnerRate(float(bundle.alpha.log().mean().exp())).to(device)
+    rate = InnerRate(float(searched.alpha.log().mean().exp())).to(device)
     policy_optimizer = make_policy_optimizer(config, policy.parameters(), rate, task.iterations)
     bilevel = make_step(
         choose(config, task.network, task.splits.channels, task.iterations, device),
@@ -275,11 +275,8 @@ def _check_channels(bundle: PolicyBundle, task: Task) -> None:
         raise InputError(task.splits.name, why, "use a bundle that was searched on such images")
 
 
-def _refined(
-    config: TrainConfig, bundle: PolicyBundle | DatasetPolicy | None, state: RunState, iteration: Iteration
-) -> PolicyBundle:
+def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iteration: Iteration) -> PolicyBundle:
     """The bundle with what fine-tuning has made of theta, alpha and p_jk."""
-    assert isinstance(bundle, PolicyBundle)
     assert state.sampler is not None
     assert isinstance(iteration, BilevelIteration)
     rate = state.modules["rate"]

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
 
@@ -142,6 +142,8 @@ class DatasetPolicy(PolicyFile):
         origin: where it was read from; empty for one that was made here.
     """
 
+    has_network: ClassVar[bool] = False
+
     manifest: PublishedManifest
     origin: str = ""
 
@@ -159,17 +161,10 @@ class DatasetPolicy(PolicyFile):
         return cls(PublishedManifest(**dict(draft), digest=_digest(draft)))
 
     @classmethod
-    def load(
-        cls, reference: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None
-    ) -> Self:
-        """The policy in a file, at an https address or on the hub; as `PolicyBundle.load`.
-
-        Raises:
-            InputError: not a dataset-level policy that can be used; one line names the field.
-            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
-        """
+    def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
+        """The dataset-level policy in a file, at an https address or on the hub."""
         limits = limits or Limits()
-        return cls.from_fetched(fetch_container(reference, limits), expect_digest, limits)
+        return cls.from_fetched(fetch_container(path, limits), expect_digest, limits)
 
     @classmethod
     def from_fetched(cls, fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
@@ -204,6 +199,18 @@ class DatasetPolicy(PolicyFile):
     def to_bytes(self) -> bytes:
         """The policy's file; equal policies give equal bytes."""
         return write_container(self.manifest.to_json(), {})
+
+    def needed_limits(self) -> Limits:
+        """Limits whose header holds the whole list."""
+        return Limits(header_bytes=len(self.to_bytes()))
+
+    def data_settings(self) -> dict[str, Any]:
+        """None: it fits every data set."""
+        return {}
+
+    def about(self) -> dict[str, Any]:
+        """The source of the list."""
+        return {"source": self.manifest.source}
 
     @property
     def digest(self) -> str:

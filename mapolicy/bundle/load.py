@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .dataset_level import DatasetPolicy, is_listed
 from .fetch import fetch_container
@@ -23,8 +24,14 @@ class SearchedFile:
         tensors: by name, views of the file's bytes.
     """
 
+    has_network: ClassVar[bool] = True
+
     manifest: Manifest
     tensors: Mapping[str, RawTensor]
+
+    def data_settings(self) -> dict[str, Any]:
+        """The `RunConfig` fields that a training run takes from it (`Manifest.data_settings`)."""
+        return self.manifest.data_settings()
 
     @property
     def digest(self) -> str:

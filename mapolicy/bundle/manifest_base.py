@@ -9,7 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,7 @@ from ..runtime import files
 from ..runtime.plugins import VARIABLE
 from ..runtime.sanitize import NEW_COPY, escaped, invalid_bundle, quoted
 from . import canonical_json
+from .limits import Limits
 
 FORMAT = 1
 DATASET_LEVEL = "dataset-level"  # `kind` of a bundle without a network; a searched bundle has no such field
@@ -48,7 +49,42 @@ class Draft(ManifestPart):
 
 
 class PolicyFile(ABC):
-    """A policy that is one file with one digest."""
+    """A policy that is one file with one digest: what commands and comparisons ask of every kind of it.
+
+    Attributes:
+        has_network: it was searched, so it brings a data set, a split, an extractor and a policy network.
+        origin: where it was read from; empty for one that was made here.
+    """
+
+    has_network: ClassVar[bool]
+    origin: str
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
+        """The policy in a file, which may lie elsewhere.
+
+        Args:
+            path: a .safetensors file; as a text also an https address, or `hf://NAMESPACE/NAME[@REVISION]`.
+            expect_digest: the digest that it must have; None accepts any.
+            limits: of its size; None takes the default ones.
+
+        Raises:
+            InputError: not a policy of this kind that can be used; one line names the field.
+            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
+        """
+
+    @abstractmethod
+    def needed_limits(self) -> Limits:
+        """Limits under which its file can be loaded again."""
+
+    @abstractmethod
+    def data_settings(self) -> dict[str, Any]:
+        """The `RunConfig` fields that a training run takes from it; none from a policy without a data set."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Where the policy comes from, as plain values, for the record of a comparison."""
 
     @property
     @abstractmethod

@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..runtime.files import CONFIG_FILE, RESULT_FILE, read_regular_file
 from ..runtime.sanitize import printable
-from .dataset_level import PublishedManifest
+from .dataset_level import DatasetPolicy, PublishedManifest
 from .format import PROBABILITIES
+from .load import SearchedFile
 from .manifest import Manifest
 from .safetensors_reader import RawTensor
-from .source import PICTURE_FILE
+from .source import CARD_FILE, PICTURE_FILE
 
 LARGEST_RECORD = 2**24  # bytes of a run's result or configuration
 LISTED, LISTED_SUB_POLICIES = 5, 500
@@ -73,6 +74,18 @@ def read_run(folder: Path, digest: str) -> RunResult:
         why = f"trained with the bundle {str(found)[:12]}, not with {digest[:12]}"
         raise InputError(str(folder), why, "give --bundle to the baseline's run too, so that it has the same splits")
     return row
+
+
+def card_pages(
+    policy: SearchedFile | DatasetPolicy, repository: str, licence: str, runs: Sequence[RunResult]
+) -> dict[str, bytes]:
+    """The files beside a bundle in a repository, by name; arguments as of `model_card`."""
+    if isinstance(policy, DatasetPolicy):
+        return {CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, runs).encode()}
+    return {
+        CARD_FILE: model_card(policy.manifest, policy.tensors, repository, licence, runs).encode(),
+        PICTURE_FILE: heat_map(policy.tensors, policy.manifest.operations.names),
+    }
 
 
 def model_card(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.manifest_base import PolicyFile
 from ..config import TrainConfig
 from ..data.splits import load_splits
 from ..errors import InputError, UsageError
@@ -27,7 +27,7 @@ def baselines() -> tuple[str, ...]:
 
 
 def check_arguments(
-    bundles: Sequence[PolicyBundle | DatasetPolicy],
+    bundles: Sequence[PolicyFile],
     configs: Sequence[TrainConfig],
     against: Sequence[str],
     modes: Sequence[str],

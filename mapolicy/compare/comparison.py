@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.manifest_base import PolicyFile
 from ..config import MACHINE_FIELDS, TrainConfig
 from ..errors import MapolicyError
 from ..policy.policy_bundle import PolicyBundle
+from ..policy.protocol import searched_bundle
 from ..runtime.device import resolve_device
 from ..runtime.files import RUN_FILES
 from ..runtime.lock import folder_lock
@@ -76,7 +77,7 @@ class Comparison:
 
 
 def compare_policies(
-    bundles: Sequence[PolicyBundle | DatasetPolicy],
+    bundles: Sequence[PolicyFile],
     configs: Sequence[TrainConfig],
     run_dir: Path,
     against: Sequence[str] = DEFAULT_BASELINES,
@@ -119,8 +120,8 @@ def compare_policies(
         KeyboardInterrupt, SystemExit: interrupted by a signal; `resume` continues.
     """
     reporter = reporter or Reporter()
-    searched = [bundle for bundle in bundles if isinstance(bundle, PolicyBundle)]
-    dataset_level = [bundle for bundle in bundles if isinstance(bundle, DatasetPolicy)]
+    searched = [found for bundle in bundles if (found := searched_bundle(bundle)) is not None]
+    dataset_level = [bundle for bundle in bundles if not bundle.has_network]
     split_owners: list[PolicyBundle | None] = [*searched] or [None]
     by_digest = {bundle.digest: bundle for bundle in bundles}
     check_arguments(bundles, configs, against, modes, seeds, budget, jobs)
@@ -211,16 +212,8 @@ def _run(
     return failed
 
 
-def _about(bundle: PolicyBundle | DatasetPolicy) -> dict[str, Any]:
-    about = {"bundle": short_digest(bundle), "digest": bundle.digest, "origin": bundle.origin}
-    if isinstance(bundle, DatasetPolicy):
-        return about | {"source": bundle.manifest.source}
-    manifest = bundle.manifest
-    return about | {
-        "proxy": manifest.extractor.arch,
-        "epochs": manifest.run.epochs,
-        "search": dict(manifest.search.settings),
-    }
+def _about(bundle: PolicyFile) -> dict[str, Any]:
+    return {"bundle": short_digest(bundle), "digest": bundle.digest, "origin": bundle.origin, **bundle.about()}
 
 
 def _shared_settings(config: TrainConfig) -> dict[str, Any]:

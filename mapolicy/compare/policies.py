@@ -8,7 +8,7 @@ bundle the settings draw the split.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.manifest_base import PolicyFile
 from ..config import RunConfig, TrainConfig
 from ..errors import UsageError
 from ..policy.policy_bundle import PolicyBundle
@@ -28,7 +28,7 @@ class ComparedPolicy:
 
     policy: str
     mode: str = "frozen"
-    dataset_level: DatasetPolicy | None = None
+    dataset_level: PolicyFile | None = None
 
     @property
     def label(self) -> str:
@@ -45,14 +45,14 @@ class ComparedPolicy:
         """
         return config.with_changes(policy=self.policy, mode=self.mode)
 
-    def bundle(self, split_of: PolicyBundle | None) -> PolicyBundle | DatasetPolicy | None:
+    def bundle(self, split_of: PolicyBundle | None) -> PolicyFile | None:
         """The bundle to train with on the split of `split_of` (None: on the split that the settings draw)."""
         return split_of if self.dataset_level is None else self.dataset_level
 
 
 def compared_policies(
     searched: Sequence[PolicyBundle],
-    dataset_level: Sequence[DatasetPolicy],
+    dataset_level: Sequence[PolicyFile],
     modes: Sequence[str],
     against: Sequence[str],
 ) -> list[ComparedPolicy]:
@@ -77,7 +77,7 @@ def compared_policies(
     ]
 
 
-def short_digest(bundle: PolicyBundle | DatasetPolicy) -> str:
+def short_digest(bundle: PolicyFile) -> str:
     """A bundle's name in folders and tables."""
     return bundle.digest[:DIGEST_DIGITS]
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.manifest_base import PolicyFile
 from ..errors import InputError, UsageError
-from ..policy.policy_bundle import PolicyBundle
 from ..runtime.files import has_files, read_regular_file, write_atomically
 from .policies import DIGEST_DIGITS
 
@@ -16,7 +15,7 @@ LARGEST_JSON = 2**24  # bytes
 
 
 def open_record(
-    run_dir: Path, bundles: Mapping[str, PolicyBundle | DatasetPolicy], budget: str, resume: bool, overwrite: bool
+    run_dir: Path, bundles: Mapping[str, PolicyFile], budget: str, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
     """The folder's record: a new one, or with `resume` the old one with the new bundles added. Writes nothing.
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..bundle.dataset_level import DatasetPolicy
-from ..bundle.limits import Limits
+from ..bundle.manifest_base import PolicyFile
 from ..data.splits import load_splits
 from ..policy.compatibility import DatasetComparison
 from ..policy.pipeline import Pipeline
 from ..policy.policy_bundle import PolicyBundle
+from ..policy.protocol import searched_bundle
 from ..runtime.device import reproducible, resolve_device
 from ..runtime.files import CONFIG_FILE, RESULT_FILE, write_atomically
 from ..train import train_network
@@ -31,14 +31,13 @@ class JobRunner:
         bundles: by digest.
     """
 
-    def __init__(self, folder: Path, bundles: Mapping[str, PolicyBundle | DatasetPolicy]) -> None:
+    def __init__(self, folder: Path, bundles: Mapping[str, PolicyFile]) -> None:
         self._bundles = dict(bundles)
-        self._copies = {
-            digest: (type(bundle), folder / f"{short_digest(bundle)}.safetensors", _limits(bundle), bundle.origin)
-            for digest, bundle in bundles.items()
-        }
-        for digest, (_, path, _, _) in self._copies.items():
-            bundles[digest].save(path)
+        self._copies = {}
+        for digest, bundle in bundles.items():
+            path = folder / f"{short_digest(bundle)}.safetensors"
+            self._copies[digest] = (type(bundle), path, bundle.needed_limits(), bundle.origin)
+            bundle.save(path)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_bundles": {}, "_copies": self._copies}
@@ -51,8 +50,7 @@ class JobRunner:
             noted: called with each message for the user.
         """
         bundle = None if job.digest is None else self._bundle(job.digest)
-        split_of = None if job.split_of is None else self._bundle(job.split_of)
-        assert not isinstance(split_of, DatasetPolicy)
+        split_of = None if job.split_of is None else searched_bundle(self._bundle(job.split_of))
         if job.proxy:
             assert split_of is not None
             _test_proxy(job, split_of)
@@ -61,16 +59,11 @@ class JobRunner:
         reporter = _Notes(f"{job}: ", noted)
         train_network(job.config, bundle, reporter, job.folder, resume, overwrite=not resume, split_of=split_of)
 
-    def _bundle(self, digest: str) -> PolicyBundle | DatasetPolicy:
+    def _bundle(self, digest: str) -> PolicyFile:
         if digest not in self._bundles:
             kind, path, limits, origin = self._copies[digest]
-            self._bundles[digest] = replace(kind.load(path, digest, limits), origin=origin)
+            self._bundles[digest] = replace(cast(Any, kind.load(path, digest, limits)), origin=origin)
         return self._bundles[digest]
-
-
-def _limits(bundle: PolicyBundle | DatasetPolicy) -> Limits:
-    """Size limits under which a bundle that was loaded once can be loaded again."""
-    return bundle.limits if isinstance(bundle, PolicyBundle) else Limits(header_bytes=len(bundle.to_bytes()))
 
 
 class _Notes(Reporter):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class PolicyBundle(PolicyFile):
         origin: where it was read from (`source.Fetched.origin`); empty for one that was made here.
         limits: under which it was loaded, and under which what it writes must be readable.
     """
+
+    has_network: ClassVar[bool] = True
 
     manifest: Manifest
     tensors: Mapping[str, Tensor]
@@ -187,6 +189,19 @@ class PolicyBundle(PolicyFile):
         Nothing is downloaded with them; add `{"download": True}` where the bundle's data set may be fetched.
         """
         return self.manifest.data_settings()
+
+    def needed_limits(self) -> Limits:
+        """The limits that it was loaded under."""
+        return self.limits
+
+    def about(self) -> dict[str, Any]:
+        """The proxy, and the epochs and settings of the search."""
+        manifest = self.manifest
+        return {
+            "proxy": manifest.extractor.arch,
+            "epochs": manifest.run.epochs,
+            "search": dict(manifest.search.settings),
+        }
 
     @property
     def has_classifier(self) -> bool:

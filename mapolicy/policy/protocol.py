@@ -1,0 +1,102 @@
+"""What a training run asks of a policy, whatever kind of file it comes from.
+
+`policy_of` is the one place that looks at the kind of a policy file. A new kind of file is a subclass of `PolicyFile`
+and an implementation of `Policy`, registered with `policy_of.register`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from ..bundle.dataset_level import DatasetPolicy
+from ..bundle.manifest_base import PolicyFile
+from ..config import TrainConfig
+from ..distributed import Communicator
+from .augmentations import Augmentation, SampledSubPolicies, SampledTransformations
+from .frozen import FrozenExtractor, FrozenWeights
+from .pipeline import AugmentedBatch
+from .policy_bundle import PolicyBundle
+from .sampler import TransformationSampler
+
+Weights = Callable[[AugmentedBatch], Tensor]
+
+
+class Policy(ABC):
+    """A policy at work, without being learned further.
+
+    Attributes:
+        searched: the bundle that brings a data set and a split and can be fine-tuned; None for a policy without these.
+    """
+
+    searched: PolicyBundle | None = None
+
+    @abstractmethod
+    def augmentation(self, config: TrainConfig) -> Augmentation:
+        """What the policy does to a batch; `config.policy` may ask for a half of the policy."""
+
+    @abstractmethod
+    def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
+        """The weights of an augmented batch, float [n] with sum 1; None for equal ones.
+
+        Args:
+            config: of the run.
+            device: of the batches.
+            communicator: to the processes that have the other shards of a batch.
+        """
+
+
+class SearchedPolicy(Policy):
+    """The policy of a searched bundle, or a half of it: p_jk with equal weights, or the weights of uniform draws."""
+
+    def __init__(self, bundle: PolicyBundle) -> None:
+        self.searched: PolicyBundle = bundle
+
+    def augmentation(self, config: TrainConfig) -> Augmentation:
+        """Transformations drawn from p_jk, or uniformly."""
+        space = self.searched.operation_space
+        probabilities = None if config.policy == "weights-only" else self.searched.probabilities
+        return SampledTransformations(TransformationSampler(probabilities=probabilities), space.name)
+
+    def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
+        """Those of the frozen policy network."""
+        if config.policy == "sampler-only":
+            return None
+        policy, extractor = self.searched.build_policy().to(device), FrozenExtractor(self.searched, device)
+        return FrozenWeights(extractor, policy, config.reject_below_mean, communicator)
+
+
+class DatasetLevelPolicy(Policy):
+    """A list of sub-policies; all samples weigh the same."""
+
+    def __init__(self, file: DatasetPolicy) -> None:
+        self._sub_policies = file.manifest.sub_policies
+
+    def augmentation(self, config: TrainConfig) -> Augmentation:
+        """A sub-policy for each image."""
+        return SampledSubPolicies(self._sub_policies)
+
+    def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
+        """Equal ones."""
+        return None
+
+
+@singledispatch
+def policy_of(file: PolicyFile) -> Policy:
+    """The policy of a file.
+
+    Raises:
+        TypeError: a kind of file that is not registered here.
+    """
+    raise TypeError(f"there is no policy for a {type(file).__name__}")
+
+
+policy_of.register(PolicyBundle, SearchedPolicy)
+policy_of.register(DatasetPolicy, DatasetLevelPolicy)
+
+
+def searched_bundle(file: PolicyFile | None) -> PolicyBundle | None:
+    """The file where it is a searched bundle, else None."""
+    return None if file is None else policy_of(file).searched
