@@ -316,14 +316,16 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_update(tmp_path: Path) -
     assert on_ranks(2, poisoned, tmp_path) == [("nan", 0.0)] * 2
 
 
-def test_a_run_that_diverges_ends_alike_everywhere(searched: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
-    def diverging() -> str:
-        try:
-            searched(learning_rate=1e30)
-        except TrainingError as problem:
-            return str(problem)
-        return ""
+def message(error: type[Exception], function: Callable[..., Any], **arguments: Any) -> str:
+    try:
+        function(**arguments)
+    except error as problem:
+        return str(problem)
+    return ""
 
+
+def test_a_run_that_diverges_ends_alike_everywhere(searched: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
+    diverging = partial(message, TrainingError, searched, learning_rate=1e30)
     first, second = on_ranks(2, diverging, tmp_path)
     assert first.partition(";")[0] == second.partition(";")[0], "rank 0 alone knows of checkpoints"
     assert "not finite" in first or "the loss is" in first
@@ -377,15 +379,8 @@ def test_a_process_decodes_its_own_images_alone(
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(searched: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
-    def refused() -> str:
-        try:
-            searched(batch_size=255)
-        except UsageError as problem:
-            return str(problem)
-        return ""
-
     expected = "batch_size: 255 images are not divided by 2 processes x accumulate 1; set it to a multiple of 2"
-    assert on_ranks(2, refused, tmp_path) == [expected] * 2
+    assert on_ranks(2, partial(message, UsageError, searched, batch_size=255), tmp_path) == [expected] * 2
 
 
 def torchrun(*arguments: str, folder: Path) -> subprocess.Popen[str]:

@@ -35,7 +35,7 @@ class Limits:
         for spec in fields(self):
             value = getattr(self, spec.name)
             if type(value) is not int or value < 1:
-                raise UsageError(f"limit {spec.name}", f"{value!r} is no whole number above 0", "check --limit")
+                raise UsageError(f"limit {spec.name}", f"{value!r} is not a whole number above 0", "check --limit")
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Limits":

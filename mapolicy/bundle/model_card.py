@@ -1,7 +1,8 @@
-"""A bundle's model card: the page that a repository on the hub shows, and the picture of p_jk on it.
+"""A bundle's model card, the README.md of its repository on the hub, and the card's picture of p_jk.
 
-Everything in a bundle was written by others. What they wrote freely stands in code spans and code blocks, where neither
-Markdown nor HTML means anything; the front matter is written by a YAML library.
+A bundle is untrusted. Its texts go into code spans and code blocks, where Markdown and HTML have no effect.
+`huggingface_hub.ModelCardData` writes the front matter. Its `ModelCard` renders a Jinja template instead of sections;
+that would be longer here, and parse the front matter once more.
 """
 
 import io
@@ -27,21 +28,21 @@ from .safetensors_reader import RawTensor
 from .source import CARD_FILE, PICTURE_FILE
 
 LARGEST_RECORD = 2**24  # bytes of a run's result or configuration
-LISTED, LISTED_SUB_POLICIES = 5, 500
+LISTED, LISTED_SUB_POLICIES = 5, 500  # pairs at either end of the ranking; sub-policies
 
-# Those of https://huggingface.co/docs/hub/repositories-licenses that data and weights are usually given under.
+# Licences usual for data and weights, by their names in https://huggingface.co/docs/hub/repositories-licenses.
 LICENCES = frozenset(
     {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0"}
     | {"cc-by-nd-4.0", "cc-by-sa-4.0", "cc0-1.0", "gpl-3.0", "mit", "mpl-2.0", "openrail", "unlicense"}
 )
 
-CELL, SMALL = 54, 13  # pixels
+CELL, FONT_SIZE = 54, 13  # pixels
 _HIGH, _LOW = np.array([178, 24, 43]), np.array([33, 102, 172])  # above and below uniform
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished training run with this bundle or, for comparison, with a baseline under its splits."""
+    """A finished training run with this bundle, or with a baseline on the same splits."""
 
     arch: str
     policy: str
@@ -51,14 +52,14 @@ class RunResult:
 
 
 def read_run(folder: Path, digest: str) -> RunResult:
-    """What a run folder of `train_network` says.
+    """Read the result of a run folder of `train_network`.
 
     Args:
-        folder: with the run's configuration and result.
-        digest: of the bundle that the run must have had.
+        folder: the run folder.
+        digest: of the bundle that the run must have used.
 
     Raises:
-        InputError: no finished run, or one with another bundle.
+        InputError: the folder has no finished run, or the run used another bundle.
     """
     try:
         result = json.loads(read_regular_file(folder / RESULT_FILE, LARGEST_RECORD))
@@ -69,7 +70,9 @@ def read_run(folder: Path, digest: str) -> RunResult:
             str(result["arch"]), str(policy), int(config["epochs"]), int(config["seed"]), float(result["test_top1"])
         )
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(str(folder), "is no finished training run", "name the run folder of mapolicy train") from None
+        raise InputError(
+            str(folder), "is not a finished training run", "name the run folder of mapolicy train"
+        ) from None
     if found != digest:
         why = f"trained with the bundle {str(found)[:12]}, not with {digest[:12]}"
         raise InputError(str(folder), why, "give --bundle to the baseline's run too, so that it has the same splits")
@@ -95,21 +98,24 @@ def model_card(
     licence: str = "",
     runs: Sequence[RunResult] = (),
 ) -> str:
-    """README.md of the bundle's repository: YAML front matter and Markdown.
+    """README.md of a searched bundle's repository: YAML front matter and Markdown.
 
     Args:
-        manifest, tensors: as `bundle_format.read_bundle` returns them.
-        repository: NAMESPACE/NAME, where it will be found.
-        licence: of the repository; the bundle's own where it states one.
-        runs: what was measured with it.
+        manifest, tensors: as `format.read_bundle` returns them.
+        repository: NAMESPACE/NAME of the repository.
+        licence: of the repository, unless the bundle states its own.
+        runs: results to list in the card.
     """
     licence = manifest.licence or licence
-    about = {"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch}
-    sections = [
+    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(manifest.search.settings.items()))
+    return _page(
+        {"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch},
+        licence,
         f"# Augmentation policy for {_code(manifest.dataset.name)}",
         "A sample-aware augmentation policy, searched once with MetaAugment (Zhou et al., AAAI 2021) and reused to "
-        "train other networks on the same data set. The file holds the policy network, the network that sees the "
-        "images for it, and the probabilities of the transformations; it is plain safetensors, and nothing in it runs.",
+        "train other networks on the same data set. The file holds the policy network, the network that extracts "
+        "features of the images for it, and the probabilities of the transformations. It is plain safetensors: loading "
+        "it runs no code.",
         _facts(manifest, licence),
         "## How to use it",
         _use(manifest, repository),
@@ -118,25 +124,22 @@ def model_card(
         "## What it learned",
         f"![Probability of each pair of operations, in per cent]({PICTURE_FILE})",
         _likeliest(manifest, tensors),
-    ]
-    if manifest.note:
-        sections += ["## Note", _block(manifest.note)]
-    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(manifest.search.settings.items()))
-    sections += ["## Settings of the search", _block(settings, "toml")]
-    return _front_matter(licence, about) + "\n\n".join(sections) + "\n"
+        *_note(manifest.note),
+        "## Settings of the search",
+        _block(settings, "toml"),
+    )
 
 
 def dataset_policy_card(
     manifest: PublishedManifest, repository: str, licence: str = "", runs: Sequence[RunResult] = ()
 ) -> str:
-    """The same for a dataset-level policy, which has no p_jk to show.
+    """README.md of a dataset-level policy's repository, which has no picture.
 
     Args:
         manifest: of the policy.
         repository, licence, runs: as in `model_card`.
     """
     licence = manifest.licence or licence
-    about = {"digest": manifest.digest, "format": manifest.format, "kind": manifest.kind}
     reference = f"hf://{repository}"
     shell = f"mapolicy train DATASET --bundle {reference} --expect-digest {manifest.digest} --arch resnet18"
     steps = [
@@ -144,12 +147,14 @@ def dataset_policy_card(
         for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]
     ]
     more = len(manifest.sub_policies) - len(steps)
-    sections = [
+    return _page(
+        {"digest": manifest.digest, "format": manifest.format, "kind": manifest.kind},
+        licence,
         "# Dataset-level augmentation policy",
-        "A published policy as a mapolicy bundle: one sub-policy is drawn for each image, each of its steps is taken "
-        "with its probability, and all samples count the same. It has no network and fits every data set.",
+        "A published policy as a mapolicy bundle. One sub-policy is drawn for each image, and each of its steps is "
+        "applied with its probability. All samples have the same weight. It has no network and suits every data set.",
         f"- **digest**: {_code(manifest.digest)}\n- **source**: {_code(manifest.source)}\n"
-        f"- **lost on the way**: {', '.join(map(_code, manifest.lost)) or 'nothing'}\n"
+        f"- **lost in the conversion**: {', '.join(map(_code, manifest.lost)) or 'nothing'}\n"
         f"- **licence**: {_code(licence) if licence else 'not stated: ask before you use it'}",
         "## How to use it",
         _block(shell, "bash"),
@@ -157,10 +162,16 @@ def dataset_policy_card(
         _gain(runs),
         "## Sub-policies: operation, probability, value",
         _block("\n".join([*steps, *([f"and {more} more"] if more else [])])),
-    ]
-    if manifest.note:
-        sections += ["## Note", _block(manifest.note)]
+        *_note(manifest.note),
+    )
+
+
+def _page(about: Mapping[str, Any], licence: str, *sections: str) -> str:
     return _front_matter(licence, about) + "\n\n".join(sections) + "\n"
+
+
+def _note(note: str) -> list[str]:
+    return ["## Note", _block(note)] if note else []
 
 
 def _front_matter(licence: str, about: Mapping[str, Any]) -> str:
@@ -197,16 +208,17 @@ def _facts(manifest: Manifest, licence: str) -> str:
 
 def _use(manifest: Manifest, repository: str) -> str:
     reference, name = f"hf://{repository}", manifest.dataset.name
-    # A bundle knows the name of a folder, not where it lies; what timm reads from the network is for the user to name.
+    # A bundle records a folder's name without its path. The user must name a data set that timm may download.
     typed = "folder:PATH " if name.startswith("folder:") else f"{name} " if "/" in name else ""
     shell = f"mapolicy train {typed}--bundle {reference} --expect-digest {manifest.digest} --arch resnet18"
     python = (
         "from mapolicy import PolicyAugment, PolicyBundle\n\n"
         f'bundle = PolicyBundle.load("{reference}", expect_digest="{manifest.digest}")\n'
-        "policy = PolicyAugment(bundle)  # where MixUp stands in a training loop"
+        "policy = PolicyAugment(bundle)  # call it where a training loop calls MixUp"
     )
     why = (
-        "The digest is the policy's name: another file under this address is refused. `@COMMIT` after the name pins it."
+        "The digest identifies the policy: any other file at this address is rejected. `@COMMIT` after the name pins "
+        "the repository's commit."
     )
     return f"{_block(shell, 'bash')}\n\n{_block(python, 'python')}\n\n{why}"
 
@@ -214,15 +226,15 @@ def _use(manifest: Manifest, repository: str) -> str:
 def _gain(runs: Sequence[RunResult]) -> str:
     if not runs:
         return (
-            "**Not measured.** A search network's accuracy on the images that the policy was learned on says nothing "
-            "about what other networks gain. Compare with `--policy uniform` (the same operations, "
-            "equal weights) and `--policy trivialaugment` under the same budget."
+            "**Not measured.** The accuracy of the search's network on the images that the policy was learned on says "
+            "nothing about the gain of other networks. Compare with `--policy uniform` (the same operations, equal "
+            "weights) and `--policy trivialaugment` for the same training time."
         )
     rows = [
         f"| {_code(run.arch)} | {_code(run.policy)} | {run.epochs} | {run.seed} | {run.test_top1:.2f} |" for run in runs
     ]
     head = "| network | policy | epochs | seed | test top-1 % |\n|---|---|---|---|---|"
-    single = "" if len({run.seed for run in runs}) > 1 else "\n\nOne seed: differences may be chance."
+    single = "" if len({run.seed for run in runs}) > 1 else "\n\nOne seed: differences may be due to chance."
     return "\n".join([head, *rows]) + single
 
 
@@ -234,22 +246,22 @@ def _likeliest(manifest: Manifest, tensors: Mapping[str, RawTensor]) -> str:
         pairs = (divmod(int(position), len(names)) for position in positions)
         return f"- **{title}**: " + "; ".join(f"{names[j]}, {names[k]} ({values[j, k]:.3%})" for j, k in pairs)
 
-    uniform = f"Each of {values.size} pairs would have {1 / values.size:.3%} if all were as likely."
+    uniform = f"If all {values.size} pairs were equally likely, each would have {1 / values.size:.3%}."
     return "\n".join([uniform, "", line("likeliest", order[:LISTED]), line("unlikeliest", order[::-1][:LISTED])])
 
 
 def heat_map(tensors: Mapping[str, RawTensor], names: Sequence[str]) -> bytes:
-    """p_jk as a PNG: a row for each first operation, a column for each second one, per cent in the cells.
+    """The probabilities p_jk as a PNG heat map: rows are first operations, columns second ones, cells per cent.
 
     Args:
         tensors: of the bundle.
-        names: of the operations, in order.
+        names: of the operations, in the order of the policy.
     """
     values = _probabilities(tensors)
-    # Colours span what there is: policies differ from uniform by a tenth or by a factor of ten.
+    # Colours are scaled to the largest deviation: policies differ from uniform by a tenth or by a factor of ten.
     relative = values * values.size - 1
     strength = relative / max(float(np.abs(relative).max()), 1e-4)
-    font = ImageFont.load_default(SMALL)
+    font = ImageFont.load_default(FONT_SIZE)
     margin = max(round(font.getlength(name)) for name in names) + 16
     side = margin + CELL * len(names)
     picture = Image.new("RGB", (side + 8, side + 32), "white")
@@ -286,7 +298,7 @@ def _fence(text: str, shortest: int) -> str:
 
 
 def _code(text: str) -> str:
-    """A code span. A bar would end a table's cell even there."""
+    """A code span; `|` is replaced, because it would end a table's cell even inside the span."""
     text = printable(text).replace("|", "¦").strip() or "-"
     fence = _fence(text, 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
@@ -294,7 +306,7 @@ def _code(text: str) -> str:
 
 
 def _block(text: str, language: str = "text") -> str:
-    """A fenced block, whose fence is longer than any in the text."""
+    """A fenced code block whose fence is longer than any in the text."""
     fence = _fence(text, 3)
     lines = "\n".join(printable(line) for line in text.split("\n"))
     return f"{fence}{language}\n{lines}\n{fence}"

@@ -163,12 +163,12 @@ def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, 
     if beginning[8:9] != b"{" or length > limits.header_bytes:
         kind = guess_kind(beginning)
         if kind:
-            raise _ContainerError(f"is no bundle: it looks like {kind}")
+            raise _ContainerError(f"is not a bundle: it looks like {kind}")
         if length > limits.header_bytes:
             remedy = limits.how_to_raise("header_bytes", length) if length <= size - 8 else NEW_COPY
             why = f"says its header has {length} bytes, more than the {limits.header_bytes} allowed"
             raise _ContainerError(why, remedy)
-        raise _ContainerError("is no safetensors file: its header does not begin with '{'")
+        raise _ContainerError("is not a safetensors file: its header does not begin with '{'")
     start = 8 + length
     if start > size:
         raise _ContainerError(f"ends inside its header ({size} bytes, the header reaches to {start})")
@@ -189,7 +189,7 @@ def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, 
 
 def _metadata(found: object) -> str:
     if not isinstance(found, dict) or METADATA_KEY not in found:
-        raise _ContainerError(f"is no policy bundle: its header has no metadata {METADATA_KEY!r}")
+        raise _ContainerError(f"is not a policy bundle: its header has no metadata {METADATA_KEY!r}")
     for key in found:
         if key != METADATA_KEY:
             raise _ContainerError(f"has metadata {quoted(key)}, expected {METADATA_KEY!r} alone")

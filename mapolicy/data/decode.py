@@ -186,7 +186,7 @@ def _open(content: bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise corrupt(name, "has so many pixels that it may be a decompression bomb") from None
     except UnidentifiedImageError:
-        raise corrupt(name, "is no image that Pillow can read") from None
+        raise corrupt(name, "is not an image that Pillow can read") from None
     except Exception as problem:  # as in `decode`
         raise corrupt(name, f"cannot be decoded ({problem})") from None
     limit = Image.MAX_IMAGE_PIXELS

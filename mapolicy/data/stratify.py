@@ -28,7 +28,7 @@ def check_sizes(**values: float) -> None:
     """
     for setting, value in values.items():
         if value >= 1 and value != int(value):
-            raise UsageError(setting, f"{value} is no count of images", "give a whole number, or a fraction below 1")
+            raise UsageError(setting, f"{value} is not a count of images", "give a whole number, or a fraction below 1")
 
 
 def per_class(value: float, sizes: Sequence[int]) -> list[int]:

@@ -87,7 +87,7 @@ def open_timm(name: str, data_dir: Path, memory_limit_gib: float) -> Source:
     """
     prefix, _, rest = name.partition("/")
     if not rest.strip("/"):
-        raise UsageError("data set", f"nothing stands behind {printable(prefix)}/", f"write {printable(prefix)}/NAME")
+        raise UsageError("data set", f"there is no name after {printable(prefix)}/", f"write {printable(prefix)}/NAME")
     dataset = _create(name, data_dir, "train")
     classes, pool = _images(dataset, name, memory_limit_gib)
     split = _test_split(prefix.lower(), rest.lower(), dataset, data_dir)
@@ -113,7 +113,9 @@ def whole_labels(labels: Iterable[Any]) -> list[int]:
     for label in labels:
         number = label.item() if isinstance(label, (torch.Tensor, np.generic)) else label
         if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError("data set", f"label {printable(number)[:40]!r} is no whole number", "use another data set")
+            raise InputError(
+                "data set", f"label {printable(number)[:40]!r} is not a whole number", "use another data set"
+            )
         result.append(number)
     return result
 

@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes | bytearray, previous: Path | No
         previous: a path to rename the old file to, once the new one is complete; None overwrites it.
 
     Raises:
-        EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link or no regular file.
+        EnvironmentFault: the folder cannot be written, the disk is full, or `path` is a link or not a regular file.
     """
     try:
         _check_output(path)
@@ -170,9 +170,7 @@ def read_regular_file(
         raise InputError(str(path), problem.strerror or "cannot be opened", "check the path") from None
     try:
         facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
-            raise InputError(str(path), f"is {kind}", "name a file")
+        _check_regular(path, facts)
         if facts.st_size > largest:
             why = f"has {facts.st_size} bytes, more than the {largest} allowed"
             raise InputError(str(path), why, too_large(facts.st_size))
@@ -211,12 +209,15 @@ def check_readable(path: Path) -> None:
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or "no file can have this name"
         raise InputError(str(path), why, "check the path") from None
-    if not stat.S_ISREG(facts.st_mode):
-        raise InputError(
-            str(path), "is a folder" if stat.S_ISDIR(facts.st_mode) else "is no regular file", "name a file"
-        )
+    _check_regular(path, facts)
     if not facts.st_size:
         raise InputError(str(path), "is empty", "name another file")
+
+
+def _check_regular(path: Path, facts: os.stat_result) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
+        raise InputError(str(path), f"is {kind}", "name a file")
 
 
 def _check_output(path: Path) -> None:
@@ -224,7 +225,7 @@ def _check_output(path: Path) -> None:
     if "\0" in str(path):
         raise EnvironmentFault(ascii(str(path)), "no file can have this name", "name another output")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise EnvironmentFault(str(path), "is a link or no regular file", "name another output")
+        raise EnvironmentFault(str(path), "is a link or not a regular file", "name another output")
 
 
 def _write_fault(path: Path, needed: int, problem: OSError) -> EnvironmentFault:

@@ -96,8 +96,10 @@ def _acquire(path: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as problem:
-            if isinstance(problem, FileNotFoundError) and lost < ATTEMPTS:
-                lost += 1  # a run that was rejected has removed the folder that it had created
+            # A run that was rejected may remove the folder that it had created, even inside `mkdir`, which then raises
+            # FileExistsError.
+            if isinstance(problem, FileNotFoundError | FileExistsError) and lost < ATTEMPTS:
+                lost += 1
                 continue
             why = problem.strerror or "cannot be written"
             raise EnvironmentFault(str(path.parent), why, "use another --run-dir") from None

@@ -131,7 +131,7 @@ class AppliedOperations:
             )
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"this is no state of applied operations ({error!r}); give what state() returned"
+                f"this is not a state of applied operations ({error!r}); give what state() returned"
             ) from error
 
 

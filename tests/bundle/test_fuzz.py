@@ -26,6 +26,7 @@ from mapolicy.transforms.space import OPERATION_NAMES
 from tests.bundle.test_dataset_level import changed, forged
 from tests.helpers.bundle_factory import container, forge, framed, manifest_with, raw, small_tensors, spelled
 from tests.helpers.make_bundles import DATA
+from tests.helpers.rejection import check_line
 
 QUICK, LONG = 60, 5_000
 HEADER_MEMORY = 8 * 2**20  # of small files; what a header of the largest size takes is tested with the hostile files
@@ -64,9 +65,7 @@ def check(content: bytes) -> str:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak <= 2 * len(content) + HEADER_MEMORY
-    assert line.isascii()
-    assert line.isprintable() or not line
-    assert len(f"mapolicy: error: {line}") <= 240
+    check_line(line)
     return line
 
 

@@ -170,7 +170,7 @@ def test_a_run_with_another_bundle_is_no_evidence(run) -> None:
 def test_no_run(run, content: str) -> None:
     folder = run()
     (folder / "result.json").write_text(content)
-    with pytest.raises(InputError, match="is no finished training run"):
+    with pytest.raises(InputError, match="is not a finished training run"):
         read_run(folder, "d" * 64)
 
 

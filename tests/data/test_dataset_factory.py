@@ -23,16 +23,12 @@ from mapolicy.data.dataset_factory import open_source
 from mapolicy.data.decode import CorruptImageError, ResizedCrop, bombs_as_errors, decode, random_crop_box
 from mapolicy.errors import EnvironmentFault, InputError, UsageError
 from mapolicy.registries import DATASETS, dataset_entry
+from tests.helpers import image_folders
+from tests.helpers.image_folders import CLASSES
 
 
-def write_folder(root, classes=("ant", "bee", "cow"), per_class=4, mode="RGB", size=(12, 10)):
-    draws = np.random.default_rng(0)
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for number in range(per_class):
-            pixels = draws.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).convert(mode).save(root / name / f"{number}.png")
-    return root
+def write_folder(root, classes=CLASSES, per_class=4, mode="RGB", size=(12, 10)):
+    return image_folders.write_folder(root, classes, per_class, size, mode)
 
 
 def md5(path):
@@ -78,9 +74,9 @@ def test_folder_without_test_split(tmp_path):
     assert source.name == "folder:zoo"
     assert source.classes == ("ant", "bee", "cow")
     assert source.open_test is None
-    assert [source.pool.name(index) for index in (0, 8)] == ["ant/0.png", "bee/deep/x.PNG"]
+    assert [source.pool.name(index) for index in (0, 8)] == ["ant/00.png", "bee/deep/x.PNG"]
     assert torch.bincount(source.pool.labels).tolist() == [4, 5, 4]
-    assert np.array_equal(np.asarray(source.pool.read(1)), np.asarray(Image.open(folder / "ant" / "1.png")))
+    assert np.array_equal(np.asarray(source.pool.read(1)), np.asarray(Image.open(folder / "ant" / "01.png")))
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
@@ -214,10 +210,10 @@ SPOILERS = [
 
 @pytest.mark.parametrize("spoil", SPOILERS)
 def test_bad_image_is_named(tmp_path, spoil):
-    path = write_folder(tmp_path / "zoo", size=(40, 40)) / "ant" / "2.png"
+    path = write_folder(tmp_path / "zoo", size=(40, 40)) / "ant" / "02.png"
     spoil(path)
     source = open_source("folder:zoo", tmp_path)
-    with bombs_as_errors(), pytest.raises(CorruptImageError, match=r"ant/2\.png: ") as caught:
+    with bombs_as_errors(), pytest.raises(CorruptImageError, match=r"ant/02\.png: ") as caught:
         source.pool.read(2)
     assert caught.value.exit_code == 3
     assert "0x" not in str(caught.value)
@@ -581,7 +577,7 @@ def test_reader_with_random_access(tmp_path, monkeypatch):
 def test_labels_must_be_whole():
     assert timm_datasets.whole_labels([1, np.int64(2), torch.tensor(3)]) == [1, 2, 3]
     for label in (None, 1.5, "a", True):
-        with pytest.raises(InputError, match="no whole number"):
+        with pytest.raises(InputError, match="not a whole number"):
             timm_datasets.whole_labels([label])
 
 

@@ -20,9 +20,9 @@ from mapolicy.data.loader import StreamedSplit
 from mapolicy.data.splits import load_splits
 from mapolicy.data.stratify import per_class
 from mapolicy.errors import EnvironmentFault, InputError, MapolicyError, UsageError
+from tests.helpers.image_folders import CLASSES, write_folder
 
 CPU = torch.device("cpu")
-CLASSES = ("ant", "bee", "cow")
 BASE = TrainConfig(
     dataset="folder:zoo",
     arch="none",
@@ -44,16 +44,6 @@ BASE = TrainConfig(
     sampler_history=1,
     workers=0,
 )
-
-
-def write_folder(root, per_class=12, size=(8, 8), mode="RGB"):
-    draws = np.random.default_rng(0)
-    for name in CLASSES:
-        (root / name).mkdir(parents=True)
-        for number in range(per_class):
-            pixels = draws.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).convert(mode).save(root / name / f"{number:02}.png")
-    return root
 
 
 @pytest.fixture
@@ -174,7 +164,7 @@ def test_bad_indices_of_a_bundle(zoo, given, says):
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"train_per_class": 2.5}, UsageError, "no count of images"),
+        ({"train_per_class": 2.5}, UsageError, "not a count of images"),
         ({"validation_per_class": 0}, UsageError, "validation_per_class"),
         ({"train_per_class": 8}, InputError, "asks for 8 images of class 'ant', which has 7 left"),
         ({"test_per_class": 13}, InputError, "test_per_class"),
@@ -357,7 +347,7 @@ def test_skip_corrupt_leaves_out_lists_and_keeps_positions(zoo, limit):
         with pytest.raises(InputError, match=path.name):
             load(zoo, train_per_class=0)
     splits = load(zoo, train_per_class=0, skip_corrupt=True, memory_limit_gib=limit)
-    assert splits.corrupt == (f"{path.parent.name}/{path.name}: is no image that Pillow can read",)
+    assert splits.corrupt == (f"{path.parent.name}/{path.name}: is not an image that Pillow can read",)
     assert splits.train.indices.tolist() == [index for index in clean.train.indices.tolist() if index != bad]
     assert torch.equal(splits.meta_validation.indices, clean.meta_validation.indices)
     assert sum(splits.counts) == sum(clean.counts) - 1

@@ -61,6 +61,6 @@ def test_an_image_is_brought_to_size_as_a_data_sets(
 
 def test_an_unreadable_image_is_named(bundle: PolicyBundle, tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"no image")
-    for name, why in (("c.png", "no image that Pillow can read"), ("d.png", "No such file"), ("", "is a folder")):
+    for name, why in (("c.png", "not an image that Pillow can read"), ("d.png", "No such file"), ("", "is a folder")):
         with pytest.raises(InputError, match=why):
             read_image(str(tmp_path / name), bundle.manifest.input)

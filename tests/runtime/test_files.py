@@ -155,7 +155,7 @@ ODD = pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder"])
 def test_only_regular_files_are_replaced(kind: str, target: Path) -> None:
     make_odd(target, kind)
     before = target.lstat(), listing(target.parent)
-    with pytest.raises(EnvironmentFault, match=r"is a link or no regular file; name another output$"):
+    with pytest.raises(EnvironmentFault, match=r"is a link or not a regular file; name another output$"):
         write_atomically(target, NEW)
     after = target.lstat(), listing(target.parent)
     assert (after[0].st_ino, after[0].st_mode, after[1]) == (before[0].st_ino, before[0].st_mode, before[1])
@@ -201,7 +201,7 @@ def test_checking_finds_what_writing_would(code: int, target: Path, monkeypatch:
 @ODD
 def test_checking_refuses_what_writing_refuses(kind: str, target: Path) -> None:
     make_odd(target, kind)
-    with pytest.raises(EnvironmentFault, match="is a link or no regular file"):
+    with pytest.raises(EnvironmentFault, match="is a link or not a regular file"):
         check_writable(target)
 
 
@@ -215,7 +215,7 @@ def test_checking_refuses_what_writing_refuses(kind: str, target: Path) -> None:
 )
 def test_the_working_folder_itself(function, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EnvironmentFault, match="is a link or no regular file"):
+    with pytest.raises(EnvironmentFault, match="is a link or not a regular file"):
         function(Path())
     assert listing(tmp_path) == []
 
@@ -264,7 +264,7 @@ def test_a_file_may_be_refused_before_it_is_read_whole(target: Path, monkeypatch
     def look(read_at: ReadAt, size: int) -> None:
         seen.append((read_at(4, 3), read_at(0, 1), read_at(size - 2, 9), size))
 
-    assert read_regular_file(target, 100, look=look) == OLD
+    assert read_regular_file(target, 100, precheck=look) == OLD
     assert seen == [(OLD[4:7], OLD[:1], OLD[-2:], len(OLD))]
 
     def refuse(read_at: ReadAt, size: int) -> None:
@@ -273,7 +273,7 @@ def test_a_file_may_be_refused_before_it_is_read_whole(target: Path, monkeypatch
     monkeypatch.setattr(files.os, "fdopen", failing(errno.EIO))
     before = lowest_free_descriptor()
     with pytest.raises(InputError, match="is none"):
-        read_regular_file(target, 100, look=refuse)
+        read_regular_file(target, 100, precheck=refuse)
     assert lowest_free_descriptor() == before, "a descriptor was left open"
 
 
@@ -297,7 +297,7 @@ def test_a_file_larger_than_the_memory(target: Path) -> None:
         ("missing", "No such file or directory"),
         ("dangling", "No such file or directory"),
         ("folder", "is a folder"),
-        ("fifo", "is no regular file"),
+        ("fifo", "is not a regular file"),
         ("socket", "No such device or address"),
         ("under-a-file", "Not a directory"),
     ],
