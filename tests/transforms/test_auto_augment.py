@@ -288,7 +288,7 @@ def test_a_record_says_what_was_done() -> None:
 def test_a_foreign_state_is_refused(spoil) -> None:
     state = RandAugment().draw(noise(4, 3, *SIZE)).state()
     spoil(state)
-    with pytest.raises(ValueError, match=r"no state of applied operations .*; give what state\(\) returned"):
+    with pytest.raises(ValueError, match=r"not a state of applied operations .*; give what state\(\) returned"):
         AppliedOperations.from_state(state)
 
 
