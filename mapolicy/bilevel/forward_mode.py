@@ -111,7 +111,7 @@ def agrees_with_torch(function: Losses, parameters: Parameters, recording: Recor
 
 
 def torchs_derivative(function: Losses, parameters: Parameters, direction: Parameters) -> Tensor:
-    """As `directional_derivative`, by torch's own forward mode throughout."""
+    """The same derivative as `directional_derivative`, computed by torch's forward mode alone; to check it."""
     return _derivative(function, parameters, direction, nullcontext())
 
 

@@ -129,7 +129,7 @@ class PublishedManifest(PublishedDraft):
 
 
 def json_schema() -> dict[str, Any]:
-    """As `manifest.json_schema`, of this kind of manifest; it also lies beside this module, as `SCHEMA_FILE`."""
+    """The JSON Schema (2020-12) of this kind of manifest; `SCHEMA_FILE` beside this module holds it too."""
     return schema_of(PublishedManifest, f"mapolicy dataset-level policy, format {FORMAT}")
 
 
@@ -168,7 +168,7 @@ class DatasetPolicy(PolicyFile):
 
     @classmethod
     def from_fetched(cls, fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None) -> Self:
-        """As `load`, of what `fetch.fetch` has returned."""
+        """Parse a fetched file; arguments and errors as in `load`."""
         text, tensors = read_container(fetched.content, fetched.source, limits or Limits())
         return cls.from_parts(text, read_json(text, fetched.source), tensors, fetched, expect_digest)
 
@@ -181,7 +181,7 @@ class DatasetPolicy(PolicyFile):
         fetched: Fetched,
         expect_digest: str | None,
     ) -> Self:
-        """As `from_fetched`, of a container that was taken apart; arguments as of `bundle_format.check_parts`."""
+        """Check the parsed parts of a file; arguments as in `format.check_parts`."""
         source = fetched.source
         if not is_listed(raw):
             raise invalid_bundle(source, "is not a dataset-level policy", "load it with PolicyBundle")

@@ -55,7 +55,7 @@ def read_bundle(
 def parse_bundle(
     content: bytes, source: str, expect_digest: str | None = None, limits: Limits | None = None
 ) -> tuple[Manifest, dict[str, RawTensor]]:
-    """As `read_bundle`, from bytes. The tensors are views of `content`.
+    """Parse a bundle's bytes: its manifest and its tensors, which are views of `content`.
 
     Args:
         content: the whole file.

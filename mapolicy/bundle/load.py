@@ -70,7 +70,7 @@ def open_bundle(
 def parse_any(
     fetched: Fetched, expect_digest: str | None = None, limits: Limits | None = None
 ) -> SearchedFile | DatasetPolicy:
-    """As `open_bundle`, of what `fetch.fetch` has returned."""
+    """Parse a fetched bundle of either kind; arguments and errors as in `open_bundle`."""
     limits = limits or Limits()
     text, tensors = read_container(fetched.content, fetched.source, limits)
     raw = read_json(text, fetched.source)

@@ -37,14 +37,14 @@ class Job:
 
     @property
     def policy(self) -> str:
-        """As in `Row`."""
+        """Name of the policy, as in `Row.policy`."""
         if self.digest is not None and self.digest != self.split_of:
             return dataset_level_name(self.digest)
         return PROXY if self.proxy else self.config.policy
 
     @property
     def mode(self) -> str | None:
-        """As in `Row`."""
+        """`frozen` or `finetune` for a learned policy, else None."""
         return self.config.mode if self.policy == "learned" else None
 
     def __str__(self) -> str:

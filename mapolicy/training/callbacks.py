@@ -1,14 +1,16 @@
-"""What a run tells while it runs. The library prints nothing: whoever wants to see something passes a Reporter."""
+"""Callbacks of a run. The library prints nothing; pass a `Reporter` to show or log a run's progress."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 Record = Mapping[str, float]
 
 
 class Reporter:
-    """Hears of a run's progress. This one is silent; a display overrides what it shows.
+    """Callbacks that a run calls as it progresses. Each does nothing here; a subclass overrides those that it needs.
 
     Records hold plain numbers by name: `iteration`, `epoch`, `loss`, `learning_rate`, `images_per_second`,
     `seconds_left`, and where a policy is being learned `validation_loss`, `alpha`, `entropy`, `weight_spread`,
@@ -16,42 +18,56 @@ class Reporter:
     """
 
     def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
-        """Before anything else: the run's settings, its folder if it has one, the iteration that it goes on after."""
+        """Called first, with the settings, the run folder or None, and the number of iterations already completed."""
 
     def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """The run begins: its name, its number of iterations in all, what is worth knowing, what time it may take."""
+        """Called when the run begins.
+
+        Args:
+            what: names the run.
+            iterations: their total number.
+            facts: to show the user, by name.
+            seconds: estimated duration; None if unknown.
+        """
 
     def stepped(self, iteration: int, seconds_left: float) -> None:
-        """An iteration is done: so many are, and the others will take about so long."""
+        """Called after each iteration, with the number completed and the estimated seconds left."""
 
     def iterated(self, record: Record) -> None:
-        """An iteration that is logged is done; not every one is."""
+        """Called after each iteration that is logged, with its record."""
 
     def evaluated(self, record: Record) -> None:
-        """An epoch is done and the network has been measured: `epoch`, `validation_top1`."""
+        """Called when the network was evaluated after an epoch, with `epoch` and `validation_top1`."""
 
     def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """After an epoch: the likeliest transformations, both operations and p_jk of each; none without a sampler."""
+        """Called after an epoch with the most probable pairs of operations and their p_jk; empty without a sampler."""
 
     def noted(self, text: str) -> None:
-        """Something happened that the user should know."""
+        """Called with a message that the user should see."""
 
     def completed(self, result: Mapping[str, Any]) -> None:
-        """The run did all it had to; its figures as they stand in `result.json`."""
+        """Called when the run has completed, with the content of `result.json`."""
 
     def finished(self) -> None:
-        """The run is over, well or not."""
+        """Called when the run has ended, also after an error."""
 
     def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
-        """So many runs of a comparison are done, well or not; what the last one came to."""
+        """Called after each run of a comparison, also after a failed one.
+
+        Args:
+            done: number of runs that have ended.
+            runs: their total number.
+            text: result of the last one.
+            seconds_left: estimated.
+        """
 
 
 class Reporters(Reporter):
-    """Several that hear the same. The run depends on the first alone: another one that fails hears no more.
+    """Calls several reporters. An exception of the first ends the run; any other reporter that raises is dropped.
 
     Args:
-        first: a display, or whatever the caller relies on.
-        others: loggers.
+        first: such as the caller's display.
+        others: such as loggers.
     """
 
     def __init__(self, first: Reporter, others: Sequence[Reporter]) -> None:
@@ -62,46 +78,46 @@ class Reporters(Reporter):
         for other in tuple(self._others):
             try:
                 getattr(other, what)(*arguments)
-            except Exception as problem:  # theirs, of any kind: a full disk, a server
+            except Exception as problem:  # of any kind, such as a full disk or a server that is down
                 self._others.remove(other)
                 self._first.noted(f"warning: {type(other).__name__} has failed and hears no more ({problem})")
 
+    @override
     def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
-        """As each of them has it."""
         self._tell("opened", settings, folder, iteration)
 
+    @override
     def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """As each of them has it."""
         self._tell("started", what, iterations, facts, seconds)
 
+    @override
     def stepped(self, iteration: int, seconds_left: float) -> None:
-        """As each of them has it."""
         self._tell("stepped", iteration, seconds_left)
 
+    @override
     def iterated(self, record: Record) -> None:
-        """As each of them has it."""
         self._tell("iterated", record)
 
+    @override
     def evaluated(self, record: Record) -> None:
-        """As each of them has it."""
         self._tell("evaluated", record)
 
+    @override
     def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """As each of them has it."""
         self._tell("policy_moved", likeliest)
 
+    @override
     def noted(self, text: str) -> None:
-        """As each of them has it."""
         self._tell("noted", text)
 
+    @override
     def completed(self, result: Mapping[str, Any]) -> None:
-        """As each of them has it."""
         self._tell("completed", result)
 
+    @override
     def finished(self) -> None:
-        """As each of them has it."""
         self._tell("finished")
 
+    @override
     def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
-        """As each of them has it."""
         self._tell("compared", done, runs, text, seconds_left)

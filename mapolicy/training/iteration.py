@@ -93,7 +93,7 @@ class BilevelIteration:
         return likeliest(self.augmentation.sampler.probabilities, count)
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
-        """As `Iteration`."""
+        """One iteration; arguments and result as in `Iteration`."""
         task, config, sampler = self.task, self.task.config, self.augmentation.sampler
         task.schedule.step_update(step)
         augmented = task.pipeline.augment(*batch, self.augmentation, step)
@@ -150,7 +150,7 @@ class WeightedIteration:
         return []
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
-        """As `Iteration`; `held_out` is not used."""
+        """One iteration; arguments and result as in `Iteration`, but `held_out` is not used."""
         task, config = self.task, self.task.config
         task.schedule.step_update(step)
         augmented = task.pipeline.augment(*batch, self.augmentation, step)
