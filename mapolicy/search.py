@@ -6,6 +6,7 @@ Algorithm 1 of MetaAugment (Zhou et al., AAAI 2021). Its twin, `train.py`, uses 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -135,8 +136,9 @@ class _Search:
         # A search whose bundle could not be written or loaded would only be found out at its end.
         check_input_size(config.image_size, "the proxy")
         task = Task.build(config, device)
-        extractor_shape = describe(config, task, threads, device, None).extractor
-        check_extractor(extractor_shape, len(task.splits.classes), task.splits.channels, "the proxy")
+        describe(config, task, threads, device, Accuracy(0.0, 0.0))  # raises; the figures are not known yet
+        proxy, splits = manifest.Extractor(**describe_extractor(config, task)), task.splits
+        check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
@@ -207,28 +209,37 @@ def _circumstances(task: Task) -> dict[str, str | int]:
     return noise | ({"processes": task.communicator.size} if task.communicator.size > 1 else {})
 
 
+def describe_extractor(config: SearchConfig, task: Task) -> dict[str, Any]:
+    """The proxy as the bundle will hold it: fields of `manifest.Extractor`."""
+    return {
+        "arch": config.proxy,
+        "model_args": config.model_args,
+        "feature_width": task.feature_width,
+        "dtype": "float32",
+        "call": manifest.EXTRACTOR_CALL,
+    }
+
+
 def describe(
     config: SearchConfig,
     task: Task,
     threads: int,
     device: torch.device,
-    accuracy: Accuracy | None,
+    accuracy: Accuracy,
     figures: Mapping[str, float] | None = None,
 ) -> manifest.ManifestDraft:
-    """What the bundle says about itself; before the search, None stands for what it comes to."""
+    """What the bundle says about itself.
+
+    Raises:
+        UsageError: it cannot say this; one line names the field.
+    """
     splits = task.splits
     return manifest.draft_manifest(
         versions=versions(),
         operations=manifest.Operations.of(config.operation_space, config.fill),
         policy={"hidden": HIDDEN_UNITS, "input": config.policy_input},
         alpha=config.alpha,
-        extractor={
-            "arch": config.proxy,
-            "model_args": config.model_args,
-            "feature_width": task.feature_width,
-            "dtype": "float32",
-            "call": manifest.EXTRACTOR_CALL,
-        },
+        extractor=describe_extractor(config, task),
         input={
             "size": config.image_size,
             "channels": splits.channels,
@@ -260,8 +271,7 @@ def describe(
             "threads": threads,
             "device": device.type,
         },
-        results={f"validation_{name}": value for name, value in vars(accuracy or Accuracy(0.0, 0.0)).items()}
-        | dict(figures or {}),
+        results={f"validation_{name}": value for name, value in vars(accuracy).items()} | dict(figures or {}),
         licence="",
         note="",
     )

@@ -20,6 +20,7 @@ from ..policy.sampler import TransformationSampler
 from ..runtime.device import reproducible, resolve_device
 from ..search import describe
 from ..train import plan
+from ..training.evaluate import Accuracy
 from ..training.setup import Task
 from .interleaved import Candidate, Clock, Progress, Row, measure, silent
 from .report import Report
@@ -117,7 +118,7 @@ def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> P
     task = Task.over(config, random_splits(config, device), device)
     sampler = TransformationSampler()
     return PolicyBundle.assemble(
-        describe(config, task, threads, device, None),
+        describe(config, task, threads, device, Accuracy(0.0, 0.0)),
         policy=PolicyNetwork(task.feature_width, policy_input=config.policy_input).state_dict(),
         alpha=torch.tensor(config.alpha_initial),
         probabilities=sampler.probabilities,
