@@ -42,6 +42,8 @@ EXTRACTORS = ("shared", "own")
 PRECISIONS = ("float32", "bfloat16")
 STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
 DEVICES = ("auto", "cpu", "cuda")
+SAMPLERS = ("mean-weight", "alignment")
+WEIGHTINGS = ("policy", "equal")
 BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
@@ -192,6 +194,24 @@ class RunConfig:
         description="share of the run in which what theta learned decays to 1/e, towards equal weights; 0: no decay",
     )
     alpha_learning_rate: float = Field(ge=0, description="AdamW's learning rate for log alpha; 0 keeps alpha fixed")
+    sampler: Annotated[str, OneOf(SAMPLERS)] = Field(
+        "mean-weight",
+        description="what the draws learn from: mean-weight (Eq. 5: p_jk follows the policy's mean outputs), or "
+        "alignment (operations and levels that raise the meta-validation loss are drawn less often)",
+    )
+    weighting: Annotated[str, OneOf(WEIGHTINGS)] = Field(
+        "policy",
+        description="weights of the task network's step: the policy's, or equal ones, which need no second backward",
+    )
+    alignment_strength: float = Field(
+        10.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
+    )
+    alignment_memory: float = Field(
+        0.5, gt=0, le=100, description="share of the run over which the alignment sampler's observations fade to 1/e"
+    )
+    level_bins: int = Field(
+        4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"
+    )
     epsilon: float = Field(0.1, ge=0, le=1, description="the sampler's share of uniform exploration (Eq. 5)")
     sampler_temperature: float = Field(
         1.0,

@@ -301,13 +301,13 @@ def test_a_loss_that_is_not_finite_stops_all_before_the_update(tmp_path: Path) -
         steps.iterate(2)
         modules = (steps.network, steps.policy)
         before = [copy.deepcopy(tensor) for module in modules for tensor in module.state_dict().values()]
-        original = steps.step.forward
+        original = steps.step.losses.forward
 
         def forward(batch: Batch, records: bool = False) -> Any:
             found = original(batch, records)
             return replace(found, losses=found.losses * torch.nan) if communicator().rank == 1 else found
 
-        steps.step.forward = forward  # type: ignore[method-assign]
+        steps.step.losses.forward = forward  # type: ignore[method-assign]
         loss = steps.iterate(1)["loss"]
         after = [tensor for module in modules for tensor in module.state_dict().values()]
         moved = max(float((old - new).abs().max()) for old, new in zip(before, after, strict=True))

@@ -1,37 +1,39 @@
 """The bilevel step: virtual step (Eq. 2), hypergradient (Eq. 3), weighted step (Eq. 4) of MetaAugment.
 
 The forward of Eq. 2 and of Eq. 4 is the same batch at the same w, so its graph is kept: the weighted step needs no
-forward of its own, and the forward-mode pass of the hypergradient takes its values from there.
+forward of its own, and the forward-mode pass of the hypergradient takes its values from there. Where the weights of
+both steps are the same (`simultaneous`, or `weighting = "equal"`), they even share one backward.
 
-A batch may come in parts: one for each process, and each process's again in `accumulate` parts, one after the other.
-What Eq. 2 and 3 sum over the batch is then summed over the parts, and what is one number for each sample is gathered,
+A batch may come in micro-batches: one for each process, and each process's again in `accumulate` ones, one after the
+other. What Eq. 2 and 3 sum over the batch is then summed over them, and what is one number for each sample is gathered,
 so that every process weighs the whole batch.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..distributed import ALONE, Communicator
 from ..errors import UsageError
-from ..models.features import deep_features, features_and_logits, running_statistics, running_statistics_kept
+from ..models.features import deep_features, running_statistics, running_statistics_kept
 from ..models.noise import has_unequal_noise, noise_at_its_mean
-from ..models.sync_batch_norm import batch_statistics
 from ..policy.network import PolicyNetwork, normalise_weights, reject_below_mean
 from ..runtime.device import freed_memory_returned
-from ..runtime.precision import at_least_float32, autocast
-from .forward_mode import Losses, Parameters, Recording, agrees_with_torch, recorded
+from ..runtime.precision import at_least_float32
+from .forward_mode import Recording, agrees_with_torch
 from .hypergradients import Hypergradient, hypergradient_along, weighted_gradient
 from .inner_rate import InnerRate
-from .microbatch import Batch, Forward, Forwards, share_of
+from .microbatch import Batch, FirstPass, first_pass, joined, losses_of_each, share_of
+from .network_losses import NetworkLosses
 from .options import StepOptions
+from .sample_loss import SampleLoss, cross_entropy
 from .weighted_step import reduce_gradients, update, weighted_loss, weighted_step
+
+Validation = list[tuple[Tensor, Tensor]]  # meta-validation images and labels of each micro-batch
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,36 @@ class StepRecord:
 
     Attributes:
         loss: float [], the weighted training loss.
-        raw: float [n], the outputs before normalisation of the policy that the weighted step used.
+        raw: float [n], the outputs before normalisation of the policy that the weighted step used; None where equal
+            weights made it superfluous.
         weights: float [n], as used in the weighted step; sum 1.
         alpha: float [] or [tensors], after its update.
-        hypergradient: of the old weights; None if this iteration took none.
+        hypergradient: of the weights before theta's update; None if this iteration took none.
+        rows: int64 [m], the samples that the hypergradient's m weights belong to, in the whole batch.
         theta_gradient: float [policy's parameters], of the validation loss with respect to theta (Eq. 3); None without
             a hypergradient.
     """
 
     loss: Tensor
-    raw: Tensor
+    raw: Tensor | None
     weights: Tensor
     alpha: Tensor
     hypergradient: Hypergradient | None
+    rows: Tensor | None
     theta_gradient: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """The hypergradient that theta and alpha were updated by; float [n] raw outputs and weights before the update."""
+
+    hypergradient: Hypergradient
+    raw: Tensor
+    weights: Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.hypergradient.validation_loss.isfinite())
 
 
 class BilevelStep:
@@ -62,8 +80,12 @@ class BilevelStep:
     Source: Zhou et al., AAAI 2021, Eq. 2 to 4. A network whose noise differs between forward and backward has no true
     gradient: its hypergradient is that of the network with this noise at its mean, its weighted step is its own.
 
+    With `weighting = "equal"` both steps weigh all samples alike. Theta goes on being learned, from the derivatives
+    with respect to weights that are equal: dL_val/dtheta = sum_i dL_val/dP_i dP_i/dtheta.
+
     Attributes:
-        how: it is executed, in words, for the run's record.
+        how: the step is executed, in words, for the run's record.
+        own_rules: whether the forward-mode rules of our own are right for this network; None before the first batch.
         noise_at_mean: whether the hypergradient is that of the network with its noise at the mean.
 
     Args:
@@ -77,10 +99,12 @@ class BilevelStep:
             (the paper's ablation); None takes the task network's features.
         communicator: to the processes that have the other parts of the batch. All of them come to the same theta,
             alpha and w.
+        training_loss: of one training sample.
+        validation_loss: of one meta-validation sample; its mean is the outer objective.
 
     Raises:
         UsageError: a simultaneous step, which would be that of the network with its noise at the mean; an extractor of
-            its own where the batch comes in parts one after the other, whose graph would be that of all of them.
+            its own where the batch comes in micro-batches, whose graph would be that of all of them.
     """
 
     def __init__(
@@ -93,19 +117,22 @@ class BilevelStep:
         options: StepOptions | None = None,
         extractor: nn.Module | None = None,
         communicator: Communicator = ALONE,
+        training_loss: SampleLoss = cross_entropy,
+        validation_loss: SampleLoss = cross_entropy,
     ) -> None:
         self.network, self.policy, self.rate = network, policy, rate
         self.optimizer, self.policy_optimizer = optimizer, policy_optimizer
         self.options = options or StepOptions()
         self.extractor, self.communicator = extractor, communicator
-        self._own_rules: bool | None = None  # whether they are right for this network: found out by the first batch
+        self.losses = NetworkLosses(network, self.options, communicator, training_loss, validation_loss)
+        self.own_rules: bool | None = None
         self.how = "eager"
         self.noise_at_mean = has_unequal_noise(network)
         if self.noise_at_mean and self.options.simultaneous:
             why = "the virtual step has the noise of Shake-Shake or ShakeDrop at its mean, the weighted step has not"
             raise UsageError("simultaneous", why, "leave it out for this network")
         if extractor is not None and self.options.accumulate > 1:
-            why = "an extractor that is trained with theta would keep the graphs of all parts"
+            why = "an extractor that is trained with theta would keep the graphs of all micro-batches"
             raise UsageError("accumulate", why, "set accumulate=1 or extractor=shared")
 
     def __call__(
@@ -136,50 +163,117 @@ class BilevelStep:
         # Only the mathematical form of attention has a forward-mode derivative; all passes must draw the same noise.
         attention = nullcontext() if validation is None else sdpa_kernel(SDPBackend.MATH)
         with freed_memory_returned() if frugal else nullcontext(), attention:
-            return self._step(batch, validation)
+            record = self._step(batch, validation)
+            self.communicator.average([buffer for module in self._learners for buffer in running_statistics(module)])
+        return record
 
     def _step(self, batch: Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
-        options, network, communicator = self.options, self.network, self.communicator
-        parts = batch.parts(options.accumulate, communicator.rank)
-        lessons = [] if validation is None else list(zip(*(half.chunk(len(parts)) for half in validation), strict=True))
-        keeps = len(parts) == 1 and not options.low_memory
-        records = keeps and options.precision == "float32"  # our own forward-mode rules are for a single type
-        learned, old_raw = None, None
-        if lessons and not keeps:
+        """The strategy for this batch: each is one of the methods below."""
+        batches = batch.divided(self.options.accumulate, self.communicator.rank)
+        if validation is None:
+            return self._without_hypergradient(batches)
+        held_out = list(zip(*(half.chunk(len(batches)) for half in validation), strict=True))
+        if not self._keeps_graph:
             with noise_at_its_mean(*self._learners):
-                self._check_rules(parts[0], None)  # while there is no graph beside it
-        if lessons and self._learns_apart:
-            with running_statistics_kept(network), noise_at_its_mean(*self._learners):
-                first = [part.part(options.fraction) for part in parts]
-                some = Forwards(network, self.forward, first, records and options.fraction == 1)
-                count = share_of(len(lessons[0][1]), options.fraction)
-                learned, _ = self._learn(some, [(images[:count], labels[:count]) for images, labels in lessons], False)
-        joint = bool(lessons) and learned is None
-        forwards = Forwards(network, self.forward, parts, joint and records)
-        if joint:
-            learned, old_raw = self._learn(forwards, lessons, keeps and not options.simultaneous)
+                self._check_rules(batches[0], None)  # while there is no graph beside it
+        if self.noise_at_mean or self.options.fraction < 1:
+            return self._by_forwards_of_its_own(batches, held_out)
+        if self.options.simultaneous or self.options.equal_weights:
+            return self._with_one_gradient(batches, held_out)
+        return self._in_turn(batches, held_out)
 
-        with torch.no_grad():
-            raw = communicator.gather(self._raw(forwards)) if old_raw is None or not options.simultaneous else old_raw
-            weights = normalise_weights(raw)
-            if options.reject_below_mean:
-                weights = reject_below_mean(weights)
-        own = forwards.shares(communicator.shard(len(weights)).of(weights))
-        if learned is not None and not learned.validation_loss.isfinite():
-            loss = learned.validation_loss  # theta has not moved, and w does not either
-        elif options.simultaneous and learned is not None:
-            for parameter, gradient in zip(self._parameters().values(), learned.gradient, strict=True):
+    def _in_turn(self, batches: list[Batch], held_out: Validation) -> StepRecord:
+        """The paper's order: theta first, then w by the new theta's weights. Its graph is kept, or computed again."""
+        first = first_pass(self.losses.forward, batches, self._records)
+        learned = self._learn(first, held_out, self._keeps_graph)
+        first = replace(first, statistics_moved=True)
+        return self._weighted_step(first, learned, graph_is_free=not self._keeps_graph)
+
+    def _with_one_gradient(self, batches: list[Batch], held_out: Validation) -> StepRecord:
+        """The virtual step's gradient is the weighted step's too: the weights are the old theta's, or equal."""
+        first = first_pass(self.losses.forward, batches, self._records)
+        seen: list[Tensor] = []
+        learned = self._learn(first, held_out, keep_graph=False, seen=seen)
+        own = first.split(self.communicator.shard(len(learned.weights)).of(learned.weights))
+        loss = learned.hypergradient.validation_loss
+        if learned.is_finite:
+            gradients = learned.hypergradient.gradient
+            for parameter, gradient in zip(self.losses.parameters().values(), gradients, strict=True):
                 parameter.grad = gradient.clone()  # which clipping changes
-            (loss,) = communicator.sum([weighted_loss(forwards.losses, own)])
-            update(network, self.optimizer, options.clip_norm, loss)
+            (loss,) = self.communicator.sum([weighted_loss(seen, own)])
+            update(self.network, self.optimizer, self.options.clip_norm, loss)
+        return self._record(loss, learned.raw, learned.weights, learned, first)
+
+    def _by_forwards_of_its_own(self, batches: list[Batch], held_out: Validation) -> StepRecord:
+        """The hypergradient of a part of the batch, or of the network with its noise at the mean; then w's own step."""
+        some = [batch.first(self.options.fraction) for batch in batches]
+        count = share_of(len(held_out[0][1]), self.options.fraction)
+        few = [(images[:count], labels[:count]) for images, labels in held_out]
+        with running_statistics_kept(self.network), noise_at_its_mean(*self._learners):
+            part = first_pass(self.losses.forward, some, self._records and self.options.fraction == 1)
+            learned = self._learn(part, few, keep_graph=False)
+        del part
+        first = self._pass_for_weights(batches)
+        return self._weighted_step(first, learned)
+
+    def _without_hypergradient(self, batches: list[Batch]) -> StepRecord:
+        """Theta and alpha stay as they are."""
+        return self._weighted_step(self._pass_for_weights(batches), None)
+
+    def _pass_for_weights(self, batches: list[Batch]) -> FirstPass:
+        """The first pass of a weighted step; equal weights need nothing of micro-batches beforehand."""
+        if self.options.equal_weights and len(batches) > 1:
+            return FirstPass(batches, torch.empty(0), None, None, statistics_moved=False)
+        return first_pass(self.losses.forward, batches)
+
+    def _weighted_step(self, first: FirstPass, learned: _Learned | None, graph_is_free: bool = False) -> StepRecord:
+        """Eq. 4 with the present theta's weights.
+
+        Args:
+            first: the pass over the batch.
+            learned: what theta has just been updated by.
+            graph_is_free: the graph of `first` has been used up, so that it is computed again.
+        """
+        options, communicator = self.options, self.communicator
+        raw = None
+        with torch.no_grad():
+            if options.equal_weights:
+                whole = communicator.size * sum(len(batch) for batch in first.batches)
+                weights = torch.full((whole,), 1 / whole, device=first.batches[0].images.device)
+            else:
+                raw = communicator.gather(self._raw(first))
+                weights = normalise_weights(raw)
+                if options.reject_below_mean:
+                    weights = reject_below_mean(weights)
+        own = first.split(communicator.shard(len(weights)).of(weights))
+        if learned is not None and not learned.is_finite:
+            loss = learned.hypergradient.validation_loss  # theta has not moved, and w does not either
         else:
-            loss = weighted_step(forwards.graphs(), own, network, self.optimizer, options.clip_norm, communicator)
-        communicator.average([buffer for module in self._learners for buffer in running_statistics(module)])
-        by_theta = None
-        if learned is not None:
-            gradients = (parameter.grad for parameter in self.policy.parameters())
-            by_theta = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-        return StepRecord(loss, raw, weights, self.rate().detach(), learned, by_theta)
+            losses = self._losses(first, graph_is_free)
+            loss = weighted_step(losses, own, self.network, self.optimizer, options.clip_norm, communicator)
+        return self._record(loss, raw, weights, learned, first)
+
+    def _losses(self, first: FirstPass, graph_is_free: bool) -> Iterable[Tensor]:
+        """Of each micro-batch, float [n] with their graph."""
+        if first.losses is not None and not graph_is_free:
+            return [first.losses]
+        return losses_of_each(self.network, self.losses.forward, first.batches, first.statistics_moved)
+
+    def _record(
+        self, loss: Tensor, raw: Tensor | None, weights: Tensor, learned: _Learned | None, first: FirstPass
+    ) -> StepRecord:
+        if learned is None:
+            return StepRecord(loss, raw, weights, self.rate().detach(), None, None, None)
+        gradients = (parameter.grad for parameter in self.policy.parameters())
+        by_theta = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        rows = self._rows(first.batches, len(learned.hypergradient.weights))
+        return StepRecord(loss, raw, weights, self.rate().detach(), learned.hypergradient, rows, by_theta)
+
+    def _rows(self, batches: Sequence[Batch], count: int) -> Tensor:
+        """Of `count` samples that a hypergradient was taken on, their places in the whole batch, int64 [count]."""
+        size, pieces = len(batches[0]), len(batches) * self.communicator.size
+        each = torch.arange(count // pieces)
+        return (torch.arange(pieces)[:, None] * size + each).flatten().to(batches[0].images.device)
 
     @property
     def _learners(self) -> list[nn.Module]:
@@ -187,48 +281,57 @@ class BilevelStep:
         return [module for module in (self.network, self.extractor) if module is not None]
 
     @property
-    def _learns_apart(self) -> bool:
-        """Whether the hypergradient has a forward of its own, which the weighted step cannot use."""
-        return self.noise_at_mean or self.options.fraction < 1
+    def _keeps_graph(self) -> bool:
+        """Whether the batch's graph serves the virtual and the weighted step."""
+        return self.options.accumulate == 1 and not self.options.low_memory
 
-    def forward(self, batch: Batch, records: bool = False) -> Forward:
-        """Losses and features at w, with their graph."""
-        torch.manual_seed(batch.noise_seed)
-        with recorded() if records else nullcontext() as recording:
-            with self._computing(batch.images):
-                own, logits = features_and_logits(self.network, batch.images)
-            losses = F.cross_entropy(at_least_float32(logits), batch.labels, reduction="none")
-        return Forward(losses, at_least_float32(own) if batch.features is None else batch.features, recording)
+    @property
+    def _records(self) -> bool:
+        """Whether the forward is recorded for the forward-mode pass, whose own rules are for a single type."""
+        return self._keeps_graph and self.options.precision == "float32"
 
-    def _raw(self, forwards: Forwards) -> Tensor:
+    def _raw(self, first: FirstPass) -> Tensor:
         """The policy's outputs before normalisation, float [n], of this process's samples."""
-        own = forwards.features
+        own = first.features
         if self.extractor is not None:
-            with self._computing(forwards.images):
-                own = deep_features(self.extractor, forwards.images)
+            images = joined(first.batches, "images")
+            with self.losses.computing(images):
+                own = deep_features(self.extractor, images)
             own = at_least_float32(own)
-        raw: Tensor = self.policy(own, forwards.embedding)
+        raw: Tensor = self.policy(own, joined(first.batches, "embedding"))
         return raw
 
     def _learn(
-        self, forwards: Forwards, lessons: Sequence[tuple[Tensor, Tensor]], keep_graph: bool
-    ) -> tuple[Hypergradient, Tensor]:
-        """Update theta and alpha (Eq. 2 and 3); also the old theta's raw outputs, float [n]."""
-        network, parameters, communicator = self.network, self._parameters(), self.communicator
-        raw, alpha = communicator.gather(self._raw(forwards)), self.rate()
+        self, first: FirstPass, held_out: Validation, keep_graph: bool, seen: list[Tensor] | None = None
+    ) -> _Learned:
+        """Update theta and alpha (Eq. 2 and 3); the running statistics have moved afterwards.
+
+        Args:
+            first: the pass over the batch.
+            held_out: the meta-validation batch.
+            keep_graph: whether the graph of `first` is needed once more.
+            seen: gets the training losses of each micro-batch, detached.
+        """
+        parameters, communicator = self.losses.parameters(), self.communicator
+        raw, alpha = communicator.gather(self._raw(first)), self.rate()
         weights = normalise_weights(raw)
-        own = forwards.shares(communicator.shard(len(weights)).of(weights.detach()))
-        with running_statistics_kept(network):
-            self._check_rules(forwards.parts[0], forwards.recording)
-            gradients = weighted_gradient(forwards.graphs(keep_graph), own, list(parameters.values()), keep_graph)
+        used = torch.full_like(weights, 1 / len(weights)) if self.options.equal_weights else weights.detach()
+        own = first.split(communicator.shard(len(weights)).of(used))
+        self._check_rules(first.batches[0], first.recording)
+        losses = _noted(self._losses(first, graph_is_free=False), seen)
+        gradients = weighted_gradient(losses, own, list(parameters.values()), keep_graph)
+        with running_statistics_kept(self.network):
             outcome = hypergradient_along(
                 parameters,
                 communicator.sum(gradients),
                 alpha,
-                [self._training_losses(part) for part in forwards.parts],
-                [self._validation_loss(*pair) for pair in zip(forwards.parts, lessons, strict=True)],
-                recording=forwards.recording,
-                own_rules=bool(self._own_rules),
+                [self.losses.of_training(batch) for batch in first.batches],
+                [
+                    self.losses.of_validation(batch.noise_seed, *half)
+                    for batch, half in zip(first.batches, held_out, strict=True)
+                ],
+                recording=first.recording,
+                own_rules=bool(self.own_rules),
                 communicator=communicator,
             )
         self.policy_optimizer.zero_grad()
@@ -236,51 +339,24 @@ class BilevelStep:
         reduce_gradients(self._theta(), communicator)  # alpha's is whole already
         if outcome.validation_loss.isfinite():
             self.policy_optimizer.step()
-        return outcome, raw.detach()
-
-    @contextmanager
-    def _computing(self, images: Tensor) -> Iterator[None]:
-        """Around every call of a network."""
-        options = self.options
-        with autocast(options.precision, images.device), batch_statistics(options.synchronised, self.communicator):
-            yield
+        return _Learned(outcome, raw.detach(), used)
 
     def _theta(self) -> list[nn.Parameter]:
         return [*self.policy.parameters(), *([] if self.extractor is None else self.extractor.parameters())]
 
-    def _validation_loss(self, part: Batch, lesson: tuple[Tensor, Tensor]) -> Losses:
-        """This part's share of the mean meta-validation loss as a function of the parameters."""
-        network, (images, labels) = self.network, lesson
-        share = 1 / (self.communicator.size * self.options.accumulate)
-
-        def loss(at: Parameters) -> Tensor:
-            torch.manual_seed(part.noise_seed + 1)
-            with self._computing(images):
-                logits = functional_call(network, dict(at), (images,))
-            return F.cross_entropy(at_least_float32(logits), labels) * share
-
-        return loss
-
-    def _training_losses(self, batch: Batch) -> Losses:
-        """The losses of `forward` as a function of the parameters, with the same noise."""
-        network = self.network
-
-        def losses(at: Parameters) -> Tensor:
-            torch.manual_seed(batch.noise_seed)
-            with self._computing(batch.images):
-                logits = functional_call(network, dict(at), (batch.images,))
-            return F.cross_entropy(at_least_float32(logits), batch.labels, reduction="none")
-
-        return losses
-
     def _check_rules(self, batch: Batch, recording: Recording | None) -> None:
         """Find out, once, whether the forward-mode rules of our own are right for this network."""
         if self.options.precision != "float32":
-            self._own_rules = False
-        if self._own_rules is None:
+            self.own_rules = False
+        if self.own_rules is None:
             with running_statistics_kept(self.network):
-                agrees = agrees_with_torch(self._training_losses(batch), self._parameters(), recording)
-            self._own_rules = not self.communicator.largest(not agrees)[0]  # one way for all processes
+                agrees = agrees_with_torch(self.losses.of_training(batch), self.losses.parameters(), recording)
+            self.own_rules = not self.communicator.largest(not agrees)[0]  # one way for all processes
 
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}
+
+def _noted(losses: Iterable[Tensor], seen: list[Tensor] | None) -> Iterator[Tensor]:
+    """The same losses; what has passed is added to `seen`, detached."""
+    for each in losses:
+        if seen is not None:
+            seen.append(each.detach())
+        yield each

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jvp, vjp
 from torch.optim import AdamW
@@ -23,7 +22,9 @@ from .common_subexpressions import merging_pass
 from .forward_mode import load_rules
 from .hypergradients import Hypergradient
 from .microbatch import Batch
+from .network_losses import NetworkLosses
 from .options import StepOptions
+from .sample_loss import SampleLoss
 from .weighted_step import update
 
 Tensors = dict[str, Tensor]
@@ -59,7 +60,7 @@ class CompiledStep(BilevelStep):
         self._noted, self._strict = noted, strict
         load_rules()
         defaults = self.policy_optimizer.defaults
-        function = one_iteration(self.network, self.policy, defaults["betas"], defaults["eps"])
+        function = one_iteration(self.losses, self.policy, defaults["betas"], defaults["eps"])
         options = {"joint_custom_pre_pass": merging_pass()} if backend == "inductor" else None
         self._function = torch.compile(function, fullgraph=True, dynamic=False, backend=backend, options=options)
 
@@ -69,7 +70,7 @@ class CompiledStep(BilevelStep):
         theta = {name: tensor.detach() for name, tensor in self.policy.named_parameters()}
         learned: list[nn.Parameter] = [*self.policy.parameters(), self.rate.log_alpha]
         states, scales = self._adam(learned)
-        parameters, buffers = self._parameters(), dict(self.network.named_buffers())
+        parameters, buffers = self.losses.parameters(), dict(self.network.named_buffers())
         try:
             with torch.no_grad():
                 outcome = self._function(
@@ -108,6 +109,7 @@ class CompiledStep(BilevelStep):
             weights=outcome.weights,
             alpha=self.rate().detach(),
             hypergradient=Hypergradient(*outcome.hypergradient),
+            rows=torch.arange(len(batch), device=batch.images.device),
             theta_gradient=outcome.theta_gradient,
         )
 
@@ -167,23 +169,25 @@ class _FeaturesAndLogits(nn.Module):
 
 
 def one_iteration(
-    network: nn.Module, policy: PolicyNetwork, betas: tuple[float, float], epsilon: float
+    network_losses: NetworkLosses, policy: PolicyNetwork, betas: tuple[float, float], epsilon: float
 ) -> Callable[..., Outcome]:
     """Eq. 2 to 4 of MetaAugment (Zhou et al., AAAI 2021) as a function without side effects, up to w's own update.
 
     Args:
-        network: in training mode; its parameters and buffers are arguments of the function.
+        network_losses: of a network in training mode; its parameters and buffers are arguments of the function.
         policy: the same.
         betas, epsilon: of AdamW (Loshchilov and Hutter, ICLR 2019), as in `torch.optim.AdamW`.
     """
-    both = _FeaturesAndLogits(network)
+    both = _FeaturesAndLogits(network_losses.network)
 
     # Outside of what is compiled, which could not evaluate their annotations.
-    def forward(at: Tensors, buffers: Tensors, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+    def forward(
+        at: Tensors, buffers: Tensors, images: Tensor, labels: Tensor, loss: SampleLoss = network_losses.training
+    ) -> tuple[Tensor, tuple[Tensor, Tensors]]:
         moved = {name: buffer.clone() for name, buffer in buffers.items()}
         state = {f"network.{name}": tensor for name, tensor in (at | moved).items()}
         own, logits = functional_call(both, state, (images,))
-        return F.cross_entropy(logits, labels, reduction="none"), (own.detach(), moved)
+        return loss(logits, labels), (own.detach(), moved)
 
     def weigh(at: Tensors, seen: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         raw: Tensor = functional_call(policy, at, (seen, embedding))
@@ -209,7 +213,9 @@ def one_iteration(
         rates = dict(zip(w, alpha.expand(len(w)).unbind(), strict=True))
         (gradient,) = pull_back(weights)
         w_hat = {name: tensor - rates[name] * gradient[name] for name, tensor in w.items()}
-        descent, validation_loss = grad_and_value(lambda at: forward(at, buffers, *validation)[0].mean())(w_hat)
+        descent, validation_loss = grad_and_value(
+            lambda at: forward(at, buffers, *validation, network_losses.validation)[0].mean()
+        )(w_hat)
         direction = {name: rates[name] * descent[name] for name in w}
         _, slopes = jvp(lambda at: forward(at, buffers, images, labels)[0], (w,), (direction,))  # type: ignore[misc]
         by_tensor = torch.stack([-(descent[name] * gradient[name]).sum() for name in w])

@@ -1,6 +1,6 @@
-"""A batch in parts, one after the other: its rows, its forwards, and what is kept between two uses of them."""
+"""A batch in micro-batches: its rows, and the passes of a network over them, one micro-batch after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +14,15 @@ from .forward_mode import Recording
 
 @dataclass(frozen=True)
 class Batch:
-    """Images float [n, C, H, W], labels int64 [n], embedding float [n, 2K], features float [n, F] or None."""
+    """Samples of one process, or a micro-batch of them.
+
+    Attributes:
+        images: float [n, C, H, W], augmented and normalised.
+        labels: int64 [n].
+        embedding: float [n, 2K], of the images' transformations.
+        features: float [n, F] of a frozen extractor; None takes the task network's own.
+        noise_seed: of the network's own noise.
+    """
 
     images: Tensor
     labels: Tensor
@@ -22,19 +30,22 @@ class Batch:
     features: Tensor | None
     noise_seed: int
 
-    def part(self, share: float) -> "Batch":
-        """The first of them; a batch is in random order."""
-        return self._rows(0, share_of(len(self.labels), share), self.noise_seed)
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def parts(self, count: int, rank: int) -> list["Batch"]:
-        """This many of equal size, in order; each part of each process draws noise of its own.
+    def first(self, share: float) -> "Batch":
+        """The first samples, `share_of` them; a batch is in random order."""
+        return self._rows(0, share_of(len(self), share), self.noise_seed)
+
+    def divided(self, count: int, rank: int) -> list["Batch"]:
+        """`count` micro-batches of equal size, in order; each one of each process draws noise of its own.
 
         Raises:
             UsageError: the batch cannot be divided so.
         """
-        size, rest = divmod(len(self.labels), count)
+        size, rest = divmod(len(self), count)
         if rest:
-            raise UsageError("accumulate", f"{count} does not divide {len(self.labels)} samples", "set a divisor")
+            raise UsageError("accumulate", f"{count} does not divide {len(self)} samples", "set a divisor")
         # Two seeds each: of the training and of the meta-validation batch.
         return [
             self._rows(number * size, size, self.noise_seed + 2 * (rank * count + number)) for number in range(count)
@@ -47,76 +58,93 @@ class Batch:
 
 
 def share_of(count: int, share: float) -> int:
-    """So many of `count`, two at least."""
-    return max(2, round(count * share))  # batch normalisation needs two
+    """A share of `count` samples, two at least: batch normalisation needs two."""
+    return max(2, round(count * share))
+
+
+def joined(batches: Sequence[Batch], name: str) -> Tensor:
+    """One of the batches' tensors, all rows in order."""
+    tensors: list[Tensor] = [getattr(batch, name) for batch in batches]
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
 @dataclass(frozen=True)
 class Forward:
-    """A batch's forward: losses float [n] with their graph, features float [n, F], perhaps what was computed."""
+    """A forward of one micro-batch.
+
+    Attributes:
+        losses: float [n], with their graph.
+        features: float [n, F].
+        recording: what the forward-mode pass reuses, if that was asked for.
+    """
 
     losses: Tensor
     features: Tensor
     recording: Recording | None
 
 
-class Forwards:
-    """The forwards of a batch in parts, as often as they are needed; the running statistics move in the first one.
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first pass over a batch found. Weights depend on all samples' features, so that these come first.
 
-    The graph of a batch that comes in one part is kept from one use to the next. Of several parts only one has a graph
-    at a time, so that the features, which weigh all of them, need a forward before: without a graph.
-
-    Args:
-        network: whose running statistics move.
-        forward: of a part; told whether to record what is computed.
-        parts: of the batch.
-        records: whether the forward of a single part is recorded.
+    Attributes:
+        batches: the micro-batches.
+        features: float [n, F], of all of them.
+        losses: float [n] with their graph, of a batch in one piece; None where there are several, since only one
+            graph is held at a time.
+        recording: of a batch in one piece, if that was asked for.
+        statistics_moved: whether the network's running statistics have been updated.
     """
 
-    def __init__(
-        self, network: nn.Module, forward: Callable[[Batch, bool], Forward], parts: list[Batch], records: bool = False
-    ) -> None:
-        self.parts, self._network, self._compute, self._moved = parts, network, forward, False
-        self._kept: Tensor | None = None
-        self.recording: Recording | None = None
-        frozen = [part.features for part in parts if part.features is not None]
-        if len(parts) == 1:
-            found = self._forward(parts[0], records)
-            self._kept, self.recording, seen = found.losses, found.recording, [found.features]
-        elif frozen:
-            seen = frozen
-        else:
-            with torch.no_grad():
-                seen = [self._forward(part).features for part in parts]
-            self._moved = True
-        self.features = torch.cat(seen)
-        self.images, self.embedding = (
-            torch.cat([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
-            for name in ("images", "embedding")
-        )
-        self.losses: list[Tensor] = []
+    batches: list[Batch]
+    features: Tensor
+    losses: Tensor | None
+    recording: Recording | None
+    statistics_moved: bool
 
-    def graphs(self, keep: bool = False) -> Iterator[Tensor]:
-        """The losses float [n] of each part with their graph, one part after the other.
+    def split(self, values: Tensor) -> list[Tensor]:
+        """One number for each sample, float [n], by micro-batch."""
+        return list(values.split([len(batch) for batch in self.batches]))
 
-        Args:
-            keep: the graph of a single part will be needed once more.
-        """
-        self.losses = []
-        for part in self.parts:
-            losses = self._forward(part).losses if self._kept is None else self._kept
-            self._kept = losses if keep and len(self.parts) == 1 else None
-            self.losses.append(losses.detach())
-            yield losses
-            del losses
-        self._moved = True
 
-    def shares(self, rows: Tensor) -> list[Tensor]:
-        """What each part has of one number for each sample."""
-        return list(rows.split([len(part.labels) for part in self.parts]))
+Compute = Callable[[Batch, bool], Forward]  # of a micro-batch; the flag asks for a recording
 
-    def _forward(self, part: Batch, records: bool = False) -> Forward:
-        with running_statistics_kept(self._network) if self._moved else nullcontext():
-            forward = self._compute(part, records)
-        self._moved = self._moved or len(self.parts) == 1
-        return forward
+
+def first_pass(compute: Compute, batches: list[Batch], records: bool = False) -> FirstPass:
+    """All samples' features; the running statistics move here, unless no forward is needed.
+
+    A batch in one piece gets its one forward, graph included. Of several micro-batches the features come from forwards
+    without a graph, or from a frozen extractor.
+
+    Args:
+        compute: the forward of a micro-batch.
+        batches: the micro-batches.
+        records: whether the forward of a batch in one piece is recorded.
+    """
+    if len(batches) == 1:
+        found = compute(batches[0], records)
+        return FirstPass(batches, found.features, found.losses, found.recording, True)
+    given = [batch.features for batch in batches if batch.features is not None]
+    if given:
+        return FirstPass(batches, torch.cat(given), None, None, False)
+    with torch.no_grad():
+        features = torch.cat([compute(batch, False).features for batch in batches])
+    return FirstPass(batches, features, None, None, True)
+
+
+def losses_of_each(
+    network: nn.Module, compute: Compute, batches: Sequence[Batch], statistics_moved: bool
+) -> Iterator[Tensor]:
+    """The losses float [n] of each micro-batch with their graph, by one forward of each, one after the other.
+
+    Args:
+        network: whose running statistics move, unless they have moved.
+        compute: the forward of a micro-batch.
+        batches: the micro-batches.
+        statistics_moved: whether an earlier pass over this batch has updated the running statistics.
+    """
+    for batch in batches:
+        with running_statistics_kept(network) if statistics_moved else nullcontext():
+            losses = compute(batch, False).losses
+        yield losses
+        del losses

@@ -12,6 +12,7 @@ class StepOptions:
 
     Attributes:
         clip_norm: largest norm of the weighted step's gradient; 0 does not clip.
+        equal_weights: both steps weigh all samples alike, so that they share one gradient; theta is learned beside it.
         fraction: share of the training batch and of the meta-validation batch that the hypergradient is taken on.
         simultaneous: w and theta move at once: the weighted step has the old theta's weights, so that its gradient is
             the virtual step's.
@@ -19,12 +20,14 @@ class StepOptions:
             others equally (the paper's ablation).
         low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph; on a
             CPU freed memory goes back to the system at once (`runtime.freed_memory_returned`).
-        accumulate: parts that a process's batch is computed in, one after the other, which keeps no graph either.
+        accumulate: micro-batches that a process's batch is computed in, one after the other; it keeps
+            no graph either.
         synchronised: batch normalisation by the statistics of all processes' samples.
         precision: that the networks' products are computed in, in all passes; the rest is in single precision.
     """
 
     clip_norm: float = 0.0
+    equal_weights: bool = False
     fraction: float = 1.0
     simultaneous: bool = False
     reject_below_mean: bool = False
@@ -38,6 +41,7 @@ class StepOptions:
         """The options that a configuration names."""
         return cls(
             clip_norm=config.clip_norm,
+            equal_weights=config.weighting == "equal",
             fraction=config.meta_fraction,
             simultaneous=config.simultaneous,
             reject_below_mean=config.reject_below_mean,

@@ -207,7 +207,7 @@ def test_what_the_forward_has_computed_is_not_computed_again(arch: str) -> None:
     step = case.step()
     expected = case.double_backward()
     case.run(step)
-    assert step._own_rules
+    assert step.own_rules
     for name, parameter in case.policy.named_parameters():
         assert relative_error(parameter.grad, expected[name]) < 1e-9, name
 
@@ -278,9 +278,9 @@ def test_low_memory_keeps_no_graph_during_the_validation_pass(low: bool) -> None
 
     case = Case()
     step = case.step(low_memory=low)
-    step._own_rules = False  # a recording has hooks of its own
-    forward = step.forward
-    step.forward = lambda batch, records=False: forward(batch)
+    step.own_rules = False  # a recording has hooks of its own
+    forward = step.losses.forward
+    step.losses.forward = lambda batch, records=False: forward(batch)
     case.network.conv1.register_forward_pre_hook(
         lambda module, inputs: (
             alive.append(sum(saved.tensor.ndim == 4 for saved in held))
@@ -434,7 +434,7 @@ def test_a_hypergradient_with_the_noise_at_its_mean_costs_a_forward_more() -> No
     case.validation_images, case.validation_labels = case.images, case.labels
     step = case.step()
     case.run(step)
-    assert step._own_rules
+    assert step.own_rules
     with FlopCounterMode(display=False) as iteration:
         case.run(step)
     with FlopCounterMode(display=False) as forward, torch.no_grad():

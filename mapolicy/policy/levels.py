@@ -1,0 +1,126 @@
+"""A distribution over operations and their levels: what the alignment sampler learns, and what a bundle draws from.
+
+A level's range is cut into bins, each direction's into as many, so that a table [K, bins] has a cell for each operation
+and signed level. Cells that the space cannot tell apart share one value: both directions of an operation without a
+direction, all bins of one without a magnitude.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..transforms.space import MAX_LEVEL, OperationSpace
+from ..transforms.transformation import Transformation
+
+
+class LevelGrid:
+    """The cells of a table over a space's operations and signed levels.
+
+    Args:
+        space: the operations.
+        bins: of each direction, from level 0 to 10; a row of the table has twice as many.
+
+    Attributes:
+        operations: K.
+        bins: of a whole row, both directions.
+        group: int64 [K, bins], which value each cell shares, counted from 0.
+        groups: how many values there are.
+        operation_of: int64 [groups], the operation of each value.
+    """
+
+    def __init__(self, space: OperationSpace, bins: int) -> None:
+        self.operations, self.bins = len(space.names), 2 * bins
+        rows, count = [], 0
+        for spread in space.ranges.values():
+            if spread is None:
+                row = torch.zeros(2 * bins, dtype=torch.int64)
+            elif spread.signed:
+                row = torch.arange(2 * bins)
+            else:
+                row = torch.cat([torch.arange(bins).flip(0), torch.arange(bins)])
+            rows.append(row + count)
+            count += int(row.max()) + 1
+        self.group = torch.stack(rows)
+        self.groups = count
+        self.operation_of = torch.empty(count, dtype=torch.int64)
+        self.operation_of[self.group] = torch.arange(self.operations)[:, None].expand(-1, 2 * bins)
+
+    @cached_property
+    def edges(self) -> tuple[float, ...]:
+        """Signed levels between which the bins lie, ascending from -10 to 10, one more than there are bins."""
+        half = self.bins // 2
+        return tuple(MAX_LEVEL * (position - half) / half for position in range(self.bins + 1))
+
+    def cell(self, operation: Tensor, magnitude: Tensor) -> Tensor:
+        """The position of each draw in the flattened table.
+
+        Args:
+            operation: int64 [n].
+            magnitude: float [n], signed levels in [-10, 10]; a level on an edge belongs to the bin above it.
+        """
+        width = 2 * MAX_LEVEL / self.bins
+        place = ((magnitude.double() + MAX_LEVEL) / width).floor().long().clamp(0, self.bins - 1)
+        return operation * self.bins + place
+
+    def draw(self, probabilities: Tensor, batch: int, generator: torch.Generator) -> Transformation:
+        """Transformations whose two positions are drawn independently, levels uniform within their bins.
+
+        Args:
+            probabilities: float64 [K * bins] or [batch, K * bins], of the cells.
+            batch: how many transformations.
+            generator: on the CPU.
+        """
+        rows = probabilities.expand(2, -1) if probabilities.ndim == 1 else probabilities.repeat(2, 1)
+        count = batch if probabilities.ndim == 1 else 1
+        cells = torch.multinomial(rows, count, replacement=True, generator=generator).reshape(2, batch)
+        share = torch.rand(2, batch, generator=generator)
+        levels = ((cells % self.bins + share) * (2 * MAX_LEVEL / self.bins) - MAX_LEVEL).clamp(-MAX_LEVEL, MAX_LEVEL)
+        return Transformation(*(cells // self.bins), *levels)
+
+
+class StagedLevels:
+    """What a bundle draws from: a table for each stage of a run, which follow each other at equal shares of it.
+
+    q(o, b) is proportional to exp(strength * log_levels(o, b)): 0 leaves a cell as likely as in a uniform draw.
+
+    Args:
+        space: the operations.
+        log_levels: float [stages, K, bins], at most 0.
+        strength: kappa; 0 draws uniformly.
+    """
+
+    def __init__(self, space: OperationSpace, log_levels: Tensor, strength: float) -> None:
+        self.grid = LevelGrid(space, log_levels.shape[2] // 2)
+        self.log_levels, self.strength = log_levels.double(), strength
+
+    def stage(self, progress: float | None) -> Tensor:
+        """The table float64 [K, bins] at this share of the run; None averages the second half of the stages."""
+        stages = len(self.log_levels)
+        if progress is None:
+            return self.log_levels[stages // 2 :].mean(0)
+        return self.log_levels[min(stages - 1, int(progress * stages))]
+
+    def cells(self, progress: float | None = None) -> Tensor:
+        """q, float64 [K, bins], sums to 1."""
+        return torch.softmax(self.strength * self.stage(progress).flatten(), 0).reshape(self.grid.group.shape)
+
+    def relative(self, progress: float | None = None) -> Tensor:
+        """How often each cell is drawn, over how often a uniform draw takes it; float64 [K, bins]."""
+        cells = self.cells(progress)
+        return cells * cells.numel()
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_jk, float64 [K, K]: the product of the operations' marginals over the second half of a run."""
+        return marginals(self.cells())
+
+    def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
+        """`batch` transformations on the CPU, for this share of the run."""
+        return self.grid.draw(self.cells(progress).flatten(), batch, generator)
+
+
+def marginals(cells: Tensor) -> Tensor:
+    """p_jk float64 [K, K] of two independent draws from `cells` float64 [K, bins]."""
+    operations = cells.sum(1)
+    return operations[:, None] * operations
