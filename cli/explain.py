@@ -37,14 +37,12 @@ class Chosen:
 
     def read(self, policy: "PolicyBundle") -> "Transformation":
         """The named transformations, or samples from p_jk; imports torch."""
-        from ..policy.sampler import TransformationSampler
         from ..runtime.random import generator
         from ..transforms.parse import parse_transformations
 
         if self.transformations is not None:
             return parse_transformations(self.transformations, policy.operation_space)
-        sampler = TransformationSampler(probabilities=policy.probabilities)
-        return sampler.sample(self.samples or SAMPLES, generator(self.seed, "explain", "transformation", 0))
+        return policy.sampler().sample(self.samples or SAMPLES, generator(self.seed, "explain", "transformation", 0))
 
 
 @grouped

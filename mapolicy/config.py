@@ -44,6 +44,7 @@ STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
 DEVICES = ("auto", "cpu", "cuda")
 SAMPLERS = ("mean-weight", "alignment")
 WEIGHTINGS = ("policy", "equal")
+AS_SEARCHED = "as-searched"
 BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
@@ -55,6 +56,15 @@ LARGEST_RECIPE = 2**20  # bytes
 
 # Settings of `--fast`: no approximation, but theta and alpha are updated only in every sixth iteration.
 FAST: Mapping[str, Any] = {"meta_every": 6}
+
+# Settings that the first version did not have, and what it did.
+LATER: Mapping[str, Any] = {
+    "sampler": "mean-weight",
+    "weighting": "policy",
+    "alignment_strength": 10.0,
+    "alignment_memory": 0.5,
+    "level_bins": 4,
+}
 
 # Where and how a run executes. The result does not depend on these (threads and device: up to rounding).
 MACHINE_FIELDS = frozenset(
@@ -355,8 +365,13 @@ class RunConfig:
         return TypeAdapter(cls).json_schema()
 
     def portable(self) -> dict[str, Any]:
-        """The settings that a bundle records: all but `MACHINE_FIELDS`."""
-        return {key: value for key, value in self.to_mapping().items() if key not in MACHINE_FIELDS}
+        """The settings that a bundle records: all but `MACHINE_FIELDS`.
+
+        A setting that the first version did not have is recorded where it differs from what that version did, so that
+        the same search still gives the same bytes.
+        """
+        found = {key: value for key, value in self.to_mapping().items() if key not in MACHINE_FIELDS}
+        return {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
 
     def with_changes(self, **changes: Any) -> Self:
         """A copy with some settings changed."""
@@ -410,6 +425,13 @@ class TrainConfig(RunConfig):
     network_field: ClassVar[str] = "arch"
 
     arch: Network = Field(description="timm name of the network to train")
+    sampler: Annotated[str, OneOf((AS_SEARCHED, *SAMPLERS))] = Field(
+        AS_SEARCHED, description="what fine-tuned draws learn from: as in its search, or otherwise"
+    )
+    weighting: Annotated[str, OneOf((AS_SEARCHED, *WEIGHTINGS))] = Field(
+        AS_SEARCHED,
+        description="weights of a learned policy's samples: as in its search, or others",
+    )
     policy: Annotated[str, OneOf(policy_names)] = Field(
         "learned", description="learned (from a bundle), one of its two halves, or a baseline"
     )

@@ -11,11 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bilevel.bilevel_step import BilevelStep
-from .bilevel.build_step import choose, make_step
-from .bilevel.diagnostics import PolicyMonitor
 from .bilevel.inner_rate import InnerRate
-from .bilevel.options import StepOptions
 from .bundle import manifest
 from .bundle.format import check_input_size
 from .config import SearchConfig
@@ -23,21 +19,20 @@ from .distributed import communicator
 from .errors import UsageError
 from .models.factory import build_network
 from .models.noise import has_unequal_noise
-from .policy.augmentations import SampledTransformations
 from .policy.compress import slim
 from .policy.extractor import check_extractor
 from .policy.network import HIDDEN_UNITS, PolicyNetwork
 from .policy.policy_bundle import PolicyBundle
-from .policy.sampler import TransformationSampler, relative_entropy
+from .policy.sampler import relative_entropy
+from .policy.samplers import SamplerPlan, build_sampler, described_levels
 from .runtime.device import reproducible, resolve_device
 from .runtime.machine import versions
 from .runtime.random import seed_for
+from .training.build_iteration import BilevelRun, build_bilevel_run
 from .training.callbacks import Reporter
-from .training.checkpoint import RunState
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.evaluate import Accuracy
-from .training.iteration import BilevelIteration
-from .training.optim import make_policy_optimizer, theorem1_rate
+from .training.optim import theorem1_rate
 from .training.setup import Task
 from .training.trainer import Run
 
@@ -76,14 +71,14 @@ def search_policy(
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
         search = _Search.prepared(config, reporter, threads, device)
-        expected = forecast_before(search.iteration, search.state, resume)
-        facts = {"step": search.step.how}
+        expected = forecast_before(search.run.iteration, search.run.state, resume)
+        facts = {"step": search.run.step.how}
         with Run(
-            config, search.state, search.task, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
+            config, search.run.state, search.task, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
         ) as run:
-            cost_ratio = run.loop(search.iteration)
-            accuracy, figures = search.task.validation_accuracy(), search.monitor.figures(search.sampler)
-            for warning in search.monitor.warnings(search.sampler):
+            cost_ratio = run.loop(search.run.iteration)
+            accuracy, figures = search.task.validation_accuracy(), search.run.figures()
+            for warning in search.run.warnings():
                 reporter.noted(warning)
             bundle = search.bundle(config, accuracy, figures)
             effect = {}
@@ -97,11 +92,11 @@ def search_policy(
                     **effect,
                     "digest": bundle.digest,
                     "validation_top1": accuracy.top1,
-                    "alpha": float(search.step.rate().detach().mean()),
-                    "entropy": relative_entropy(search.sampler.probabilities),
+                    "alpha": float(search.run.rate().detach().mean()),
+                    "entropy": relative_entropy(search.run.sampler.probabilities),
                     **figures,
                     "cost_ratio": cost_ratio,
-                    "step": search.step.how,
+                    "step": search.run.step.how,
                 }
             )
     return bundle
@@ -116,7 +111,7 @@ def forecast_search(config: SearchConfig, reporter: Reporter | None = None) -> F
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
         search = _Search.prepared(config, reporter or Reporter(), threads, device)
-        return forecast(search.iteration, search.state)
+        return forecast(search.run.iteration, search.run.state)
 
 
 @dataclass(frozen=True)
@@ -124,11 +119,7 @@ class _Search:
     """A search about to begin."""
 
     task: Task
-    step: BilevelStep
-    sampler: TransformationSampler
-    monitor: PolicyMonitor
-    state: RunState
-    iteration: BilevelIteration
+    run: BilevelRun
     threads: int
 
     @classmethod
@@ -150,43 +141,29 @@ class _Search:
             )
         alpha = theorem1_rate(config.alpha_initial, task.iterations) if constant else config.alpha_initial
         rate = InnerRate(alpha, tensors).to(device)
-        extractor = _own_extractor(config, task, device)
-        theta = [*policy.parameters(), *([] if extractor is None else extractor.parameters())]
-        sampler = TransformationSampler.from_config(config, task.iterations_per_epoch)
-        monitor = PolicyMonitor.of(policy, task.iterations_per_epoch, len(task.splits.classes))
-        policy_optimizer = make_policy_optimizer(config, theta, rate, task.iterations)
-        state = RunState(
-            modules={"network": task.network, "policy": policy, "rate": rate, "monitor": monitor}
-            | ({} if extractor is None else {"extractor": extractor}),
-            optimizers={"network": task.optimizer, "policy": policy_optimizer},
-            sampler=sampler,
-        )
-        choice = choose(config, task.network, task.splits.channels, task.iterations, device)
-        step = make_step(
-            choice,
-            reporter.noted,
-            strict=config.compile == "always",
-            network=task.network,
+        run = build_bilevel_run(
+            config,
+            task,
+            device,
             policy=policy,
             rate=rate,
-            optimizer=task.optimizer,
-            policy_optimizer=policy_optimizer,
-            options=StepOptions.of(config),
-            extractor=extractor,
-            communicator=task.communicator,
+            sampler=build_sampler(SamplerPlan(config, task.iterations_per_epoch)),
+            noted=reporter.noted,
+            extractor=_own_extractor(config, task, device),
         )
-        iteration = BilevelIteration(task, SampledTransformations(sampler, config.operation_space), step, monitor)
-        return cls(task, step, sampler, monitor, state, iteration, threads)
+        return cls(task, run, threads)
 
     def bundle(self, config: SearchConfig, accuracy: Accuracy, figures: Mapping[str, float]) -> PolicyBundle:
         """What has been found."""
+        levels, log_levels = described_levels(self.run.sampler)
         return PolicyBundle.assemble(
-            describe(config, self.task, self.threads, self.task.pipeline.device, accuracy, figures),
-            policy=self.step.policy.state_dict(),
-            alpha=self.step.rate().detach(),
-            probabilities=self.sampler.probabilities,
-            means=self.sampler.means,
-            extractor=(self.step.extractor or self.task.network).state_dict(),
+            describe(config, self.task, self.threads, self.task.pipeline.device, accuracy, figures, levels),
+            policy=self.run.step.policy.state_dict(),
+            alpha=self.run.rate().detach(),
+            probabilities=self.run.sampler.probabilities,
+            means=self.run.sampler.means,
+            log_levels=log_levels,
+            extractor=(self.run.step.extractor or self.task.network).state_dict(),
             meta_validation=self.task.splits.meta_validation.indices,
         )
 
@@ -227,6 +204,7 @@ def describe(
     device: torch.device,
     accuracy: Accuracy,
     figures: Mapping[str, float] | None = None,
+    levels: manifest.Levels | None = None,
 ) -> manifest.ManifestDraft:
     """What the bundle says about itself.
 
@@ -274,4 +252,5 @@ def describe(
         results={f"validation_{name}": value for name, value in vars(accuracy).items()} | dict(figures or {}),
         licence="",
         note="",
+        levels=levels,
     )

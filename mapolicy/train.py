@@ -13,31 +13,28 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
-from .bilevel.build_step import choose, make_step
-from .bilevel.diagnostics import PolicyMonitor
 from .bilevel.inner_rate import InnerRate
-from .bilevel.options import StepOptions
 from .bundle.format import EXTRACTOR_PREFIX
 from .bundle.manifest_base import PolicyFile
-from .config import TrainConfig
+from .config import AS_SEARCHED, TrainConfig
 from .distributed import communicator
 from .errors import InputError
 from .models.noise import has_unequal_noise
-from .policy.augmentations import SampledTransformations, build_augmentation
+from .policy.augmentations import build_augmentation
 from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
 from .policy.frozen import FrozenExtractor
 from .policy.policy_bundle import PolicyBundle
 from .policy.protocol import policy_of, searched_bundle
-from .policy.sampler import TransformationSampler
+from .policy.samplers import SamplerPlan, SamplerStart, build_sampler, described_levels
 from .registries import SEARCHED_POLICIES
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, write_atomically
 from .runtime.sanitize import escaped
+from .training.build_iteration import build_bilevel_run
 from .training.callbacks import Reporter
 from .training.checkpoint import RunState
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.iteration import BilevelIteration, Iteration, WeightedIteration
-from .training.optim import make_policy_optimizer
 from .training.setup import Task
 from .training.trainer import Run
 
@@ -215,39 +212,39 @@ def plan(
         return WeightedIteration(task, build_augmentation(config, task.splits.name)), RunState(modules, optimizers)
     assert bundle is not None
     frozen = policy_of(bundle)
+    searched = frozen.searched
+    if searched is not None:
+        config = as_searched(config, searched)
     if config.mode == "frozen":
         weights = frozen.weights(config, device, task.communicator)
         return WeightedIteration(task, frozen.augmentation(config), weights), RunState(modules, optimizers)
 
-    searched = frozen.searched
     assert searched is not None
     extractor, policy = FrozenExtractor(searched, device), searched.build_policy().to(device)
-    sampler = TransformationSampler.from_config(
-        config, task.iterations_per_epoch, searched.probabilities, searched.means
-    )
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
     rate = InnerRate(float(searched.alpha.log().mean().exp())).to(device)
-    policy_optimizer = make_policy_optimizer(config, policy.parameters(), rate, task.iterations)
-    bilevel = make_step(
-        choose(config, task.network, task.splits.channels, task.iterations, device),
-        noted,
-        strict=config.compile == "always",
-        network=task.network,
+    start = SamplerStart(searched.probabilities, searched.means, searched.log_levels)
+    run = build_bilevel_run(
+        config,
+        task,
+        device,
         policy=policy,
         rate=rate,
-        optimizer=task.optimizer,
-        policy_optimizer=policy_optimizer,
-        options=StepOptions.of(config),
-        communicator=task.communicator,
+        sampler=build_sampler(SamplerPlan(config, task.iterations_per_epoch, start)),
+        noted=noted,
+        features=lambda batch: extractor(batch.images),
     )
-    augmentation = SampledTransformations(sampler, config.operation_space)
-    monitor = PolicyMonitor.of(policy, task.iterations_per_epoch, len(task.splits.classes))
-    state = RunState(
-        modules | {"policy": policy, "rate": rate, "monitor": monitor},
-        optimizers | {"policy": policy_optimizer},
-        sampler=sampler,
+    return run.iteration, run.state
+
+
+def as_searched(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
+    """The configuration with the sampler and the weighting of the bundle's search, where it leaves them open."""
+    searched = bundle.manifest.search.settings
+    names = {"sampler": "mean-weight", "weighting": "policy"}  # what a search did before it had these settings
+    chosen = {name: searched.get(name, default) for name, default in names.items()}
+    return config.with_changes(
+        **{name: value for name, value in chosen.items() if getattr(config, name) == AS_SEARCHED}
     )
-    return BilevelIteration(task, augmentation, bilevel, monitor, lambda batch: extractor(batch.images)), state
 
 
 def _facts(iteration: Iteration) -> dict[str, str]:
@@ -257,7 +254,7 @@ def _facts(iteration: Iteration) -> dict[str, str]:
 def _warnings(iteration: Iteration) -> list[str]:
     if not isinstance(iteration, BilevelIteration):
         return []
-    return iteration.monitor.warnings(iteration.augmentation.sampler)
+    return iteration.monitor.warnings(iteration.sampler, weighs=not iteration.bilevel.options.equal_weights)
 
 
 def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ...]) -> str:
@@ -287,8 +284,10 @@ def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iterati
         if name.startswith(EXTRACTOR_PREFIX)
     }
     noise = " Hypergradient with the noise at its mean." if has_unequal_noise(state.modules["network"]) else ""
+    levels, log_levels = described_levels(state.sampler)
     return PolicyBundle.assemble(
         bundle.manifest.draft(
+            levels=levels,
             results=bundle.manifest.results | iteration.monitor.figures(state.sampler),
             note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs."
             + noise,
@@ -297,6 +296,7 @@ def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iterati
         alpha=torch.full_like(bundle.alpha, float(rate().detach())),
         probabilities=state.sampler.probabilities,
         means=state.sampler.means,
+        log_levels=log_levels,
         extractor=extractor,
         meta_validation=bundle.meta_validation,
         limits=bundle.limits,

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..policy.network import ROUNDING, PolicyNetwork
-from ..policy.sampler import K, TransformationSampler, relative_entropy
+from ..policy.sampler import Sampler
+from ..transforms.space import OPERATION_NAMES
 
 NORMAL_95 = 1.96
 UNKNOWN = -2.0  # below every cosine and every spread; a checkpoint holds finite numbers alone
@@ -35,26 +36,27 @@ class WeightShares(nn.Module):
     Args:
         classes: of the data set.
         window: iterations.
+        operations: K.
     """
 
     counts: Tensor
     sums: Tensor
     total: Tensor
 
-    def __init__(self, classes: int, window: int) -> None:
+    def __init__(self, classes: int, window: int, operations: int = len(OPERATION_NAMES)) -> None:
         super().__init__()
-        self._groups = (classes, K, K)
+        self._groups = (classes, operations, operations)
         self._keep = math.exp(-1 / window)
         for name in ("counts", "sums"):
-            self.register_buffer(name, torch.zeros(classes + 2 * K, dtype=torch.float64))
+            self.register_buffer(name, torch.zeros(classes + 2 * operations, dtype=torch.float64))
         # Samples, samples by what they count squared, weights, squares of weights.
         self.register_buffer("total", torch.zeros(4, dtype=torch.float64))
 
     def observe(self, weights: Tensor, labels: Tensor, pair: Tensor) -> None:
         """Take in an iteration: weights float [n], labels and `Transformation.pair` int64 [n]."""
         relative = (weights.detach() / weights.detach().mean()).double()
-        classes, _, _ = self._groups
-        place = torch.cat([labels, classes + pair // K, classes + K + pair % K])
+        classes, size, _ = self._groups
+        place = torch.cat([labels, classes + pair // size, classes + size + pair % size])
         self.counts.mul_(self._keep).index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
         self.sums.mul_(self._keep).index_add_(0, place, relative.repeat(3))
         count = torch.full((), float(len(relative)), dtype=torch.float64, device=relative.device)
@@ -97,6 +99,7 @@ class PolicyMonitor(nn.Module):
         width: theta's numbers.
         window: iterations that the recent figures look back on.
         classes: of the data set.
+        operations: K.
     """
 
     previous: Tensor
@@ -106,9 +109,9 @@ class PolicyMonitor(nn.Module):
     total: Tensor
     squares: Tensor
 
-    def __init__(self, width: int, window: int, classes: int) -> None:
+    def __init__(self, width: int, window: int, classes: int, operations: int = len(OPERATION_NAMES)) -> None:
         super().__init__()
-        self.shares = WeightShares(classes, window)
+        self.shares = WeightShares(classes, window, operations)
         self.register_buffer("previous", torch.zeros(width))
         for name in ("cosines", "spreads"):  # the recent ones
             self.register_buffer(name, torch.full((window,), UNKNOWN))
@@ -116,10 +119,12 @@ class PolicyMonitor(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     @classmethod
-    def of(cls, policy: PolicyNetwork, window: int, classes: int) -> Self:
+    def of(cls, policy: PolicyNetwork, window: int, classes: int, operations: int = len(OPERATION_NAMES)) -> Self:
         """For a policy network, on its device."""
         parameters = list(policy.parameters())
-        return cls(sum(parameter.numel() for parameter in parameters), window, classes).to(parameters[0].device)
+        return cls(sum(parameter.numel() for parameter in parameters), window, classes, operations).to(
+            parameters[0].device
+        )
 
     def observe(self, gradient: Tensor | None, weights: Tensor, labels: Tensor, pair: Tensor) -> None:
         """Take in an iteration.
@@ -166,31 +171,30 @@ class PolicyMonitor(nn.Module):
         mean, half = float(seen.mean()), NORMAL_95 * float(seen.std(correction=0))
         return Estimate(mean, max(mean - half, 0.0), mean + half)
 
-    def figures(self, sampler: TransformationSampler) -> dict[str, float]:
+    def figures(self, sampler: Sampler) -> dict[str, float]:
         """What a bundle says of all this, by name; what is not known is left out."""
-        chance = sampler.entropy_by_chance()
         estimates = {"signal_to_noise": self.signal_to_noise(), "weight_spread": self.spread()}
-        found = {"entropy_by_chance_low": chance[0], "entropy_by_chance_high": chance[1]}
+        found = sampler.figures()
         for name, estimate in estimates.items():
             found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return {name: value for name, value in (found | self.shares.figures()).items() if math.isfinite(value)}
 
-    def warnings(self, sampler: TransformationSampler) -> list[str]:
-        """What a user should know before trusting the policy, each with what to try."""
+    def warnings(self, sampler: Sampler, weighs: bool = True) -> list[str]:
+        """What a user should know before trusting the policy, each with what to try.
+
+        Args:
+            sampler: that was learned.
+            weighs: whether the policy's weights were used.
+        """
         found, signal, spread = [], self.signal_to_noise(), self.spread()
-        entropy, (low, _) = relative_entropy(sampler.probabilities), sampler.entropy_by_chance()
-        if signal.low <= 0:
+        if weighs and signal.low <= 0:
             found.append(
                 "the hypergradients do not agree with each other beyond chance (signal to noise of one "
                 f"{signal.value:.3f}, 95 % interval {signal.low:.3f} to {signal.high:.3f}): what the policy has "
                 "learned may be chance; search longer, or raise batch_size and validation_batch_size"
             )
-        if entropy >= low:
-            found.append(
-                f"p_jk is uniform within chance (entropy {entropy:.5f} of uniform, chance alone gives {low:.5f} or "
-                "more): search longer, or raise policy_learning_rate"
-            )
-        if spread.value < NEARLY_EQUAL:
+        found += sampler.warnings()
+        if weighs and spread.value < NEARLY_EQUAL:
             found.append(
                 f"the weights are nearly equal (standard deviation {spread.value:.4f} of the mean): search longer, or "
                 "raise policy_learning_rate"

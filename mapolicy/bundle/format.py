@@ -23,11 +23,13 @@ MAX_ALPHA = 1e3
 # A feature of at most 1e12 and 65,536 hidden units stay finite in float32 with policies up to it.
 MAX_POLICY = 1e6
 # float32 rounding of 196 probabilities moves their sum by less than 1e-5; a tenfold of it is still no other policy.
+MAX_LOG_LEVEL = 1e3
 SUM_TOLERANCE = 1e-4
 
 EXTRACTOR_PREFIX = "extractor."
 POLICY_PREFIX = "policy."
 ALPHA, PROBABILITIES, MEANS = "alpha", "sampler.probabilities", "sampler.means"
+LOG_LEVELS = "sampler.log_levels"
 META_VALIDATION = "split.meta_validation"
 STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -194,6 +196,8 @@ def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str,
     pairs = (len(manifest.operations.names),) * 2
     yield PROBABILITIES, ("F32", pairs)
     yield MEANS, ("F32", pairs)
+    if manifest.levels is not None:
+        yield LOG_LEVELS, ("F32", (manifest.levels.stages, len(OPERATION_NAMES), len(manifest.levels.edges) - 1))
     yield META_VALIDATION, ("I64", (manifest.dataset.counts.meta_validation,))
 
 
@@ -221,6 +225,11 @@ def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], sou
     for value in (means.min(), means.max()):
         if not 0 <= value <= 1:
             raise invalid_bundle(source, f"{MEANS} has the value {value:.6g}, expected 0 to 1")
+    if LOG_LEVELS in tensors:
+        for value in tensors[LOG_LEVELS].bounds():
+            if not -MAX_LOG_LEVEL <= value <= 0:
+                why = f"{LOG_LEVELS} has the value {value:.6g}, expected {-MAX_LOG_LEVEL:g} to 0"
+                raise invalid_bundle(source, why)
     alpha = np.asarray(tensors[ALPHA].array(), dtype=np.float64)
     for value in (alpha.min(), alpha.max()):
         if not 0 < value <= MAX_ALPHA:

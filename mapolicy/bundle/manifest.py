@@ -5,7 +5,16 @@ Nothing says when, where or by whom it was made: equal searches give equal bytes
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
 from ..errors import UsageError
@@ -17,10 +26,12 @@ from ..transforms.space import (
     MAX_OPERATIONS,
     OPERATION_SPECS,
     SPACES,
+    level_edges,
 )
 from .manifest_base import (
     DATASET_LEVEL,
     FORMAT,
+    FORMATS,
     MAX_KEYS,
     Draft,
     ManifestPart,
@@ -31,6 +42,7 @@ from .manifest_base import (
     schema_of,
 )
 from .manifest_fields import (
+    MAX_COUNT,
     Arch,
     Count,
     DatasetName,
@@ -55,6 +67,8 @@ EMBEDDING_ABSENT = 0.0
 EXTRACTOR_CALL = "forward_head(forward_features(images), pre_logits=True)"
 CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "bfloat16")
+
+MAX_STAGES, MAX_BINS, MAX_STRENGTH = 100, 64, 1000.0
 
 SCHEMA_FILE = "bundle.schema.json"
 
@@ -286,10 +300,64 @@ class Run(ManifestPart):
     device: Annotated[str, one_of(("cpu", "cuda"))] = Field(description="kind of device")
 
 
+class Levels(ManifestPart):
+    """How `sampler.log_levels` [stages, K, bins] is read: q(o, b) goes as exp(strength * log_levels(o, b))."""
+
+    stages: Annotated[int, Field(ge=1, le=MAX_STAGES)] = Field(description="tables, for equal shares of a run")
+    edges: Annotated[tuple[Parameter, ...], Field(min_length=3, max_length=MAX_BINS + 1), Strict(False), FailFast()] = (
+        Field(description="signed levels between which the bins lie, from -10 to 10, of equal width")
+    )
+    strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = Field(description="kappa; 0 draws uniformly")
+
+    @model_validator(mode="after")
+    def _has_even_bins(self) -> Self:
+        if len(self.edges) % 2 == 0:
+            raise ValueError(f"{len(self.edges) - 1} bins cannot be as many for each direction")
+        if self.edges != level_edges((len(self.edges) - 1) // 2):
+            raise ValueError("edges are not those of bins of equal width from -10 to 10")
+        return self
+
+
+class VerifiedPolicy(ManifestPart):
+    """A training from scratch of the proxy under one policy, and how it did on images held out from it."""
+
+    policy: Text = Field(description="name of the policy")
+    strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] | None = Field(
+        description="kappa, of the learned policy; null for another one"
+    )
+    correct: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(description="images that it classifies correctly")
+
+
+class Verification(ManifestPart):
+    """How a search checked itself: the same training under several policies."""
+
+    images: Count = Field(description="held-out images that all rows were measured on")
+    unseen: bool = Field(description="whether the policy has learned nothing from these images")
+    epochs: Count = Field(description="of each training")
+    rows: Annotated[tuple[VerifiedPolicy, ...], Field(min_length=1, max_length=32), Strict(False)] = Field(
+        description="one for each training"
+    )
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        for row in self.rows:
+            if row.correct > self.images:
+                raise ValueError(f"{row.correct} images of {self.images} are correct")
+        return self
+
+
+LATER_PARTS = ("levels", "verification")
+
+
+def format_of(**parts: object) -> int:
+    """The lowest format that has these parts, of `LATER_PARTS`; None stands for an absent one."""
+    return 2 if any(parts.get(name) is not None for name in LATER_PARTS) else FORMAT
+
+
 class ManifestDraft(Draft):
     """A manifest before the digest is known."""
 
-    format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
+    format: Annotated[int, one_of(FORMATS)] = Field(description="version of this format: 2 has levels or verification")
     versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)] = Field(
         description="of the programs that wrote the bundle, by name; for the record"
     )
@@ -314,6 +382,21 @@ class ManifestDraft(Draft):
     ] = Field(description="figures of the search; `validation_top1` is the proxy's accuracy, per cent, for the record")
     licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
     note: Note = Field(description="free text; its only control character is the line break")
+    levels: Levels | None = Field(None, description="what `sampler.log_levels` holds; format 2")
+    verification: Verification | None = Field(None, description="how the search checked itself; format 2")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One content has one spelling: a part that is absent is not written as null."""
+        found: dict[str, Any] = handler(self)
+        return {key: value for key, value in found.items() if key not in LATER_PARTS or value is not None}
+
+    @model_validator(mode="after")
+    def _has_the_format_of_its_parts(self) -> Self:
+        needed = format_of(levels=self.levels, verification=self.verification)
+        if self.format != needed:
+            raise ValueError(f"format is {self.format}, its parts are those of format {needed}")
+        return self
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -380,7 +463,7 @@ def draft_manifest(**parts: Any) -> ManifestDraft:
     names = operations.names if isinstance(operations, Operations) else dict(operations or {}).get("names", ())
     count = min(max(len(names), 2), MAX_OPERATIONS)  # any other number of names is an error of theirs
     try:
-        return ManifestDraft(format=FORMAT, embedding=Embedding.of(count), **parts)
+        return ManifestDraft(format=format_of(**parts), embedding=Embedding.of(count), **parts)
     except ValidationError as problem:
         raise UsageError("bundle manifest", first_problem(problem)) from None
 
@@ -401,7 +484,7 @@ def check_manifest(raw: dict[str, Any], source: str) -> Manifest:
     if "kind" in raw:
         why = f"is a bundle of kind {quoted(raw['kind'])}, which this mapolicy does not know"
         raise invalid_bundle(source, why, "upgrade mapolicy or ask for another bundle")
-    check_format(raw, source)
+    check_format(raw, source, FORMATS)
     try:
         return Manifest.model_validate(raw)
     except ValidationError as problem:
@@ -410,7 +493,7 @@ def check_manifest(raw: dict[str, Any], source: str) -> Manifest:
 
 def json_schema() -> dict[str, Any]:
     """The manifest's JSON Schema, as `sealed.schema_of`; it also lies beside this module, as `SCHEMA_FILE`."""
-    return schema_of(Manifest, f"mapolicy bundle, format {FORMAT}")
+    return schema_of(Manifest, f"mapolicy bundle, formats {' and '.join(map(str, FORMATS))}")
 
 
 def _triple(values: tuple[float, float, bool] | None) -> str:

@@ -21,6 +21,7 @@ from . import canonical_json
 from .limits import Limits
 
 FORMAT = 1
+FORMATS = (1, 2)  # that a searched bundle may have; 2 adds levels and verification
 DATASET_LEVEL = "dataset-level"  # `kind` of a bundle without a network; a searched bundle has no such field
 
 MAX_DEPTH = 5
@@ -126,16 +127,17 @@ def read_json(text: str, source: str) -> dict[str, Any]:
     return raw
 
 
-def check_format(raw: dict[str, Any], source: str) -> None:
-    """Check the format version; this mapolicy reads only `FORMAT`.
+def check_format(raw: dict[str, Any], source: str, known: tuple[int, ...] = (FORMAT,)) -> None:
+    """Check that the format version is one of `known`.
 
     Raises:
         InputError: the version is missing or another.
     """
+    readable = " and ".join(map(str, known))
     if "format" not in raw:
-        raise invalid_bundle(source, f"manifest has no format version; this mapolicy reads format {FORMAT}")
-    if type(raw["format"]) is not int or raw["format"] != FORMAT:
-        why = f"is a bundle of format {quoted(raw['format'])}; this mapolicy reads format {FORMAT}"
+        raise invalid_bundle(source, f"manifest has no format version; this mapolicy reads format {readable}")
+    if type(raw["format"]) is not int or raw["format"] not in known:
+        why = f"is a bundle of format {quoted(raw['format'])}; this mapolicy reads format {readable}"
         raise invalid_bundle(source, why, "upgrade mapolicy or ask for another bundle")
 
 
@@ -213,7 +215,7 @@ def first_problem(problem: ValidationError) -> str:
         case "missing":
             return f"{field} is missing"
         case "extra_forbidden":
-            return f"{field} is not a field of format {FORMAT}"
+            return f"{field} is not a field of this format"
         case "value_error" if isinstance(error["input"], dict):
             return f"{field}: {error['ctx']['error']}"
         case "value_error":

@@ -39,7 +39,7 @@ _BF16_EXPONENT = 0x7F80
 _CHUNK = 2**20
 
 _NAME = re.compile(
-    r"alpha|sampler\.(probabilities|means)|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
+    r"alpha|sampler\.(probabilities|means|log_levels)|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
     r"|extractor(\.[A-Za-z0-9_]+)+"
 )
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from ..registries import ZERO_COST_POLICIES
 from ..runtime.shard import Shard, whole_batch
 from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
 from ..transforms.functional import operation_function
+from ..transforms.space import SPACES
 from ..transforms.transformation import Transformation
-from .sampler import TransformationSampler
+from .sampler import Draws, TransformationSampler
 
 
 class Augmentation(Protocol):
@@ -37,6 +38,15 @@ class Augmentation(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowsProgress(Protocol):
+    """An augmentation that changes over a run."""
+
+    def at(self, progress: float | None) -> Augmentation:
+        """What it is at this share of the run, in [0, 1); None where the run's length is not known."""
+        ...
+
+
 class NoAugmentation:
     """Leaves the base augmentation's images as they are."""
 
@@ -48,22 +58,27 @@ class NoAugmentation:
 
 
 class SampledTransformations:
-    """A transformation for each image, drawn from p_jk: uniform, learned or still being learned.
+    """A transformation for each image, drawn by a sampler: uniform, learned or still being learned.
 
     Args:
         sampler: draws the transformations.
         space: name of the operation space.
+        progress: share of the run that is done; None where the run's length is not known.
     """
 
-    def __init__(self, sampler: TransformationSampler, space: str) -> None:
-        self.sampler, self.space = sampler, space
+    def __init__(self, sampler: Draws, space: str, progress: float | None = None) -> None:
+        self.sampler, self.space, self._progress = sampler, space, progress
+
+    def at(self, progress: float | None) -> "SampledTransformations":
+        """The same sampler at this share of the run."""
+        return SampledTransformations(self.sampler, self.space, progress)
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Transformed images, and by what."""
         shard = shard or whole_batch(len(images))
-        transformation = self.sampler.sample(shard.whole, generator).shard(shard).to(images.device)
+        transformation = self.sampler.sample(shard.whole, generator, self._progress).shard(shard).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
 
 
@@ -183,7 +198,7 @@ def build_none(config: TrainConfig, dataset: str) -> Augmentation:
 
 def build_uniform(config: TrainConfig, dataset: str) -> Augmentation:
     """The policy `uniform`."""
-    return SampledTransformations(TransformationSampler(), config.operation_space)
+    return SampledTransformations(TransformationSampler(space=SPACES[config.operation_space]), config.operation_space)
 
 
 def build_trivialaugment(config: TrainConfig, dataset: str) -> Augmentation:

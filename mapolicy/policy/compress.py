@@ -17,7 +17,6 @@ from ..transforms.basic import Normalisation
 from ..transforms.transformation import Transformation
 from .frozen import FrozenExtractor, FrozenWeights
 from .policy_bundle import PolicyBundle
-from .sampler import TransformationSampler
 
 IMAGES, DRAWS = 64, 4
 LONGEST_NOTE, CUT = 4000, "\n[The rest of this note did not fit.]"
@@ -105,7 +104,7 @@ def effect_on_weights(before: PolicyBundle, after: PolicyBundle, images: Tensor 
     images = synthetic_images(contract) if images is None else images
     cpu = torch.device("cpu")
     weigh = [FrozenWeights(FrozenExtractor(bundle, cpu), bundle.build_policy()).of for bundle in (before, after)]
-    sampler = TransformationSampler(probabilities=before.probabilities)
+    sampler = before.sampler()
     mean_colour = Normalisation(contract.mean, contract.std, cpu).mean_colour()
     fill = mean_colour if operations.fill == "mean" else torch.zeros_like(mean_colour)
     correlations, differences = [], []

@@ -5,8 +5,6 @@ and signed level. Cells that the space cannot tell apart share one value: both d
 direction, all bins of one without a magnitude.
 """
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -22,6 +20,7 @@ class LevelGrid:
         bins: of each direction, from level 0 to 10; a row of the table has twice as many.
 
     Attributes:
+        space: the operations.
         operations: K.
         bins: of a whole row, both directions.
         group: int64 [K, bins], which value each cell shares, counted from 0.
@@ -30,7 +29,7 @@ class LevelGrid:
     """
 
     def __init__(self, space: OperationSpace, bins: int) -> None:
-        self.operations, self.bins = len(space.names), 2 * bins
+        self.space, self.operations, self.bins = space, space.size, 2 * bins
         rows, count = [], 0
         for spread in space.ranges.values():
             if spread is None:
@@ -45,12 +44,6 @@ class LevelGrid:
         self.groups = count
         self.operation_of = torch.empty(count, dtype=torch.int64)
         self.operation_of[self.group] = torch.arange(self.operations)[:, None].expand(-1, 2 * bins)
-
-    @cached_property
-    def edges(self) -> tuple[float, ...]:
-        """Signed levels between which the bins lie, ascending from -10 to 10, one more than there are bins."""
-        half = self.bins // 2
-        return tuple(MAX_LEVEL * (position - half) / half for position in range(self.bins + 1))
 
     def cell(self, operation: Tensor, magnitude: Tensor) -> Tensor:
         """The position of each draw in the flattened table.
@@ -76,7 +69,9 @@ class LevelGrid:
         cells = torch.multinomial(rows, count, replacement=True, generator=generator).reshape(2, batch)
         share = torch.rand(2, batch, generator=generator)
         levels = ((cells % self.bins + share) * (2 * MAX_LEVEL / self.bins) - MAX_LEVEL).clamp(-MAX_LEVEL, MAX_LEVEL)
-        return Transformation(*(cells // self.bins), *levels)
+        first, second = cells // self.bins
+        magnitude1, magnitude2 = levels
+        return Transformation(first, second, magnitude1, magnitude2, self.space)
 
 
 class StagedLevels:

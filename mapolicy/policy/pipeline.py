@@ -17,7 +17,7 @@ from ..runtime.random import generator
 from ..runtime.shard import Shard
 from ..transforms.basic import Normalisation, cutout, flip, pad_and_crop
 from ..transforms.transformation import Transformation
-from .augmentations import Augmentation
+from .augmentations import Augmentation, FollowsProgress
 
 CROP_PADDING_SHARE = 1 / 8  # 4 of 32 pixels
 
@@ -83,7 +83,9 @@ class Pipeline:
         """uint8 [B, C, H, W] to float32 with mean 0 and deviation 1 over the training split."""
         return self._normalisation(images)
 
-    def augment(self, images: Tensor, labels: Tensor, augmentation: Augmentation, step: int) -> AugmentedBatch:
+    def augment(
+        self, images: Tensor, labels: Tensor, augmentation: Augmentation, step: int, progress: float | None = None
+    ) -> AugmentedBatch:
         """A training batch of `copies` augmentations of every image.
 
         Args:
@@ -91,8 +93,9 @@ class Pipeline:
             labels: int64 [B].
             augmentation: the policy's part.
             step: iteration; with the seed it fixes every draw.
+            progress: share of the run that is done, for a policy that changes over a run; None if it is not known.
         """
-        images, transformation = self.transform(images, augmentation, step)
+        images, transformation = self.transform(images, augmentation, step, progress)
         return AugmentedBatch(
             images=images,
             inputs=self.normalise(images),
@@ -100,12 +103,16 @@ class Pipeline:
             transformation=transformation,
         )
 
-    def transform(self, images: Tensor, augmentation: Augmentation, step: int) -> tuple[Tensor, Transformation | None]:
+    def transform(
+        self, images: Tensor, augmentation: Augmentation, step: int, progress: float | None = None
+    ) -> tuple[Tensor, Transformation | None]:
         """The part of `augment` that stays uint8: the augmented images, and their transformations."""
         config = self.config
         images = _repeated(images, config.copies)
         shard = self._communicator.shard(len(images) * self._communicator.size)
         images = self._base(images, generator(config.seed, config.stage, "base", step), shard)
+        if isinstance(augmentation, FollowsProgress):
+            augmentation = augmentation.at(progress)
         images, transformation = augmentation(
             images, self._fill, generator(config.seed, config.stage, "transformation", step), shard
         )

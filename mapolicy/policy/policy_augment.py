@@ -25,7 +25,6 @@ from .augmentations import SampledTransformations
 from .frozen import FrozenExtractor, FrozenWeights
 from .pipeline import Pipeline, PipelineSettings
 from .policy_bundle import PolicyBundle
-from .sampler import TransformationSampler
 
 MODES = ("frozen", "sampler")
 
@@ -154,7 +153,7 @@ class PolicyAugment:
             seed=seed,
             stage=f"adapter-{rank}",
         )
-        sampler = TransformationSampler(probabilities=bundle.probabilities)
+        sampler = bundle.sampler()
         self._augmentation = SampledTransformations(sampler, operations.space)
         self._device: torch.device | None = None
         if device is not None:

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from ..bundle import format as bundle_format
 from ..bundle.fetch import fetch_container
-from ..bundle.format import ALPHA, EXTRACTOR_PREFIX, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
+from ..bundle.format import ALPHA, EXTRACTOR_PREFIX, LOG_LEVELS, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
 from ..bundle.limits import Limits
 from ..bundle.manifest import Manifest, ManifestDraft
 from ..bundle.manifest_base import PolicyFile
 from ..bundle.safetensors_reader import RawTensor
 from ..transforms.space import SPACES, OperationSpace
 from .extractor import check_architecture, classifier_tensors, fresh_extractor, probe_extractor
+from .levels import StagedLevels
 from .network import PolicyNetwork
+from .sampler import Draws, TransformationSampler
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -121,6 +123,7 @@ class PolicyBundle(PolicyFile):
         means: Tensor,
         extractor: Mapping[str, Tensor],
         meta_validation: Tensor,
+        log_levels: Tensor | None = None,
         limits: Limits | None = None,
     ) -> Self:
         """The bundle of a finished search.
@@ -133,6 +136,8 @@ class PolicyBundle(PolicyFile):
             means: mean raw policy outputs, float [K, K].
             extractor: state dict of the proxy; stored in the draft's `extractor.dtype`.
             meta_validation: int64 [n], positions of the meta-validation images, in any order.
+            log_levels: float [stages, K, bins], at most 0, of an alignment sampler, which the draft's `levels`
+                describes.
             limits: under which it must be readable; None takes the default ones.
 
         Raises:
@@ -142,6 +147,8 @@ class PolicyBundle(PolicyFile):
         tensors = {f"{POLICY_PREFIX}{name}": tensor.float() for name, tensor in policy.items()}
         tensors |= {ALPHA: alpha.float(), PROBABILITIES: probabilities.float(), MEANS: means.float()}
         tensors[META_VALIDATION] = meta_validation.long().sort().values
+        if log_levels is not None:
+            tensors[LOG_LEVELS] = log_levels.float()
         for name, tensor in extractor.items():
             tensors[f"{EXTRACTOR_PREFIX}{name}"] = tensor.to(stored) if tensor.is_floating_point() else tensor.long()
         raw = {name: _to_raw(tensor) for name, tensor in tensors.items()}
@@ -172,6 +179,23 @@ class PolicyBundle(PolicyFile):
     def means(self) -> Tensor:
         """Mean raw policy output of each pair (v_jk of Eq. 5), float32 [K, K] in [0, 1]; a copy."""
         return self.tensors[MEANS].clone()
+
+    @property
+    def log_levels(self) -> Tensor | None:
+        """What an alignment sampler learned, float32 [stages, K, bins], at most 0; a copy. None for another sampler."""
+        return self.tensors[LOG_LEVELS].clone() if LOG_LEVELS in self.tensors else None
+
+    @property
+    def strength(self) -> float:
+        """Kappa: how strongly the draws follow `log_levels`; 0 without them."""
+        return 0.0 if self.manifest.levels is None else self.manifest.levels.strength
+
+    def sampler(self) -> Draws:
+        """What draws the policy's transformations: operations and levels, or pairs of operations."""
+        table = self.log_levels
+        if table is None:
+            return TransformationSampler(probabilities=self.probabilities, space=self.operation_space)
+        return StagedLevels(self.operation_space, table, self.strength)
 
     @property
     def alpha(self) -> Tensor:

@@ -55,14 +55,15 @@ class SearchedPolicy(Policy):
         self.searched: PolicyBundle = bundle
 
     def augmentation(self, config: TrainConfig) -> Augmentation:
-        """Transformations drawn from p_jk, or uniformly."""
+        """Transformations drawn as the search learned, or uniformly."""
         space = self.searched.operation_space
-        probabilities = None if config.policy == "weights-only" else self.searched.probabilities
-        return SampledTransformations(TransformationSampler(probabilities=probabilities), space.name)
+        uniform = config.policy == "weights-only"
+        draws = TransformationSampler(space=space) if uniform else self.searched.sampler()
+        return SampledTransformations(draws, space.name)
 
     def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
-        """Those of the frozen policy network."""
-        if config.policy == "sampler-only":
+        """Those of the frozen policy network, unless `config.weighting` asks for equal ones."""
+        if config.policy == "sampler-only" or (config.policy == "learned" and config.weighting == "equal"):
             return None
         policy, extractor = self.searched.build_policy().to(device), FrozenExtractor(self.searched, device)
         return FrozenWeights(extractor, policy, config.reject_below_mean, communicator)

@@ -7,7 +7,6 @@ import torch
 
 from ..data.splits import Split
 from ..errors import UsageError
-from ..policy.sampler import TransformationSampler
 from ..runtime.random import generator
 from ..runtime.sanitize import printable
 from ..transforms.parse import parse_transformations, spelled
@@ -41,7 +40,7 @@ class Explorer:
     def __init__(self, sample_weights: SampleWeights, split: Split, seed: int = 0) -> None:
         self.sample_weights, self._lock, self._seed, self._draws = sample_weights, threading.Lock(), seed, 0
         self.classes = sample_weights.bundle.manifest.dataset.classes
-        self._sampler = TransformationSampler(probabilities=sample_weights.bundle.probabilities)
+        self._sampler = sample_weights.bundle.sampler()
         count = max(IMAGES, REFERENCE)
         positions = torch.randperm(len(split), generator=generator(seed, "explore", "images", 0))[:count]
         self.images, self._labels = load_images(split, positions)

@@ -11,7 +11,6 @@ from ..config import RunConfig
 from ..data.splits import DataSplits, Split, load_splits
 from ..policy.compatibility import DatasetComparison
 from ..policy.policy_bundle import PolicyBundle
-from ..policy.sampler import TransformationSampler
 from ..runtime.random import generator
 from ..transforms.basic import Normalisation
 from ..transforms.transformation import Transformation
@@ -101,7 +100,7 @@ def draw_samples(sample_weights: SampleWeights, split: Split, count: int, seed: 
     """
     positions = torch.randperm(len(split), generator=generator(seed, "report", "images", 0))[:count]
     images, labels = load_images(split, positions)
-    sampler = TransformationSampler(probabilities=sample_weights.bundle.probabilities)
+    sampler = sample_weights.bundle.sampler()
     transformation = sampler.sample(len(images), generator(seed, "report", "transformation", 0)).to(images.device)
     augmented = sample_weights.augmented(images, transformation)
     weights = relative_weights(sample_weights.logits(augmented, transformation))

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..policy.sampler import TransformationSampler
+from ..policy.sampler import Sampler
 from ..runtime.files import read_regular_file, write_atomically
 
 LARGEST_CHECKPOINT = 64 * 2**30
@@ -33,7 +33,7 @@ class RunState:
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
-    sampler: TransformationSampler | None = None
+    sampler: Sampler | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of the state on the CPU, by dotted name."""

@@ -4,19 +4,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..bilevel.bilevel_step import BilevelStep, StepRecord
 from ..bilevel.diagnostics import PolicyMonitor, weight_spread
+from ..bilevel.sample_loss import SampleLoss, cross_entropy
 from ..bilevel.weighted_step import weighted_step
 from ..models.features import running_statistics
 from ..models.sync_batch_norm import batch_statistics
 from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.pipeline import AugmentedBatch
-from ..policy.sampler import K, likeliest, relative_entropy
+from ..policy.sampler import Observation, Sampler, likeliest, relative_entropy
 from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
+from ..transforms.space import SPACES
 from .setup import Task
 
 LabelledImages = tuple[Tensor, Tensor]
@@ -65,7 +66,7 @@ class BilevelIteration:
 
     Args:
         task: of the run.
-        augmentation: with the sampler that is learned.
+        sampler: draws the transformations, and learns.
         bilevel: the step.
         monitor: watches it.
         features: of a frozen extractor, float [n, F]; None takes the task network's own.
@@ -74,12 +75,13 @@ class BilevelIteration:
     def __init__(
         self,
         task: Task,
-        augmentation: SampledTransformations,
+        sampler: Sampler,
         bilevel: BilevelStep,
         monitor: PolicyMonitor,
         features: Features | None = None,
     ) -> None:
-        self.task, self.augmentation, self.bilevel, self.monitor = task, augmentation, bilevel, monitor
+        self.task, self.sampler, self.bilevel, self.monitor = task, sampler, bilevel, monitor
+        self.augmentation = SampledTransformations(sampler, task.config.operation_space)
         self.features = features
         self.period = task.config.meta_every
         self._validation_loss: Tensor | None = None
@@ -90,13 +92,13 @@ class BilevelIteration:
 
     def likeliest(self, count: int) -> list[tuple[str, str, float]]:
         """Of the sampler."""
-        return likeliest(self.augmentation.sampler.probabilities, count)
+        return likeliest(self.sampler.probabilities, count, SPACES[self.task.config.operation_space].names)
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """One iteration; arguments and result as in `Iteration`."""
-        task, config, sampler = self.task, self.task.config, self.augmentation.sampler
+        task, config, sampler = self.task, self.task.config, self.sampler
         task.schedule.step_update(step)
-        augmented = task.pipeline.augment(*batch, self.augmentation, step)
+        augmented = task.pipeline.augment(*batch, self.augmentation, step, step / task.iterations)
         transformation = augmented.transformation
         assert transformation is not None
         record = self.bilevel(
@@ -108,9 +110,11 @@ class BilevelIteration:
             features=None if self.features is None else self.features(augmented),
         )
         # One number for both, so that they travel once.
-        both = task.communicator.gather(augmented.labels * K**2 + transformation.pair)
-        sampler.record(both % K**2, record.raw)
-        self.monitor.observe(record.theta_gradient, record.weights, labels=both // K**2, pair=both % K**2)
+        both = task.communicator.gather(augmented.labels * sampler.codes + sampler.code(transformation))
+        code, found = both % sampler.codes, record.hypergradient
+        sampler.observe(Observation(code, record.raw, None if found is None else -found.weights, record.rows))
+        labels = both // sampler.codes
+        self.monitor.observe(record.theta_gradient, record.weights, labels=labels, pair=sampler.pair(code))
         if record.hypergradient is not None:
             self._validation_loss = record.hypergradient.validation_loss
         return record.loss, lambda: self._measures(record)
@@ -120,7 +124,7 @@ class BilevelIteration:
         known = {} if self._validation_loss is None else {"validation_loss": float(self._validation_loss)}
         return known | {
             "alpha": float(record.alpha.mean()),
-            "entropy": relative_entropy(self.augmentation.sampler.probabilities),
+            "entropy": relative_entropy(self.sampler.probabilities),
             "weight_spread": float(weight_spread(record.weights)),
             **self.monitor.recent(),
             "learning_rate": self.task.optimizer.param_groups[0]["lr"],
@@ -134,12 +138,19 @@ class WeightedIteration:
         task: of the run.
         augmentation: the policy's part of the pipeline.
         weights: of the whole of an augmented batch, float [n] with sum 1; None weighs all samples equally.
+        loss: of one sample.
     """
 
     period = 1
 
-    def __init__(self, task: Task, augmentation: Augmentation, weights: Weights | None = None) -> None:
-        self.task, self.augmentation, self.weights = task, augmentation, weights
+    def __init__(
+        self,
+        task: Task,
+        augmentation: Augmentation,
+        weights: Weights | None = None,
+        loss: SampleLoss = cross_entropy,
+    ) -> None:
+        self.task, self.augmentation, self.weights, self.loss = task, augmentation, weights, loss
 
     def learns_policy(self, step: int) -> bool:
         """Never."""
@@ -153,7 +164,7 @@ class WeightedIteration:
         """One iteration; arguments and result as in `Iteration`, but `held_out` is not used."""
         task, config = self.task, self.task.config
         task.schedule.step_update(step)
-        augmented = task.pipeline.augment(*batch, self.augmentation, step)
+        augmented = task.pipeline.augment(*batch, self.augmentation, step, step / task.iterations)
         communicator = task.communicator
         shard = communicator.shard(len(augmented.labels) * communicator.size)
         if self.weights is None:
@@ -180,4 +191,4 @@ class WeightedIteration:
             synchronised = batch_statistics(config.batch_norm == "synchronised", task.communicator)
             with autocast(config.precision, inputs.device), synchronised:
                 logits = task.network(inputs)
-            yield F.cross_entropy(at_least_float32(logits), labels, reduction="none")
+            yield self.loss(at_least_float32(logits), labels)

@@ -241,3 +241,8 @@ def resolve_space(space: str | OperationSpace) -> OperationSpace:
     if unknown := [name for name in space.names if name not in OPERATION_SPECS]:
         raise ValueError(f"space {space.name} names {', '.join(unknown)}; expected only {', '.join(OPERATION_SPECS)}")
     return space
+
+
+def level_edges(bins: int) -> tuple[float, ...]:
+    """Signed levels between `bins` bins of equal width for each direction, ascending from -10 to 10."""
+    return tuple(MAX_LEVEL * (position - bins) / bins for position in range(2 * bins + 1))

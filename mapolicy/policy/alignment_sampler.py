@@ -1,0 +1,245 @@
+"""The alignment sampler: draws operations and levels, and draws those less often that harm held-out images.
+
+Each hypergradient gives s_i = < alpha v, grad L_i(w) > for every training sample: how much a step along the sample's
+gradient lowers the meta-validation loss. Samples share operations and levels, so that the mean of s_i over those that
+hold an operation at a level says whether it helps or harms. What harms is thinned, nothing is chased:
+
+    q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi(o, b) = min(0, effect(o, b))
+
+for operation o and level bin b, u uniform. Because s_i is measured under the present q, what is thinned stops harming
+the measurement of the rest. `docs/algorithm.md` has the reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop
+Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al., ICLR 2022).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..transforms.space import OperationSpace
+from ..transforms.transformation import Transformation
+from .levels import LevelGrid, marginals
+from .sampler import Observation
+
+STAGES = 20  # tables that a run leaves, so that another run can go through the same course
+LARGEST_SCORE = 3.0  # standard deviations; one outlier of s_i must not speak for its operation
+ENOUGH = 5.0  # observations below which a value says nothing yet
+THINNED = 0.5  # of a uniform draw's frequency
+
+
+class Effects(NamedTuple):
+    """What the observations say, in standard deviations of s_i over a batch.
+
+    Attributes:
+        values: float64 [groups], the estimated effect of each operation and level.
+        operations: standard deviation of the operations' true effects.
+        levels: standard deviation of the levels' true effects within an operation.
+    """
+
+    values: Tensor
+    operations: float
+    levels: float
+
+
+def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of: Tensor) -> Effects:
+    """Empirical Bayes: each mean is shrunk by how much the means differ beyond chance.
+
+    An operation's mean is shrunk towards 0 (the batch's), a level's deviation from its operation's mean towards 0. The
+    variance of the true effects is what the variance of the means exceeds their sampling variance by, so that where
+    nothing differs beyond chance all effects are 0. Source: James and Stein (1961), in Efron and Morris's (1975) form.
+
+    Args:
+        counts: float64 [groups], observations of each value, older ones counting less.
+        sums: float64 [groups], of their scores (mean 0 and deviation 1 over a batch).
+        squares: float64 [groups], of the observations' weights squared: a mean's variance is squares / counts^2.
+        operation_of: int64 [groups].
+    """
+    size = int(operation_of.max()) + 1
+
+    def by_operation(values: Tensor) -> Tensor:
+        return torch.zeros(size, dtype=torch.float64).index_add_(0, operation_of, values)
+
+    several = torch.bincount(operation_of, minlength=size)[operation_of] > 1
+    seen = counts > ENOUGH
+    mean = sums / counts.clamp(min=1e-9)
+    variance = squares / counts.clamp(min=1e-9) ** 2
+    whole = by_operation(counts).clamp(min=1e-9)
+    operation_mean, operation_variance = by_operation(sums) / whole, by_operation(squares) / whole**2
+    between = float((operation_mean**2 - operation_variance).mean().clamp(min=0))
+    shrunk = operation_mean * between / (between + operation_variance + 1e-12)
+
+    deviation = mean - operation_mean[operation_of]
+    noise = (variance - operation_variance[operation_of]).clamp(min=1e-9)
+    told = several & seen
+    within = float((deviation[told] ** 2 - noise[told]).mean().clamp(min=0)) if told.any() else 0.0
+    level = torch.where(told, deviation * within / (within + noise), 0.0)
+    return Effects(shrunk[operation_of] + level, math.sqrt(between), math.sqrt(within))
+
+
+class AlignmentSampler:
+    """Learns a distribution over operations and signed levels from s_i; both positions are drawn from it.
+
+    Args:
+        space: the operations.
+        bins: level bins of each direction.
+        strength: kappa; 0 always draws uniformly.
+        memory: iterations after which an observation counts 1/e.
+        iterations: of the whole run, which `STAGES` equal shares record.
+        start: log_levels float [K, 2 * bins], at most 0, that another run ended with; None starts uniform.
+        start_count: observations that `start` counts as, altogether.
+
+    Attributes:
+        log_levels: float64 [K, 2 * bins], phi of the present iteration.
+        effects: behind it; None before the first hypergradient.
+    """
+
+    def __init__(
+        self,
+        space: OperationSpace,
+        bins: int = 4,
+        strength: float = 10.0,
+        memory: float = 300.0,
+        iterations: int = 600,
+        start: Tensor | None = None,
+        start_count: float = 0.0,
+    ) -> None:
+        self.grid = LevelGrid(space, bins)
+        self.strength, self.memory, self.iterations = strength, memory, iterations
+        self.iteration = 0
+        groups, sizes = self.grid.groups, torch.bincount(self.grid.group.flatten()).double()
+        self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
+        if start is not None:
+            self._counts += start_count * sizes / sizes.sum()
+            self._squares += self._counts
+            self._sums += self._counts * self._shared(start.double())
+        pairs = self.grid.operations**2
+        self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
+        self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
+        self._stage_counts = torch.zeros(STAGES, dtype=torch.int64)
+        self.effects: Effects | None = None
+        self._phi = torch.zeros(groups, dtype=torch.float64) if start is None else self._shared(start.double())
+
+    def _shared(self, table: Tensor) -> Tensor:
+        """The value of each group, from a table [K, bins] in which a group's cells are equal."""
+        values = torch.empty(self.grid.groups, dtype=torch.float64)
+        values[self.grid.group] = table
+        return values
+
+    @property
+    def codes(self) -> int:
+        """How many different pairs of cells there are."""
+        return self.grid.group.numel() ** 2
+
+    @property
+    def log_levels(self) -> Tensor:
+        """phi, float64 [K, 2 * bins]; a new tensor."""
+        return self._phi[self.grid.group]
+
+    @property
+    def cells(self) -> Tensor:
+        """q, float64 [K, 2 * bins], sums to 1."""
+        return torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_jk, float64 [K, K]: the product of q's marginals."""
+        return marginals(self.cells)
+
+    @property
+    def means(self) -> Tensor:
+        """The mean raw output of the policy network for each pair, float64 [K, K]; 1/2 for a pair without one."""
+        means = torch.where(self._raw_counts > 0, self._raw_sums / self._raw_counts.clamp(min=1), 0.5)
+        return means.reshape(self.grid.operations, self.grid.operations)
+
+    @property
+    def stages(self) -> Tensor:
+        """The mean of phi in each share of the run so far, float64 [stages, K, 2 * bins]; [1, ...] before the first."""
+        reached = self._stage_counts > 0
+        if not reached.any():
+            return self.log_levels[None]
+        courses = self._courses[reached] / self._stage_counts[reached, None]
+        return courses[:, self.grid.group]
+
+    def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
+        """`batch` transformations on the CPU; `progress` is not used, since the present q counts."""
+        return self.grid.draw(self.cells.flatten(), batch, generator)
+
+    def code(self, transformation: Transformation) -> Tensor:
+        """Each transformation's pair of cells as one number, int64 [n]."""
+        first = self.grid.cell(transformation.first, transformation.magnitude1)
+        second = self.grid.cell(transformation.second, transformation.magnitude2)
+        return first * self.grid.group.numel() + second
+
+    def pair(self, code: Tensor) -> Tensor:
+        """The pair of operations of each code: its position in the flattened p_jk, int64 [n]."""
+        first, second = code // self.grid.group.numel(), code % self.grid.group.numel()
+        return first // self.grid.bins * self.grid.operations + second // self.grid.bins
+
+    def observe(self, observation: Observation) -> None:
+        """Take in an iteration; q follows at once where it took a hypergradient."""
+        if observation.alignment is not None and observation.rows is not None:
+            self._learn(observation.code[observation.rows].cpu(), observation.alignment.detach().double().cpu())
+        if observation.raw is not None:
+            pair = self.pair(observation.code).cpu()
+            self._raw_sums.index_add_(0, pair, observation.raw.detach().double().cpu())
+            self._raw_counts.index_add_(0, pair, torch.ones_like(pair, dtype=torch.float64))
+        stage = min(STAGES - 1, self.iteration * STAGES // max(1, self.iterations))
+        self._courses[stage] += self._phi
+        self._stage_counts[stage] += 1
+        self.iteration += 1
+
+    def _learn(self, code: Tensor, alignment: Tensor) -> None:
+        deviation = alignment.std(correction=0)
+        if not bool(deviation > 0) or not bool(alignment.isfinite().all()):
+            return  # all samples alike, or a step that is about to be refused
+        scores = ((alignment - alignment.mean()) / deviation).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+        cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
+        values = self.grid.group.flatten()[cells]
+        keep = math.exp(-1 / self.memory)
+        drawn = torch.bincount(values, minlength=self.grid.groups)
+        self._counts.mul_(keep).add_(drawn)
+        self._squares.mul_(keep**2).add_(drawn)
+        self._sums.mul_(keep).index_add_(0, values, scores.repeat(2))
+        self.effects = estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)
+        self._phi = self.effects.values.clamp(max=0)
+
+    def figures(self) -> dict[str, float]:
+        """What a bundle records: spread of the effects beyond chance, and the share of cells that are thinned."""
+        relative = self.cells * self.cells.numel()
+        found = {"thinned_share": float((relative < THINNED).double().mean())}
+        if self.effects is not None:
+            found |= {"operation_effects": self.effects.operations, "level_effects": self.effects.levels}
+        return found
+
+    def warnings(self) -> list[str]:
+        """What a user should know before trusting what was learned."""
+        if self.effects is None or self.effects.operations + self.effects.levels > 0:
+            return []
+        return [
+            "no operation or level differs from the others beyond chance: transformations are drawn uniformly; search "
+            "longer, or raise batch_size and validation_batch_size, if you expected otherwise"
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, less the iteration's number."""
+        return {
+            "counts": self._counts,
+            "sums": self._sums,
+            "squares": self._squares,
+            "phi": self._phi,
+            "courses": self._courses,
+            "stage_counts": self._stage_counts,
+            "raw_sums": self._raw_sums,
+            "raw_counts": self._raw_counts,
+        }
+
+    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
+        """Go on from `state` as it was after `iteration` iterations."""
+        self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
+        self._phi, self._courses = state["phi"].clone(), state["courses"].clone()
+        self._stage_counts = state["stage_counts"].clone()
+        self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
+        self.iteration = iteration
+        if bool(self._counts.any()):
+            self.effects = estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)
