@@ -61,9 +61,11 @@ FAST: Mapping[str, Any] = {"meta_every": 6}
 LATER: Mapping[str, Any] = {
     "sampler": "mean-weight",
     "weighting": "policy",
-    "alignment_strength": 10.0,
-    "alignment_memory": 0.5,
+    "alignment_strength": 3.0,
+    "alignment_rate": 0.1,
+    "alignment_decay": 0.02,
     "level_bins": 4,
+    "verify": False,
 }
 
 # Where and how a run executes. The result does not depend on these (threads and device: up to rounding).
@@ -214,10 +216,13 @@ class RunConfig:
         description="weights of the task network's step: the policy's, or equal ones, which need no second backward",
     )
     alignment_strength: float = Field(
-        10.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
+        3.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
     )
-    alignment_memory: float = Field(
-        0.5, gt=0, le=100, description="share of the run over which the alignment sampler's observations fade to 1/e"
+    alignment_rate: float = Field(
+        0.1, gt=0, le=10, description="eta of the alignment sampler: how far one hypergradient moves it"
+    )
+    alignment_decay: float = Field(
+        0.02, ge=0, le=10, description="lambda of the alignment sampler: how quickly it returns to uniform draws"
     )
     level_bins: int = Field(
         4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"
@@ -398,6 +403,11 @@ class SearchConfig(RunConfig):
     schedule: Annotated[str, OneOf(SCHEDULES)] = Field(
         "cosine",
         description="cosine, or Theorem 1's constants: alpha_initial is c, policy_learning_rate c', learning_rate c''",
+    )
+    verify: bool = Field(
+        False,
+        description="end with a check: the proxy is trained anew under several policies and measured on the "
+        "meta-validation images",
     )
     extractor_dtype: Annotated[str, OneOf(STORED_DTYPES)] = Field(
         "float32", description="dtype of the proxy's weights in the bundle"

@@ -24,8 +24,9 @@ from .policy.extractor import check_extractor
 from .policy.network import HIDDEN_UNITS, PolicyNetwork
 from .policy.policy_bundle import PolicyBundle
 from .policy.sampler import relative_entropy
-from .policy.samplers import SamplerPlan, build_sampler, described_levels
+from .policy.samplers import SamplerPlan, build_sampler, learned_draws
 from .runtime.device import reproducible, resolve_device
+from .runtime.files import VERIFICATION_FILE
 from .runtime.machine import versions
 from .runtime.random import seed_for
 from .training.build_iteration import BilevelRun, build_bilevel_run
@@ -35,6 +36,7 @@ from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
 from .training.setup import Task
 from .training.trainer import Run
+from .training.verify import verify
 
 
 def search_policy(
@@ -80,7 +82,8 @@ def search_policy(
             accuracy, figures = search.task.validation_accuracy(), search.run.figures()
             for warning in search.run.warnings():
                 reporter.noted(warning)
-            bundle = search.bundle(config, accuracy, figures)
+            verification, strength = search.verified(config, device, reporter, run_dir)
+            bundle = search.bundle(config, accuracy, figures, verification, strength)
             effect = {}
             if config.extractor_dtype != "float32":
                 bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
@@ -153,16 +156,42 @@ class _Search:
         )
         return cls(task, run, threads)
 
-    def bundle(self, config: SearchConfig, accuracy: Accuracy, figures: Mapping[str, float]) -> PolicyBundle:
-        """What has been found."""
-        levels, log_levels = described_levels(self.run.sampler)
+    def verified(
+        self, config: SearchConfig, device: torch.device, reporter: Reporter, run_dir: Path | None
+    ) -> tuple[manifest.Verification | None, float | None]:
+        """How the policy does in its own check, and the strength that does best; None where it is not checked."""
+        log_levels = learned_draws(self.run.sampler, config.operation_space).log_levels
+        if not config.verify or log_levels is None:
+            return None, None
+        record = None if run_dir is None else run_dir / VERIFICATION_FILE
+        return verify(config, self.task.splits, device, log_levels, reporter, record)
+
+    def bundle(
+        self,
+        config: SearchConfig,
+        accuracy: Accuracy,
+        figures: Mapping[str, float],
+        verification: manifest.Verification | None = None,
+        strength: float | None = None,
+    ) -> PolicyBundle:
+        """What has been found; `strength` replaces the sampler's own."""
+        draws = learned_draws(self.run.sampler, config.operation_space, strength)
         return PolicyBundle.assemble(
-            describe(config, self.task, self.threads, self.task.pipeline.device, accuracy, figures, levels),
+            describe(
+                config,
+                self.task,
+                self.threads,
+                self.task.pipeline.device,
+                accuracy,
+                figures,
+                draws.levels,
+                verification,
+            ),
             policy=self.run.step.policy.state_dict(),
             alpha=self.run.rate().detach(),
-            probabilities=self.run.sampler.probabilities,
-            means=self.run.sampler.means,
-            log_levels=log_levels,
+            probabilities=draws.probabilities,
+            means=draws.means,
+            log_levels=draws.log_levels,
             extractor=(self.run.step.extractor or self.task.network).state_dict(),
             meta_validation=self.task.splits.meta_validation.indices,
         )
@@ -205,6 +234,7 @@ def describe(
     accuracy: Accuracy,
     figures: Mapping[str, float] | None = None,
     levels: manifest.Levels | None = None,
+    verification: manifest.Verification | None = None,
 ) -> manifest.ManifestDraft:
     """What the bundle says about itself.
 
@@ -253,4 +283,5 @@ def describe(
         licence="",
         note="",
         levels=levels,
+        verification=verification,
     )

@@ -25,7 +25,7 @@ from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetCom
 from .policy.frozen import FrozenExtractor
 from .policy.policy_bundle import PolicyBundle
 from .policy.protocol import policy_of, searched_bundle
-from .policy.samplers import SamplerPlan, SamplerStart, build_sampler, described_levels
+from .policy.samplers import SamplerPlan, SamplerStart, build_sampler, learned_draws
 from .registries import SEARCHED_POLICIES
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, write_atomically
@@ -284,19 +284,20 @@ def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iterati
         if name.startswith(EXTRACTOR_PREFIX)
     }
     noise = " Hypergradient with the noise at its mean." if has_unequal_noise(state.modules["network"]) else ""
-    levels, log_levels = described_levels(state.sampler)
+    draws = learned_draws(state.sampler, config.operation_space)
     return PolicyBundle.assemble(
         bundle.manifest.draft(
-            levels=levels,
+            levels=draws.levels,
+            verification=None,  # it is another policy now
             results=bundle.manifest.results | iteration.monitor.figures(state.sampler),
             note=f"Policy {bundle.digest[:12]}, fine-tuned while training {config.arch} for {config.epochs} epochs."
             + noise,
         ),
         policy=state.modules["policy"].state_dict(),
         alpha=torch.full_like(bundle.alpha, float(rate().detach())),
-        probabilities=state.sampler.probabilities,
-        means=state.sampler.means,
-        log_levels=log_levels,
+        probabilities=draws.probabilities,
+        means=draws.means,
+        log_levels=draws.log_levels,
         extractor=extractor,
         meta_validation=bundle.meta_validation,
         limits=bundle.limits,

@@ -326,6 +326,10 @@ class VerifiedPolicy(ManifestPart):
         description="kappa, of the learned policy; null for another one"
     )
     correct: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(description="images that it classifies correctly")
+    only_kept: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(
+        description="images that the policy of this bundle is right about, and this one is not"
+    )
+    only_this: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(description="the other way round")
 
 
 class Verification(ManifestPart):
@@ -341,8 +345,8 @@ class Verification(ManifestPart):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         for row in self.rows:
-            if row.correct > self.images:
-                raise ValueError(f"{row.correct} images of {self.images} are correct")
+            if row.correct > self.images or row.only_this > row.correct:
+                raise ValueError(f"{row.correct} images of {self.images} are correct, {row.only_this} here alone")
         return self
 
 

@@ -4,10 +4,12 @@ Each hypergradient gives s_i = < alpha v, grad L_i(w) > for every training sampl
 gradient lowers the meta-validation loss. Samples share operations and levels, so that the mean of s_i over those that
 hold an operation at a level says whether it helps or harms. What harms is thinned, nothing is chased:
 
-    q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi(o, b) = min(0, effect(o, b))
+    q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b))
+    phi(o, b)  <-  min(0, (1 - eta lambda) phi(o, b) + eta g(o, b))
 
-for operation o and level bin b, u uniform. Because s_i is measured under the present q, what is thinned stops harming
-the measurement of the rest. `docs/algorithm.md` has the reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop
+for operation o and level bin b, with u uniform and g the mean score of the samples that hold (o, b), shrunk where they
+are few. The bound at 0 is the heart: the best transformations keep their share. Because s_i is measured under the
+present q, what is thinned stops harming the measurement of the rest. `docs/algorithm.md` has the reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop
 Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al., ICLR 2022).
 """
 
@@ -25,6 +27,9 @@ from .sampler import Observation
 STAGES = 20  # tables that a run leaves, so that another run can go through the same course
 LARGEST_SCORE = 3.0  # standard deviations; one outlier of s_i must not speak for its operation
 ENOUGH = 5.0  # observations below which a value says nothing yet
+PRIOR_COUNT = 2.0  # samples of score 0 that each value's mean has beside its own
+COUNTED = 0.05  # share of an iteration in the running count of each value
+REFERENCE_UPDATES = 600  # of the runs that rate and decay were chosen on
 THINNED = 0.5  # of a uniform draw's frequency
 
 
@@ -42,7 +47,7 @@ class Effects(NamedTuple):
     levels: float
 
 
-def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of: Tensor) -> Effects:
+def estimate_effects(counts: Tensor, sums: Tensor, operation_of: Tensor) -> Effects:
     """Empirical Bayes: each mean is shrunk by how much the means differ beyond chance.
 
     An operation's mean is shrunk towards 0 (the batch's), a level's deviation from its operation's mean towards 0. The
@@ -50,9 +55,8 @@ def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of
     nothing differs beyond chance all effects are 0. Source: James and Stein (1961), in Efron and Morris's (1975) form.
 
     Args:
-        counts: float64 [groups], observations of each value, older ones counting less.
+        counts: float64 [groups], observations of each value.
         sums: float64 [groups], of their scores (mean 0 and deviation 1 over a batch).
-        squares: float64 [groups], of the observations' weights squared: a mean's variance is squares / counts^2.
         operation_of: int64 [groups].
     """
     size = int(operation_of.max()) + 1
@@ -63,9 +67,9 @@ def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of
     several = torch.bincount(operation_of, minlength=size)[operation_of] > 1
     seen = counts > ENOUGH
     mean = sums / counts.clamp(min=1e-9)
-    variance = squares / counts.clamp(min=1e-9) ** 2
+    variance = 1 / counts.clamp(min=1e-9)
     whole = by_operation(counts).clamp(min=1e-9)
-    operation_mean, operation_variance = by_operation(sums) / whole, by_operation(squares) / whole**2
+    operation_mean, operation_variance = by_operation(sums) / whole, 1 / whole
     between = float((operation_mean**2 - operation_variance).mean().clamp(min=0))
     shrunk = operation_mean * between / (between + operation_variance + 1e-12)
 
@@ -84,40 +88,38 @@ class AlignmentSampler:
         space: the operations.
         bins: level bins of each direction.
         strength: kappa; 0 always draws uniformly.
-        memory: iterations after which an observation counts 1/e.
+        rate: eta, of one update; `REFERENCE_UPDATES` and more of them share what so many would move phi by.
+        decay: lambda, how quickly phi returns to 0 without evidence.
         iterations: of the whole run, which `STAGES` equal shares record.
+        every: iterations from one hypergradient to the next.
         start: log_levels float [K, 2 * bins], at most 0, that another run ended with; None starts uniform.
-        start_count: observations that `start` counts as, altogether.
 
     Attributes:
         log_levels: float64 [K, 2 * bins], phi of the present iteration.
-        effects: behind it; None before the first hypergradient.
+        effects: mean scores of the whole run, shrunk; None before the first hypergradient.
     """
 
     def __init__(
         self,
         space: OperationSpace,
         bins: int = 4,
-        strength: float = 10.0,
-        memory: float = 300.0,
+        strength: float = 3.0,
+        rate: float = 0.1,
+        decay: float = 0.02,
         iterations: int = 600,
+        every: int = 1,
         start: Tensor | None = None,
-        start_count: float = 0.0,
     ) -> None:
         self.grid = LevelGrid(space, bins)
-        self.strength, self.memory, self.iterations = strength, memory, iterations
+        self.strength, self.decay, self.iterations = strength, decay, iterations
+        self.rate = rate * min(1.0, REFERENCE_UPDATES * every / max(1, iterations))
         self.iteration = 0
-        groups, sizes = self.grid.groups, torch.bincount(self.grid.group.flatten()).double()
-        self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
-        if start is not None:
-            self._counts += start_count * sizes / sizes.sum()
-            self._squares += self._counts
-            self._sums += self._counts * self._shared(start.double())
+        groups = self.grid.groups
+        self._counts, self._sums, self._usual = torch.zeros(3, groups, dtype=torch.float64)
         pairs = self.grid.operations**2
         self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
         self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
         self._stage_counts = torch.zeros(STAGES, dtype=torch.int64)
-        self.effects: Effects | None = None
         self._phi = torch.zeros(groups, dtype=torch.float64) if start is None else self._shared(start.double())
 
     def _shared(self, table: Tensor) -> Tensor:
@@ -196,29 +198,38 @@ class AlignmentSampler:
         scores = ((alignment - alignment.mean()) / deviation).clamp(-LARGEST_SCORE, LARGEST_SCORE)
         cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
         values = self.grid.group.flatten()[cells]
-        keep = math.exp(-1 / self.memory)
-        drawn = torch.bincount(values, minlength=self.grid.groups)
-        self._counts.mul_(keep).add_(drawn)
-        self._squares.mul_(keep**2).add_(drawn)
-        self._sums.mul_(keep).index_add_(0, values, scores.repeat(2))
-        self.effects = estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)
-        self._phi = self.effects.values.clamp(max=0)
+        drawn = torch.bincount(values, minlength=self.grid.groups).double()
+        sums = torch.zeros_like(drawn).index_add_(0, values, scores.repeat(2))
+        self._counts += drawn
+        self._sums += sums
+        first = not bool(self._usual.any())
+        self._usual.copy_(drawn) if first else self._usual.lerp_(drawn, COUNTED)
+        mean = sums / (self._usual + PRIOR_COUNT)
+        self._phi = ((1 - self.rate * self.decay) * self._phi + self.rate * mean).clamp(max=0)
+
+    @property
+    def effects(self) -> Effects | None:
+        """Mean scores of the whole run, shrunk; None before the first hypergradient."""
+        if not bool(self._counts.any()):
+            return None
+        return estimate_effects(self._counts, self._sums, self.grid.operation_of)
 
     def figures(self) -> dict[str, float]:
         """What a bundle records: spread of the effects beyond chance, and the share of cells that are thinned."""
         relative = self.cells * self.cells.numel()
-        found = {"thinned_share": float((relative < THINNED).double().mean())}
-        if self.effects is not None:
-            found |= {"operation_effects": self.effects.operations, "level_effects": self.effects.levels}
+        found, effects = {"thinned_share": float((relative < THINNED).double().mean())}, self.effects
+        if effects is not None:
+            found |= {"operation_effects": effects.operations, "level_effects": effects.levels}
         return found
 
     def warnings(self) -> list[str]:
         """What a user should know before trusting what was learned."""
-        if self.effects is None or self.effects.operations + self.effects.levels > 0:
+        effects = self.effects
+        if effects is None or effects.operations + effects.levels > 0:
             return []
         return [
-            "no operation or level differs from the others beyond chance: transformations are drawn uniformly; search "
-            "longer, or raise batch_size and validation_batch_size, if you expected otherwise"
+            "no operation or level differs from the others beyond chance: what is drawn less often is so by chance; "
+            "search longer, raise batch_size and validation_batch_size, or lower alignment_strength"
         ]
 
     def state(self) -> dict[str, Tensor]:
@@ -226,7 +237,7 @@ class AlignmentSampler:
         return {
             "counts": self._counts,
             "sums": self._sums,
-            "squares": self._squares,
+            "usual": self._usual,
             "phi": self._phi,
             "courses": self._courses,
             "stage_counts": self._stage_counts,
@@ -236,10 +247,8 @@ class AlignmentSampler:
 
     def restore(self, state: dict[str, Tensor], iteration: int) -> None:
         """Go on from `state` as it was after `iteration` iterations."""
-        self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
+        self._counts, self._sums, self._usual = (state[name].clone() for name in ("counts", "sums", "usual"))
         self._phi, self._courses = state["phi"].clone(), state["courses"].clone()
         self._stage_counts = state["stage_counts"].clone()
         self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
         self.iteration = iteration
-        if bool(self._counts.any()):
-            self.effects = estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)

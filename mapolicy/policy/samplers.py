@@ -9,6 +9,7 @@ from ..bundle.manifest import Levels
 from ..config import RunConfig
 from ..transforms.space import SPACES, level_edges
 from .alignment_sampler import AlignmentSampler
+from .levels import StagedLevels
 from .sampler import Sampler, TransformationSampler
 
 
@@ -64,16 +65,15 @@ def mean_weight(plan: SamplerPlan) -> TransformationSampler:
 def alignment(plan: SamplerPlan) -> AlignmentSampler:
     """Operations and levels that harm held-out images are drawn less often."""
     config, table = plan.config, None if plan.start is None else plan.start.log_levels
-    memory = max(1.0, config.alignment_memory * plan.iterations)
     return AlignmentSampler(
         SPACES[config.operation_space],
         config.level_bins if table is None else table.shape[2] // 2,
         config.alignment_strength,
-        memory,
+        config.alignment_rate,
+        config.alignment_decay,
         plan.iterations,
+        config.meta_every,
         None if table is None else table[len(table) // 2 :].mean(0),
-        # As much as the other run's memory held, of draws in both positions.
-        2 * config.batch_size * config.copies * memory / config.meta_every,
     )
 
 
@@ -85,10 +85,35 @@ def build_sampler(plan: SamplerPlan) -> Sampler:
     return SAMPLERS[plan.config.sampler](plan)
 
 
-def described_levels(sampler: Sampler) -> tuple[Levels | None, Tensor | None]:
-    """What a bundle holds of learned levels: the manifest's part and the tensor [stages, K, bins]; or nothing."""
+@dataclass(frozen=True)
+class LearnedDraws:
+    """What a bundle holds of a sampler.
+
+    Attributes:
+        probabilities: p_jk, float [K, K].
+        means: mean policy outputs, float [K, K].
+        levels: how `log_levels` is read; None for a sampler of pairs.
+        log_levels: float32 [stages, K, bins]; None for a sampler of pairs.
+    """
+
+    probabilities: Tensor
+    means: Tensor
+    levels: Levels | None = None
+    log_levels: Tensor | None = None
+
+
+def learned_draws(sampler: Sampler, space: str, strength: float | None = None) -> LearnedDraws:
+    """What a sampler has learned, for a bundle.
+
+    Args:
+        sampler: of a finished run.
+        space: name of the operation space.
+        strength: kappa of the draws from the bundle; None takes the sampler's.
+    """
     if not isinstance(sampler, AlignmentSampler):
-        return None, None
-    stages = sampler.stages
-    edges = level_edges(sampler.grid.bins // 2)
-    return Levels(stages=len(stages), edges=edges, strength=sampler.strength), stages.float()
+        return LearnedDraws(sampler.probabilities, sampler.means)
+    log_levels = sampler.stages.float()
+    strength = sampler.strength if strength is None else strength
+    levels = Levels(stages=len(log_levels), edges=level_edges(sampler.grid.bins // 2), strength=strength)
+    probabilities = StagedLevels(SPACES[space], log_levels, strength).probabilities
+    return LearnedDraws(probabilities, sampler.means, levels, log_levels)

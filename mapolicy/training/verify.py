@@ -1,0 +1,165 @@
+"""A search checks itself: the proxy is trained anew under several policies, and measured on held-out images.
+
+All trainings have the same network to start from, batches, epochs and seed; they differ in what draws the
+transformations. None of them sees a test image.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..bundle.manifest import Verification, VerifiedPolicy
+from ..config import SearchConfig
+from ..data.batch_sampler import training_plan
+from ..data.splits import DataSplits, Split
+from ..errors import InputError, TrainingError
+from ..policy.augmentations import Augmentation, SampledTransformations, zero_cost_augmentation
+from ..policy.levels import StagedLevels
+from ..runtime.files import read_regular_file, write_atomically
+from ..transforms.space import SPACES
+from .callbacks import Reporter
+from .iteration import WeightedIteration
+from .setup import Task
+
+BASELINES = ("none", "uniform", "trivialaugment", "randaugment")
+SHARES_OF_STRENGTH = (1.0, 0.5)  # of the search's own; uniform draws are a strength of 0
+LEARNED, UNIFORM = "learned", "uniform"
+LARGEST_RECORD = 2**24
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to train with: one of `BASELINES`, or the learned levels at a strength."""
+
+    policy: str
+    strength: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What its training is kept under, between a run and its resumption."""
+        return self.policy if self.strength is None else f"{self.policy} {self.strength:g}"
+
+
+def candidates(strength: float) -> list[Candidate]:
+    """Everything that a search with this strength compares."""
+    learned = [Candidate(LEARNED, share * strength) for share in SHARES_OF_STRENGTH]
+    return [*(Candidate(name) for name in BASELINES), *learned]
+
+
+def verify(
+    config: SearchConfig,
+    splits: DataSplits,
+    device: torch.device,
+    log_levels: Tensor,
+    reporter: Reporter,
+    record: Path | None = None,
+) -> tuple[Verification, float]:
+    """Train once under each candidate.
+
+    Args:
+        config: of the search.
+        splits: its data set; the meta-validation split measures, of which the policy has seen `unseen` nothing.
+        device: of the networks.
+        log_levels: float [stages, K, bins], what the search learned.
+        reporter: told of each training.
+        record: file in which finished trainings are kept, so that a resumed search does not repeat them.
+
+    Returns:
+        The rows, and the strength that did best; 0 where uniform draws did.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    held_out, identity = splits.meta_validation, _identity(config, log_levels)
+    known = _read(record, identity)
+    right: dict[Candidate, Tensor] = {}
+    for candidate in candidates(config.alignment_strength):
+        if candidate.key in known:
+            right[candidate] = torch.tensor(known[candidate.key], dtype=torch.bool)
+        else:
+            right[candidate] = _trained(config, splits, device, candidate, log_levels, held_out)
+            known[candidate.key] = right[candidate].int().tolist()
+            if record is not None:
+                text = json.dumps({"identity": identity, "right": known}, sort_keys=True)
+                write_atomically(record, text.encode())
+        share = 100 * float(right[candidate].double().mean())
+        reporter.noted(f"verified {candidate.key}: {share:.1f} % of {len(held_out)} held-out images")
+    strengths = {each: each.strength or 0.0 for each in right if each.policy in (LEARNED, UNIFORM)}
+    # The strongest of equally good ones comes first: it is what the search itself trained with.
+    best = max(strengths, key=lambda each: (int(right[each].sum()), strengths[each]))
+    rows = [_row(candidate, found, right[best]) for candidate, found in right.items()]
+    return Verification(images=len(held_out), unseen=False, epochs=config.epochs, rows=tuple(rows)), strengths[best]
+
+
+def _row(candidate: Candidate, found: Tensor, kept: Tensor) -> VerifiedPolicy:
+    return VerifiedPolicy(
+        policy=candidate.policy,
+        strength=candidate.strength,
+        correct=int(found.sum()),
+        only_kept=int((kept & ~found).sum()),
+        only_this=int((found & ~kept).sum()),
+    )
+
+
+def _trained(
+    config: SearchConfig,
+    splits: DataSplits,
+    device: torch.device,
+    candidate: Candidate,
+    log_levels: Tensor,
+    held_out: Split,
+) -> Tensor:
+    """Which held-out images a network is right about that was trained under a candidate, bool [images]."""
+    # The search's own settings but for copies: each training costs plain steps.
+    task = Task.over(config.with_changes(copies=1), splits, device)
+    iteration = WeightedIteration(task, _augmentation(config, splits, candidate, log_levels))
+    for epoch in range(config.epochs):
+        plan = training_plan(task.config, len(task.training), epoch)
+        for (step, _), batch in zip(plan, task.batches(task.training, plan, augment=True), strict=True):
+            loss, _ = iteration(step, batch, None)
+            if not bool(loss.isfinite()):
+                raise TrainingError(f"verification of {candidate.key}", "the loss is not finite", "use --no-verify")
+    return right_images(task, held_out)
+
+
+def _augmentation(config: SearchConfig, splits: DataSplits, candidate: Candidate, log_levels: Tensor) -> Augmentation:
+    if candidate.strength is None:
+        return zero_cost_augmentation(candidate.policy, config, splits.name)
+    space = SPACES[config.operation_space]
+    return SampledTransformations(StagedLevels(space, log_levels, candidate.strength), config.operation_space)
+
+
+def right_images(task: Task, split: Split) -> Tensor:
+    """Which of a split's images the task's network classifies correctly, bool [images], CPU; all processes alike."""
+    group, network = task.communicator, task.network
+    batches = list(enumerate(torch.arange(len(split)).split(task.config.batch_size)))
+    found = torch.zeros(len(split), dtype=torch.int64, device=task.pipeline.device)
+    network.eval()
+    with torch.inference_mode():
+        own = batches[group.rank :: group.size]
+        for (_, positions), (images, labels) in zip(own, split.batches(own), strict=True):
+            found[positions] = (network(task.pipeline.normalise(images)).argmax(1) == labels).long()
+    network.train()
+    return group.sum([found])[0].cpu().bool()
+
+
+def _identity(config: SearchConfig, log_levels: Tensor) -> str:
+    """What the kept trainings belong to."""
+    digest = hashlib.sha256(json.dumps(config.portable(), sort_keys=True).encode())
+    digest.update(log_levels.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(record: Path | None, identity: str) -> dict[str, list[int]]:
+    """Kept trainings by candidate; none where the record is missing, damaged or of another search."""
+    if record is None or not record.is_file():
+        return {}
+    try:
+        found = json.loads(read_regular_file(record, LARGEST_RECORD))
+        return dict(found["right"]) if found["identity"] == identity else {}
+    except (InputError, ValueError, KeyError, TypeError):
+        return {}
