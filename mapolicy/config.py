@@ -29,7 +29,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from .errors import InputError, MapolicyError, UsageError
-from .registries import SEARCHED_POLICIES, policy_names
+from .registries import LOSSES, SAMPLERS, SEARCHED_POLICIES, policy_names
 from .runtime.files import read_regular_file
 from .transforms.space import DEFAULT_SPACE, SPACES
 
@@ -42,7 +42,6 @@ EXTRACTORS = ("shared", "own")
 PRECISIONS = ("float32", "bfloat16")
 STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
 DEVICES = ("auto", "cpu", "cuda")
-SAMPLERS = ("mean-weight", "alignment")
 WEIGHTINGS = ("policy", "equal")
 AS_SEARCHED = "as-searched"
 BATCH_NORMS = ("local", "synchronised")
@@ -61,6 +60,8 @@ FAST: Mapping[str, Any] = {"meta_every": 6}
 LATER: Mapping[str, Any] = {
     "sampler": "mean-weight",
     "weighting": "policy",
+    "training_loss": "cross-entropy",
+    "validation_loss": "cross-entropy",
     "alignment_strength": 3.0,
     "alignment_rate": 0.1,
     "alignment_decay": 0.02,
@@ -210,6 +211,12 @@ class RunConfig:
         "mean-weight",
         description="what the draws learn from: mean-weight (Eq. 5: p_jk follows the policy's mean outputs), or "
         "alignment (operations and levels that raise the meta-validation loss are drawn less often)",
+    )
+    training_loss: Annotated[str, OneOf(LOSSES)] = Field(
+        "cross-entropy", description="loss of a training sample; others can be registered"
+    )
+    validation_loss: Annotated[str, OneOf(LOSSES)] = Field(
+        "cross-entropy", description="loss of a meta-validation sample; its mean is what the policy lowers"
     )
     weighting: Annotated[str, OneOf(WEIGHTINGS)] = Field(
         "policy",
@@ -435,7 +442,7 @@ class TrainConfig(RunConfig):
     network_field: ClassVar[str] = "arch"
 
     arch: Network = Field(description="timm name of the network to train")
-    sampler: Annotated[str, OneOf((AS_SEARCHED, *SAMPLERS))] = Field(
+    sampler: Annotated[str, OneOf(lambda: (AS_SEARCHED, *SAMPLERS))] = Field(
         AS_SEARCHED, description="what fine-tuned draws learn from: as in its search, or otherwise"
     )
     weighting: Annotated[str, OneOf((AS_SEARCHED, *WEIGHTINGS))] = Field(

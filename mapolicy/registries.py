@@ -1,4 +1,4 @@
-"""What code outside the package can add, and the names of what is there: policies for `--policy` and data sets.
+"""What code outside the package can add, and the names of what is there: policies, data sets, samplers, losses.
 
     @register_policy("invert", "inverts every image")
     class Invert:
@@ -9,6 +9,15 @@
     @register_dataset("blobs", "two clouds of dots")
     def open_blobs(request):                            # mapolicy.data.image_dataset.DatasetRequest
         return Source("blobs", "blobs", ("left", "right"), ArrayImages(arrays, labels), None)
+
+    @register_loss("focal", "the focal loss of Lin et al. (2017)")
+    def focal(logits, labels):                          # float [n, classes], int64 [n]
+        losses = cross_entropy(logits, labels)
+        return (1 - torch.exp(-losses)) ** 2 * losses   # float [n]
+
+    @register_sampler("identity", "draws nothing but Identity")
+    def identity(plan):                                 # mapolicy.policy.samplers.SamplerPlan
+        return IdentitySampler()                        # a mapolicy.policy.sampler.Sampler
 
 Operations and operation spaces are added in `mapolicy.transforms.space`. A module that adds something becomes part of
 the command line as a plugin (`mapolicy.runtime.plugins`). The tables hold names and descriptions; what they name is
@@ -28,6 +37,7 @@ SEARCHED_POLICIES: Mapping[str, str] = {
 }
 
 _POLICIES, _DATASETS = "mapolicy.policy.augmentations", "mapolicy.data.dataset_factory"
+_SAMPLERS = "mapolicy.policy.samplers"
 
 # Called with the run's configuration and the data set's name; return an `Augmentation` (`mapolicy.policy`).
 ZERO_COST_POLICIES: Registry[Callable[..., Any]] = Registry(
@@ -70,8 +80,25 @@ DATASETS: Registry[Callable[..., Any]] = Registry(
     pattern=rf"{NAME}(:PATH|/NAME)?",
 )
 
+# Called with a `SamplerPlan` (`mapolicy.policy.samplers`); return a `Sampler` (`mapolicy.policy.sampler`).
+SAMPLERS: Registry[Callable[..., Any]] = Registry(
+    "sampler",
+    built_in=(
+        ("mean-weight", "p_jk follows the policy network's mean outputs (Eq. 5)", f"{_SAMPLERS}:mean_weight"),
+        ("alignment", "operations and levels that harm held-out images are drawn less often", f"{_SAMPLERS}:alignment"),
+    ),
+)
+
+# Called with logits float [n, classes] and labels int64 [n]; return one loss for each sample, float [n].
+LOSSES: Registry[Callable[..., Any]] = Registry(
+    "loss",
+    built_in=(("cross-entropy", "the cross entropy", "mapolicy.bilevel.sample_loss:cross_entropy"),),
+)
+
 register_policy = ZERO_COST_POLICIES.register
 register_dataset = DATASETS.register
+register_sampler = SAMPLERS.register
+register_loss = LOSSES.register
 
 
 def policy_names() -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from .training.optim import theorem1_rate
 from .training.setup import Task
 from .training.trainer import Run
 from .training.verify import verify
+from .transforms.space import SPACES
 
 
 def search_policy(
@@ -135,7 +136,8 @@ class _Search:
         check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
-        policy = PolicyNetwork(task.feature_width, policy_input=config.policy_input).to(device)
+        width = SPACES[config.operation_space].embedding_width
+        policy = PolicyNetwork(task.feature_width, width, policy_input=config.policy_input).to(device)
         tensors = len(list(task.network.parameters())) if config.alpha == "per-layer" else None
         constant = config.constant_rates
         if constant and task.iterations < 3:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..transforms.space import MAX_LEVEL, UNITS, OperationSpace
+from ..transforms.space import MAX_LEVEL, OPERATION_SPECS, OperationSpace
 from .manifest import Verification, VerifiedPolicy
 
 NORMAL_95 = 1.96
@@ -28,8 +28,9 @@ def relative_frequencies(log_levels: Table, strength: float) -> Table:
         float64 [K, bins], with mean 1.
     """
     table = strength * np.asarray(log_levels, np.float64)[len(log_levels) // 2 :].mean(0)
-    cells: Table = np.exp(table - table.max())
-    return cells / cells.mean()
+    cells = np.exp(table - table.max())
+    relative: Table = cells / cells.mean()
+    return relative
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Thinned:
             found = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(level) / MAX_LEVEL
             return -found if spread.signed and level < 0 else found
 
-        unit = UNITS.get(self.operation, "")
+        unit = OPERATION_SPECS[self.operation].unit
         ends = f"{value(self.low):.3g} to {value(self.high):.3g} {unit}".strip()
         whole = self.low <= -MAX_LEVEL and self.high >= MAX_LEVEL
         return f"{self.operation} harms ({times})" if whole else f"{self.operation} at {ends} harms ({times})"

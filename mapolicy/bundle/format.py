@@ -197,7 +197,7 @@ def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str,
     yield PROBABILITIES, ("F32", pairs)
     yield MEANS, ("F32", pairs)
     if manifest.levels is not None:
-        yield LOG_LEVELS, ("F32", (manifest.levels.stages, len(OPERATION_NAMES), len(manifest.levels.edges) - 1))
+        yield LOG_LEVELS, ("F32", (manifest.levels.stages, pairs[0], len(manifest.levels.edges) - 1))
     yield META_VALIDATION, ("I64", (manifest.dataset.counts.meta_validation,))
 
 

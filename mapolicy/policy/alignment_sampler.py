@@ -9,8 +9,9 @@ hold an operation at a level says whether it helps or harms. What harms is thinn
 
 for operation o and level bin b, with u uniform and g the mean score of the samples that hold (o, b), shrunk where they
 are few. The bound at 0 is the heart: the best transformations keep their share. Because s_i is measured under the
-present q, what is thinned stops harming the measurement of the rest. `docs/algorithm.md` has the reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop
-Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al., ICLR 2022).
+present q, what is thinned stops harming the measurement of the rest. `docs/algorithm.md` has the reasons. Related:
+Mueller, Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng
+et al., ICLR 2022).
 """
 
 import math

@@ -1,12 +1,12 @@
 """The samplers by the name that the setting `sampler` has."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..bundle.manifest import Levels
 from ..config import RunConfig
+from ..registries import SAMPLERS
 from ..transforms.space import SPACES, level_edges
 from .alignment_sampler import AlignmentSampler
 from .levels import StagedLevels
@@ -48,9 +48,6 @@ class SamplerPlan:
         return self.config.epochs * self.iterations_per_epoch
 
 
-Build = Callable[[SamplerPlan], Sampler]
-
-
 def mean_weight(plan: SamplerPlan) -> TransformationSampler:
     """Eq. 5 of MetaAugment: p_jk follows the policy network's mean outputs, levels stay uniform."""
     start = plan.start
@@ -77,12 +74,10 @@ def alignment(plan: SamplerPlan) -> AlignmentSampler:
     )
 
 
-SAMPLERS: dict[str, Build] = {"mean-weight": mean_weight, "alignment": alignment}
-
-
 def build_sampler(plan: SamplerPlan) -> Sampler:
     """The sampler that a configuration names."""
-    return SAMPLERS[plan.config.sampler](plan)
+    found: Sampler = SAMPLERS.find(plan.config.sampler)(plan)
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from ..bilevel.build_step import choose, make_step
 from ..bilevel.diagnostics import PolicyMonitor
 from ..bilevel.inner_rate import InnerRate
 from ..bilevel.options import StepOptions
-from ..bilevel.sample_loss import SampleLoss, cross_entropy
 from ..config import RunConfig
 from ..policy.network import PolicyNetwork
 from ..policy.sampler import Sampler
+from ..registries import LOSSES
 from ..transforms.space import SPACES
 from .checkpoint import RunState
 from .iteration import BilevelIteration, Features
@@ -71,8 +71,6 @@ def build_bilevel_run(
     noted: Callable[[str], None],
     extractor: nn.Module | None = None,
     features: Features | None = None,
-    training_loss: SampleLoss = cross_entropy,
-    validation_loss: SampleLoss = cross_entropy,
 ) -> BilevelRun:
     """Put the parts of a run with a learned policy together.
 
@@ -86,8 +84,6 @@ def build_bilevel_run(
         noted: told of what a user should know about the step.
         extractor: a network that is trained with theta (ablation), or None.
         features: of a frozen extractor; None takes the task network's own.
-        training_loss: of one training sample.
-        validation_loss: of one meta-validation sample; its mean is the outer objective.
 
     Raises:
         UsageError: the step cannot be done like this.
@@ -106,8 +102,8 @@ def build_bilevel_run(
         options=StepOptions.of(config),
         extractor=extractor,
         communicator=task.communicator,
-        training_loss=training_loss,
-        validation_loss=validation_loss,
+        training_loss=LOSSES.find(config.training_loss),
+        validation_loss=LOSSES.find(config.validation_loss),
     )
     monitor = PolicyMonitor.of(
         policy, task.iterations_per_epoch, len(task.splits.classes), SPACES[config.operation_space].size

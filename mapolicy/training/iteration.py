@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ..bilevel.bilevel_step import BilevelStep, StepRecord
 from ..bilevel.diagnostics import PolicyMonitor, weight_spread
-from ..bilevel.sample_loss import SampleLoss, cross_entropy
+from ..bilevel.sample_loss import SampleLoss
 from ..bilevel.weighted_step import weighted_step
 from ..models.features import running_statistics
 from ..models.sync_batch_norm import batch_statistics
 from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.pipeline import AugmentedBatch
 from ..policy.sampler import Observation, Sampler, likeliest, relative_entropy
+from ..registries import LOSSES
 from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
@@ -138,7 +139,6 @@ class WeightedIteration:
         task: of the run.
         augmentation: the policy's part of the pipeline.
         weights: of the whole of an augmented batch, float [n] with sum 1; None weighs all samples equally.
-        loss: of one sample.
     """
 
     period = 1
@@ -148,9 +148,9 @@ class WeightedIteration:
         task: Task,
         augmentation: Augmentation,
         weights: Weights | None = None,
-        loss: SampleLoss = cross_entropy,
     ) -> None:
-        self.task, self.augmentation, self.weights, self.loss = task, augmentation, weights, loss
+        self.task, self.augmentation, self.weights = task, augmentation, weights
+        self.loss: SampleLoss = LOSSES.find(task.config.training_loss)
 
     def learns_policy(self, step: int) -> bool:
         """Never."""

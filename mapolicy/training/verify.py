@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from ..config import SearchConfig
 from ..data.batch_sampler import training_plan
 from ..data.splits import DataSplits, Split
 from ..errors import InputError, TrainingError
-from ..policy.augmentations import Augmentation, SampledTransformations, zero_cost_augmentation
+from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.levels import StagedLevels
+from ..registries import ZERO_COST_POLICIES
 from ..runtime.files import read_regular_file, write_atomically
 from ..transforms.space import SPACES
 from .callbacks import Reporter
@@ -128,7 +130,7 @@ def _trained(
 
 def _augmentation(config: SearchConfig, splits: DataSplits, candidate: Candidate, log_levels: Tensor) -> Augmentation:
     if candidate.strength is None:
-        return zero_cost_augmentation(candidate.policy, config, splits.name)
+        return cast(Augmentation, ZERO_COST_POLICIES.find(candidate.policy)(config, splits.name))
     space = SPACES[config.operation_space]
     return SampledTransformations(StagedLevels(space, log_levels, candidate.strength), config.operation_space)
 
