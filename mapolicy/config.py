@@ -62,9 +62,8 @@ LATER: Mapping[str, Any] = {
     "weighting": "policy",
     "training_loss": "cross-entropy",
     "validation_loss": "cross-entropy",
-    "alignment_strength": 3.0,
-    "alignment_rate": 0.1,
-    "alignment_decay": 0.02,
+    "alignment_strength": 30.0,
+    "alignment_memory": 0.5,
     "level_bins": 4,
     "verify": False,
 }
@@ -223,13 +222,10 @@ class RunConfig:
         description="weights of the task network's step: the policy's, or equal ones, which need no second backward",
     )
     alignment_strength: float = Field(
-        3.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
+        30.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
     )
-    alignment_rate: float = Field(
-        0.1, gt=0, le=10, description="eta of the alignment sampler: how far one hypergradient moves it"
-    )
-    alignment_decay: float = Field(
-        0.02, ge=0, le=10, description="lambda of the alignment sampler: how quickly it returns to uniform draws"
+    alignment_memory: float = Field(
+        0.5, gt=0, le=100, description="share of the run in which the alignment sampler's observations decay to 1/e"
     )
     level_bins: int = Field(
         4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"

@@ -4,14 +4,14 @@ Each hypergradient gives s_i = < alpha v, grad L_i(w) > for every training sampl
 gradient lowers the meta-validation loss. Samples share operations and levels, so that the mean of s_i over those that
 hold an operation at a level says whether it helps or harms. What harms is thinned, nothing is chased:
 
-    q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b))
-    phi(o, b)  <-  min(0, (1 - eta lambda) phi(o, b) + eta g(o, b))
+    q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi(o, b) = min(0, effect(o, b) - median)
 
-for operation o and level bin b, with u uniform and g the mean score of the samples that hold (o, b), shrunk where they
-are few. The bound at 0 is the heart: the best transformations keep their share. Because s_i is measured under the
-present q, what is thinned stops harming the measurement of the rest. `docs/algorithm.md` has the reasons. Related:
-Mueller, Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng
-et al., ICLR 2022).
+for operation o and level bin b, with u uniform. `effect` is the mean score of the samples that hold (o, b), shrunk by
+how much such means differ beyond chance; the median is over all cells. The bound at 0 is the heart: half of the
+transformations keep their share, whatever promises more one step ahead. Because s_i is measured under the present q,
+what is thinned stops harming the measurement of the rest. `docs/algorithm.md` has the reasons. Related: Mueller,
+Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al.,
+ICLR 2022).
 """
 
 import math
@@ -28,9 +28,7 @@ from .sampler import Observation
 STAGES = 20  # tables that a run leaves, so that another run can go through the same course
 LARGEST_SCORE = 3.0  # standard deviations; one outlier of s_i must not speak for its operation
 ENOUGH = 5.0  # observations below which a value says nothing yet
-PRIOR_COUNT = 2.0  # samples of score 0 that each value's mean has beside its own
-COUNTED = 0.05  # share of an iteration in the running count of each value
-REFERENCE_UPDATES = 600  # of the runs that rate and decay were chosen on
+LARGEST_EFFECT = 10.0  # what a bundle may hold
 THINNED = 0.5  # of a uniform draw's frequency
 
 
@@ -48,7 +46,7 @@ class Effects(NamedTuple):
     levels: float
 
 
-def estimate_effects(counts: Tensor, sums: Tensor, operation_of: Tensor) -> Effects:
+def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of: Tensor) -> Effects:
     """Empirical Bayes: each mean is shrunk by how much the means differ beyond chance.
 
     An operation's mean is shrunk towards 0 (the batch's), a level's deviation from its operation's mean towards 0. The
@@ -56,8 +54,9 @@ def estimate_effects(counts: Tensor, sums: Tensor, operation_of: Tensor) -> Effe
     nothing differs beyond chance all effects are 0. Source: James and Stein (1961), in Efron and Morris's (1975) form.
 
     Args:
-        counts: float64 [groups], observations of each value.
+        counts: float64 [groups], observations of each value, older ones counting less.
         sums: float64 [groups], of their scores (mean 0 and deviation 1 over a batch).
+        squares: float64 [groups], of the observations' weights squared: a mean's variance is squares / counts^2.
         operation_of: int64 [groups].
     """
     size = int(operation_of.max()) + 1
@@ -68,9 +67,9 @@ def estimate_effects(counts: Tensor, sums: Tensor, operation_of: Tensor) -> Effe
     several = torch.bincount(operation_of, minlength=size)[operation_of] > 1
     seen = counts > ENOUGH
     mean = sums / counts.clamp(min=1e-9)
-    variance = 1 / counts.clamp(min=1e-9)
+    variance = squares / counts.clamp(min=1e-9) ** 2
     whole = by_operation(counts).clamp(min=1e-9)
-    operation_mean, operation_variance = by_operation(sums) / whole, 1 / whole
+    operation_mean, operation_variance = by_operation(sums) / whole, by_operation(squares) / whole**2
     between = float((operation_mean**2 - operation_variance).mean().clamp(min=0))
     shrunk = operation_mean * between / (between + operation_variance + 1e-12)
 
@@ -89,39 +88,43 @@ class AlignmentSampler:
         space: the operations.
         bins: level bins of each direction.
         strength: kappa; 0 always draws uniformly.
-        rate: eta, of one update; `REFERENCE_UPDATES` and more of them share what so many would move phi by.
-        decay: lambda, how quickly phi returns to 0 without evidence.
+        memory: iterations after which an observation counts 1/e.
         iterations: of the whole run, which `STAGES` equal shares record.
         every: iterations from one hypergradient to the next.
         start: log_levels float [K, 2 * bins], at most 0, that another run ended with; None starts uniform.
+        start_count: observations that `start` counts as, altogether.
 
     Attributes:
         log_levels: float64 [K, 2 * bins], phi of the present iteration.
-        effects: mean scores of the whole run, shrunk; None before the first hypergradient.
+        effects: behind it; None before the first hypergradient.
     """
 
     def __init__(
         self,
         space: OperationSpace,
         bins: int = 4,
-        strength: float = 3.0,
-        rate: float = 0.1,
-        decay: float = 0.02,
+        strength: float = 30.0,
+        memory: float = 300.0,
         iterations: int = 600,
         every: int = 1,
         start: Tensor | None = None,
+        start_count: float = 0.0,
     ) -> None:
         self.grid = LevelGrid(space, bins)
-        self.strength, self.decay, self.iterations = strength, decay, iterations
-        self.rate = rate * min(1.0, REFERENCE_UPDATES * every / max(1, iterations))
+        self.strength, self.memory, self.iterations, self.every = strength, memory, iterations, every
         self.iteration = 0
-        groups = self.grid.groups
-        self._counts, self._sums, self._usual = torch.zeros(3, groups, dtype=torch.float64)
+        groups, sizes = self.grid.groups, torch.bincount(self.grid.group.flatten()).double()
+        self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
+        self._phi = torch.zeros(groups, dtype=torch.float64)
+        if start is not None:
+            self._phi = self._shared(start.double())
+            self._counts += start_count * sizes / sizes.sum()
+            self._squares += self._counts
+            self._sums += self._counts * self._phi
         pairs = self.grid.operations**2
         self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
         self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
         self._stage_counts = torch.zeros(STAGES, dtype=torch.int64)
-        self._phi = torch.zeros(groups, dtype=torch.float64) if start is None else self._shared(start.double())
 
     def _shared(self, table: Tensor) -> Tensor:
         """The value of each group, from a table [K, bins] in which a group's cells are equal."""
@@ -199,21 +202,22 @@ class AlignmentSampler:
         scores = ((alignment - alignment.mean()) / deviation).clamp(-LARGEST_SCORE, LARGEST_SCORE)
         cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
         values = self.grid.group.flatten()[cells]
-        drawn = torch.bincount(values, minlength=self.grid.groups).double()
-        sums = torch.zeros_like(drawn).index_add_(0, values, scores.repeat(2))
-        self._counts += drawn
-        self._sums += sums
-        first = not bool(self._usual.any())
-        self._usual.copy_(drawn) if first else self._usual.lerp_(drawn, COUNTED)
-        mean = sums / (self._usual + PRIOR_COUNT)
-        self._phi = ((1 - self.rate * self.decay) * self._phi + self.rate * mean).clamp(max=0)
+        keep = math.exp(-self.every / self.memory)
+        drawn = torch.bincount(values, minlength=self.grid.groups)
+        self._counts.mul_(keep).add_(drawn)
+        self._squares.mul_(keep**2).add_(drawn)
+        self._sums.mul_(keep).index_add_(0, values, scores.repeat(2))
+        effects = self._estimated()
+        reference = effects.values[self.grid.group].flatten().median()
+        self._phi = (effects.values - reference).clamp(-LARGEST_EFFECT, 0)
+
+    def _estimated(self) -> Effects:
+        return estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)
 
     @property
     def effects(self) -> Effects | None:
-        """Mean scores of the whole run, shrunk; None before the first hypergradient."""
-        if not bool(self._counts.any()):
-            return None
-        return estimate_effects(self._counts, self._sums, self.grid.operation_of)
+        """What phi was made of; None before the first hypergradient."""
+        return self._estimated() if bool(self._counts.any()) else None
 
     def figures(self) -> dict[str, float]:
         """What a bundle records: spread of the effects beyond chance, and the share of cells that are thinned."""
@@ -238,7 +242,7 @@ class AlignmentSampler:
         return {
             "counts": self._counts,
             "sums": self._sums,
-            "usual": self._usual,
+            "squares": self._squares,
             "phi": self._phi,
             "courses": self._courses,
             "stage_counts": self._stage_counts,
@@ -248,7 +252,7 @@ class AlignmentSampler:
 
     def restore(self, state: dict[str, Tensor], iteration: int) -> None:
         """Go on from `state` as it was after `iteration` iterations."""
-        self._counts, self._sums, self._usual = (state[name].clone() for name in ("counts", "sums", "usual"))
+        self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
         self._phi, self._courses = state["phi"].clone(), state["courses"].clone()
         self._stage_counts = state["stage_counts"].clone()
         self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
