@@ -88,6 +88,7 @@ class AlignmentSampler:
         space: the operations.
         bins: level bins of each direction.
         strength: kappa; 0 always draws uniformly.
+        epsilon: share of uniform draws while it learns, so that a cell that was thinned by chance is measured again.
         memory: iterations after which an observation counts 1/e.
         iterations: of the whole run, which `STAGES` equal shares record.
         every: iterations from one hypergradient to the next.
@@ -104,6 +105,7 @@ class AlignmentSampler:
         space: OperationSpace,
         bins: int = 4,
         strength: float = 30.0,
+        epsilon: float = 0.1,
         memory: float = 300.0,
         iterations: int = 600,
         every: int = 1,
@@ -111,7 +113,8 @@ class AlignmentSampler:
         start_count: float = 0.0,
     ) -> None:
         self.grid = LevelGrid(space, bins)
-        self.strength, self.memory, self.iterations, self.every = strength, memory, iterations, every
+        self.strength, self.epsilon, self.memory = strength, epsilon, memory
+        self.iterations, self.every = iterations, every
         self.iteration = 0
         groups, sizes = self.grid.groups, torch.bincount(self.grid.group.flatten()).double()
         self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
@@ -144,8 +147,9 @@ class AlignmentSampler:
 
     @property
     def cells(self) -> Tensor:
-        """q, float64 [K, 2 * bins], sums to 1."""
-        return torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
+        """What is drawn from: q with its share of uniform draws, float64 [K, 2 * bins], sums to 1."""
+        learned = torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
+        return (1 - self.epsilon) * learned + self.epsilon / learned.numel()
 
     @property
     def probabilities(self) -> Tensor:

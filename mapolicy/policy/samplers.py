@@ -67,6 +67,7 @@ def alignment(plan: SamplerPlan) -> AlignmentSampler:
         SPACES[config.operation_space],
         config.level_bins if table is None else table.shape[2] // 2,
         config.alignment_strength,
+        config.epsilon,
         memory,
         plan.iterations,
         config.meta_every,
