@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,6 +19,8 @@ from mapolicy.cli import options
 from torchvision.transforms import v2
 
 from mapolicy import recipes
+from mapolicy.registries import DATASETS, ZERO_COST_POLICIES
+from mapolicy.transforms.space import OPERATION_SPECS, SPACES
 from tests.helpers.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,8 +131,18 @@ def test_commands_run(block: Block, type_line, small: Path) -> None:
             type_line(line)
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a page registers is gone afterwards."""
+    yield
+    for registry in (SPACES, OPERATION_SPECS, ZERO_COST_POLICIES, DATASETS):
+        for entry in registry.entries():
+            if not entry.built_in:
+                registry.remove(entry.name)
+
+
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
-def test_python_runs(block: Block, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(block: Block, small: Path, monkeypatch: pytest.MonkeyPatch, registries: None) -> None:
     load = recipes.load
     monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | {"epochs": 1, "batch_size": 512}))
     gray = "PolicyAugment" in block.text

@@ -10,8 +10,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 LONGEST = 15  # lines of a door's code
+
+OPERATION = """
+from mapolicy.transforms.space import OPERATION_NAMES, Range, register_operation, register_space
+
+@register_operation("Invert", "255 minus the value")
+def invert(images, value, fill):
+    return 255 - images
+
+@register_operation("Lighten", "adds to the values", Range(0, 60, signed=True), "levels")
+def lighten(images, value, fill):
+    return (images + value[:, None, None, None]).clamp(0, 255).byte()
+
+register_space("bright", [*OPERATION_NAMES, "Invert", "Lighten"], "the 14, Invert and Lighten")
+"""
 
 POLICY = """
 from mapolicy.registries import register_policy
@@ -38,7 +53,7 @@ def open_stripes(request):
     return Source("stripes", "stripes", ("dark", "light"), ArrayImages(images, labels))
 """
 
-DOORS = {"policy": POLICY, "dataset": DATASET}
+DOORS = {"operation": OPERATION, "policy": POLICY, "dataset": DATASET}
 SHORT = [
     *("--set", "batch_size=16", "--set", "train_per_class=40", "--set", "validation_per_class=10"),
     *("--set", "test_per_class=10", "--set", "threads=1", "--epochs", "1", "--device", "cpu"),
@@ -64,6 +79,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_door_opens_in_few_lines() -> None:
     for name, code in DOORS.items():
         assert len([line for line in code.splitlines() if line.strip()]) < LONGEST, name
+
+
+def test_an_operation(folder: Path) -> None:
+    listed = mapolicy(folder, "operations", "lighten", "--json", plugins="outside_operation")
+    assert json.loads(listed.stdout)["rows"] == [
+        {
+            "name": "Lighten",
+            "description": "0 to 60 levels, either way; adds to the values",
+            "ranges": {"bright": {"at_zero": 0, "at_ten": 60, "signed": True}},
+        }
+    ]
+    search = ("search", "digits", "--proxy", "wrn10_1", "--set", "operation_space=bright", "--out", "b.safetensors")
+    done = mapolicy(folder, *search, *SHORT, "--quiet", plugins="outside_operation")
+    assert done.returncode == 0, done.stderr
+    inspected = mapolicy(folder, "inspect", "b.safetensors", "--json", plugins="outside_operation")
+    operations = json.loads(inspected.stdout)["operations"]
+    assert (operations["space"], operations["names"][13:]) == ("bright", ["Identity", "Invert", "Lighten"])
+    use = (
+        ("train", "--bundle", "b.safetensors", "--arch", "wrn10_1", *SHORT[-4:], "--quiet"),
+        ("train", "--bundle", "b.safetensors", "--arch", "wrn10_1", "--mode", "finetune", *SHORT[-4:], "--quiet"),
+        ("train", "digits", "--policy", "uniform", "--set", "operation_space=bright", *SHORT, "--quiet"),
+        ("explain", "b.safetensors", "digit.png", "--transformations", "Invert,Lighten:-4", "--json"),
+        ("report", "b.safetensors", "--samples", "28"),
+        ("export", "b.safetensors", "--out", "policy.py"),
+        ("slim", "b.safetensors", "--out", "slim.safetensors"),
+    )
+    Image.new("L", (8, 8), 100).save(folder / "digit.png")
+    for command in use:
+        done = mapolicy(folder, *command, plugins="outside_operation")
+        assert done.returncode == 0, (command, done.stderr)
+    assert '"Lighten": v2.Identity(),' in (folder / "policy.py").read_text()
+    # Nothing that a bundle says makes a process import something.
+    unknown = mapolicy(folder, "inspect", "b.safetensors")
+    assert unknown.returncode == 3
+    assert "operation 'Invert' is unknown here; install what registers it, or name its module in" in unknown.stderr
 
 
 def test_a_policy(folder: Path) -> None:
