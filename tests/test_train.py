@@ -121,10 +121,10 @@ def test_policies_share_weights_order_and_split(bundle: PolicyBundle, make_train
     seen: dict[str, list] = {}
     original = Pipeline.augment
 
-    def spy(self, images, labels, augmentation, step):
+    def spy(self, images, labels, augmentation, step, *progress):
         if self.config.copies == 1 and type(augmentation).__name__ == seen["kind"]:
             seen["batches"].append((step, labels.tolist()))
-        return original(self, images, labels, augmentation, step)
+        return original(self, images, labels, augmentation, step, *progress)
 
     monkeypatch.setattr(Pipeline, "augment", spy)
     kinds = {"learned": "SampledTransformations", "uniform": "SampledTransformations", "randaugment": "PublishedPolicy"}
