@@ -172,6 +172,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, target
 
 
+def test_the_tree_of_files_is_complete() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("## Files\n")[1].split("```")[1]
+    named, folder = [], ROOT / "mapolicy"
+    for line in tree.splitlines():
+        if heading := re.match(r"( *)(\w+)/ ", line):
+            folder = ROOT / "mapolicy" / heading[2] if heading[1] else ROOT / heading[2]
+        named += [folder / file for file in re.findall(r"[\w.-]+\.(?:py|json)\b", line)]
+    assert [str(path) for path in named if not path.exists()] == []
+    modules = {path for path in (ROOT / "mapolicy").rglob("*.py") if path.name != "__init__.py"}
+    assert len(modules) > 130
+    assert modules - set(named) == set()
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the extra docs")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
