@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..transforms.space import MAX_LEVEL, OPERATION_SPECS, OperationSpace
+from .format import level_probabilities
 from .manifest import Verification, VerifiedPolicy
 
 NORMAL_95 = 1.96
@@ -27,10 +28,8 @@ def relative_frequencies(log_levels: Table, strength: float) -> Table:
     Returns:
         float64 [K, bins], with mean 1.
     """
-    table = strength * np.asarray(log_levels, np.float64)[len(log_levels) // 2 :].mean(0)
-    cells = np.exp(table - table.max())
-    relative: Table = cells / cells.mean()
-    return relative
+    cells = level_probabilities(log_levels, strength)
+    return cells * cells.size
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,10 @@ def gain_over(row: VerifiedPolicy, images: int) -> Gain:
 
 def kept_row(verification: Verification, strength: float) -> VerifiedPolicy:
     """The row of the policy that a bundle with this strength holds: uniform draws where it is 0."""
-    for row in verification.rows:
-        if (row.strength or 0.0) == strength and row.policy in ("learned", "uniform"):
-            return row
-    raise ValueError(f"no row of strength {strength}")
+    found = verification.kept(strength)
+    if found is None:
+        raise ValueError(f"no row of strength {strength}")
+    return found
 
 
 def verdict(verification: Verification, strength: float) -> str:

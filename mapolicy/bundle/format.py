@@ -1,4 +1,4 @@
-"""The policy bundle, format 1, as bytes: read, checked against its own manifest, written.
+"""The policy bundle, formats 1 and 2, as bytes: read, checked against its own manifest, written.
 
 Neither torch nor timm is imported, so a bundle is answered for long before they have loaded. What is left to
 `bundle.PolicyBundle` is whether the architecture exists and has these tensors.
@@ -10,20 +10,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..runtime.sanitize import invalid_bundle, quoted
+from ..transforms.space import SPACES
 from . import canonical_json
 from .fetch import fetch_container
 from .limits import Limits
-from .manifest import Manifest, ManifestDraft, check_manifest
+from .manifest import Levels, Manifest, ManifestDraft, check_manifest
 from .manifest_base import check_digest, check_spelling, read_json
 from .safetensors_reader import RawTensor, read_container, write_container
+
+Numbers = npt.NDArray[np.float64]
 
 MAX_ALPHA = 1e3
 # A feature of at most 1e12 and 65,536 hidden units stay finite in float32 with policies up to it.
 MAX_POLICY = 1e6
-# float32 rounding of 196 probabilities moves their sum by less than 1e-5; a tenfold of it is still no other policy.
 MAX_LOG_LEVEL = 1e3
+# float32 rounding of 196 probabilities moves their sum by less than 1e-5; a tenfold of it is still no other policy.
 SUM_TOLERANCE = 1e-4
 
 EXTRACTOR_PREFIX = "extractor."
@@ -46,7 +50,7 @@ def read_bundle(
         limits: of its size; None takes the default ones.
 
     Raises:
-        InputError: no such file, or not a bundle of format 1; one line of printable ASCII names the field.
+        InputError: no such file, or not a bundle of format 1 or 2; one line of printable ASCII names the field.
         UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
     """
     limits = limits or Limits()
@@ -66,7 +70,7 @@ def parse_bundle(
         limits: of the header, the number of tensors and the images; None takes the default ones.
 
     Raises:
-        InputError: not a bundle of format 1.
+        InputError: not a bundle of format 1 or 2.
     """
     limits = limits or Limits()
     text, tensors = read_container(content, source, limits)
@@ -92,7 +96,7 @@ def check_parts(
         limits: of the extractor's images.
 
     Raises:
-        InputError: not a searched bundle of format 1.
+        InputError: not a searched bundle of format 1 or 2.
     """
     manifest = check_manifest(raw, source)
     check_spelling(text, manifest, source)
@@ -225,11 +229,10 @@ def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], sou
     for value in (means.min(), means.max()):
         if not 0 <= value <= 1:
             raise invalid_bundle(source, f"{MEANS} has the value {value:.6g}, expected 0 to 1")
-    if LOG_LEVELS in tensors:
-        for value in tensors[LOG_LEVELS].bounds():
-            if not -MAX_LOG_LEVEL <= value <= 0:
-                why = f"{LOG_LEVELS} has the value {value:.6g}, expected {-MAX_LOG_LEVEL:g} to 0"
-                raise invalid_bundle(source, why)
+    if manifest.levels is not None:
+        _check_levels(
+            manifest, manifest.levels, np.asarray(tensors[LOG_LEVELS].array(), np.float64), probabilities, source
+        )
     alpha = np.asarray(tensors[ALPHA].array(), dtype=np.float64)
     for value in (alpha.min(), alpha.max()):
         if not 0 < value <= MAX_ALPHA:
@@ -244,3 +247,36 @@ def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], sou
     # Compared, not subtracted: a difference of int64 can wrap around.
     if not bool((indices[1:] > indices[:-1]).all()):
         raise invalid_bundle(source, f"{META_VALIDATION} is not in increasing order without repeats")
+
+
+def _check_levels(
+    manifest: ManifestDraft, levels: Levels, log_levels: Numbers, probabilities: Numbers, source: str
+) -> None:
+    """At most 0, one value for cells that the space cannot tell apart, and p_jk the product of the marginals."""
+    for value in (log_levels.min(), log_levels.max()):
+        if not -MAX_LOG_LEVEL <= value <= 0:
+            why = f"{LOG_LEVELS} has the value {value:.6g}, expected {-MAX_LOG_LEVEL:g} to 0"
+            raise invalid_bundle(source, why)
+    for row, (name, spread) in enumerate(SPACES[manifest.operations.space].ranges.items()):
+        cells = log_levels[:, row]
+        if spread is None and (cells != cells[:, :1]).any():
+            raise invalid_bundle(source, f"{LOG_LEVELS} differs between levels of {name}, which has none")
+        if spread is not None and not spread.signed and (cells != cells[:, ::-1]).any():
+            raise invalid_bundle(source, f"{LOG_LEVELS} differs between directions of {name}, which has none")
+    marginals = level_probabilities(log_levels, levels.strength).sum(1)
+    if (odd := float(np.abs(probabilities - marginals[:, None] * marginals).max())) > SUM_TOLERANCE:
+        why = f"{PROBABILITIES} is {odd:.3g} from the product of the operations' marginals of {LOG_LEVELS}"
+        raise invalid_bundle(source, f"{why}, expected {SUM_TOLERANCE:g} at most")
+
+
+def level_probabilities(log_levels: Numbers, strength: float) -> Numbers:
+    """q(o, b), float64 [K, bins], sums to 1.
+
+    Args:
+        log_levels: float [stages, K, bins]; the second half of the stages is averaged.
+        strength: kappa.
+    """
+    table = strength * np.asarray(log_levels, np.float64)[len(log_levels) // 2 :].mean(0)
+    cells = np.exp(table - table.max())
+    found: Numbers = cells / cells.sum()
+    return found

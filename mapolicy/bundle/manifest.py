@@ -1,4 +1,4 @@
-"""The manifest: everything that a searched bundle says about itself besides its tensors, format 1.
+"""The manifest: everything that a searched bundle says about itself besides its tensors, formats 1 and 2.
 
 Nothing says when, where or by whom it was made: equal searches give equal bytes.
 """
@@ -23,6 +23,7 @@ from ..transforms.space import (
     BUILT_IN_SPACES,
     EMBEDDING_OFFSET,
     EMBEDDING_WITHOUT_MAGNITUDE,
+    MAX_LEVEL,
     MAX_OPERATIONS,
     OPERATION_SPECS,
     SPACES,
@@ -56,6 +57,7 @@ from .manifest_fields import (
     OptionalText,
     Parameter,
     PerClass,
+    PolicyName,
     Positive,
     Setting,
     Text,
@@ -68,7 +70,8 @@ EXTRACTOR_CALL = "forward_head(forward_features(images), pre_logits=True)"
 CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "bfloat16")
 
-MAX_STAGES, MAX_BINS, MAX_STRENGTH = 100, 64, 1000.0
+MAX_STAGES, MAX_BINS, MAX_STRENGTH, MAX_ROWS = 100, 64, 1000.0, 32
+LEARNED, UNIFORM = "learned", "uniform"  # rows of a verification
 
 SCHEMA_FILE = "bundle.schema.json"
 
@@ -304,9 +307,12 @@ class Levels(ManifestPart):
     """How `sampler.log_levels` [stages, K, bins] is read: q(o, b) goes as exp(strength * log_levels(o, b))."""
 
     stages: Annotated[int, Field(ge=1, le=MAX_STAGES)] = Field(description="tables, for equal shares of a run")
-    edges: Annotated[tuple[Parameter, ...], Field(min_length=3, max_length=MAX_BINS + 1), Strict(False), FailFast()] = (
-        Field(description="signed levels between which the bins lie, from -10 to 10, of equal width")
-    )
+    edges: Annotated[
+        tuple[Annotated[float, Field(ge=-MAX_LEVEL, le=MAX_LEVEL)], ...],
+        Field(min_length=3, max_length=MAX_BINS + 1),
+        Strict(False),
+        FailFast(),
+    ] = Field(description="signed levels between which the bins lie, ascending from -10 to 10, of equal width")
     strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = Field(description="kappa; 0 draws uniformly")
 
     @model_validator(mode="after")
@@ -321,7 +327,7 @@ class Levels(ManifestPart):
 class VerifiedPolicy(ManifestPart):
     """A training from scratch of the proxy under one policy, and how it did on images held out from it."""
 
-    policy: Text = Field(description="name of the policy")
+    policy: PolicyName = Field(description="name of the policy")
     strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] | None = Field(
         description="kappa, of the learned policy; null for another one"
     )
@@ -335,11 +341,11 @@ class VerifiedPolicy(ManifestPart):
 class Verification(ManifestPart):
     """How a search checked itself: the same training under several policies."""
 
-    images: Count = Field(description="held-out images that all rows were measured on")
+    images: Positive = Field(description="held-out images that all rows were measured on")
     unseen: bool = Field(description="whether the policy has learned nothing from these images")
     epochs: Count = Field(description="of each training")
-    rows: Annotated[tuple[VerifiedPolicy, ...], Field(min_length=1, max_length=32), Strict(False)] = Field(
-        description="one for each training"
+    rows: Annotated[tuple[VerifiedPolicy, ...], Field(min_length=1, max_length=MAX_ROWS), Strict(False), FailFast()] = (
+        Field(description="one for each training")
     )
 
     @model_validator(mode="after")
@@ -348,6 +354,11 @@ class Verification(ManifestPart):
             if row.correct > self.images or row.only_this > row.correct:
                 raise ValueError(f"{row.correct} images of {self.images} are correct, {row.only_this} here alone")
         return self
+
+    def kept(self, strength: float) -> VerifiedPolicy | None:
+        """The row of the policy that a bundle of this strength holds: uniform draws where it is 0; None without one."""
+        names = (LEARNED, UNIFORM) if strength == 0 else (LEARNED,)
+        return next((row for row in self.rows if row.policy in names and (row.strength or 0.0) == strength), None)
 
 
 LATER_PARTS = ("levels", "verification")
@@ -358,8 +369,26 @@ def format_of(**parts: object) -> int:
     return 2 if any(parts.get(name) is not None for name in LATER_PARTS) else FORMAT
 
 
+def _formats(schema: dict[str, Any]) -> None:
+    """Format 1 has none of `LATER_PARTS`, format 2 at least one."""
+    absent = dict.fromkeys(LATER_PARTS, False)
+    present = [{"required": [name]} for name in LATER_PARTS]
+    schema["oneOf"] = [
+        {"properties": {"format": {"const": 1}, **absent}},
+        {"properties": {"format": {"const": 2}}, "anyOf": present},
+    ]
+
+
+def _not_null(schema: dict[str, Any]) -> None:
+    """A part that is absent is not there: null does not spell it."""
+    schema.pop("default")
+    schema.update(*(branch for branch in schema.pop("anyOf") if branch != {"type": "null"}))
+
+
 class ManifestDraft(Draft):
     """A manifest before the digest is known."""
+
+    model_config = ConfigDict(json_schema_extra=_formats)
 
     format: Annotated[int, one_of(FORMATS)] = Field(description="version of this format: 2 has levels or verification")
     versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)] = Field(
@@ -386,8 +415,12 @@ class ManifestDraft(Draft):
     ] = Field(description="figures of the search; `validation_top1` is the proxy's accuracy, per cent, for the record")
     licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
     note: Note = Field(description="free text; its only control character is the line break")
-    levels: Levels | None = Field(None, description="what `sampler.log_levels` holds; format 2")
-    verification: Verification | None = Field(None, description="how the search checked itself; format 2")
+    levels: Levels | None = Field(
+        None, description="how `sampler.log_levels` is read; format 2", json_schema_extra=_not_null
+    )
+    verification: Verification | None = Field(
+        None, description="how the search checked itself; format 2", json_schema_extra=_not_null
+    )
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -400,6 +433,21 @@ class ManifestDraft(Draft):
         needed = format_of(levels=self.levels, verification=self.verification)
         if self.format != needed:
             raise ValueError(f"format is {self.format}, its parts are those of format {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _was_verified_itself(self) -> Self:
+        """One row of the verification is this policy's, and the other rows' counts follow from its own."""
+        if self.verification is None:
+            return self
+        strength = 0.0 if self.levels is None else self.levels.strength
+        kept = self.verification.kept(strength)
+        if kept is None:
+            raise ValueError(f"verification has no row of this policy, of strength {strength:g}")
+        for row in self.verification.rows:
+            if row.correct != kept.correct - row.only_kept + row.only_this or row.only_kept > kept.correct:
+                why = f"{kept.correct} correct less {row.only_kept} and {row.only_this} more are not {row.correct}"
+                raise ValueError(f"verification of {row.policy}: {why}")
         return self
 
     @model_validator(mode="after")

@@ -159,6 +159,9 @@ Note = Annotated[str, Field(max_length=4000), Rule(_printable_lines, {"pattern":
 ModelArgs = Annotated[dict[str, Any], Rule(check_model_args, _MODEL_ARGS_SCHEMA)]
 Setting = Annotated[Any, Rule(check_setting, _SETTING_SCHEMA)]
 Identifier = Annotated[str, Field(max_length=80), _matching(r"[a-z][a-z0-9_]*", "lower-case letters, digits and _")]
+PolicyName = Annotated[
+    str, Field(max_length=80), _matching(r"[a-z][a-z0-9_-]*", "lower-case letters, digits, _ and -, a letter first")
+]
 # A name with a scheme, a path or a dot could make timm download or open files; no name in its registry has one.
 Arch = Annotated[
     str, Field(max_length=80), _matching(r"[a-z][a-z0-9_]*", "a timm name: lower-case letters, digits and _")

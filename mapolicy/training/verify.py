@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..bundle.manifest import Verification, VerifiedPolicy
+from ..bundle.manifest import LEARNED, UNIFORM, Verification, VerifiedPolicy
 from ..config import SearchConfig
 from ..data.batch_sampler import training_plan
 from ..data.splits import DataSplits, Split
@@ -27,9 +27,8 @@ from .callbacks import Reporter
 from .iteration import WeightedIteration
 from .setup import Task
 
-BASELINES = ("none", "uniform", "trivialaugment", "randaugment")
+BASELINES = ("none", UNIFORM, "trivialaugment", "randaugment")
 SHARES_OF_STRENGTH = (1.0, 0.5)  # of the search's own; uniform draws are a strength of 0
-LEARNED, UNIFORM = "learned", "uniform"
 LARGEST_RECORD = 2**24
 
 
@@ -47,8 +46,8 @@ class Candidate:
 
 
 def candidates(strength: float) -> list[Candidate]:
-    """Everything that a search with this strength compares."""
-    learned = [Candidate(LEARNED, share * strength) for share in SHARES_OF_STRENGTH]
+    """Everything that a search with this strength compares; one of strength 0 draws as `uniform` does."""
+    learned = [Candidate(LEARNED, share * strength) for share in SHARES_OF_STRENGTH if strength > 0]
     return [*(Candidate(name) for name in BASELINES), *learned]
 
 

@@ -12,15 +12,22 @@ import safetensors
 import safetensors.numpy
 
 from mapolicy import config
-from mapolicy.bundle.format import digest_of, parse_bundle, read_bundle, serialise
+from mapolicy.bundle.format import digest_of, level_probabilities, parse_bundle, read_bundle, serialise
 from mapolicy.bundle.safetensors_reader import RawTensor
 from mapolicy.errors import InputError, UsageError
 from mapolicy.transforms import space
 from tests.helpers.bundle_factory import (
+    LEVELS,
+    UNIFORM_ROWS,
     draft,
+    draft2,
     forge,
+    log_levels,
+    product_of_marginals,
     raw,
     small_tensors,
+    small_tensors2,
+    verification,
 )
 
 VALID = forge()
@@ -36,6 +43,49 @@ def test_valid_bundle_round_trips() -> None:
     again = serialise(manifest, tensors)
     assert parse_bundle(again, "again")[0] == manifest
     assert serialise(draft(), dict(reversed(small_tensors().items()))) == again, "the order of names plays no role"
+
+
+def test_format_2_round_trips_and_its_digest_covers_its_parts() -> None:
+    content = serialise(draft2(), small_tensors2())
+    assert content == serialise(parse_bundle(content, "b")[0], small_tensors2())
+    manifest, tensors = parse_bundle(content, "b")
+    assert (manifest.format, manifest.levels.strength, len(manifest.verification.rows)) == (2, 30.0, 5)
+    assert bytes(tensors["sampler.log_levels"].data) == log_levels().tobytes()
+    assert manifest.draft() == draft2()
+    one_more = verification(images=101)
+    others = [draft2(verification=None), draft2(verification=one_more), draft2(levels=LEVELS | {"stages": 3}), draft()]
+    digests = {digest_of(each, small_tensors2()) for each in [draft2(), *others]}
+    assert len(digests) == len(others) + 1
+
+
+def test_levels_and_p_jk_are_the_same_policy() -> None:
+    """A strength of 0 draws uniformly, and only the second half of the stages counts."""
+    found = draft2(levels=LEVELS | {"strength": 0.0}, verification=verification(UNIFORM_ROWS))
+    content = serialise(
+        found,
+        small_tensors()
+        | {"sampler.log_levels": raw(log_levels()), "sampler.probabilities": raw(np.full((14, 14), 1 / 196))},
+    )
+    assert parse_bundle(content, "b")[0].levels.strength == 0
+    table = log_levels()
+    table[0] = 0
+    assert parse_bundle(serialise(draft2(), small_tensors2(table)), "b")[0].format == 2
+    drawn = level_probabilities(table, 30.0)
+    np.testing.assert_allclose(np.outer(drawn.sum(1), drawn.sum(1)), product_of_marginals(table), rtol=1e-12)
+
+
+@pytest.mark.parametrize("absent", ["levels", "verification"])
+def test_a_part_that_is_absent_is_not_written(absent: str) -> None:
+    found = (
+        draft2(verification=None)
+        if absent == "verification"
+        else draft2(levels=None, verification=verification(UNIFORM_ROWS))
+    )
+    tensors = small_tensors2() if absent == "verification" else small_tensors()
+    text = json.loads(parse_bundle(serialise(found, tensors), "b")[0].to_json())
+    assert text["format"] == 2
+    assert absent not in text
+    assert None not in text.values()
 
 
 def test_library_and_factory_agree_on_the_digest() -> None:

@@ -23,14 +23,20 @@ from tests.helpers.bundle_factory import (
     DELETE,
     HELD_OUT,
     IMAGES,
+    ROWS,
     Payload,
     container,
+    draft2,
     forge,
+    forge2,
     framed,
+    log_levels,
     manifest_with,
     raw,
     small_tensors,
+    small_tensors2,
     spelled,
+    verification,
     zip_of,
 )
 from tests.helpers.rejection import rejected
@@ -72,6 +78,18 @@ def p_jk(values) -> bytes:
     return forge(sampler__probabilities=raw(values))
 
 
+def with_level(value: float, operation="Rotate") -> bytes:
+    """One number of the levels replaced."""
+    table = log_levels()
+    table[0, NAMES.index(operation), -1] = value
+    return forge2(sampler__log_levels=raw(table))
+
+
+def infinite_strength() -> bytes:
+    text = spelled(manifest_with({"levels.strength": float("inf")}, draft2()))
+    return container({"mapolicy": text}, small_tensors2())
+
+
 def swap(values, first, second):
     values = list(values)
     values[first], values[second] = values[second], values[first]
@@ -106,6 +124,7 @@ def first_probability(value):
 EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 NAMES = list(space.OPERATION_NAMES)
 RANGES = manifest_with()["operations"]["ranges"]
+ROW = verification()["rows"]
 
 # id: (what makes the file: bytes, or a function that writes to the path, and what the error must say)
 HOSTILE = {
@@ -191,9 +210,32 @@ HOSTILE = {
     "A16 zip polyglot": (polyglot(), "zip archive as well"),
     "A16 zip appended": (VALID + zip_of(b"x"), "zip archive as well"),
     "A17 no format": (forge({"format": DELETE}), "no format version; this mapolicy reads format 1"),
-    "A17 newer format": (forge({"format": 2}), "format 2; this mapolicy reads format 1"),
+    "A17 newer format": (forge({"format": 3}), "format 3; this mapolicy reads format 1 and 2"),
+    "A17 format 2 with the parts of format 1": (
+        forge({"format": 2}),
+        "format is 2, its parts are those of format 1",
+    ),
+    "A17 format 1 with levels": (
+        forge2({"format": 1, "verification": DELETE}),
+        "format is 1, its parts are those of format 2",
+    ),
+    "A17 format 1 with a verification": (
+        forge({"verification": verification()}),
+        "format is 1, its parts are those of format 2",
+    ),
+    "A17 levels written as null": (forge({"levels": None}), "not spelled as mapolicy writes it"),
+    "A17 verification written as null": (forge2({"verification": None}), "not spelled as mapolicy writes it"),
+    "A17 both written as null": (
+        forge({"format": 2, "levels": None, "verification": None}),
+        "format is 2, its parts are those of format 1",
+    ),
     "A17 format true": (forge({"format": True}), "format True; this mapolicy reads format 1"),
     "A18 tensor missing": (forge(sampler__means=DELETE), "'sampler.means' is missing"),
+    "A18 levels missing": (forge2(sampler__log_levels=DELETE), "'sampler.log_levels' is missing"),
+    "A18 levels that the manifest does not have": (
+        forge(sampler__log_levels=raw(log_levels())),
+        "'sampler.log_levels' is not one that this bundle's policy has",
+    ),
     "A18 policy tensor missing": (forge(policy__output__bias=DELETE), "'policy.output.bias' is missing"),
     "A18 policy tensor extra": (forge(policy__extra__bias=raw([1.0])), "not one that this bundle's policy has"),
     "A18 branch that the policy has not": (
@@ -205,6 +247,15 @@ HOSTILE = {
         "shape '(100, 8)', expected (100, 9)",
     ),
     "A19 p_jk of 13": (p_jk(uniform(13)), "expected (14, 14)"),
+    "A19 levels of 13 operations": (
+        forge2(sampler__log_levels=raw(log_levels()[:, :13])),
+        "shape '(2, 13, 4)', expected (2, 14, 4)",
+    ),
+    "A19 levels of another number of stages": (forge2({"levels.stages": 3}), "shape '(2, 14, 4)', expected (3, 14, 4)"),
+    "A19 levels of another number of bins": (
+        forge2({"levels.edges": [-10.0, 0.0, 10.0]}),
+        "shape '(2, 14, 4)', expected (2, 14, 2)",
+    ),
     "A19 alpha a vector": (forge(alpha=raw([0.1, 0.1])), "expected ()"),
     "A19 alpha per layer a scalar": (forge({"alpha": "per-layer"}), "0 dimensions, expected 1"),
     "A19 split of another length": (forge(split__meta_validation=raw([1, 2], "I64")), "expected (4,)"),
@@ -220,11 +271,17 @@ HOSTILE = {
     "A20 dtype a list": (lambda path: table_edit(lambda t: t["alpha"].update(dtype=["F32"])), "dtype a list"),
     "A20 policy in half precision": (forge(policy__output__bias=raw([0.0], "F16")), "dtype F16, expected F32"),
     "A20 extractor of another dtype": (forge({"extractor.dtype": "float16"}), "dtype F32, expected F16"),
+    "A20 levels in half precision": (
+        forge2(sampler__log_levels=raw(log_levels(), "F16")),
+        "'sampler.log_levels' has dtype F16, expected F32",
+    ),
     "A20 split of floats": (forge(split__meta_validation=raw(HELD_OUT)), "dtype F32, expected I64"),
     "A21 nan in the policy": (with_value("policy.feature_layer.weight", np.nan), "'policy.feature_layer.weight' has"),
     "A21 inf in the extractor": (with_value("extractor.conv.weight", np.inf), "'extractor.conv.weight' has NaN"),
     "A21 nan in the means": (with_value("sampler.means", np.nan), "'sampler.means' has NaN"),
     "A21 -inf in p_jk": (with_value("sampler.probabilities", -np.inf), "'sampler.probabilities' has NaN"),
+    "A21 nan in the levels": (with_level(np.nan), "'sampler.log_levels' has NaN"),
+    "A21 -inf in the levels": (with_level(-np.inf), "'sampler.log_levels' has NaN"),
     "A21 nan in alpha": (forge(alpha=raw(np.nan)), "'alpha' has NaN"),
     "A21 inf in a float16": (
         forge({"extractor.dtype": "float16"}, extractor__conv__weight=raw([1, np.inf], "F16")),
@@ -261,6 +318,92 @@ HOSTILE = {
     "A22 p_jk sums to 1.001": (p_jk(uniform() * 1.001), "sums to 1.001, expected 1"),
     "A22 means over 1": (with_value("sampler.means", 1.5), "sampler.means has the value 1.5"),
     "A22 means below 0": (with_value("sampler.means", -0.5), "sampler.means has the value -0.5"),
+    "A22 a level above 0": (with_level(0.5), "sampler.log_levels has the value 0.5, expected -1000 to 0"),
+    "A22 a level below -1000": (with_level(-1001), "sampler.log_levels has the value -1001, expected -1000 to 0"),
+    "A22 p_jk of other levels": (
+        forge2(sampler__probabilities=raw(uniform())),
+        "from the product of the operations' marginals of sampler.log_levels, expected 0.0001 at most",
+    ),
+    "A22 p_jk of another strength": (
+        forge2({"levels.strength": 15.0, "verification": DELETE}),
+        "from the product of the operations' marginals",
+    ),
+    "A22 p_jk of the first stages": (
+        forge2(sampler__log_levels=raw(log_levels() * np.array([1, 0.2])[:, None, None])),
+        "from the product of the operations' marginals",
+    ),
+    "A22 levels of an operation without levels": (
+        with_level(-0.5, "Equalize"),
+        "sampler.log_levels differs between levels of Equalize, which has none",
+    ),
+    "A22 directions of an operation without a direction": (
+        with_level(-0.5, "Solarize"),
+        "sampler.log_levels differs between directions of Solarize, which has none",
+    ),
+    "A23 strength negative": (forge2({"levels.strength": -1.0}), "levels.strength: found -1.0, expected greater"),
+    "A23 strength inf": (infinite_strength(), "number Infinity"),
+    "A23 strength 1001": (forge2({"levels.strength": 1001.0}), "levels.strength: found 1001.0, expected less than or"),
+    "A23 strength a whole number": (forge2({"levels.strength": 30}), "not spelled as mapolicy writes it"),
+    "A23 stages 0": (forge2({"levels.stages": 0}), "levels.stages: found 0, expected greater than or equal to 1"),
+    "A23 stages 101": (forge2({"levels.stages": 101}), "levels.stages: found 101, expected less than or equal to 100"),
+    "A23 stages true": (forge2({"levels.stages": True}), "levels.stages: found True"),
+    "A23 three bins": (
+        forge2({"levels.edges": [-10.0, -3.0, 3.0, 10.0]}),
+        "levels: 3 bins cannot be as many for each direction",
+    ),
+    "A23 edges of unequal width": (
+        forge2({"levels.edges": [-10.0, -4.0, 0.0, 5.0, 10.0]}),
+        "levels: edges are not those of bins of equal width from -10 to 10",
+    ),
+    "A23 two edges": (forge2({"levels.edges": [-10.0, 10.0]}), "levels.edges: found a list of 2, expected at least 3"),
+    "A23 edges of 66 bins": (
+        forge2({"levels.edges": [(n - 33) / 3.3 for n in range(67)]}),
+        "levels.edges: found a list of 67, expected at most 65",
+    ),
+    "A23 edges of 500,000 bins": (forge2({"levels.edges": [0.0] * 500_000}), "levels.edges"),
+    "A23 edges of texts": (forge2({"levels.edges": ["0"] * 5}), "levels.edges.0: found '0'"),
+    "A23 levels a list": (forge2({"levels": []}), "levels: found a list of 0"),
+    "A23 levels with another field": (forge2({"levels.more": 1}), "levels.more is not a field of this format"),
+    "A23 levels without a strength": (forge2({"levels.strength": DELETE}), "levels.strength is missing"),
+    **{
+        f"A23 verification: {what}": (forge2({f"verification.{path}": value}), says)
+        for what, path, value, says in (
+            ("no rows", "rows", [], "verification.rows: found a list of 0, expected at least 1"),
+            ("33 rows", "rows", [ROW[3]] * 33, "verification.rows: found a list of 33, expected at most 32"),
+            ("150 wrong rows", "rows", [0] * 150, "verification.rows.0: found 0"),
+            ("no images", "images", 0, "verification.images: found 0, expected greater than or equal to 1"),
+            ("fewer images than correct ones", "images", 79, "80 images of 79 are correct"),
+            ("images true", "images", True, "verification.images: found True"),
+            ("unseen a number", "unseen", 0, "verification.unseen: found 0"),
+            ("epochs negative", "epochs", -1, "verification.epochs: found -1"),
+            ("another field", "more", 1, "verification.more is not a field of this format"),
+            ("no epochs", "epochs", DELETE, "verification.epochs is missing"),
+        )
+    },
+    **{
+        f"A23 row: {what}": (forge2({"verification.rows": [ROW[0] | change, *ROW[1:]]}), says)
+        for what, change, says in (
+            ("more correct alone than correct", {"only_this": 71}, "70 images of 100 are correct, 71 here alone"),
+            ("more lost than the kept one has", {"only_kept": 81, "only_this": 71, "correct": 70}, "71 here alone"),
+            ("counts that do not fit", {"only_kept": 13}, "of none: 80 correct less 13 and 2 more are not 70"),
+            ("correct negative", {"correct": -1}, "rows.0.correct: found -1"),
+            ("only_kept a text", {"only_kept": "1"}, "rows.0.only_kept: found '1'"),
+            ("strength negative", {"strength": -1.0}, "rows.0.strength: found -1.0"),
+            ("strength 1001", {"strength": 1001.0}, "rows.0.strength: found 1001.0"),
+            ("policy with a space", {"policy": "none; rm"}, "rows.0.policy: found 'none; rm', expected lower-case"),
+            ("policy with ESC", {"policy": "\x1b[31m"}, "rows.0.policy: found"),
+            ("policy with a line break", {"policy": "none\n"}, "rows.0.policy: found"),
+            ("another field", {"more": 1}, "rows.0.more is not a field of this format"),
+        )
+    },
+    "A23 verification of another strength": (
+        forge2({"verification.rows": [row for row in ROW if row["strength"] != 30.0]}),
+        "verification has no row of this policy, of strength 30",
+    ),
+    "A23 verification of learned draws alone, without levels": (
+        forge({"format": 2, "verification": verification(ROWS[3:])}),
+        "verification has no row of this policy, of strength 0",
+    ),
     "A23 alpha 0": (forge(alpha=raw(0.0)), "alpha has the value 0, expected above 0"),
     "A23 alpha -1": (forge(alpha=raw(-1.0)), "alpha has the value -1, expected above 0"),
     "A23 alpha inf": (forge(alpha=raw(np.inf)), "'alpha' has NaN or infinite"),
@@ -307,7 +450,7 @@ HOSTILE = {
     "A26 carriage return in the note": (forge({"note": "a\rb"}), "note: found"),
     "A26 key with ESC": (forge({"results.\x1b": 1.0}), "results.\\x1b"),
     "A26 note of 1 MB": (forge({"note": "a" * 2**20}), "note: found 'aaa"),
-    "A26 field unknown": (forge({"host": "machine"}), "manifest host is not a field of format 1"),
+    "A26 field unknown": (forge({"host": "machine"}), "manifest host is not a field of this format"),
     "A26 field missing": (forge({"run.threads": DELETE}), "manifest run.threads is missing"),
     "A26 count a text": (forge({"dataset.counts.train": "24"}), "dataset.counts.train: found '24', expected a valid"),
     "A26 count true": (forge({"run.epochs": True}), "run.epochs: found True"),

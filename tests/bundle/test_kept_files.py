@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 from mapolicy import PolicyBundle
 from mapolicy.bundle.dataset_level import DatasetPolicy
+from mapolicy.bundle.manifest_base import FORMATS
 from mapolicy.policy.frozen import FrozenExtractor, FrozenWeights
+from mapolicy.policy.levels import StagedLevels
 from tests.helpers import plain_reader
 from tests.helpers.make_bundles import BUNDLES, DATA, DATASET_LEVEL, EXPECTED, SLIM, fixed_batch, raw_outputs
 
@@ -31,7 +33,7 @@ def test_every_kept_file_is_tested() -> None:
     assert sorted(path.stem for path in DATA.glob("*.safetensors")) == sorted(EXPECTATIONS)
     assert {*BUNDLES, *SLIM} <= set(KEPT)
     assert DATASET_LEVEL in LISTED
-    assert sum(path.stat().st_size for path in DATA.iterdir()) < 300_000
+    assert sum(path.stat().st_size for path in DATA.iterdir()) < 300 * 2**10
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -53,6 +55,11 @@ def test_kept_lists_load_and_say_what_they_did(name: str) -> None:
 
 def test_kept_files_are_of_every_kind() -> None:
     bundles = [PolicyBundle.load(str(path_of(name))) for name in KEPT]
+    assert {bundle.manifest.format for bundle in bundles} == {*FORMATS}
+    assert {(bundle.manifest.levels is None, bundle.manifest.verification is None) for bundle in bundles} == {
+        (True, True),
+        (False, False),
+    }
     assert {bundle.manifest.alpha for bundle in bundles} == {"scalar", "per-layer"}
     assert {bundle.manifest.extractor.dtype for bundle in bundles} == {"float32", "float16", "bfloat16"}
     assert {bundle.has_classifier for bundle in bundles} == {True, False}
@@ -104,6 +111,23 @@ def test_a_reader_made_from_the_document_agrees(name: str) -> None:
         np.testing.assert_allclose(weights, ours.numpy(), rtol=1e-4)
         if side == contract["size"]:
             np.testing.assert_allclose(raw, KEPT[name]["raw_outputs"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_reader_made_from_the_document_draws_the_same_levels() -> None:
+    manifest, tensors = plain_reader.read(path_of("format-2-levels"))
+    drawn = plain_reader.level_probabilities(manifest, tensors)
+    bundle = PolicyBundle.load(path_of("format-2-levels"))
+    sampler = bundle.sampler()
+    assert isinstance(sampler, StagedLevels)
+    np.testing.assert_allclose(drawn, sampler.cells().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(np.outer(drawn.sum(1), drawn.sum(1)), bundle.probabilities.numpy(), rtol=1e-5)
+    # The tables follow each other at equal shares of a run.
+    table = tensors["sampler.log_levels"]
+    for stage, one in enumerate(table):
+        cells = np.exp(manifest["levels"]["strength"] * one.astype(np.float64))
+        for share in (0.01, 0.99):
+            found = sampler.cells((stage + share) / len(table)).numpy()
+            np.testing.assert_allclose(cells / cells.sum(), found, rtol=1e-6)
 
 
 def test_the_plain_reader_refuses_a_changed_file(tmp_path: Path) -> None:

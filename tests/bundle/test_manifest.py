@@ -18,7 +18,18 @@ from tests.bundle import test_dataset_level as test_published
 from tests.bundle.test_dataset_level import changed
 from tests.bundle.test_hostile import HOSTILE
 from tests.helpers import generated
-from tests.helpers.bundle_factory import draft, forge, manifest_with, small_tensors, spelled
+from tests.helpers.bundle_factory import (
+    LEVELS,
+    UNIFORM_ROWS,
+    draft,
+    draft2,
+    forge,
+    manifest_with,
+    small_tensors,
+    small_tensors2,
+    spelled,
+    verification,
+)
 from tests.helpers.make_bundles import DATA
 from tests.helpers.plain_reader import read
 
@@ -27,6 +38,7 @@ STALE = "is not what the model says; run python tests/helpers/generated.py"
 LONGEST = 100_000
 # And a lone surrogate: a pattern that names them would refuse others' emoji where it counts in halves of characters.
 BETWEEN_FIELDS = (
+    *("cannot be as many for each direction", "edges are not", "are correct,", "no row of this policy", "more are not"),
     *("ud800", "canonical", "images used", "(the split of", "the rest of the manifest", "which says where"),
     "is not one of",  # which spaces are registered
 )
@@ -75,6 +87,8 @@ def leaves(value, above="") -> set[str]:
     for key, part in value.items():
         path = f"{above}{'*' if key in space.OPERATION_NAMES else key}"
         found.add(path)
+        if isinstance(part, list) and part and isinstance(part[0], dict):
+            found |= leaves(part[0], f"{path}.*.")
         if isinstance(part, dict) and path not in ("versions", "results", "search.settings", "extractor.model_args"):
             found |= leaves(part, f"{path}.")
     return found
@@ -83,13 +97,16 @@ def leaves(value, above="") -> set[str]:
 def test_the_document_has_every_field_of_a_real_bundle_and_no_other() -> None:
     schema = manifest.json_schema()
     documented = {path for path, _, _ in generated.fields(schema, schema)}
-    real, _ = read(DATA / "format-1-scalar.safetensors")
-    assert {path for path in leaves(real) if path != "operations.ranges.*"} == documented
+    first, _ = read(DATA / "format-1-scalar.safetensors")
+    second, _ = read(DATA / "format-2-levels.safetensors")
+    assert {path for path in leaves(second) if path != "operations.ranges.*"} == documented
+    later = {path for path in documented if path.startswith(manifest.LATER_PARTS)}
+    assert {path for path in leaves(first) if path != "operations.ranges.*"} == documented - later
 
 
 def test_the_document_names_every_tensor() -> None:
     text = generated.DOCUMENT.read_text(encoding="utf-8")
-    for name in small_tensors():
+    for name in small_tensors2():
         stem = name.removesuffix(".weight").removesuffix(".bias")
         assert f"`{stem}" in text or name.startswith("extractor."), name
 
@@ -142,6 +159,15 @@ def test_the_schema_accepts_what_the_reader_accepts(valid) -> None:
         operations = manifest.Operations.of(name, "black")
         content = serialise(draft(operations=operations, licence="", note="é\n∀ — 字"), small_tensors())
         assert valid(json.loads(parse_bundle(content, "b")[0].to_json()))
+    uniform = verification(UNIFORM_ROWS)
+    drawn_uniformly = draft2(levels=LEVELS | {"strength": 0.0}, verification=uniform)
+    for found, tensors in (
+        (draft2(), small_tensors2()),
+        (draft2(verification=None), small_tensors2()),
+        (draft2(levels=None, verification=uniform), small_tensors()),
+        (drawn_uniformly, small_tensors2(strength=0)),
+    ):
+        assert valid(json.loads(parse_bundle(serialise(found, tensors), "b")[0].to_json()))
     part = draft().extractor.model_dump() | {"model_args": {"img_size": 8, "drop_rate": 0}}
     assert valid(json.loads(parse_bundle(serialise(draft(extractor=part), small_tensors()), "b")[0].to_json()))
 
@@ -173,9 +199,10 @@ def test_a_last_line_break_is_refused_by_the_schema_too(valid, field: str) -> No
 
 
 def test_every_field_is_required_and_no_other_allowed() -> None:
-    whole = manifest_with({"digest": "0" * 64})
-    paths = [path for path in leaves(whole) if "*" not in path and path not in ("extractor.model_args",)]
-    assert len(paths) > 50
+    whole = manifest_with({"digest": "0" * 64}, draft2())
+    left_out = ("extractor.model_args", *manifest.LATER_PARTS)
+    paths = [path for path in leaves(whole) if "*" not in path and path not in left_out]
+    assert len(paths) > 55
     for path in paths:
         *folders, last = path.split(".")
         for edit in ("missing", "not a field"):

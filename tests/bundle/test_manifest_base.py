@@ -48,8 +48,8 @@ def test_the_first_problem_names_field_found_and_expected() -> None:
     ):
         assert problem_of(inner={"size": 1, field: value}, digest="") == f"manifest inner.{field}: {says}"
     assert problem_of(inner={}, digest="") == "manifest inner.size is missing"
-    assert problem_of(inner={"size": 1, "x": 1}, digest="") == "manifest inner.x is not a field of format 1"
-    assert problem_of(inner={"size": 1, "\x1b": 1}, digest="") == "manifest inner.\\x1b is not a field of format 1"
+    assert problem_of(inner={"size": 1, "x": 1}, digest="") == "manifest inner.x is not a field of this format"
+    assert problem_of(inner={"size": 1, "\x1b": 1}, digest="") == "manifest inner.\\x1b is not a field of this format"
 
 
 def test_the_digest_is_not_part_of_what_it_is_taken_over() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mapolicy.bundle.manifest import EXTRACTOR_CALL, ManifestDraft, Operations, draft_manifest
 from mapolicy.bundle.safetensors_reader import RawTensor
+from mapolicy.transforms.space import OPERATION_NAMES, SPACES
 
 FEATURE_WIDTH = 8
 CLASSES = 4
@@ -65,6 +66,64 @@ def draft(**changes) -> ManifestDraft:
         "note": "A small one.\nFor tests: [/bold] <script>alert(1)</script>",
     }
     return draft_manifest(**parts | changes)
+
+
+LEVEL_BINS, STAGES, STRENGTH = 4, 2, 30.0
+EDGES = [-10.0, -5.0, 0.0, 5.0, 10.0]
+LEVELS = {"stages": STAGES, "edges": EDGES, "strength": STRENGTH}
+# Policy, strength, images that it is right about, that the kept one alone is right about, that it alone is.
+ROWS = [
+    ("none", None, 70, 12, 2),
+    ("uniform", None, 76, 9, 5),
+    ("trivialaugment", None, 72, 11, 3),
+    ("learned", 30.0, 80, 0, 0),
+    ("learned", 15.0, 79, 3, 2),
+]
+# Of a search whose uniform draws did best.
+UNIFORM_ROWS = [("none", None, 70, 8, 2), ("uniform", None, 76, 0, 0), ("trivialaugment", None, 72, 6, 2)]
+
+
+def verification(rows=ROWS, **changes) -> dict:
+    """A check of a search, whose kept policy has the strength of `LEVELS`."""
+    fields = ("policy", "strength", "correct", "only_kept", "only_this")
+    found = {"images": 100, "unseen": False, "epochs": 2, "rows": [dict(zip(fields, row, strict=True)) for row in rows]}
+    return found | changes
+
+
+def draft2(**changes) -> ManifestDraft:
+    """As `draft`, of format 2: with levels and a verification."""
+    return draft(**{"levels": LEVELS, "verification": verification()} | changes)
+
+
+def log_levels(space="metaaugment-v1"):
+    """What an alignment sampler may have learned, float [STAGES, 14, LEVEL_BINS]: Rotate harms beyond level 5."""
+    table = -np.random.default_rng(1).random((STAGES, 14, LEVEL_BINS)) / 100
+    table[:, OPERATION_NAMES.index("Rotate")] = [-0.2, 0, 0, -0.1]
+    for row, spread in enumerate(SPACES[space].ranges.values()):
+        if spread is None:
+            table[:, row] = table[:, row, :1]
+        elif not spread.signed:
+            table[:, row] = table[:, row, ::-1] / 2 + table[:, row] / 2
+    return table.astype(np.float32)
+
+
+def product_of_marginals(table, strength=STRENGTH):
+    """p_jk of these levels, written a second time."""
+    cells = np.exp(strength * table[len(table) // 2 :].astype(np.float64).mean(0))
+    operations = cells.sum(1) / cells.sum()
+    return np.outer(operations, operations)
+
+
+def small_tensors2(table=None, strength=STRENGTH) -> dict[str, RawTensor]:
+    """Tensors that fit `draft2()`."""
+    table = log_levels() if table is None else table
+    drawn = {"sampler.log_levels": raw(table), "sampler.probabilities": raw(product_of_marginals(table, strength))}
+    return small_tensors() | drawn
+
+
+def forge2(changes=None, **replaced) -> bytes:
+    """As `forge`, of format 2."""
+    return forge(changes, small_tensors2(), draft2(), **replaced)
 
 
 def small_tensors(feature_width=FEATURE_WIDTH) -> dict[str, RawTensor]:

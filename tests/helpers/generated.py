@@ -26,6 +26,7 @@ DOCUMENT = ROOT / "docs" / "bundle-format.md"
 PATTERNS = {
     r"^(?:[a-z][a-z0-9_]*)": "lower-case letters, digits and `_`, a letter first",
     r"^(?:[0-9a-f]{64})": "64 lower-case hexadecimal digits",
+    r"^(?:[a-z][a-z0-9_-]*)": "lower-case letters, digits, `_` and `-`, a letter first",
     r"^(?:folder:": "a name: letters, digits, `_`, `.`, `-`, up to three `/`; or `folder:` and one such part",
     r"^[^\u0000-\u001f": "printable",
     r"^[^\u0000-\u0009": "printable, and line breaks",
@@ -65,6 +66,9 @@ def in_words(field: dict[str, Any]) -> str:
         return "an operation of the table above"
     if "enum" in field:
         return " or ".join(f"`{json.dumps(value)}`" for value in field["enum"])
+    if "anyOf" in field and {"type": "null"} in field["anyOf"]:
+        (known,) = (branch for branch in field["anyOf"] if branch != {"type": "null"})
+        return f"{in_words(known)}, or null"
     low, high = (number(field[key]) if key in field else None for key in ("minimum", "maximum"))
     span = "" if low is None else f", {low} to {high}"
     match field["type"]:

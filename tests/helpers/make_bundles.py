@@ -1,6 +1,6 @@
 """How the bundles in tests/bundle/kept/ were made: short searches on digits, slimmed ones, and an imported list.
 
-    python tests/make_bundles.py        # adds those of this format that are missing
+    python tests/helpers/make_bundles.py        # adds those that are missing
 
 A file that is there is never written again: it stands for what users of its version have. A new format adds files.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from mapolicy import PolicyBundle, SearchConfig, recipes, search_policy
-from mapolicy.bundle.manifest_base import FORMAT
 from mapolicy.models.features import deep_features
 from mapolicy.policy.compress import slim
 from mapolicy.policy.import_policy import import_policy
@@ -26,14 +25,20 @@ CPU = torch.device("cpu")
 TINY = {"proxy": "vit_tiny_patch16_224", "model_args": {
     "img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1}}  # fmt: skip
 LIST = "[[('Rotate', 0.5, 0.75), ('Invert', 0.25, 0.0)], [('Color', 1.0, 0.5), ('Cutout', 0.5, 0.5)], []]"
+MEAN_WEIGHT = {"sampler": "mean-weight", "weighting": "policy", "verify": False}
+# Small, because all kept files lie in the repository: a policy of few numbers, 20 meta-validation images, few stages.
+LEVELS = {"sampler": "alignment", "weighting": "equal", "verify": True, "level_bins": 2, "policy_input": "features",
+    "train_per_class": 40, "validation_per_class": 2,
+    "proxy": "vit_tiny_patch16_224", "model_args": TINY["model_args"] | {"embed_dim": 4}}  # fmt: skip
 # name: settings that differ from the recipe for digits, and how the extractor is stored
 BUNDLES = {
-    f"format-{FORMAT}-scalar": (TINY, "float32"),
-    f"format-{FORMAT}-per-layer": ({"proxy": "wrn10_1", "alpha": "per-layer"}, "float16"),
+    "format-1-scalar": (TINY | MEAN_WEIGHT, "float32"),
+    "format-1-per-layer": ({"proxy": "wrn10_1", "alpha": "per-layer"} | MEAN_WEIGHT, "float16"),
+    "format-2-levels": (LEVELS, "float16"),
 }
 # name: what the first of them is slimmed to
-SLIM = {f"format-{FORMAT}-slim-{dtype}": dtype for dtype in ("float16", "bfloat16")}
-DATASET_LEVEL = f"format-{FORMAT}-dataset-level"
+SLIM = {f"format-1-slim-{dtype}": dtype for dtype in ("float16", "bfloat16")}
+DATASET_LEVEL = "format-1-dataset-level"
 
 
 def make(settings: dict, dtype: str) -> PolicyBundle:
@@ -51,6 +56,7 @@ def make(settings: dict, dtype: str) -> PolicyBundle:
             name.removeprefix("extractor."): t for name, t in bundle.tensors.items() if name.startswith("extractor.")
         },
         meta_validation=bundle.meta_validation,
+        log_levels=bundle.log_levels,
     )
 
 

@@ -31,7 +31,8 @@ def read(path: Path):
     assert list(metadata) == ["mapolicy"]
     manifest = json.loads(metadata["mapolicy"], object_pairs_hook=without_repeats)
     assert canonical(manifest) == metadata["mapolicy"]
-    assert manifest["format"] == 1, f"format {manifest['format']}, this reads 1"
+    assert manifest["format"] in (1, 2), f"format {manifest['format']}, this reads 1 and 2"
+    assert (manifest["format"] == 2) == bool({"levels", "verification"} & set(manifest))
     data, end, tensors = content[8 + length :], 0, {}
     digest = hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "digest"}).encode() + b"\n")
     for name, entry in header.items():
@@ -58,6 +59,13 @@ def embedding(manifest, first: int, level1: float, second: int, level2: float):
         plain = manifest["operations"]["ranges"][names[operation]] is None
         found[column] = rule["without_magnitude"] if plain else level + rule["offset"]
     return found
+
+
+def level_probabilities(manifest, tensors):
+    """q of format 2, [K, bins]: how often an operation is drawn with a level of each bin."""
+    table = tensors["sampler.log_levels"].astype(np.float64)
+    cells = np.exp(manifest["levels"]["strength"] * table[len(table) // 2 :].mean(0))
+    return cells / cells.sum()
 
 
 def weights(tensors, features, embeddings):
