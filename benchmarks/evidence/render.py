@@ -21,7 +21,7 @@ def difference(found: dict | None) -> str:
 def main() -> None:
     """One row for each network and policy, the best first."""
     document = json.loads(Path(sys.argv[1]).read_text())
-    print("| network | policy | test top-1 %, mean ± deviation | to `uniform` | to the best free rival | cost |")
+    print("| network | policy | test top-1 %, mean ± deviation | to `uniform` | to the best baseline | cost |")
     print("|---|---|---|---|---|---|")
     for row in sorted(document["summary"], key=lambda row: (row["arch"], -row["test_top1"])):
         spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
