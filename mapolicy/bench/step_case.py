@@ -37,12 +37,16 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "simultaneous": False,
     "low_memory": False,
     "accumulate": 1,
+    "sampler": "mean-weight",
+    "weighting": "policy",
 }
 # Variants of the search's step, and what each changes in the configuration.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "exact": PAPER_SETTINGS,
     "fast": {**PAPER_SETTINGS, **FAST},
     "low_memory": {**PAPER_SETTINGS, "low_memory": True},
+    "alignment": {**PAPER_SETTINGS, "sampler": "alignment", "weighting": "equal"},
+    "alignment_third": {**PAPER_SETTINGS, "sampler": "alignment", "weighting": "equal", "meta_every": 3},
 }
 CLASSES, CHANNELS = 100, 3
 
