@@ -29,6 +29,7 @@ from tests.helpers.bundle_factory import (
     small_tensors2,
     verification,
 )
+from tests.helpers.settings import TINY
 
 VALID = forge()
 
@@ -200,24 +201,17 @@ def test_writer_refuses_what_the_reader_would() -> None:
 def test_settings_of_a_search_stand_in_a_manifest_as_they_are() -> None:
     settings = config.SearchConfig(
         dataset="digits",
-        image_size=8,
-        train_per_class=6,
-        validation_per_class=1,
-        test_per_class=3,
-        base_augmentation="none",
-        cutout=0,
-        epochs=2,
-        batch_size=4,
-        learning_rate=0.1,
-        weight_decay=0,
-        clip_norm=5,
-        validation_batch_size=4,
-        policy_learning_rate=1e-3,
-        alpha_learning_rate=1e-2,
-        sampler_every=1,
-        sampler_history=1,
         proxy="test_resnet",
         alpha_initial=0.01,
+        **TINY
+        | {
+            "train_per_class": 6,
+            "test_per_class": 3,
+            "epochs": 2,
+            "clip_norm": 5,
+            "policy_learning_rate": 1e-3,
+            "alpha_learning_rate": 1e-2,
+        },
     )
     manifest = parse_bundle(serialise(draft(search={"settings": settings.portable()}), small_tensors()), "b")[0]
     assert manifest.search.settings == settings.portable()

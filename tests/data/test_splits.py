@@ -21,28 +21,11 @@ from mapolicy.data.splits import load_splits
 from mapolicy.data.stratify import per_class
 from mapolicy.errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from tests.helpers.image_folders import CLASSES, write_folder
+from tests.helpers.settings import TINY
 
 CPU = torch.device("cpu")
 BASE = TrainConfig(
-    dataset="folder:zoo",
-    arch="none",
-    image_size=8,
-    train_per_class=5,
-    validation_per_class=2,
-    test_per_class=3,
-    base_augmentation="none",
-    cutout=0,
-    epochs=1,
-    batch_size=4,
-    learning_rate=0.1,
-    weight_decay=0,
-    clip_norm=0,
-    validation_batch_size=4,
-    policy_learning_rate=0,
-    alpha_learning_rate=0,
-    sampler_every=1,
-    sampler_history=1,
-    workers=0,
+    dataset="folder:zoo", arch="none", workers=0, **TINY | {"validation_per_class": 2, "test_per_class": 3}
 )
 
 

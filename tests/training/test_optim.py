@@ -19,26 +19,20 @@ from mapolicy.training.optim import (
     theorem1_policy_rate,
     theorem1_rate,
 )
+from tests.helpers.settings import TINY
 
 BASE = TrainConfig(
     dataset="digits",
     arch="wrn10_1",
-    image_size=8,
-    train_per_class=0,
-    validation_per_class=1,
-    test_per_class=1,
-    base_augmentation="none",
-    cutout=0,
-    epochs=5,
-    batch_size=4,
-    learning_rate=0.3,
-    weight_decay=0.01,
-    clip_norm=0,
-    validation_batch_size=4,
-    policy_learning_rate=0.02,
-    alpha_learning_rate=0.03,
-    sampler_every=1,
-    sampler_history=1,
+    **TINY
+    | {
+        "train_per_class": 0,
+        "epochs": 5,
+        "learning_rate": 0.3,
+        "weight_decay": 0.01,
+        "policy_learning_rate": 0.02,
+        "alpha_learning_rate": 0.03,
+    },
 )
 PER_EPOCH = 7
 
