@@ -225,7 +225,7 @@ class RunConfig:
         30.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
     )
     alignment_memory: float = Field(
-        0.5, gt=0, le=100, description="share of the run in which the alignment sampler's observations decay to 1/e"
+        0.5, ge=0.001, le=100, description="share of the run in which the alignment sampler's observations decay to 1/e"
     )
     level_bins: int = Field(
         4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"

@@ -76,6 +76,22 @@ TABLES = {
         searched_for="omniglot",
         modes="frozen,finetune",
     ),
+    # Photos of hand signs for 0 to 9: 20 training, 10 meta-validation and 150 test images of each.
+    "signs": Table(
+        "Dataset",
+        {
+            "image_size": 32,
+            "base_augmentation": "none",
+            "cutout": 0,
+            "train_per_class": 20,
+            "validation_per_class": 10,
+            "test_per_class": 150,
+        },
+        epochs=160,
+        model_args={"stem_stride": 2},
+        archs=("wrn10_1",),
+        bundles=5,
+    ),
     # 50 training and 10 meta-validation images of each class; the whole test split.
     "cifar100": Table(
         "cifar100",
