@@ -34,6 +34,15 @@ Device = Annotated[str | None, typer.Option(help=f"{either(DEVICES)}.")]
 IncludeValidation = Annotated[
     bool, typer.Option("--include-validation", help="Train on the meta-validation images as well.")
 ]
+Verify = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify/--no-verify",
+        help="End with a check: train the proxy from scratch under several policies and compare them on held-out "
+        "images.",
+        show_default="as the recipe says",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 SetOption = Annotated[

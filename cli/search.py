@@ -22,6 +22,7 @@ def search(
     proxy: Annotated[str | None, typer.Option(help="timm name of the proxy network.")] = None,
     settings: options.StageSettings,
     extractor_dtype: options.ExtractorDtype = None,
+    verify: options.Verify = None,
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
     run: options.Run,
     output: options.Output,
@@ -30,7 +31,7 @@ def search(
 
     Example: mapolicy search cifar100 --proxy wrn28_10
     """
-    config, recipe = settings.resolve(SearchConfig, proxy, dataset, extractor_dtype=extractor_dtype)
+    config, recipe = settings.resolve(SearchConfig, proxy, dataset, extractor_dtype=extractor_dtype, verify=verify)
     name = slug(config.dataset)
     out = out or Path("artifacts") / f"{name}.safetensors"
     folder = run.folder(f"search-{name}-{slug(config.proxy)}-seed{config.seed}")

@@ -36,7 +36,7 @@ from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
 from .training.setup import Task
 from .training.trainer import Run
-from .training.verify import verify
+from .training.verify import verification_seconds, verify
 from .transforms.space import SPACES
 
 
@@ -75,6 +75,8 @@ def search_policy(
     with reproducible(config.threads, device) as threads:
         search = _Search.prepared(config, reporter, threads, device)
         expected = forecast_before(search.run.iteration, search.run.state, resume)
+        if expected is not None:
+            expected = expected.with_check(search.check_seconds(config, device))
         facts = {"step": search.run.step.how}
         with Run(
             config, search.run.state, search.task, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
@@ -115,7 +117,8 @@ def forecast_search(config: SearchConfig, reporter: Reporter | None = None) -> F
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
         search = _Search.prepared(config, reporter or Reporter(), threads, device)
-        return forecast(search.run.iteration, search.run.state)
+        expected = forecast(search.run.iteration, search.run.state)
+        return expected.with_check(search.check_seconds(config, device))
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,25 @@ class _Search:
         )
         return cls(task, run, threads)
 
+    def log_levels(self, config: SearchConfig) -> torch.Tensor | None:
+        """What the sampler has learned of levels, float [stages, K, bins]; None where it learns none."""
+        return learned_draws(self.run.sampler, config.operation_space).log_levels
+
+    def check_seconds(self, config: SearchConfig, device: torch.device) -> float:
+        """How long the policy's own check will take; 0 without one."""
+        log_levels = self.log_levels(config)
+        if not config.verify or log_levels is None:
+            return 0.0
+        return verification_seconds(config, self.task.splits, device, log_levels)
+
     def verified(
         self, config: SearchConfig, device: torch.device, reporter: Reporter, run_dir: Path | None
     ) -> tuple[manifest.Verification | None, float | None]:
         """How the policy does in its own check, and the strength that does best; None where it is not checked."""
-        log_levels = learned_draws(self.run.sampler, config.operation_space).log_levels
+        log_levels = self.log_levels(config)
         if not config.verify or log_levels is None:
+            if config.verify:
+                reporter.noted(f"the policy is not checked: sampler {config.sampler} learns no levels")
             return None, None
         record = None if run_dir is None else run_dir / VERIFICATION_FILE
         return verify(config, self.task.splits, device, log_levels, reporter, record)

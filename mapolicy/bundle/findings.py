@@ -1,7 +1,6 @@
 """What a policy learned and how it did in its own check, in sentences. Reads numbers alone; imports no torch."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +8,10 @@ import numpy.typing as npt
 
 from ..transforms.space import MAX_LEVEL, OPERATION_SPECS, OperationSpace
 from .format import level_probabilities
-from .manifest import Verification, VerifiedPolicy
+from .manifest import LEARNED, Verification, VerifiedPolicy
 
 NORMAL_95 = 1.96
-RARE, OFTEN = 2 / 3, 1.25  # of a uniform draw's frequency: less often is thinned, more often is favoured
+RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 NO_AUGMENTATION = "none"
 
 Table = npt.NDArray[np.float64]
@@ -58,10 +57,18 @@ class Thinned:
             found = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(level) / MAX_LEVEL
             return -found if spread.signed and level < 0 else found
 
-        unit = OPERATION_SPECS[self.operation].unit
-        ends = f"{value(self.low):.3g} to {value(self.high):.3g} {unit}".strip()
+        ends = _in_unit(value(self.low), value(self.high), OPERATION_SPECS[self.operation].unit)
         whole = self.low <= -MAX_LEVEL and self.high >= MAX_LEVEL
         return f"{self.operation} harms ({times})" if whole else f"{self.operation} at {ends} harms ({times})"
+
+
+def _in_unit(low: float, high: float, unit: str) -> str:
+    """A range of an operation's parameter: "15 to 30 degrees", "threshold 128 to 0", "factor 1.45 to 1.9"."""
+    if not unit.startswith("as "):
+        return f"{low:.3g} to {high:.3g} {unit}".strip()
+    name = unit.removeprefix("as ")
+    shift = 1 if name.endswith(" less 1") else 0
+    return f"{name.removesuffix(' less 1')} {low + shift:.3g} to {high + shift:.3g}"
 
 
 def thinned(relative: Table, space: OperationSpace) -> list[Thinned]:
@@ -93,7 +100,10 @@ def what_was_learned(log_levels: Table, strength: float, space: OperationSpace, 
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more levels are drawn less often than at random")
     harmless = len(space.ranges) - len({each.operation for each in rare})
-    sentences.append(f"{harmless} of {len(space.ranges)} operations make no difference at any level")
+    whole = "all" if harmless == len(space.ranges) else str(harmless)
+    sentences.append(
+        f"{whole} of the {len(space.ranges)} operations are drawn about as often as at random at every level"
+    )
     return sentences
 
 
@@ -132,39 +142,54 @@ def kept_row(verification: Verification, strength: float) -> VerifiedPolicy:
 def verdict(verification: Verification, strength: float) -> str:
     """The one sentence that follows from a verification, with what to type where the policy is not the best."""
     images, kept = verification.images, kept_row(verification, strength)
-    others = [row for row in verification.rows if row.policy not in ("learned", kept.policy)]
+    name = "the learned policy" if kept.policy == LEARNED else "drawing the operations uniformly"
+    others = [row for row in verification.rows if row.policy not in (LEARNED, kept.policy)]
+    if not others:
+        return f"{name} was compared with nothing else on {images} held-out images"
     best = max(others, key=lambda row: row.correct)
-    name = "the learned policy" if kept.policy == "learned" else "drawing the operations uniformly"
-    gain = gain_over(best, images)
-    if best.correct > kept.correct and best.policy == NO_AUGMENTATION:
-        return (
-            f"nothing beats leaving augmentation out in runs of {verification.epochs} epochs: {name} is "
-            f"{-gain.points:.1f} points below it on {images} held-out images; train with --policy none, or longer"
-        )
     if best.correct > kept.correct:
-        return (
-            f"{best.policy} is {-gain.points:.1f} points above {name} on {images} held-out images "
-            f"({_interval(gain)}); train with --policy {best.policy}"
-        )
+        gain = gain_over(best, images)
+        found = f"{-gain.points:.1f} points %s {name if best.policy != NO_AUGMENTATION else 'it'}"
+        where = f"on {images} held-out images ({_interval(gain)})"
+        if best.policy == NO_AUGMENTATION:
+            return (
+                f"nothing beats leaving augmentation out in runs of {_epochs(verification)}: {name} is "
+                f"{found % 'below'} {where}; train with --policy none, or longer"
+            )
+        return f"{best.policy} is {found % 'above'} {where}; train with --policy {best.policy}"
     rival = next((row for row in others if row.policy == "trivialaugment"), best)
-    shown = gain_over(rival, images)
-    return f"{name} is {shown.points:.1f} points above {rival.policy} on {images} held-out images ({_interval(shown)})"
+    gain = gain_over(rival, images)
+    where = f"{rival.policy} on {images} held-out images ({_interval(gain)})"
+    if kept.correct == rival.correct:
+        return f"{name} is as good as {where}"
+    return f"{name} is {gain.points:.1f} points above {where}"
+
+
+def _epochs(verification: Verification) -> str:
+    return "1 epoch" if verification.epochs == 1 else f"{verification.epochs} epochs"
 
 
 def _interval(gain: Gain) -> str:
     """Of the gain's size, whichever of the two is ahead."""
     low, high = (-gain.high, -gain.low) if gain.points < 0 else (gain.low, gain.high)
-    return f"95 % interval {low:+.1f} to {high:+.1f}"
+    return f"95 % interval {low:+.1f} to {high:+.1f}" + ("; this may be chance" if low <= 0 <= high else "")
 
 
-def verification_lines(verification: Verification, strength: float) -> Sequence[tuple[str, str]]:
+def verification_lines(verification: Verification, strength: float) -> list[tuple[str, str]]:
     """Each row: what was trained, and its accuracy with what the kept policy gains over it."""
-    lines = []
+    lines, kept = [], kept_row(verification, strength)
     for row in verification.rows:
         label = row.policy if row.strength is None else f"{row.policy}, strength {row.strength:g}"
         accuracy = f"{100 * row.correct / verification.images:.1f} %"
-        kept = row is kept_row(verification, strength)
-        lines.append(
-            (label, f"{accuracy}, kept" if kept else f"{accuracy}; kept {gain_over(row, verification.images)}")
-        )
+        gain = f"; kept {gain_over(row, verification.images)}"
+        lines.append((label, f"{accuracy}, kept" if row is kept else f"{accuracy}{gain}"))
     return lines
+
+
+def how_it_was_checked(verification: Verification) -> str:
+    """What the rows of a verification are, in one sentence or two."""
+    seen = "" if verification.unseen else " The policy was learned on these images, so its gain is slightly optimistic."
+    return (
+        f"The proxy was trained from scratch under each policy for {_epochs(verification)} and measured on "
+        f"{verification.images} held-out images.{seen}"
+    )

@@ -3,7 +3,7 @@
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,9 +30,10 @@ class Forecast:
         iterations: of the whole run.
         seconds_per_iteration: median of a few, batches and their augmentation included; where only some iterations
             learn the policy, the mean over a period.
-        seconds: of all iterations, validation and test not included.
+        seconds: of all iterations and of the check, validation and test not included.
         memory_bytes: the most that was in use up to now, on a GPU by torch's allocator, on a CPU by the process.
         device: kind of device.
+        check_seconds: of the trainings that check a policy after its search; part of `seconds`.
     """
 
     parameters: int
@@ -41,6 +42,7 @@ class Forecast:
     seconds: float
     memory_bytes: int
     device: str
+    check_seconds: float = 0.0
 
     def figures(self) -> dict[str, Any]:
         """All of it, by name."""
@@ -49,10 +51,15 @@ class Forecast:
     def facts(self) -> dict[str, str]:
         """What a user is told when the run starts, beside parameters and iterations."""
         where = "of the GPU" if self.device == "cuda" else "in this process"
+        check = f"; {_in_words(self.check_seconds)} of it check the policy" if self.check_seconds else ""
         return {
             "memory": f"{self.memory_bytes / 2**30:.2f} GiB {where} after the first iterations",
-            "time": f"about {_in_words(self.seconds)} ({self.seconds_per_iteration:.3g} s an iteration)",
+            "time": f"about {_in_words(self.seconds)} ({self.seconds_per_iteration:.3g} s an iteration{check})",
         }
+
+    def with_check(self, seconds: float) -> "Forecast":
+        """The same run with a check of its policy that takes so long."""
+        return replace(self, seconds=self.seconds + seconds, check_seconds=seconds)
 
 
 def forecast(iteration: Iteration, state: RunState) -> Forecast:

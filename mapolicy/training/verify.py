@@ -6,7 +6,9 @@ transformations. None of them sees a test image.
 
 import hashlib
 import json
+import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,10 +28,12 @@ from ..transforms.space import SPACES
 from .callbacks import Reporter
 from .iteration import WeightedIteration
 from .setup import Task
+from .step_time import timed
 
 BASELINES = ("none", UNIFORM, "trivialaugment", "randaugment")
 SHARES_OF_STRENGTH = (1.0, 0.5)  # of the search's own; uniform draws are a strength of 0
 LARGEST_RECORD = 2**24
+MEASURED = 3  # iterations for a forecast; the first one warms up
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,19 @@ def verify(
     best = max(strengths, key=lambda each: (int(right[each].sum()), strengths[each]))
     rows = [_row(candidate, found, right[best]) for candidate, found in right.items()]
     return Verification(images=len(held_out), unseen=False, epochs=config.epochs, rows=tuple(rows)), strengths[best]
+
+
+def verification_seconds(config: SearchConfig, splits: DataSplits, device: torch.device, log_levels: Tensor) -> float:
+    """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
+    compared = candidates(config.alignment_strength)
+    task = Task.over(config.with_changes(copies=1), splits, device)
+    iteration = WeightedIteration(task, _augmentation(config, splits, compared[-1], log_levels))
+    plan = [training_plan(task.config, len(task.training), 0)[0]] * MEASURED
+    seconds = []
+    for (step, _), batch in zip(plan, task.batches(task.training, plan, augment=True), strict=True):
+        _, elapsed = timed(partial(iteration, step, batch, None), device)
+        seconds.append(elapsed)
+    return statistics.median(seconds[1:]) * task.iterations * len(compared)
 
 
 def _row(candidate: Candidate, found: Tensor, kept: Tensor) -> VerifiedPolicy:

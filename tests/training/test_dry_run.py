@@ -22,9 +22,9 @@ def prepared(config) -> _Search:
 
 def test_what_moved_is_put_back(make_search_config) -> None:
     search = prepared(make_search_config(meta_every=2, momentum=0.9))
-    before, rates = search.state.tensors(), [group["lr"] for group in search.task.optimizer.param_groups]
-    forecast(search.iteration, search.state)
-    after = search.state.tensors()
+    before, rates = search.run.state.tensors(), [group["lr"] for group in search.task.optimizer.param_groups]
+    forecast(search.run.iteration, search.run.state)
+    after = search.run.state.tensors()
     assert before.keys() == after.keys(), "the optimisers have no state yet"
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [group["lr"] for group in search.task.optimizer.param_groups] == rates
@@ -51,7 +51,7 @@ def test_time_is_that_of_the_iterations(make_search_config, monkeypatch: pytest.
     clock = itertools.accumulate([0, 100, 0, 7, 0, 7, 0, 2, 0, 2])
     monkeypatch.setattr("mapolicy.training.step_time.time.perf_counter", lambda: float(next(clock)))
     search = prepared(make_search_config(meta_every=3))
-    expected = forecast(search.iteration, search.state)
+    expected = forecast(search.run.iteration, search.run.state)
     assert expected.seconds_per_iteration == pytest.approx((7 + 2 + 2) / 3)
     assert expected.iterations == search.task.iterations
     assert expected.seconds == pytest.approx(expected.iterations * 11 / 3)
@@ -76,11 +76,11 @@ def test_a_short_run_and_one_that_goes_on_are_not_measured(make_search_config, m
     calls: list[RunState] = []
     example = Forecast(1, 100, 0.5, 50.0, 2**30, "cpu")
     monkeypatch.setattr("mapolicy.training.dry_run.forecast", lambda iteration, state: calls.append(state) or example)
-    assert forecast_before(search.iteration, search.state, resume=False) is None, "10 iterations"
+    assert forecast_before(search.run.iteration, search.run.state, resume=False) is None, "10 iterations"
     monkeypatch.setattr("mapolicy.training.dry_run.WORTH_MEASURING", search.task.iterations)
-    assert forecast_before(search.iteration, search.state, resume=True) is None
+    assert forecast_before(search.run.iteration, search.run.state, resume=True) is None
     assert calls == []
-    assert forecast_before(search.iteration, search.state, resume=False) is example
+    assert forecast_before(search.run.iteration, search.run.state, resume=False) is example
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_memory_is_an_error_of_ours(make_search_config, monkeypatch: pytest.M
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
-    monkeypatch.setattr(search.iteration, "bilevel", exhausted)
+    monkeypatch.setattr(search.run.iteration, "bilevel", exhausted)
     with pytest.raises(TrainingError, match="out of memory at batch_size 256") as caught:
-        forecast(search.iteration, search.state)
+        forecast(search.run.iteration, search.run.state)
     assert caught.value.exit_code == 4

@@ -1,0 +1,176 @@
+"""A search that checks itself: equal trainings, the strength that is kept, resumption."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mapolicy import PolicyBundle, search_policy
+from mapolicy.errors import TrainingError
+from mapolicy.search import forecast_search
+from mapolicy.training.callbacks import Reporter
+from mapolicy.training.setup import Task
+from mapolicy.training.verify import candidates, verify
+
+CPU = torch.device("cpu")
+ALIGNMENT = {"sampler": "alignment", "weighting": "equal"}
+KEYS = ["none", "uniform", "trivialaugment", "randaugment", "learned 30", "learned 15"]
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+    def verified(self) -> list[str]:
+        return [text.removeprefix("verified ").partition(":")[0] for text in self.notes if text.startswith("verified")]
+
+
+@pytest.fixture(scope="module")
+def checked(make_search_config, tmp_path_factory) -> SimpleNamespace:
+    """A search of one epoch that verified itself, and its folder."""
+    config = make_search_config(epochs=1, verify=True, **ALIGNMENT)
+    folder, log = tmp_path_factory.mktemp("verified") / "run", Notes()
+    return SimpleNamespace(config=config, folder=folder, log=log, bundle=search_policy(config, log, folder))
+
+
+@pytest.fixture(scope="module")
+def splits(checked: SimpleNamespace):
+    return Task.build(checked.config, CPU).splits
+
+
+@pytest.fixture
+def record(checked: SimpleNamespace, tmp_path: Path) -> Path:
+    """A copy of the trainings that the search has kept."""
+    copy = tmp_path / "verification.json"
+    copy.write_bytes((checked.folder / "verification.json").read_bytes())
+    return copy
+
+
+def from_record(checked: SimpleNamespace, splits, record: Path, **right: list[int]):
+    """The verification of trainings that were right about these images; no network is trained."""
+    kept = json.loads(record.read_text())
+    kept["right"] |= {key.replace("_", " "): value for key, value in right.items()}
+    record.write_text(json.dumps(kept))
+    return verify(checked.config, splits, CPU, log_levels(checked.bundle), Reporter(), record)
+
+
+def log_levels(bundle: PolicyBundle) -> torch.Tensor:
+    found = bundle.log_levels
+    assert found is not None
+    return found
+
+
+def test_a_search_compares_six_trainings(checked: SimpleNamespace) -> None:
+    found = checked.bundle.manifest.verification
+    assert found is not None
+    assert (found.images, found.unseen, found.epochs) == (len(checked.bundle.meta_validation), False, 1)
+    names = ["none", "uniform", "trivialaugment", "randaugment", "learned", "learned"]
+    assert [row.policy for row in found.rows] == names
+    assert [row.strength for row in found.rows] == [None, None, None, None, 30, 15]
+    assert checked.log.verified() == KEYS
+    assert all(0 < row.correct < found.images for row in found.rows), "it has learned something"
+    assert len({row.correct for row in found.rows}) > 1
+
+
+def test_rows_are_what_the_trainings_were_right_about(checked: SimpleNamespace) -> None:
+    kept_strength = checked.bundle.strength
+    right = json.loads((checked.folder / "verification.json").read_text())["right"]
+    found = checked.bundle.manifest.verification
+    kept = right["uniform" if kept_strength == 0 else f"learned {kept_strength:g}"]
+    for key, row in zip(KEYS, found.rows, strict=True):
+        pairs = list(zip(right[key], kept, strict=True))
+        assert row.correct == sum(right[key])
+        assert row.only_kept == sum(theirs and not own for own, theirs in pairs)
+        assert row.only_this == sum(own and not theirs for own, theirs in pairs)
+
+
+@pytest.mark.parametrize(
+    ("best", "strength"),
+    [("learned_30", 30.0), ("learned_15", 15.0), ("uniform", 0.0)],
+)
+def test_the_best_strength_is_kept(checked: SimpleNamespace, splits, record: Path, best: str, strength: float) -> None:
+    images = len(splits.meta_validation)
+    wrong = {key.replace(" ", "_"): [0] * images for key in KEYS}
+    right = wrong | {best: [1] * 5 + [0] * (images - 5), "none": [1] * images}
+    found, kept = from_record(checked, splits, record, **right)
+    assert kept == strength, "baselines are compared, not kept"
+    assert found.kept(kept).correct == 5
+    assert found.rows[0].only_this == images - 5
+
+
+def test_of_equally_good_strengths_the_searchs_own_is_kept(checked: SimpleNamespace, splits, record: Path) -> None:
+    same = {key.replace(" ", "_"): [1] * len(splits.meta_validation) for key in KEYS}
+    assert from_record(checked, splits, record, **same)[1] == 30.0
+
+
+def test_a_resumed_search_reuses_finished_trainings(
+    checked: SimpleNamespace, interrupted_after, tmp_path: Path
+) -> None:
+    """Interrupted after the last iteration; three trainings are in the record, one of them falsified."""
+    whole = json.loads((checked.folder / "verification.json").read_text())
+    with interrupted_after(checked.bundle.manifest.run.iterations):
+        search_policy(checked.config, run_dir=tmp_path / "run")
+    part = whole | {"right": {key: whole["right"][key] for key in KEYS[:3]}}
+    (tmp_path / "run" / "verification.json").write_text(json.dumps(part))
+    resumed = search_policy(checked.config, run_dir=tmp_path / "run", resume=True)
+    assert resumed.to_bytes() == checked.bundle.to_bytes()
+    assert json.loads((tmp_path / "run" / "verification.json").read_text()) == whole
+
+    part["right"]["none"] = [0] * len(whole["right"]["none"])
+    (tmp_path / "run" / "verification.json").write_text(json.dumps(part))
+    falsified = search_policy(checked.config, run_dir=tmp_path / "run", resume=True).manifest.verification
+    assert falsified.rows[0].correct == 0, "it was not trained again"
+    assert falsified.rows[1:] == checked.bundle.manifest.verification.rows[1:]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"identity": "other", "right": {"none": [0]}}', '{"identity": 1}'])
+def test_a_record_that_is_damaged_or_of_another_search_is_not_used(
+    checked: SimpleNamespace, splits, tmp_path: Path, text: str
+) -> None:
+    record = tmp_path / "verification.json"
+    record.write_text(text)
+    found, _ = verify(checked.config, splits, CPU, log_levels(checked.bundle), Reporter(), record)
+    assert found == checked.bundle.manifest.verification
+
+
+def test_without_verify_nothing_is_checked(checked: SimpleNamespace, make_search_config, tmp_path: Path) -> None:
+    plain = search_policy(checked.config.with_changes(verify=False), run_dir=tmp_path / "run")
+    assert plain.manifest.verification is None
+    assert plain.manifest.format == 2
+    assert plain.strength == 30.0
+    assert torch.equal(log_levels(plain), log_levels(checked.bundle)), "the check does not change what is learned"
+    assert not (tmp_path / "run" / "verification.json").exists()
+
+
+def test_a_sampler_without_levels_is_not_checked_and_says_so(make_search_config) -> None:
+    log = Notes()
+    found = search_policy(make_search_config(epochs=1, verify=True), log)
+    assert found.manifest.verification is None
+    assert "the policy is not checked: sampler mean-weight learns no levels" in log.notes
+
+
+def test_a_strength_of_zero_is_uniform() -> None:
+    assert [each.key for each in candidates(0.0)] == KEYS[:4]
+    assert [each.key for each in candidates(30.0)] == KEYS
+
+
+def test_divergence_names_the_training(checked: SimpleNamespace, splits) -> None:
+    hot = checked.config.with_changes(learning_rate=1e6, clip_norm=0.0, epochs=4)
+    with pytest.raises(TrainingError, match="verification of none: the loss is not finite; use --no-verify"):
+        verify(hot, splits, CPU, log_levels(checked.bundle), Reporter())
+
+
+def test_the_forecast_counts_the_trainings(checked: SimpleNamespace) -> None:
+    with_check = forecast_search(checked.config)
+    without = forecast_search(checked.config.with_changes(verify=False))
+    assert without.check_seconds == 0
+    assert 0 < with_check.check_seconds < with_check.seconds
+    iterations = with_check.seconds_per_iteration * with_check.iterations
+    assert with_check.seconds == pytest.approx(iterations + with_check.check_seconds)
+    assert "of it check the policy" in with_check.facts()["time"]
+    assert "check" not in without.facts()["time"]
