@@ -1,12 +1,12 @@
 """The bilevel step: virtual step (Eq. 2), hypergradient (Eq. 3), weighted step (Eq. 4) of MetaAugment.
 
-The forward of Eq. 2 and of Eq. 4 is the same batch at the same w, so its graph is kept: the weighted step needs no
-forward of its own, and the forward-mode pass of the hypergradient takes its values from there. Where the weights of
-both steps are the same (`simultaneous`, or `weighting = "equal"`), they even share one backward.
+Eq. 2 and Eq. 4 need the forward of the same batch at the same w, so its graph is kept: the weighted step needs no
+forward of its own, and the forward-mode pass of the hypergradient takes its values from the graph. If both steps have
+the same weights (`simultaneous`, or `weighting = "equal"`), they also share one backward.
 
-A batch may come in micro-batches: one for each process, and each process's again in `accumulate` ones, one after the
-other. What Eq. 2 and 3 sum over the batch is then summed over them, and what is one number for each sample is gathered,
-so that every process weighs the whole batch.
+A batch may be divided over processes, and each process's shard into `accumulate` micro-batches, one after the other.
+Sums over the batch in Eq. 2 and 3 then run over all of them, and per-sample numbers are gathered, so that every process
+has the weights of the whole batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,12 +42,12 @@ class StepRecord:
 
     Attributes:
         loss: float [], the weighted training loss.
-        raw: float [n], the outputs before normalisation of the policy that the weighted step used; None where equal
-            weights made it superfluous.
+        raw: float [n], the outputs, before normalisation, of the policy that the weighted step used; None if equal
+            weights did not need them.
         weights: float [n], as used in the weighted step; sum 1.
         alpha: float [] or [tensors], after its update.
         hypergradient: of the weights before theta's update; None if this iteration took none.
-        rows: int64 [m], the samples that the hypergradient's m weights belong to, in the whole batch.
+        rows: int64 [m], positions in the whole batch of the samples that the hypergradient's m weights belong to.
         theta_gradient: float [policy's parameters], of the validation loss with respect to theta (Eq. 3); None without
             a hypergradient.
     """
@@ -80,13 +80,13 @@ class BilevelStep:
     Source: Zhou et al., AAAI 2021, Eq. 2 to 4. A network whose noise differs between forward and backward has no true
     gradient: its hypergradient is that of the network with this noise at its mean, its weighted step is its own.
 
-    With `weighting = "equal"` both steps weigh all samples alike. Theta goes on being learned, from the derivatives
-    with respect to weights that are equal: dL_val/dtheta = sum_i dL_val/dP_i dP_i/dtheta.
+    With `weighting = "equal"` both steps have equal weights. Theta keeps learning, from the derivatives at these
+    weights: dL_val/dtheta = sum_i dL_val/dP_i dP_i/dtheta.
 
     Attributes:
-        how: the step is executed, in words, for the run's record.
-        own_rules: whether the forward-mode rules of our own are right for this network; None before the first batch.
-        noise_at_mean: whether the hypergradient is that of the network with its noise at the mean.
+        how: how the step is executed, in words, for the run's record.
+        own_rules: whether our forward-mode rules are right for this network; None before the first batch.
+        noise_at_mean: whether the hypergradient is computed with the network's noise at its mean.
 
     Args:
         network: the task network, a timm model.
@@ -94,17 +94,16 @@ class BilevelStep:
         rate: the inner rate, alpha.
         optimizer: of the task network's parameters (Eq. 4).
         policy_optimizer: of theta and alpha (Eq. 3).
-        options: how it is done.
-        extractor: a timm model with parameters of its own that the policy sees the images through, a part of theta
-            (the paper's ablation); None takes the task network's features.
-        communicator: to the processes that have the other parts of the batch. All of them come to the same theta,
-            alpha and w.
+        options: how the step is computed.
+        extractor: a timm model whose features the policy reads and whose parameters are part of theta (the paper's
+            ablation); None takes the task network's features.
+        communicator: to the processes that have the other shards of the batch. All compute the same theta, alpha and w.
         training_loss: of one training sample.
         validation_loss: of one meta-validation sample; its mean is the outer objective.
 
     Raises:
-        UsageError: a simultaneous step, which would be that of the network with its noise at the mean; an extractor of
-            its own where the batch comes in micro-batches, whose graph would be that of all of them.
+        UsageError: a simultaneous step for a network whose noise must be at its mean; an extractor that is trained
+            together with micro-batches, since it would keep all their graphs.
     """
 
     def __init__(
@@ -144,23 +143,23 @@ class BilevelStep:
         noise_seed: int,
         features: Tensor | None = None,
     ) -> StepRecord:
-        """Update theta, alpha and w; nothing moves if a loss is not finite.
+        """Update theta, alpha and w; nothing is updated if a loss is not finite.
 
         Args:
-            images: float [n, C, H, W], augmented and normalised; n counts all copies, of this process's part.
+            images: float [n, C, H, W], augmented and normalised; n counts all copies, of this process's shard.
             labels: int64 [n].
             embedding: float [n, 2K], of the images' transformations.
-            validation: images float [m, C, H, W], normalised, and labels int64 [m]; None leaves theta and alpha as they
-                are.
-            noise_seed: seeds torch's global generators for the network's own noise (dropout, stochastic depth), so
-                that the forward-mode pass replays that of the forward.
+            validation: images float [m, C, H, W], normalised, and labels int64 [m]; None does not update theta and
+                alpha.
+            noise_seed: seeds torch's global generators for the network's noise (dropout, stochastic depth), so that the
+                forward-mode pass replays the forward's noise.
             features: float [n, F] of a frozen extractor; None takes the network's own.
         """
         for module in self._learners:
             module.train()
         batch = Batch(images, labels, embedding, features, noise_seed)
         frugal = self.options.low_memory and images.device.type == "cpu"
-        # Only the mathematical form of attention has a forward-mode derivative; all passes must draw the same noise.
+        # Only the math backend of attention has a forward-mode derivative; all passes must draw the same noise.
         attention = nullcontext() if validation is None else sdpa_kernel(SDPBackend.MATH)
         with freed_memory_returned() if frugal else nullcontext(), attention:
             record = self._step(batch, validation)
@@ -168,14 +167,14 @@ class BilevelStep:
         return record
 
     def _step(self, batch: Batch, validation: tuple[Tensor, Tensor] | None) -> StepRecord:
-        """The strategy for this batch: each is one of the methods below."""
+        """Choose the strategy for this batch, one of the methods below."""
         batches = batch.divided(self.options.accumulate, self.communicator.rank)
         if validation is None:
             return self._without_hypergradient(batches)
         held_out = list(zip(*(half.chunk(len(batches)) for half in validation), strict=True))
         if not self._keeps_graph:
             with noise_at_its_mean(*self._learners):
-                self._check_rules(batches[0], None)  # while there is no graph beside it
+                self._check_rules(batches[0], None)  # while no graph needs memory
         if self.noise_at_mean or self.options.fraction < 1:
             return self._by_forwards_of_its_own(batches, held_out)
         if self.options.simultaneous or self.options.equal_weights:
@@ -183,7 +182,7 @@ class BilevelStep:
         return self._in_turn(batches, held_out)
 
     def _in_turn(self, batches: list[Batch], held_out: Validation) -> StepRecord:
-        """The paper's order: theta first, then w by the new theta's weights. Its graph is kept, or computed again."""
+        """The paper's order: theta first, then w with the new theta's weights. The graph is kept, or computed again."""
         first = first_pass(self.losses.forward, batches, self._records)
         learned = self._learn(first, held_out, self._keeps_graph)
         first = replace(first, statistics_moved=True)
@@ -199,13 +198,13 @@ class BilevelStep:
         if learned.is_finite:
             gradients = learned.hypergradient.gradient
             for parameter, gradient in zip(self.losses.parameters().values(), gradients, strict=True):
-                parameter.grad = gradient.clone()  # which clipping changes
+                parameter.grad = gradient.clone()  # a copy, because clipping changes it
             (loss,) = self.communicator.sum([weighted_loss(seen, own)])
             update(self.network, self.optimizer, self.options.clip_norm, loss)
         return self._record(loss, learned.raw, learned.weights, learned, first)
 
     def _by_forwards_of_its_own(self, batches: list[Batch], held_out: Validation) -> StepRecord:
-        """The hypergradient of a part of the batch, or of the network with its noise at the mean; then w's own step."""
+        """The hypergradient on a fraction of the batch or with the noise at its mean; then a weighted step apart."""
         some = [batch.first(self.options.fraction) for batch in batches]
         count = share_of(len(held_out[0][1]), self.options.fraction)
         few = [(images[:count], labels[:count]) for images, labels in held_out]
@@ -217,11 +216,11 @@ class BilevelStep:
         return self._weighted_step(first, learned)
 
     def _without_hypergradient(self, batches: list[Batch]) -> StepRecord:
-        """Theta and alpha stay as they are."""
+        """The weighted step only; theta and alpha are not updated."""
         return self._weighted_step(self._pass_for_weights(batches), None)
 
     def _pass_for_weights(self, batches: list[Batch]) -> FirstPass:
-        """The first pass of a weighted step; equal weights need nothing of micro-batches beforehand."""
+        """The first pass of a weighted step; with equal weights, micro-batches need none."""
         if self.options.equal_weights and len(batches) > 1:
             return FirstPass(batches, torch.empty(0), None, None, statistics_moved=False)
         return first_pass(self.losses.forward, batches)
@@ -231,8 +230,8 @@ class BilevelStep:
 
         Args:
             first: the pass over the batch.
-            learned: what theta has just been updated by.
-            graph_is_free: the graph of `first` has been used up, so that it is computed again.
+            learned: the hypergradient that has just updated theta.
+            graph_is_free: the graph of `first` is freed, so it is computed again.
         """
         options, communicator = self.options, self.communicator
         raw = None
@@ -247,14 +246,14 @@ class BilevelStep:
                     weights = reject_below_mean(weights)
         own = first.split(communicator.shard(len(weights)).of(weights))
         if learned is not None and not learned.is_finite:
-            loss = learned.hypergradient.validation_loss  # theta has not moved, and w does not either
+            loss = learned.hypergradient.validation_loss  # theta was not updated, so w is not either
         else:
             losses = self._losses(first, graph_is_free)
             loss = weighted_step(losses, own, self.network, self.optimizer, options.clip_norm, communicator)
         return self._record(loss, raw, weights, learned, first)
 
     def _losses(self, first: FirstPass, graph_is_free: bool) -> Iterable[Tensor]:
-        """Of each micro-batch, float [n] with their graph."""
+        """The losses of each micro-batch, float [n] with their graph."""
         if first.losses is not None and not graph_is_free:
             return [first.losses]
         return losses_of_each(self.network, self.losses.forward, first.batches, first.statistics_moved)
@@ -270,7 +269,7 @@ class BilevelStep:
         return StepRecord(loss, raw, weights, self.rate().detach(), learned.hypergradient, rows, by_theta)
 
     def _rows(self, batches: Sequence[Batch], count: int) -> Tensor:
-        """Of `count` samples that a hypergradient was taken on, their places in the whole batch, int64 [count]."""
+        """Positions in the whole batch of the `count` samples of a hypergradient, int64 [count]."""
         size, pieces = len(batches[0]), len(batches) * self.communicator.size
         each = torch.arange(count // pieces)
         return (torch.arange(pieces)[:, None] * size + each).flatten().to(batches[0].images.device)
@@ -282,12 +281,12 @@ class BilevelStep:
 
     @property
     def _keeps_graph(self) -> bool:
-        """Whether the batch's graph serves the virtual and the weighted step."""
+        """Whether the virtual and the weighted step share the batch's graph."""
         return self.options.accumulate == 1 and not self.options.low_memory
 
     @property
     def _records(self) -> bool:
-        """Whether the forward is recorded for the forward-mode pass, whose own rules are for a single type."""
+        """Whether the forward is recorded for the forward-mode pass, whose rules support a single dtype."""
         return self._keeps_graph and self.options.precision == "float32"
 
     def _raw(self, first: FirstPass) -> Tensor:
@@ -304,7 +303,7 @@ class BilevelStep:
     def _learn(
         self, first: FirstPass, held_out: Validation, keep_graph: bool, seen: list[Tensor] | None = None
     ) -> _Learned:
-        """Update theta and alpha (Eq. 2 and 3); the running statistics have moved afterwards.
+        """Update theta and alpha (Eq. 2 and 3); afterwards the running statistics are updated too.
 
         Args:
             first: the pass over the batch.
@@ -336,7 +335,7 @@ class BilevelStep:
             )
         self.policy_optimizer.zero_grad()
         torch.autograd.backward([weights, alpha], [outcome.weights, outcome.alpha])
-        reduce_gradients(self._theta(), communicator)  # alpha's is whole already
+        reduce_gradients(self._theta(), communicator)  # alpha's gradient is complete already
         if outcome.validation_loss.isfinite():
             self.policy_optimizer.step()
         return _Learned(outcome, raw.detach(), used)
@@ -345,13 +344,13 @@ class BilevelStep:
         return [*self.policy.parameters(), *([] if self.extractor is None else self.extractor.parameters())]
 
     def _check_rules(self, batch: Batch, recording: Recording | None) -> None:
-        """Find out, once, whether the forward-mode rules of our own are right for this network."""
+        """Test once whether our forward-mode rules are right for this network."""
         if self.options.precision != "float32":
             self.own_rules = False
         if self.own_rules is None:
             with running_statistics_kept(self.network):
                 agrees = agrees_with_torch(self.losses.of_training(batch), self.losses.parameters(), recording)
-            self.own_rules = not self.communicator.largest(not agrees)[0]  # one way for all processes
+            self.own_rules = not self.communicator.largest(not agrees)[0]  # the same decision in all processes
 
 
 def _noted(losses: Iterable[Tensor], seen: list[Tensor] | None) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Whether a run's bilevel step is compiled, and the step that follows."""
+"""Decide whether a run's bilevel step is compiled, and build it."""
 
 import os
 import shutil
@@ -40,10 +40,10 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
 
     Args:
         config: `compile` is "auto", "never" or "always".
-        network: the task network; it is left as it was.
+        network: the task network; not changed.
         channels: of the images.
         iterations: of the whole run.
-        device: that the run uses.
+        device: of the run.
 
     Raises:
         UsageError: "always" where the compiled step could not be exact.
@@ -70,7 +70,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
 
 
 def other_algorithm(config: RunConfig) -> str | None:
-    """Why an iteration of this configuration is not the one that can be compiled; None if it is."""
+    """Why this configuration's iteration cannot be compiled; None if it can."""
     if config.precision != "float32":
         return f"it computes in {config.precision}"
     if StepOptions.of(config) != StepOptions(clip_norm=config.clip_norm):
@@ -102,7 +102,7 @@ class _AttentionSeen(TorchFunctionMode):
 
 
 def find_obstacle(network: nn.Module, image_size: int, channels: int) -> str | None:
-    """Why the compiled step would not be exact for this network, found by a forward of two images; None if it is."""
+    """Why the compiled step is not exact for this network, found by a forward of two images; None if it is exact."""
     device = next(network.parameters()).device
     cuda = device.type == "cuda"
     images = torch.linspace(-1, 1, 2 * channels * image_size**2, device=device)
@@ -140,7 +140,7 @@ def find_obstacle(network: nn.Module, image_size: int, channels: int) -> str | N
 
 
 def make_step(choice: Choice, noted: Notes, strict: bool, **parts: Any) -> BilevelStep:
-    """The bilevel step as chosen.
+    """Build the chosen bilevel step.
 
     Args:
         choice: see `choose`.

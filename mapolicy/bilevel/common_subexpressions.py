@@ -1,4 +1,4 @@
-"""Equal values of a graph computed once."""
+"""Common-subexpression elimination: equal values of a graph are computed once."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import fx
 
 
 def merge_equal(graph: fx.Graph) -> None:
-    """Compute equal values once: the values of the forward-mode pass are those of the forward.
+    """Compute equal values once; the forward-mode pass repeats the forward's values.
 
     Inductor merges equal elementwise work within a kernel, but not two convolutions of the same input.
     """
@@ -33,7 +33,7 @@ def _repeatable(target: Any) -> bool:
 
 
 def merging_pass() -> Any:
-    """`merge_equal` as inductor takes a pass: with what tells its cache that it is the same."""
+    """`merge_equal` as a pass of inductor, with an identifier for inductor's cache."""
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
     class Merge(CustomGraphPass):

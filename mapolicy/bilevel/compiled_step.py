@@ -1,8 +1,8 @@
 """The bilevel step as one function of tensors under `torch.compile`.
 
-Written as one function, the virtual step, its hypergradient, the policy's update and the weighted gradient share what
-they have in common: the forward-mode pass takes its values from the forward, the weighted gradient its graph. The
-result is `BilevelStep`'s up to rounding. It is for networks that draw no noise, and for the paper's algorithm alone.
+In one function, the virtual step, its hypergradient, the policy's update and the weighted gradient share their work:
+the forward-mode pass takes its values from the forward, the weighted gradient its graph. The result equals
+`BilevelStep`'s up to rounding. Only for networks without noise and for the paper's own algorithm.
 """
 
 import math
@@ -33,7 +33,7 @@ Tensors = dict[str, Tensor]
 class CompiledStep(BilevelStep):
     """A `BilevelStep` whose iterations with a hypergradient are one compiled function; the others are eager.
 
-    Compiling takes place in the first of them. AdamW's state is read from `policy_optimizer` and written back.
+    The first of them compiles. AdamW's state is read from `policy_optimizer` and written back.
 
     Args:
         parts: of a `BilevelStep`: `options` are the defaults but for `clip_norm`, `policy_optimizer` is a plain AdamW
@@ -114,7 +114,7 @@ class CompiledStep(BilevelStep):
         )
 
     def _adam(self, learned: list[nn.Parameter]) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, ...]]]:
-        """For each parameter AdamW's state; what decay leaves of it, its step's length, the moment's correction."""
+        """For each parameter: AdamW's state, the factor of weight decay, the step's length, the moment's correction."""
         groups = {id(parameter): group for group in self.policy_optimizer.param_groups for parameter in group["params"]}
         states, scales = [], []
         for parameter in learned:
@@ -125,14 +125,14 @@ class CompiledStep(BilevelStep):
             taken, (first, second) = float(state["step"]) + 1, group["betas"]
             length, correction = group["lr"] / (1 - first**taken), math.sqrt(1 - second**taken)
             kept = 1 - group["lr"] * group["weight_decay"]
-            # Tensors, since a number would be compiled in.
+            # Tensors, because a number would be compiled as a constant.
             scales.append(torch.tensor([kept, length, correction], dtype=torch.float64).unbind())
             states.append({name: state[name].detach() for name in ("step", "exp_avg", "exp_avg_sq")})
         return states, scales
 
 
 class Outcome(NamedTuple):
-    """What an iteration makes of its state; nothing has been written yet.
+    """The result of an iteration; nothing has been written to the state yet.
 
     Attributes:
         gradient: of the weighted loss by the parameters' names.
@@ -171,7 +171,7 @@ class _FeaturesAndLogits(nn.Module):
 def one_iteration(
     network_losses: NetworkLosses, policy: PolicyNetwork, betas: tuple[float, float], epsilon: float
 ) -> Callable[..., Outcome]:
-    """Eq. 2 to 4 of MetaAugment (Zhou et al., AAAI 2021) as a function without side effects, up to w's own update.
+    """Eq. 2 to 4 of MetaAugment (Zhou et al., AAAI 2021) as a function without side effects, without w's update.
 
     Args:
         network_losses: of a network in training mode; its parameters and buffers are arguments of the function.
@@ -180,7 +180,7 @@ def one_iteration(
     """
     both = _FeaturesAndLogits(network_losses.network)
 
-    # Outside of what is compiled, which could not evaluate their annotations.
+    # Outside the compiled function, which could not evaluate their annotations.
     def forward(
         at: Tensors, buffers: Tensors, images: Tensor, labels: Tensor, loss: SampleLoss = network_losses.training
     ) -> tuple[Tensor, tuple[Tensor, Tensors]]:

@@ -1,4 +1,4 @@
-"""Whether a policy has learned more than chance, and what its weights tell apart."""
+"""Whether a policy has learned more than chance, and what its weights distinguish."""
 
 import math
 from typing import NamedTuple, Self
@@ -12,13 +12,13 @@ from ..policy.sampler import Sampler
 from ..transforms.space import OPERATION_NAMES
 
 NORMAL_95 = 1.96
-UNKNOWN = -2.0  # below every cosine and every spread; a checkpoint holds finite numbers alone
-NEARLY_EQUAL = 0.02  # spread of the weights; every sample counts within some per cent of the same
+UNKNOWN = -2.0  # below every cosine and every spread; stands for `none`, because a checkpoint holds finite numbers only
+NEARLY_EQUAL = 0.02  # spread of the weights; below it all weights are equal to some per cent
 MUCH = 0.25  # share of the weights' variance
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95 % interval; the interval of too few values is not known."""
+    """A figure with its 95 % interval, which is not known for too few values."""
 
     value: float
     low: float
@@ -26,12 +26,12 @@ class Estimate(NamedTuple):
 
 
 class WeightShares(nn.Module):
-    """How much of the variance of the weights goes with a sample's class, and how much with its operations.
+    """How much of the weights' variance a sample's class explains, and how much its operations.
 
-    Sums over samples by class, by first and by second operation, in which an iteration counts 1/e after `window` ones.
-    A share is the variance between the groups' means over the whole, less what chance puts between as many groups of
-    equal samples (the adjusted R squared of an analysis of variance). First and second operation are drawn almost
-    independently, so that their shares add up.
+    Sums over samples by class, by first and by second operation; an iteration's weight is 1/e after `window` further
+    ones. A share is the variance between the groups' means over the total variance, less what chance gives for as many
+    groups (the adjusted R squared of an analysis of variance). First and second operation are drawn almost
+    independently, so their shares add up.
 
     Args:
         classes: of the data set.
@@ -49,7 +49,7 @@ class WeightShares(nn.Module):
         self._keep = math.exp(-1 / window)
         for name in ("counts", "sums"):
             self.register_buffer(name, torch.zeros(classes + 2 * operations, dtype=torch.float64))
-        # Samples, samples by what they count squared, weights, squares of weights.
+        # Number of samples, sum of squared decay factors, sum of weights, sum of squared weights.
         self.register_buffer("total", torch.zeros(4, dtype=torch.float64))
 
     def observe(self, weights: Tensor, labels: Tensor, pair: Tensor) -> None:
@@ -65,7 +65,7 @@ class WeightShares(nn.Module):
         self.total.mul_(keep).add_(now)
 
     def figures(self) -> dict[str, float]:
-        """`weight_share_class` and `weight_share_operations`; nothing where the weights are equal or few."""
+        """`weight_share_class` and `weight_share_operations`; empty if the weights are equal or few."""
         samples, squared, weights, squares = self.total.tolist()
         if not samples:
             return {}
@@ -93,11 +93,11 @@ class PolicyMonitor(nn.Module):
     the mean cosine c gives the signal-to-noise ratio of one hypergradient, c / (1 - c). Successive cosines are
     uncorrelated where there is no signal.
 
-    Everything is in buffers, so that a resumed run goes on counting.
+    Everything is in buffers, so a resumed run continues the statistics.
 
     Args:
-        width: theta's numbers.
-        window: iterations that the recent figures look back on.
+        width: number of theta's parameters.
+        window: iterations that the recent figures cover.
         classes: of the data set.
         operations: K.
     """
@@ -138,7 +138,7 @@ class PolicyMonitor(nn.Module):
         self.shares.observe(weights, labels, pair)
         cosine = torch.full_like(self.total, UNKNOWN)
         if gradient is not None:
-            known = self.previous.any()  # a tensor: asking for it would wait for the device
+            known = self.previous.any()  # a tensor; reading it would wait for the device
             found = F.cosine_similarity(gradient, self.previous, dim=0).double()  # 0 where the previous one is
             self.count += known
             self.total += found
@@ -149,12 +149,12 @@ class PolicyMonitor(nn.Module):
         self.spreads.copy_(torch.cat([self.spreads[1:], weight_spread(weights).to(self.spreads).reshape(1)]))
 
     def recent(self) -> dict[str, float]:
-        """Signal to noise of one hypergradient, from those in the window; nothing without two of them."""
+        """Signal-to-noise ratio of one hypergradient, from those in the window; empty with fewer than two."""
         known = self.cosines[self.cosines != UNKNOWN]
         return {"signal_to_noise": _ratio(float(known.mean()))} if len(known) else {}
 
     def signal_to_noise(self) -> Estimate:
-        """Of one hypergradient, from all of them."""
+        """Signal-to-noise ratio of one hypergradient, from all of them."""
         count = float(self.count)
         if count < 2:
             return Estimate(math.nan, math.nan, math.nan)
@@ -172,7 +172,7 @@ class PolicyMonitor(nn.Module):
         return Estimate(mean, max(mean - half, 0.0), mean + half)
 
     def figures(self, sampler: Sampler) -> dict[str, float]:
-        """What a bundle says of all this, by name; what is not known is left out."""
+        """The figures for the bundle, by name; unknown ones are left out."""
         estimates = {"signal_to_noise": self.signal_to_noise(), "weight_spread": self.spread()}
         found = sampler.figures()
         for name, estimate in estimates.items():
@@ -211,7 +211,7 @@ class PolicyMonitor(nn.Module):
 
 
 def weight_spread(weights: Tensor) -> Tensor:
-    """Standard deviation of a batch's weights over their mean, float []: 0 where all samples count the same."""
+    """Standard deviation of a batch's weights over their mean, float []: 0 if all weights are equal."""
     return weights.std(correction=0) / weights.mean()
 
 

@@ -1,12 +1,12 @@
 """Forward-mode differentiation of a forward that has just been computed: its values are known, only tangents are new.
 
-A forward-mode pass computes values and tangents side by side, which costs three forwards of a convolutional network:
-one for the values and two for the products of either factor's tangent with the other's value. Where the same forward,
-of the same batch at the same parameters with the same noise, was computed before and its graph is kept, the graph holds
-nearly all of the values. `recorded` notes which, and `directional_derivative` takes them from there: two forwards.
+A forward-mode pass computes values and tangents together. For a convolutional network this costs three forwards: one
+for the values, and two for the products of each factor's tangent with the other's value. If the same forward (same
+batch, parameters and noise) was computed before and its graph is kept, the graph holds nearly all values. `recorded`
+notes which, and `directional_derivative` takes them from there: two forwards.
 
-What the graph does not hold is not kept for it either: such values matter only to operations that are linear in them.
-They are replaced by NaN, so that a network in which one does matter gives NaN and not a wrong number.
+Values that the graph does not hold are not needed: they only reach operations that are linear in them. They are
+replaced by NaN, so a network that does need one gives NaN and not a wrong number.
 """
 
 import warnings
@@ -39,9 +39,9 @@ class _Entry:
 
     Attributes:
         function: which.
-        value: its result; None where that is large and the graph does not hold it, or where it was changed in place.
-        version: torch's count of the result's changes in place, when it was noted.
-        inputs: of a batch normalisation its input, mean and inverse deviation, which the graph holds.
+        value: its result; None if it is large and the graph does not hold it, or if it was changed in place.
+        version: torch's count of the result's in-place changes at that time.
+        inputs: for batch normalisation its input, mean and inverse deviation, which the graph holds.
     """
 
     function: Function
@@ -57,13 +57,13 @@ class Recording:
     entries: list[_Entry] = field(default_factory=list)
 
     def note(self, function: Function, value: Tensor, *inputs: Tensor) -> None:
-        """Take in one call."""
+        """Record one call."""
         self.entries.append(_Entry(function, value.detach(), value._version, tuple(one.detach() for one in inputs)))
 
 
 @contextmanager
 def recorded() -> Iterator[Recording]:
-    """Within it the forward of a network is noted; leave it before the graph is freed."""
+    """Record the forward of a network within this context; leave it before the graph is freed."""
     recording = Recording()
     kept: set[int] = set()
 
@@ -111,7 +111,7 @@ def agrees_with_torch(function: Losses, parameters: Parameters, recording: Recor
 
 
 def torchs_derivative(function: Losses, parameters: Parameters, direction: Parameters) -> Tensor:
-    """The same derivative as `directional_derivative`, computed by torch's forward mode alone; to check it."""
+    """The same derivative as `directional_derivative` by torch's own forward mode, as its check."""
     return _derivative(function, parameters, direction, nullcontext())
 
 
@@ -127,7 +127,7 @@ def _derivative(
 
 
 class ReplayError(RuntimeError):
-    """A forward took another way than the recorded one."""
+    """A forward made other calls than the recorded one."""
 
 
 @cache
@@ -207,7 +207,7 @@ class _Rules(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _next(self, function: Function) -> _Entry | None:
-        """What was recorded of the next call; None if nothing is recorded at all."""
+        """The record of the next call; None if nothing is recorded at all."""
         if self._entries is None:
             return None
         entry = next(self._entries, None)
@@ -257,7 +257,7 @@ class _Rules(TorchFunctionMode):
         if change is None:
             tangent = torch.addcmul(offset.view(shape), input, slope.view(shape))
         else:
-            # By its input, batch normalisation's derivative is a symmetric matrix: its backward gives the tangent.
+            # Batch normalisation's derivative by its input is a symmetric matrix, so its backward gives the tangent.
             tangent = torch.ops.aten.native_batch_norm_backward(
                 change, input, weight, None, None, mean, inverse, True, call.eps, [True, False, False]
             )[0]

@@ -47,7 +47,7 @@ def hypergradient(
     keep_graph: bool = True,
     own_rules: bool = True,
 ) -> Hypergradient:
-    """How the validation loss after one weighted gradient step depends on the step's weights and its length.
+    """Derivatives of the validation loss after one weighted gradient step, by the step's weights and its length.
 
     Exact, by one backward pass over `losses`, one gradient of `validation_loss` and one forward-mode pass of
     `training_losses`. Source: MetaAugment (Zhou et al., AAAI 2021), Eq. 2 and 3.
@@ -80,14 +80,14 @@ def hypergradient_along(
     own_rules: bool = True,
     communicator: Communicator = ALONE,
 ) -> Hypergradient:
-    """`hypergradient` where the batch comes in parts and its weighted gradient is known.
+    """`hypergradient` of a batch in micro-batches whose weighted gradient is known.
 
     Args:
-        parameters, alpha, recording, own_rules: as of `hypergradient`; only a single part has a recording.
-        gradients: g, of all parts in all processes.
-        training_losses: of each of this process's parts.
-        validation_losses: of each of this process's parts of the meta-validation batch; those of all processes sum to
-            the mean loss.
+        parameters, alpha, recording, own_rules: as of `hypergradient`; only a single micro-batch has a recording.
+        gradients: g, of all micro-batches in all processes.
+        training_losses: of each of this process's micro-batches.
+        validation_losses: of each of this process's micro-batches of the meta-validation batch; over all processes they
+            sum to the mean loss.
         communicator: to the other processes.
     """
     names, tensors = list(parameters), list(parameters.values())
@@ -116,7 +116,7 @@ def hypergradient_along(
 def weighted_gradient(
     losses: Iterable[Tensor], weights: Sequence[Tensor], tensors: Sequence[Tensor], keep_graph: bool
 ) -> list[Tensor]:
-    """Sum over all parts and samples of weight times the loss's gradient, a tensor for each of `tensors`."""
+    """Sum over all micro-batches and samples of weight times gradient of the loss, a tensor for each of `tensors`."""
     return summed(
         torch.autograd.grad(part, tensors, grad_outputs=share, retain_graph=keep_graph, materialize_grads=True)
         for part, share in zip(losses, weights, strict=True)
@@ -129,7 +129,7 @@ def _value_and_gradient(function: Losses, at: dict[str, Tensor]) -> list[Tensor]
 
 
 def summed(terms: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-    """Tensor by tensor; one term after the other, so that only two are there at a time."""
+    """Sum the terms tensor by tensor; only two terms are in memory at a time."""
     total: list[Tensor] = []
     for term in terms:
         total = [one + other for one, other in zip(total, term, strict=True)] if total else list(term)

@@ -38,10 +38,10 @@ class Batch:
         return self._rows(0, share_of(len(self), share), self.noise_seed)
 
     def divided(self, count: int, rank: int) -> list["Batch"]:
-        """`count` micro-batches of equal size, in order; each one of each process draws noise of its own.
+        """Divide into `count` micro-batches of equal size, in order; each, in each process, draws its own noise.
 
         Raises:
-            UsageError: the batch cannot be divided so.
+            UsageError: the batch is not divisible by `count`.
         """
         size, rest = divmod(len(self), count)
         if rest:
@@ -58,7 +58,7 @@ class Batch:
 
 
 def share_of(count: int, share: float) -> int:
-    """A share of `count` samples, two at least: batch normalisation needs two."""
+    """The number of samples in a share of `count`, at least 2, because batch normalisation needs 2."""
     return max(2, round(count * share))
 
 
@@ -75,7 +75,7 @@ class Forward:
     Attributes:
         losses: float [n], with their graph.
         features: float [n, F].
-        recording: what the forward-mode pass reuses, if that was asked for.
+        recording: what the forward-mode pass reuses, if requested.
     """
 
     losses: Tensor
@@ -85,14 +85,14 @@ class Forward:
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What the first pass over a batch found. Weights depend on all samples' features, so that these come first.
+    """The result of the first pass over a batch. Weights depend on all samples' features, so these come first.
 
     Attributes:
         batches: the micro-batches.
         features: float [n, F], of all of them.
-        losses: float [n] with their graph, of a batch in one piece; None where there are several, since only one
-            graph is held at a time.
-        recording: of a batch in one piece, if that was asked for.
+        losses: float [n] with their graph, for a single micro-batch; None for several, since only one graph is kept at
+            a time.
+        recording: for a single micro-batch, if requested.
         statistics_moved: whether the network's running statistics have been updated.
     """
 
@@ -111,15 +111,15 @@ Compute = Callable[[Batch, bool], Forward]  # of a micro-batch; the flag asks fo
 
 
 def first_pass(compute: Compute, batches: list[Batch], records: bool = False) -> FirstPass:
-    """All samples' features; the running statistics move here, unless no forward is needed.
+    """Compute all samples' features; this updates the running statistics, unless no forward is needed.
 
-    A batch in one piece gets its one forward, graph included. Of several micro-batches the features come from forwards
-    without a graph, or from a frozen extractor.
+    A single micro-batch gets its one forward, with the graph. For several, the features come from forwards without a
+    graph, or from a frozen extractor.
 
     Args:
         compute: the forward of a micro-batch.
         batches: the micro-batches.
-        records: whether the forward of a batch in one piece is recorded.
+        records: whether the forward of a single micro-batch is recorded.
     """
     if len(batches) == 1:
         found = compute(batches[0], records)
@@ -138,7 +138,7 @@ def losses_of_each(
     """The losses float [n] of each micro-batch with their graph, by one forward of each, one after the other.
 
     Args:
-        network: whose running statistics move, unless they have moved.
+        network: its running statistics are updated, unless they already were.
         compute: the forward of a micro-batch.
         batches: the micro-batches.
         statistics_moved: whether an earlier pass over this batch has updated the running statistics.

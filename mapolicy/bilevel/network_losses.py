@@ -1,4 +1,4 @@
-"""The task network's losses, at its own parameters and as functions of other ones."""
+"""The task network's losses, at its own parameters and as functions of other parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,7 +25,7 @@ class NetworkLosses:
     Attributes:
         network: the task network.
         options: its `precision`, `synchronised` and `accumulate` are used.
-        communicator: to the processes that have the other parts of a batch.
+        communicator: to the processes that have the other shards of a batch.
         training: loss of a training sample.
         validation: loss of a meta-validation sample, whose mean is the outer objective.
     """
@@ -70,11 +70,11 @@ class NetworkLosses:
 
     @contextmanager
     def computing(self, images: Tensor) -> Iterator[None]:
-        """Around every call of a network: its precision, and whose batch statistics it takes."""
+        """The context of every call of a network: its precision and its batch statistics."""
         options = self.options
         with autocast(options.precision, images.device), batch_statistics(options.synchronised, self.communicator):
             yield
 
     def parameters(self) -> dict[str, Tensor]:
-        """What is trained of the network, by name."""
+        """The network's trainable parameters, by name."""
         return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}

@@ -8,22 +8,21 @@ from ..config import RunConfig
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How an iteration is done; the defaults are the paper's algorithm.
+    """How an iteration is computed; the defaults are the paper's algorithm.
 
     Attributes:
         clip_norm: largest norm of the weighted step's gradient; 0 does not clip.
-        equal_weights: both steps weigh all samples alike, so that they share one gradient; theta is learned beside it.
-        fraction: share of the training batch and of the meta-validation batch that the hypergradient is taken on.
-        simultaneous: w and theta move at once: the weighted step has the old theta's weights, so that its gradient is
-            the virtual step's.
+        equal_weights: both steps have equal weights, so they share one gradient; theta is still learned.
+        fraction: fraction of the training batch and of the meta-validation batch that the hypergradient uses.
+        simultaneous: w and theta are updated together: the weighted step has the old theta's weights, so its gradient
+            is the virtual step's.
         reject_below_mean: the weighted step leaves out samples whose weight is below the batch's mean, and weighs the
             others equally (the paper's ablation).
-        low_memory: the batch's forward is computed once more for the weighted step instead of keeping its graph; on a
-            CPU freed memory goes back to the system at once (`runtime.freed_memory_returned`).
-        accumulate: micro-batches that a process's batch is computed in, one after the other; it keeps
-            no graph either.
+        low_memory: the batch's forward is computed again for the weighted step instead of keeping its graph; on a CPU,
+            freed memory returns to the system at once (`runtime.device.freed_memory_returned`).
+        accumulate: number of micro-batches of a process's batch, computed one after the other; keeps no graph either.
         synchronised: batch normalisation by the statistics of all processes' samples.
-        precision: that the networks' products are computed in, in all passes; the rest is in single precision.
+        precision: of the networks' products, in all passes; the rest is in single precision.
     """
 
     clip_norm: float = 0.0

@@ -1,4 +1,4 @@
-"""The loss of one sample: what the task network minimises, and what the meta-validation split judges it by."""
+"""The loss of one sample: minimised on training samples, and measured on meta-validation samples."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The weighted step (Eq. 4 of MetaAugment): one update of the task network, in parts and in processes."""
+"""The weighted step (Eq. 4 of MetaAugment): one update of the task network, over micro-batches and processes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,18 +17,18 @@ def weighted_step(
     clip_norm: float,
     communicator: Communicator = ALONE,
 ) -> Tensor:
-    """The step of Eq. 4: one optimiser update by the gradient of sum_i P_i L_i over all parts of the batch.
+    """The step of Eq. 4: one optimiser update by the gradient of sum_i P_i L_i over the whole batch.
 
     Args:
-        losses: of each part, float [n] with their graph, which is freed before the next part's is asked for.
-        weights: of each part, float [n], P_i, without a graph; those of all parts in all processes have sum 1.
+        losses: of each micro-batch, float [n] with their graph, which is freed before the next one is computed.
+        weights: of each micro-batch, float [n], P_i, without a graph; their sum over all processes is 1.
         network: whose gradients are summed and clipped.
         optimizer: of the network's parameters.
         clip_norm: largest global gradient norm; 0 does not clip.
-        communicator: to the processes that have the other parts.
+        communicator: to the processes that have the other shards.
 
     Returns:
-        The weighted loss, float [], detached; where it is not finite, there was no update.
+        The weighted loss, float [], detached; if it is not finite, nothing was updated.
     """
     optimizer.zero_grad()
     seen = []
@@ -41,13 +41,13 @@ def weighted_step(
 
 
 def weighted_loss(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """sum_i P_i L_i over these parts, float []."""
+    """sum_i P_i L_i over these micro-batches, float []."""
     (loss,) = summed([(part * share).sum()] for part, share in zip(losses, weights, strict=True))
     return loss
 
 
 def reduce_gradients(parameters: Iterable[nn.Parameter], communicator: Communicator, *others: Tensor) -> list[Tensor]:
-    """Sum the gradients that the parameters hold over all processes; also the sums of the other tensors."""
+    """Sum the parameters' gradients over all processes; return the sums of the other tensors."""
     learned = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
     sums = communicator.sum([*gradients, *others])

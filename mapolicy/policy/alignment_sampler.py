@@ -1,17 +1,18 @@
 """The alignment sampler: draws operations and levels, and draws those less often that harm held-out images.
 
 Each hypergradient gives s_i = < alpha v, grad L_i(w) > for every training sample: how much a step along the sample's
-gradient lowers the meta-validation loss. Samples share operations and levels, so that the mean of s_i over those that
-hold an operation at a level says whether it helps or harms. What harms is thinned, nothing is chased:
+gradient lowers the meta-validation loss. Samples share operations and levels, so the mean of s_i over the samples
+with an operation at a level says whether it helps or harms. What harms is drawn less often; nothing is drawn more often
+than the rest:
 
     q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi(o, b) = min(0, effect(o, b) - median)
 
-for operation o and level bin b, with u uniform. `effect` is the mean score of the samples that hold (o, b), shrunk by
-how much such means differ beyond chance; the median is over all cells. The bound at 0 is the heart: half of the
-transformations keep their share, whatever promises more one step ahead. Because s_i is measured under the present q,
-what is thinned stops harming the measurement of the rest. `docs/algorithm.md` has the reasons. Related: Mueller,
-Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al.,
-ICLR 2022).
+for operation o and level bin b, with u uniform. `effect` is the mean score of the samples with (o, b), shrunk according
+to how much such means differ beyond chance; the median is over all cells. The bound at 0 is the point of the method:
+half of the cells stay equally likely, since a large s_i only says what helps in the next step. s_i is measured under
+the present q, so what is drawn rarely no longer disturbs the measurement of the rest. `docs/algorithm.md` has the
+reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv
+2102.03275); DeepAA (Zheng et al., ICLR 2022).
 """
 
 import math
@@ -25,15 +26,15 @@ from ..transforms.transformation import Transformation
 from .levels import LevelGrid, marginals
 from .sampler import Observation
 
-STAGES = 20  # tables that a run leaves, so that another run can go through the same course
-LARGEST_SCORE = 3.0  # standard deviations; one outlier of s_i must not speak for its operation
-ENOUGH = 5.0  # observations below which a value says nothing yet
-LARGEST_EFFECT = 10.0  # what a bundle may hold
+STAGES = 20  # tables that a run records, so that another run can follow the same course
+LARGEST_SCORE = 3.0  # standard deviations; limits the influence of a single outlier of s_i
+ENOUGH = 5.0  # observations; a level with fewer has no effect of its own yet
+LARGEST_EFFECT = 10.0  # well within what a bundle may hold
 THINNED = 0.5  # of a uniform draw's frequency
 
 
 class Effects(NamedTuple):
-    """What the observations say, in standard deviations of s_i over a batch.
+    """Estimated effects, in standard deviations of s_i over a batch.
 
     Attributes:
         values: float64 [groups], the estimated effect of each operation and level.
@@ -47,16 +48,16 @@ class Effects(NamedTuple):
 
 
 def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of: Tensor) -> Effects:
-    """Empirical Bayes: each mean is shrunk by how much the means differ beyond chance.
+    """Empirical Bayes estimates: each mean is shrunk according to how much the means differ beyond chance.
 
     An operation's mean is shrunk towards 0 (the batch's), a level's deviation from its operation's mean towards 0. The
-    variance of the true effects is what the variance of the means exceeds their sampling variance by, so that where
-    nothing differs beyond chance all effects are 0. Source: James and Stein (1961), in Efron and Morris's (1975) form.
+    variance of the true effects is the variance of the means less their sampling variance; if nothing differs beyond
+    chance, all effects are 0. Source: James and Stein (1961), in Efron and Morris's (1975) form.
 
     Args:
-        counts: float64 [groups], observations of each value, older ones counting less.
+        counts: float64 [groups], observations of each value; older ones have smaller weights.
         sums: float64 [groups], of their scores (mean 0 and deviation 1 over a batch).
-        squares: float64 [groups], of the observations' weights squared: a mean's variance is squares / counts^2.
+        squares: float64 [groups], sums of the observations' squared weights; a mean's variance is squares / counts^2.
         operation_of: int64 [groups].
     """
     size = int(operation_of.max()) + 1
@@ -88,16 +89,16 @@ class AlignmentSampler:
         space: the operations.
         bins: level bins of each direction.
         strength: kappa; 0 always draws uniformly.
-        epsilon: share of uniform draws while it learns, so that a cell that was thinned by chance is measured again.
-        memory: iterations after which an observation counts 1/e.
+        epsilon: share of uniform draws during the search, so that cells that became rare by chance are measured again.
+        memory: iterations after which an observation's weight is 1/e.
         iterations: of the whole run, which `STAGES` equal shares record.
         every: iterations from one hypergradient to the next.
-        start: log_levels float [K, 2 * bins], at most 0, that another run ended with; None starts uniform.
-        start_count: observations that `start` counts as, altogether.
+        start: float [K, 2 * bins], at most 0: `log_levels` at the end of another run; None starts uniform.
+        start_count: number of observations that `start` stands for.
 
     Attributes:
         log_levels: float64 [K, 2 * bins], phi of the present iteration.
-        effects: behind it; None before the first hypergradient.
+        effects: what phi was computed from; None before the first hypergradient.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class AlignmentSampler:
 
     @property
     def cells(self) -> Tensor:
-        """What is drawn from: q with its share of uniform draws, float64 [K, 2 * bins], sums to 1."""
+        """The probabilities of the draws: q mixed with uniform draws, float64 [K, 2 * bins], sums to 1."""
         learned = torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
         return (1 - self.epsilon) * learned + self.epsilon / learned.numel()
 
@@ -172,7 +173,7 @@ class AlignmentSampler:
         return courses[:, self.grid.group]
 
     def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
-        """`batch` transformations on the CPU; `progress` is not used, since the present q counts."""
+        """Draw `batch` transformations on the CPU from the present q; `progress` is not used."""
         return self.grid.draw(self.cells.flatten(), batch, generator)
 
     def code(self, transformation: Transformation) -> Tensor:
@@ -187,7 +188,7 @@ class AlignmentSampler:
         return first // self.grid.bins * self.grid.operations + second // self.grid.bins
 
     def observe(self, observation: Observation) -> None:
-        """Take in an iteration; q follows at once where it took a hypergradient."""
+        """Record an iteration; if it has a hypergradient, q is updated."""
         if observation.alignment is not None and observation.rows is not None:
             self._learn(observation.code[observation.rows].cpu(), observation.alignment.detach().double().cpu())
         if observation.raw is not None:
@@ -202,7 +203,7 @@ class AlignmentSampler:
     def _learn(self, code: Tensor, alignment: Tensor) -> None:
         deviation = alignment.std(correction=0)
         if not bool(deviation > 0) or not bool(alignment.isfinite().all()):
-            return  # all samples alike, or a step that is about to be refused
+            return  # all s_i are equal, or the step will be rejected as not finite
         scores = ((alignment - alignment.mean()) / deviation).clamp(-LARGEST_SCORE, LARGEST_SCORE)
         cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
         values = self.grid.group.flatten()[cells]
@@ -220,11 +221,11 @@ class AlignmentSampler:
 
     @property
     def effects(self) -> Effects | None:
-        """What phi was made of; None before the first hypergradient."""
+        """The effects that phi is computed from; None before the first hypergradient."""
         return self._estimated() if bool(self._counts.any()) else None
 
     def figures(self) -> dict[str, float]:
-        """What a bundle records: spread of the effects beyond chance, and the share of cells that are thinned."""
+        """Figures for the bundle: spread of the effects beyond chance, and share of cells that are drawn rarely."""
         relative = self.cells * self.cells.numel()
         found, effects = {"thinned_share": float((relative < THINNED).double().mean())}, self.effects
         if effects is not None:
@@ -242,7 +243,7 @@ class AlignmentSampler:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, less the iteration's number."""
+        """Everything that a resumed run needs, except the number of the iteration."""
         return {
             "counts": self._counts,
             "sums": self._sums,
@@ -255,7 +256,7 @@ class AlignmentSampler:
         }
 
     def restore(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Go on from `state` as it was after `iteration` iterations."""
+        """Set the state as it was after `iteration` iterations."""
         self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
         self._phi, self._courses = state["phi"].clone(), state["courses"].clone()
         self._stage_counts = state["stage_counts"].clone()

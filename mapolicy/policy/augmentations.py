@@ -27,7 +27,7 @@ class Augmentation(Protocol):
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
-        """Augment uint8 images [B, C, H, W]; also the transformations used, where they are ours.
+        """Augment uint8 images [B, C, H, W]; return also the transformations if they come from an operation space.
 
         Args:
             images: left as they are.
@@ -43,7 +43,7 @@ class FollowsProgress(Protocol):
     """An augmentation that changes over a run."""
 
     def at(self, progress: float | None) -> Augmentation:
-        """What it is at this share of the run, in [0, 1); None where the run's length is not known."""
+        """The augmentation at this share of the run, in [0, 1); None if the run's length is not known."""
         ...
 
 
@@ -76,7 +76,7 @@ class SampledTransformations:
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
-        """Transformed images, and by what."""
+        """The transformed images and their transformations."""
         shard = shard or whole_batch(len(images))
         transformation = self.sampler.sample(shard.whole, generator, self._progress).shard(shard).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
@@ -86,7 +86,7 @@ class SampledSubPolicies:
     """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
 
     Args:
-        sub_policies: as in a `published.PublishedManifest`.
+        sub_policies: as in the manifest of `dataset_level`.
     """
 
     def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:

@@ -2,10 +2,11 @@
 
     Compose [ OneOf [ Sequential [ OneOf [operation, ..., NoOp], ... ], ... ], Normalize, ToTensorV2 ]
 
-Each stage of a sub-policy is one of 14 operations, drawn by `p`, at one fixed value. Ours are sequences that are drawn
-evenly, so each sub-policy becomes a number of sequences in which every operation of a stage stands as often as it is
-drawn, stages independent of each other. Five of the 14 operations have a counterpart: contrast (albumentations' is
-about black, as Pillow's Brightness), Solarize, Rotate and the shifts. Albumentations itself is not needed.
+Each stage of a sub-policy is one of 14 operations, drawn by `p`, at one fixed value. Our sub-policies are evenly drawn
+sequences. So each of theirs becomes a number of sequences in which every operation of a stage occurs in proportion to
+its probability, independently of the other stages. Five of the 14 operations have a counterpart: contrast
+(albumentations' is about black, as Pillow's Brightness), Solarize, Rotate and the shifts. Albumentations itself is not
+needed.
 
 Source: https://github.com/albumentations-team/autoalbument, policy_model.py and policy_operations.py; albumentations,
 functional.py (contrast, solarize, shift_scale_rotate).
@@ -32,15 +33,15 @@ _LONGEST_NAME = 80
 
 
 def sequences(document: dict[str, Any], source: str) -> tuple[list[list[Step]], dict[str, float]]:
-    """A policy's sub-policies as evenly drawn sequences, and what they leave out.
+    """Convert a policy's sub-policies to evenly drawn sequences; also say what is left out.
 
     Args:
         document: the file's JSON.
         source: its name, for the error.
 
     Returns:
-        `SEQUENCES` of them, or a little less, each with at most a step for each stage; and of each operation without a
-        counterpart the share of all stages' draws, 0 to 1.
+        The sequences, at most `SEQUENCES`, each with at most one step for each stage; and for each operation without a
+        counterpart its share of all stages' draws, 0 to 1.
 
     Raises:
         InputError: it is not laid out as AutoAlbument's policies are, or a number is no number.

@@ -16,11 +16,11 @@ SPLIT_SETTINGS = frozenset({"train_per_class", "validation_per_class", "test_per
 
 
 class DatasetComparison:
-    """Whether a data set is the one that a bundle was searched on, as soon as each thing about it is known.
+    """Compare a data set with the one that a bundle was searched on, each property as soon as it is known.
 
     Args:
         bundle: whose data set it should be.
-        allow: note what differs instead of refusing it.
+        allow: record differences instead of raising an error.
 
     Attributes:
         differences: found so far; each has the data set for its subject.
@@ -31,7 +31,7 @@ class DatasetComparison:
         self.differences: tuple[str, ...] = ()
 
     def __call__(self, name: str, classes: tuple[str, ...], images: int, fingerprint: str | None) -> None:
-        """Compare; the fingerprint is None where it is not known yet.
+        """Compare what is known; the fingerprint is None if it is not known yet.
 
         Raises:
             InputError: the first difference, unless differences are allowed.
@@ -59,7 +59,7 @@ class DatasetComparison:
 
 
 def check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:
-    """The run splits and augments the data as the search did, but for the free settings.
+    """Check that the run splits and augments the data as the search did, except for the free settings.
 
     Raises:
         InputError: the setting that differs.

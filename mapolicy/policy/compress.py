@@ -1,6 +1,6 @@
-"""Smaller bundles: the extractor in half precision, without what its features do not need; and what that changes.
+"""Smaller bundles: the extractor in half precision and without its classifier; and the effect on the weights.
 
-The policy network, p_jk, alpha and the split stay as they are: they are a few kilobytes, and fine-tuning needs them.
+The policy network, p_jk, alpha and the split are kept: they are a few kilobytes, and fine-tuning needs them.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class WeightEffect:
     """How two bundles' weights P_i differ on the same augmented images.
 
     Attributes:
-        rank_correlation: Spearman's, of the draw where it is lowest; 1 where no two samples change places.
+        rank_correlation: Spearman's, the lowest over the draws; 1 if the order of the samples does not change.
         largest_difference: max |P'_i - P_i| / P_i over all samples.
-        samples: augmented images that were weighed.
+        samples: number of augmented images.
     """
 
     rank_correlation: float
@@ -40,17 +40,17 @@ class WeightEffect:
 def slim(
     bundle: PolicyBundle, dtype: str = "float16", drop_classifier: bool = True, images: Tensor | None = None
 ) -> tuple[PolicyBundle, WeightEffect]:
-    """A smaller bundle of the same policy, and what it changes of the weights.
+    """Make a smaller bundle of the same policy, and measure the effect on the weights.
 
     Args:
         bundle: left as it is.
-        dtype: that the extractor is stored in: float32, float16 or bfloat16.
-        drop_classifier: leave out the proxy's last layer, which the deep feature does not pass.
+        dtype: of the stored extractor: float32, float16 or bfloat16.
+        drop_classifier: leave out the proxy's last layer, which the deep feature does not need.
         images: to measure on; None takes `synthetic_images`.
 
     Returns:
-        The bundle, whose note says what it was made of, and the effect. Where the note becomes too long, its end is
-        left out and `CUT` stands in its place.
+        The bundle, whose note names the original, and the effect. If the note becomes too long, its end is replaced by
+        `CUT`.
 
     Raises:
         InputError: the extractor has numbers that `dtype` cannot hold.
@@ -113,13 +113,13 @@ def effect_on_weights(before: PolicyBundle, after: PolicyBundle, images: Tensor 
         augmented = transformation.apply(images, operations.space, fill)
         old, new = (weights(augmented, transformation).double() for weights in weigh)
         correlations.append(rank_correlation(old, new))
-        # A weight may be 0 where its policy is saturated.
+        # A saturated policy may give a weight of 0.
         differences.append(float(((new - old).abs() / old.clamp(min=torch.finfo(torch.float32).tiny)).max()))
     return WeightEffect(min(correlations), max(differences), DRAWS * len(images))
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors [n]; equal numbers rank in their order."""
+    """Spearman's rank correlation of two vectors [n]; ties are ranked by position."""
     ranks = torch.stack([vector.argsort(stable=True).argsort() for vector in (a, b)]).double()
     centred = ranks - ranks.mean(1, keepdim=True)
     return float((centred[0] * centred[1]).sum() / centred.square().sum(1).prod().sqrt())
@@ -131,7 +131,7 @@ def synthetic_images(contract: InputContract) -> Tensor:
     clouds = torch.zeros(IMAGES, contract.channels, size, size)
     side = 2
     while side <= size:
-        # Natural images have more of the coarse than of the fine.
+        # Natural images have more energy in coarse structures than in fine ones.
         coarse = torch.randn(IMAGES, contract.channels, side, side, generator=draws) / side
         clouds += F.interpolate(coarse, size=(size, size), mode="bilinear")
         side *= 2

@@ -1,7 +1,7 @@
-"""A bundle's extractor: the network that its name stands for, checked against the file before it is built.
+"""A bundle's extractor: a named architecture, checked against the file before it is built.
 
 An architecture is first built on the meta device, without memory; then its parameters and buffers are counted, and the
-file's tensors compared with it. What only a forward tells is found out with two plain images.
+file's tensors compared with it. What only a forward shows is tested with two plain images.
 """
 
 from collections.abc import Mapping
@@ -19,23 +19,23 @@ from ..models.factory import build_network
 from ..models.features import deep_features
 from ..runtime.sanitize import escaped, invalid_bundle, quoted
 
-# Beyond it the policy network's products could overflow (`bundle_format.MAX_POLICY`).
+# Larger features could overflow in the policy network's products (`format.MAX_POLICY`).
 MAX_FEATURE = 1e12
 
 
 def check_extractor(
     extractor: Extractor, classes: int, channels: int, source: str, limits: Limits | None = None
 ) -> nn.Module:
-    """The extractor without weights (on the meta device), if its arch and arguments may stand in a bundle.
+    """Build the extractor without weights (on the meta device) and check that a bundle may hold its arch and arguments.
 
-    A search calls it before it starts, so that no search ends in a bundle that cannot be loaded.
+    A search calls this at its start, so that it cannot end with a bundle that does not load.
 
     Args:
         extractor: arch, arguments and feature width.
         classes: logits of the proxy.
         channels: of the images.
         source: whose extractor it is, for the error.
-        limits: of its parameters; None takes the default ones, and the error does not speak of raising them.
+        limits: of its parameters; None takes the default ones, and the error does not suggest raising them.
 
     Raises:
         InputError: the arch is not in timm's registry, does not take the arguments, has too many parameters, no
@@ -61,7 +61,7 @@ def check_extractor(
 
 
 def fresh_extractor(extractor: Extractor, classes: int, channels: int, device: torch.device, source: str) -> nn.Module:
-    """The extractor's network with weights that mean nothing; the global generator is left as it was.
+    """Build the extractor's network with arbitrary weights; the global generator's state is kept.
 
     Args:
         extractor: arch and arguments.
@@ -96,7 +96,7 @@ def classifier_tensors(network: nn.Module) -> frozenset[str]:
 
 
 def probe_extractor(manifest: Manifest, network: nn.Module, source: str) -> None:
-    """The extractor sees a black and a white image: what is finite in the file need not be finite in use.
+    """Run the extractor on a black and a white image: finite weights may still give features that are not finite.
 
     Args:
         manifest: of its bundle.
@@ -127,15 +127,15 @@ def probe_extractor(manifest: Manifest, network: nn.Module, source: str) -> None
 
 
 def check_architecture(manifest: Manifest, raw: Mapping[str, RawTensor], source: str, limits: Limits) -> None:
-    """The extractor's tensors are those of its arch, and alpha per layer has one number for each parameter tensor.
+    """Check the extractor's tensors against its arch; a per-layer alpha must have a number for each parameter tensor.
 
     Args:
-        manifest, raw: as `bundle_format.read_bundle` returned them.
+        manifest, raw: as `format.read_bundle` returned them.
         source: the bundle's name, for the error.
         limits: of the extractor's parameters.
 
     Raises:
-        InputError: they are not.
+        InputError: they differ.
     """
     classes, channels = len(manifest.dataset.classes), manifest.input.channels
     network = check_extractor(manifest.extractor, classes, channels, source, limits)

@@ -1,4 +1,4 @@
-"""A bundle's policy at work on another network's batches: its extractor sees them, its policy network weighs them."""
+"""A bundle's policy applied to another network's batches: extractor and policy network give each sample a weight."""
 
 import copy
 
@@ -20,10 +20,10 @@ HALF_TOLERANCE = 0.05  # of the largest feature; bfloat16 has 8 significant bits
 
 
 def extractor_dtype(device: torch.device) -> torch.dtype:
-    """What an extractor computes in: half precision on CUDA, where it saves time. The one place to change it.
+    """The dtype in which extractors compute: half precision on CUDA, where it saves time.
 
-    bfloat16, because it reaches as far as float32: an activation that float16 cannot hold would end the run. Cards that
-    only emulate it gain nothing.
+    bfloat16, because it has the range of float32; an activation that overflows float16 would end the run. GPUs that
+    only emulate bfloat16 use float32.
     """
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if half else torch.float32
@@ -32,14 +32,14 @@ def extractor_dtype(device: torch.device) -> torch.dtype:
 class FrozenExtractor:
     """The proxy of a bundle, in evaluation mode, on images of its own size with its own normalisation.
 
-    It computes channels-last, with BatchNorm folded into convolutions, in `extractor_dtype`. Both are compared with the
-    network as it is, on images drawn once for all, and left out where the features differ. What it returns has no graph
-    and may be used in one. For a policy that reads no features no network is built.
+    It computes channels-last, with BatchNorm fused into convolutions, in `extractor_dtype`. Both changes are checked
+    against the original network on fixed images, and dropped if the features differ. The features have no graph and may
+    be used in one. If the policy reads no features, no network is built.
 
     Args:
         bundle: whose extractor it is.
-        device: where it shall run.
-        dtype: what it computes in; None takes `extractor_dtype`.
+        device: of the computation.
+        dtype: of the computation; None takes `extractor_dtype`.
     """
 
     def __init__(self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -66,7 +66,7 @@ class FrozenExtractor:
         try:
             if agree(self(images.to(device)), expected, HALF_TOLERANCE):
                 return
-        except RuntimeError:  # a network that makes float32 numbers of its own does not mix them with half ones
+        except RuntimeError:  # a network that creates float32 tensors itself fails with half-precision inputs
             pass
         self._network, self._dtype = network, torch.float32
 
@@ -78,7 +78,7 @@ class FrozenExtractor:
             if images.shape[-2:] != (self._size, self._size):
                 images = F.interpolate(images.float(), size=(self._size,) * 2, mode="bilinear", antialias=True)
             features = deep_features(self._network, self._normalisation(images).to(self._dtype))
-        # A copy made outside is no inference tensor: autograd may keep it, where the policy goes on being learned.
+        # The copy is made outside inference mode, so autograd may save it when the policy keeps learning.
         return features.to(torch.float32, copy=True)
 
 
@@ -88,7 +88,7 @@ class FrozenWeights:
     Args:
         extractor: of the bundle.
         policy: of the bundle; not changed.
-        rejects: leave out samples of weight below the batch's mean and weigh the others equally (ablation).
+        rejects: leave out samples with a weight below the batch's mean and weigh the others equally (ablation).
         communicator: to the processes that have the other parts of a batch.
     """
 
@@ -108,7 +108,7 @@ class FrozenWeights:
         return self.of(batch.images, batch.transformation)
 
     def of(self, images: Tensor, transformation: Transformation) -> Tensor:
-        """The same for augmented uint8 images [n, C, H, W] and what they were augmented by."""
+        """P_i of augmented uint8 images [n, C, H, W] and their transformations, as in `__call__`."""
         with torch.no_grad():
             logits = self._policy.logits(self._extractor(images), transformation.embed())
             weights = weights_of_logits(self._communicator.gather(logits))

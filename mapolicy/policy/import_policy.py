@@ -1,7 +1,7 @@
 """Published dataset-level policies as bundles: AutoAugment's and Fast AutoAugment's lists, RandAugment, AutoAlbument.
 
-Operations are mapped by name, magnitudes by value. Invert is Solarize at 0. What has no counterpart is left out of its
-sub-policy and listed as lost. A file is read as data, never evaluated.
+Operations are mapped by name, magnitudes by value. Invert is Solarize at 0. An operation without a counterpart is left
+out of its sub-policy and listed as lost. A file is read as data, never evaluated.
 """
 
 import itertools
@@ -57,11 +57,12 @@ def import_policy(name: str, drop_unknown: bool = False) -> DatasetPolicy:
             randaugment:N,M with N up to 3 and M from 0 to 30 (torchvision's operations and ranges); or a file: a list
             of sub-policies as Fast AutoAugment's repository publishes them, `LIST_FORM` in Python or JSON, or a policy
             of AutoAlbument's in JSON.
-        drop_unknown: leave out of AutoAlbument's policies what has no counterpart. Most of them consist of it, so it is
-            refused otherwise; of Fast AutoAugment's lists it is Cutout, which training has a setting for.
+        drop_unknown: leave out AutoAlbument's operations that have no counterpart here. They are the larger part of
+            most such policies, so without this the file is rejected. In Fast AutoAugment's lists only Cutout has none.
+            It is always left out, because training has a setting for it.
 
     Raises:
-        UsageError: a name or a number that cannot be meant.
+        UsageError: an unknown name, or a number out of range.
         InputError: the file is missing, or is no such policy.
     """
     family, _, dataset = name.partition("-")

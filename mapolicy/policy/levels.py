@@ -1,7 +1,7 @@
 """A distribution over operations and their levels: what the alignment sampler learns, and what a bundle draws from.
 
-A level's range is cut into bins, each direction's into as many, so that a table [K, bins] has a cell for each operation
-and signed level. Cells that the space cannot tell apart share one value: both directions of an operation without a
+The levels of each direction are divided into equally many bins, so a table [K, bins] has a cell for each operation and
+signed level. Cells that the space does not distinguish share one value: both directions of an operation without a
 direction, all bins of one without a magnitude.
 """
 
@@ -17,13 +17,13 @@ class LevelGrid:
 
     Args:
         space: the operations.
-        bins: of each direction, from level 0 to 10; a row of the table has twice as many.
+        bins: number for one direction, from level 0 to 10; a row of the table has twice as many.
 
     Attributes:
         space: the operations.
         operations: K.
-        bins: of a whole row, both directions.
-        group: int64 [K, bins], which value each cell shares, counted from 0.
+        bins: number in a whole row, both directions.
+        group: int64 [K, bins], the index of each cell's value.
         groups: how many values there are.
         operation_of: int64 [groups], the operation of each value.
     """
@@ -57,7 +57,7 @@ class LevelGrid:
         return operation * self.bins + place
 
     def draw(self, probabilities: Tensor, batch: int, generator: torch.Generator) -> Transformation:
-        """Transformations whose two positions are drawn independently, levels uniform within their bins.
+        """Draw transformations: both positions independently, levels uniform within their bins.
 
         Args:
             probabilities: float64 [K * bins] or [batch, K * bins], of the cells.
@@ -75,7 +75,7 @@ class LevelGrid:
 
 
 class StagedLevels:
-    """What a bundle draws from: a table for each stage of a run, which follow each other at equal shares of it.
+    """The draws of a bundle: a table for each stage of a run; stages have equal shares of the run.
 
     q(o, b) is proportional to exp(strength * log_levels(o, b)): 0 leaves a cell as likely as in a uniform draw.
 

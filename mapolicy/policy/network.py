@@ -1,4 +1,4 @@
-"""The policy network: how much an augmented sample's loss shall count."""
+"""The policy network: the weight of an augmented sample's loss."""
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class PolicyNetwork(nn.Module):
         return torch.sigmoid(self.logits(features, embedding))
 
     def logits(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """What the sigmoid is taken of, float [B]; arguments as of `forward`."""
+        """The sigmoid's arguments, float [B]; arguments as for `forward`."""
         branches = []
         if self.feature_layer is not None:
             branches.append(F.relu(self.feature_layer(features)))
@@ -68,19 +68,19 @@ def normalise_weights(raw: Tensor) -> Tensor:
 
 
 def weights_of_logits(logits: Tensor) -> Tensor:
-    """The weights P_i of Eq. 4, float [B] with sum 1, where a policy is not learned: finite for all finite logits [B].
+    """The weights P_i of Eq. 4 for a frozen policy, float [B] with sum 1: finite for all finite logits [B].
 
     They are `normalise_weights(sigmoid(logits))` to the bit, unless all of these sigmoids are below `SATURATED`. In
-    float32 they become 0 at -104, and their quotients 0 / 0. There sigmoid(x) = exp(x) to more digits than float32 has,
-    so that the same quotients are the softmax of the logits, which does not underflow.
+    float32 a sigmoid becomes 0 at -104, and the quotients 0 / 0. There sigmoid(x) equals exp(x) to float32 precision,
+    so the softmax of the logits gives the same quotients without underflow.
     """
     raw = torch.sigmoid(logits)
-    # Not asked but selected: on a GPU a question waits for the answer.
+    # torch.where instead of an if: on a GPU an if waits for the result.
     return torch.where(raw.amax() < SATURATED, torch.softmax(logits, 0), normalise_weights(raw))
 
 
 def reject_below_mean(weights: Tensor) -> Tensor:
-    """Weights [B] of 0 for samples below the mean weight and equal ones, with sum 1, for the others.
+    """Set weights [B] below the mean to 0 and the others to one value, so that the sum is 1.
 
     Source: MetaAugment's ablation (Zhou et al., AAAI 2021), which rejects instead of reweighting.
     """

@@ -1,8 +1,8 @@
 """From uint8 images to a network's input: base augmentation, policy, Cutout, normalisation. Both stages use this one.
 
 Order and sizes: MetaAugment (Zhou et al., AAAI 2021), section "Experiments": flip, zero-pad and crop, transformation,
-Cutout of 16 x 16 on CIFAR; the transformation alone on Omniglot; on ImageNet it follows the random resized crop
-(which happens where images are decoded) and the flip.
+Cutout of 16 x 16 on CIFAR; the transformation alone on Omniglot; on ImageNet it follows the random resized crop (made
+by the decoder) and the flip.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class AugmentedBatch:
         images: uint8 [n, C, H, W], augmented.
         inputs: float32 [n, C, H, W], the same normalised.
         labels: int64 [n].
-        transformation: of n images, or None where the policy has none of ours.
+        transformation: of n images; None if the policy does not draw from an operation space.
     """
 
     images: Tensor
@@ -41,7 +41,7 @@ class AugmentedBatch:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What the pipeline reads of a run's configuration, for use without a run; the fields are `RunConfig`'s."""
+    """The fields of `RunConfig` that the pipeline reads, for use without a run."""
 
     base_augmentation: str
     cutout: int
@@ -52,7 +52,7 @@ class PipelineSettings:
 
 
 class Pipeline:
-    """Everything between the data set and the network, drawn from streams of its own.
+    """Everything between the data set and the network, with its own random streams.
 
     Args:
         config: of the run; its base_augmentation, cutout, fill, copies, seed and stage are used.

@@ -1,4 +1,4 @@
-"""The policy inside somebody else's training loop, in the place where MixUp stands.
+"""The policy in your own training loop, in place of MixUp.
 
     policy = PolicyAugment(PolicyBundle.load("digits.safetensors"))
     for images, labels in loader:                   # uint8 [B, C, H, W], int64 [B]
@@ -6,7 +6,7 @@
         loss = F.cross_entropy(network(inputs), targets)
 
 With targets B * P_i * onehot(y_i), the mean cross entropy over the batch is sum_i P_i CE_i, in loss and gradient: the
-weighted step of MetaAugment (Zhou et al., AAAI 2021), Eq. 4, taken by a trainer that knows nothing of weights.
+weighted step of MetaAugment (Zhou et al., AAAI 2021), Eq. 4, in a trainer without support for weights.
 """
 
 import math
@@ -30,7 +30,7 @@ MODES = ("frozen", "sampler")
 
 
 def weighted_targets(labels: Tensor, weights: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Soft targets under which a mean cross entropy weighs its samples.
+    """Soft targets that make a mean cross entropy a weighted one.
 
     mean_i CE(logits_i, targets_i) = sum_i weights_i * CE(logits_i, y_i, label_smoothing), with the label smoothing of
     `torch.nn.functional.cross_entropy`: (1 - s) onehot(y_i) + s / classes. A row sums to B * weights_i.
@@ -52,21 +52,20 @@ def weighted_targets(labels: Tensor, weights: Tensor, classes: int, label_smooth
 class PolicyAugment:
     """A bundle's policy as a step of a training loop: augments, normalises and weighs a batch of uint8 images.
 
-    What the loop must keep to:
+    Requirements on the loop:
 
     - Its loss is the mean cross entropy over soft targets (`torch.nn.CrossEntropyLoss`,
       `timm.loss.SoftTargetCrossEntropy`), without label smoothing of its own, which would not be weighted. Other losses
       (binary cross entropy, distillation) take `sample` and `weights`.
     - Base augmentation (flip, crop) comes before and leaves uint8; transformation, Cutout and normalisation are done
-      here. MixUp and a second normalisation are left out.
-    - It is called where the batch is trained on, not in a DataLoader worker, and not in evaluation, where `normalise`
-      is the whole of it.
+      here. Leave out MixUp and a second normalisation.
+    - Call it in the training loop, not in a DataLoader worker. For evaluation call only `normalise`.
 
-    P_i has sum 1, up to float32's rounding, over the batch that is given: over each rank's batch, and over each part of
-    an accumulated gradient.
+    P_i has sum 1, up to float32's rounding, over the batch of the call: over each rank's batch, and over each
+    micro-batch of an accumulated gradient.
 
-    It is no `torch.nn.Module`, so that its frozen networks get into no optimiser, no checkpoint and no train mode.
-    It computes in float32, also under autocast; it draws from generators of its own, never from the global one.
+    It is not a `torch.nn.Module`, so its frozen networks do not get into an optimiser, a checkpoint or train mode. It
+    computes in float32, also under autocast, and draws from its own generators, never from the global one.
 
     Args:
         bundle: the policy.
@@ -84,11 +83,11 @@ class PolicyAugment:
 
     Attributes:
         classes: names of the bundle's classes; labels are positions in it.
-        step: calls so far. Set it, or load a `state_dict`, to go on as if never interrupted.
+        step: number of calls. Set it, or load a `state_dict`, to resume with the same draws.
 
     Raises:
         ValueError: an argument cannot be used.
-        TypeError: `bundle` is no `PolicyBundle`.
+        TypeError: `bundle` is not a `PolicyBundle`.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class PolicyAugment:
             self._settle(torch.empty(0, device=device).device)
 
     def _settle(self, device: torch.device) -> None:
-        """Build everything that lives on a device."""
+        """Build everything that is on a device."""
         contract = self._bundle.manifest.input
         # The policy's colours are the data set's, whatever normalisation the trained network expects.
         self._pipeline = Pipeline(self._settings, contract.mean, contract.std, device)
@@ -183,7 +182,7 @@ class PolicyAugment:
             a row sums to B * P_i, not to 1.
 
         Raises:
-            ValueError: images or labels of another kind; says how to mend it.
+            ValueError: images or labels of another kind; the message says how to fix it.
             RuntimeError: called in a DataLoader worker.
         """
         self._check(images)
@@ -225,7 +224,7 @@ class PolicyAugment:
             raise ValueError(f"{len(images)} images came with {len(transformation)} transformations")
         if self._frozen is None:
             return torch.full((len(images),), 1 / len(images), device=images.device)
-        # A policy network in half precision would give another weight than the one that the search learned from.
+        # In half precision the policy network would give other weights than in the search.
         with torch.autocast(images.device.type, enabled=False):
             return self._frozen.of(images, transformation.to(images.device))
 
@@ -239,15 +238,14 @@ class PolicyAugment:
         return self._normalisation(images)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the step, and whose it is. The same on every rank."""
+        """What a resumed run needs: the step, with seed and digest. It is the same on every rank."""
         return {"step": self.step, "seed": self._seed, "digest": self._bundle.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the step of `state`.
+        """Continue after the step of `state`.
 
         Raises:
-            ValueError: it is no such state, or of another seed or another bundle, so that the run would not go on as it
-                was.
+            ValueError: it is not such a state, or has another seed or bundle, so the draws would differ.
         """
         own = self.state_dict()
         if missing := sorted(own.keys() - state.keys()):

@@ -1,11 +1,11 @@
-"""The policy bundle: one file that holds a searched policy and all that is needed to go on with it.
+"""The policy bundle: one file with a searched policy and everything needed to use or fine-tune it.
 
     bundle = PolicyBundle.load("cifar10.safetensors")
     policy, extractor = bundle.build_policy(), bundle.build_extractor(device)
 
-A bundle comes from another team. `bundle_format` has checked its bytes before anything here sees them; here the
-architecture is checked, without weights, before a network is built. Nothing in a bundle is run, and nothing in it can
-name a file or an address to open.
+A bundle is untrusted. `mapolicy.bundle.format` checks its bytes first; this module checks the architecture, without
+weights, before it builds a network. Nothing in a bundle is executed, and nothing in it can name a file or an address to
+open.
 """
 
 import os
@@ -43,8 +43,8 @@ class PolicyBundle(PolicyFile):
         tensors: by name, on the CPU, not to be changed: `policy.*` float32; `alpha` float32 [] or [parameter tensors
             of the proxy]; `sampler.probabilities` and `sampler.means` float32 [K, K]; `extractor.*` in the manifest's
             `extractor.dtype` (buffers that count: int64); `split.meta_validation` int64, increasing.
-        origin: where it was read from (`source.Fetched.origin`); empty for one that was made here.
-        limits: under which it was loaded, and under which what it writes must be readable.
+        origin: where it was read from (`source.Fetched.origin`); empty for a new bundle.
+        limits: that it was loaded with; what it writes must be readable with them.
     """
 
     has_network: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class PolicyBundle(PolicyFile):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
-        """The bundle in a file, which may lie elsewhere.
+        """Load a bundle from a local or remote file.
 
         Args:
             path: a .safetensors file; as a text also an https address, or `hf://NAMESPACE/NAME[@REVISION]`.
@@ -71,8 +71,8 @@ class PolicyBundle(PolicyFile):
             limits: of its size; None takes the default ones.
 
         Raises:
-            InputError: not a bundle that can be used; one line names the field, what was found, what was expected.
-            UsageError, EnvironmentFault: a remote name that cannot be meant, or cannot be reached.
+            InputError: not a valid bundle; one line names the field, what was found, what was expected.
+            UsageError, EnvironmentFault: a remote name is malformed, or cannot be reached.
         """
         limits = limits or Limits()
         fetched = fetch_container(path, limits)
@@ -96,7 +96,7 @@ class PolicyBundle(PolicyFile):
         limits: Limits | None = None,
         origin: str = "",
     ) -> Self:
-        """The bundle that `bundle_format.read_bundle` has read, once its architecture is checked.
+        """The bundle that `format.read_bundle` has read; its architecture is checked here.
 
         Args:
             manifest, raw: as it returned them.
@@ -138,10 +138,10 @@ class PolicyBundle(PolicyFile):
             meta_validation: int64 [n], positions of the meta-validation images, in any order.
             log_levels: float [stages, K, bins], at most 0, of an alignment sampler, which the draft's `levels`
                 describes.
-            limits: under which it must be readable; None takes the default ones.
+            limits: with which it must be readable; None takes the default ones.
 
         Raises:
-            InputError: what `load` would refuse.
+            InputError: `load` would reject it.
         """
         stored = _DTYPES[bundle_format.STORED_DTYPES[draft.extractor.dtype]]
         tensors = {f"{POLICY_PREFIX}{name}": tensor.float() for name, tensor in policy.items()}
@@ -156,7 +156,7 @@ class PolicyBundle(PolicyFile):
         return cls.from_bytes(content, "bundle to be written", limits=limits)
 
     def to_bytes(self) -> bytes:
-        """The bundle's file; equal bundles give equal bytes."""
+        """The bytes of the bundle's file; equal bundles give equal bytes."""
         raw = {name: _to_raw(tensor) for name, tensor in self.tensors.items()}
         return bundle_format.serialise(self.manifest, raw, self.limits)
 
@@ -210,7 +210,7 @@ class PolicyBundle(PolicyFile):
     def data_settings(self) -> dict[str, Any]:
         """The `RunConfig` fields that a training run takes from this bundle (`Manifest.data_settings`).
 
-        Nothing is downloaded with them; add `{"download": True}` where the bundle's data set may be fetched.
+        They download nothing; add `{"download": True}` to allow the download of the bundle's data set.
         """
         return self.manifest.data_settings()
 
@@ -247,22 +247,23 @@ class PolicyBundle(PolicyFile):
         return policy
 
     def build_extractor(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The frozen proxy, a new one each time: eval mode, no gradients; for its features, not for its logits.
+        """Build the frozen proxy: eval mode, no gradients; for its features, not for its logits.
 
-        The weights of a classifier that the file does not hold mean nothing.
+        If the file has no classifier, the classifier's weights are arbitrary.
 
         Args:
-            device: where it shall live.
-            dtype: what it computes in, whatever the file stores.
+            device: of the network.
+            dtype: of the network, whatever the file stores.
 
         Raises:
-            InputError: it does not take images of the bundle's size, or its features of two plain ones are not finite.
+            InputError: it does not take images of the bundle's size, or its features of two plain images are not
+                finite.
         """
         network = self._fresh_extractor(torch.device("cpu"))
-        # Not strict: the classifier may be missing, and nothing else can (`check_architecture`).
+        # Not strict, because the classifier may be missing; `check_architecture` has checked the rest.
         network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
         network.eval().requires_grad_(False)
-        # On the CPU: an index out of range there is an exception, on CUDA the end of the process's context.
+        # On the CPU an index out of range raises an exception; on CUDA it ends the process's context.
         probe_extractor(self.manifest, network, self.origin or "bundle")
         return network.to(device, dtype)
 

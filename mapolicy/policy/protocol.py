@@ -1,6 +1,6 @@
-"""What a training run asks of a policy, whatever kind of file it comes from.
+"""The interface of a policy in a training run, for every kind of policy file.
 
-`policy_of` is the one place that looks at the kind of a policy file. A new kind of file is a subclass of `PolicyFile`
+Only `policy_of` looks at the kind of a policy file. A new kind of file is a subclass of `PolicyFile`
 and an implementation of `Policy`, registered with `policy_of.register`.
 """
 
@@ -25,7 +25,7 @@ Weights = Callable[[AugmentedBatch], Tensor]
 
 
 class Policy(ABC):
-    """A policy at work, without being learned further.
+    """A policy that is applied and not learned.
 
     Attributes:
         searched: the bundle that brings a data set and a split and can be fine-tuned; None for a policy without these.
@@ -49,7 +49,7 @@ class Policy(ABC):
 
 
 class SearchedPolicy(Policy):
-    """The policy of a searched bundle, or a half of it: p_jk with equal weights, or the weights of uniform draws."""
+    """The policy of a searched bundle, or half of it: the sampler with equal weights, or weights for uniform draws."""
 
     def __init__(self, bundle: PolicyBundle) -> None:
         self.searched: PolicyBundle = bundle

@@ -15,14 +15,14 @@ from ..transforms.transformation import Transformation
 
 @dataclass(frozen=True)
 class Observation:
-    """What one iteration says about the transformations that were drawn; all processes' samples, in order.
+    """What a sampler learns from in one iteration; all processes' samples, in order.
 
     Attributes:
-        code: int64 [n], the sampler's own name for each transformation.
+        code: int64 [n], the sampler's own number for each transformation.
         raw: float [n], the policy network's outputs before normalisation; None where they were not computed.
         alignment: float [m], s_i = < alpha v, grad L_i >, how much a step along a sample's gradient lowers the
             meta-validation loss; None without a hypergradient.
-        rows: int64 [m], the samples that `alignment` is of.
+        rows: int64 [m], the samples that `alignment` belongs to.
     """
 
     code: Tensor
@@ -51,7 +51,7 @@ class Draws(Protocol):
 
 
 class Sampler(Draws, Protocol):
-    """Draws transformations and learns from what became of them."""
+    """Draws transformations and learns from their effect."""
 
     @property
     def codes(self) -> int:
@@ -93,7 +93,7 @@ class Sampler(Draws, Protocol):
 
 
 class TransformationSampler:
-    """Draws transformations from p_jk and learns p_jk from what the policy network said of them.
+    """Draws transformations from p_jk and learns p_jk from the policy network's outputs.
 
     p_jk = (1 - epsilon) u_jk / sum(u) + epsilon / K^2 with u_jk = v_jk ^ (1 / temperature), where v_jk is the mean raw
     policy output of the samples that were given (j, k) in the last `history` iterations; pairs that were not drawn take
@@ -104,7 +104,7 @@ class TransformationSampler:
         epsilon: share of uniform exploration, in [0, 1].
         every: iterations between refreshes (s).
         history: iterations that v_jk averages (r).
-        temperature: above 0; the lower, the bolder p_jk follows v_jk.
+        temperature: above 0; the lower, the more p_jk differs from uniform.
         probabilities: p_jk to start from, float [K, K]; None is uniform.
         means: v_jk to start from, float [K, K].
         space: the K operations.
@@ -165,7 +165,7 @@ class TransformationSampler:
         return code
 
     def observe(self, observation: Observation) -> None:
-        """Record the raw outputs; an iteration that has none counts, and says nothing."""
+        """Record the raw outputs; an iteration without outputs only advances the count of iterations."""
         if observation.raw is None:
             self.record(observation.code[:0], torch.empty(0))
         else:
@@ -177,7 +177,7 @@ class TransformationSampler:
         return Transformation.draw_magnitudes(pair // self.size, pair % self.size, generator, self.space)
 
     def record(self, pair: Tensor, raw: Tensor) -> None:
-        """Take in one iteration; refresh p_jk when it is due.
+        """Record one iteration; refresh p_jk when it is due.
 
         Args:
             pair: int64 [B], `Transformation.pair`.
@@ -199,12 +199,12 @@ class TransformationSampler:
         values = torch.where(seen, sums / counts.clamp(min=1), 0.0)
         values = torch.where(seen, values, values[seen].mean()).reshape(self.size, self.size)
         self.means = values
-        # Over their largest first, so that no power of theirs underflows in all of them.
+        # Divided by their largest first, so that the powers do not all underflow.
         shares = (values / values.max()) ** (1 / self.temperature)
         self.probabilities = (1 - self.epsilon) * shares / shares.sum() + self.epsilon / self.size**2
 
     def entropy_by_chance(self) -> tuple[float, float]:
-        """Between which relative entropies p_jk would lie, 95 %, if the policy treated all transformations alike.
+        """The 95 % range of p_jk's relative entropy if the policy treated all transformations alike.
 
         v_jk would still differ, by the samples that each pair happened to get: by s^2 / n_jk, where s^2 is the outputs'
         variance within pairs. To second order the entropy falls short of the uniform one by half of p_jk's relative
@@ -223,7 +223,7 @@ class TransformationSampler:
         return max(0.0, 1 - shortfall * (1 + deviation)), min(1.0, 1 - shortfall * (1 - deviation))
 
     def figures(self) -> dict[str, float]:
-        """Between which entropies p_jk would lie by chance alone."""
+        """The range of the entropy by chance alone."""
         low, high = self.entropy_by_chance()
         return {"entropy_by_chance_low": low, "entropy_by_chance_high": high}
 

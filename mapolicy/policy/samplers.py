@@ -1,4 +1,4 @@
-"""The samplers by the name that the setting `sampler` has."""
+"""The samplers that the setting `sampler` names."""
 
 from dataclasses import dataclass
 
