@@ -190,7 +190,7 @@ class Extractor(ManifestPart):
     model_args: ModelArgs = Field(description="arguments of its constructor besides classes and channels")
     feature_width: Annotated[int, Field(ge=1, le=65_536)] = Field(description="width of the deep feature, F")
     dtype: Annotated[str, one_of(DTYPES)] = Field(description="of the extractor's tensors in the file")
-    call: Annotated[str, one_of((EXTRACTOR_CALL,))] = Field(description="how the feature is had")
+    call: Annotated[str, one_of((EXTRACTOR_CALL,))] = Field(description="how the feature is computed")
 
 
 class InputContract(ManifestPart):
