@@ -7,7 +7,10 @@ import torch
 
 from mapolicy.bilevel.diagnostics import PolicyMonitor, WeightShares, weight_spread
 from mapolicy.policy.network import PolicyNetwork
-from mapolicy.policy.sampler import K, TransformationSampler
+from mapolicy.policy.sampler import TransformationSampler
+from mapolicy.transforms.space import OPERATION_NAMES
+
+K = len(OPERATION_NAMES)
 
 WIDTH = 400
 EQUAL = torch.full((8,), 1 / 8)

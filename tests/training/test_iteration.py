@@ -36,15 +36,14 @@ def test_what_the_bilevel_step_is_given(make_search_config) -> None:
     def bilevel(inputs, labels, embedding, validation, noise_seed, features):
         given.update(locals())
         raw = torch.linspace(0.1, 0.9, len(labels))
-        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None, None)
+        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None, None, None)
 
     sampler = TransformationSampler()
-    augmentation = SampledTransformations(sampler, config.operation_space)
     batch = next(task.training.batches([(3, torch.arange(256))]))
     held_out = next(task.splits.meta_validation.batches([(3, torch.arange(64))]))
     monitor = PolicyMonitor(1, 1, 10)
     features = lambda augmented: augmented.inputs.flatten(1)  # noqa: E731
-    BilevelIteration(task, augmentation, bilevel, monitor, features)(3, batch, held_out)
+    BilevelIteration(task, sampler, bilevel, monitor, features)(3, batch, held_out)
     assert monitor.spread().value > 0
 
     expected = task.pipeline.augment(*batch, SampledTransformations(TransformationSampler(), "metaaugment-v1"), 3)
@@ -71,12 +70,11 @@ def test_the_policy_is_learned_every_so_many_iterations(make_search_config, monk
     def bilevel(inputs, labels, embedding, validation, noise_seed, features):
         lessons.append(validation)
         raw = torch.full((len(labels),), 0.5)
-        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None, None)
+        return StepRecord(torch.zeros(()), raw, raw / raw.sum(), torch.ones(()), None, None, None)
 
     monkeypatch.setattr(CostMeter, "__call__", lambda self, batch, iteration: iteration())
     sampler = TransformationSampler()
-    augmentation = SampledTransformations(sampler, config.operation_space)
-    iteration = BilevelIteration(task, augmentation, bilevel, PolicyMonitor(1, 1, 10))
+    iteration = BilevelIteration(task, sampler, bilevel, PolicyMonitor(1, 1, 10))
     with Run(config, RunState({}, {}), task, Reporter(), None) as run:
         run.loop(iteration)
     assert len(lessons) == 10
