@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..bundle.findings import Findings
 from ..runtime.sanitize import printable
 from ..training.callbacks import Record, Reporter, Reporters
 
@@ -44,6 +45,8 @@ SPARKED = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spre
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 NARROW = 50  # characters; a narrower terminal gets numbers without a bar
 LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is the width of labels and figures
+
+LONGEST_ROW = len("learned, strength 30")
 
 # What is known of an extractor without importing torch.
 NOT_BUILT = "its tensors are checked; its first use also checks the architecture and that features are finite"
@@ -254,6 +257,22 @@ def print_figures(figures: Mapping[str, str]) -> None:
         print(printable(f"{name:<{width}}  {value}"))
 
 
+def print_findings(findings: Findings) -> None:
+    """Print on stdout what a policy learned and how it did in its own check, sentences first; nothing if not known."""
+    for title, lines in (
+        (findings.verdict, []),
+        ("what was learned", findings.learned),
+        (findings.weights, []),
+        (findings.checked, [f"{name:<{LONGEST_ROW}}  {text}" for name, text in findings.rows]),
+    ):
+        if not title or (title == "what was learned" and not lines):
+            continue
+        print(printable(title))
+        for line in lines:
+            print(printable(f"  {line}"))
+        print()
+
+
 def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: bool) -> None:
     """Print on stdout what a run would cost."""
     if as_json:
@@ -314,6 +333,11 @@ def weight_shares(figures: Mapping[str, Any]) -> dict[str, str]:
         return {}
     by_class, by_operations = found
     return {"weights' variance": f"{by_operations:.0%} between operations, {by_class:.0%} between classes"}
+
+
+def spread_of_weights(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Lines about the weights of samples; none of equal weights."""
+    return {**with_interval(figures, "weight_spread", "of 95 % of the last epoch's batches"), **weight_shares(figures)}
 
 
 def signal_to_noise(figures: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from ..bundle.dataset_level import DatasetPolicy, spelled_step
-from ..bundle.describe import describe
+from ..bundle.describe import describe, log_levels
+from ..bundle.findings import Findings
 from ..bundle.load import SearchedFile
 from ..bundle.source import Fetched
 from . import display, options
@@ -55,8 +56,7 @@ def _show_searched(policy: SearchedFile, fetched: Fetched, output: options.Outpu
         "alpha": _alpha(facts["alpha"]),
         "entropy of p_jk": f"{facts['entropy']:.5f} of uniform{_by_chance(manifest.results)}",
         "furthest from uniform": f"{facts['furthest']:.1%} (largest relative difference of a p_jk)",
-        **display.with_interval(manifest.results, "weight_spread", "of 95 % of the last epoch's batches"),
-        **display.weight_shares(manifest.results),
+        **({} if manifest.equal_weights else display.spread_of_weights(manifest.results)),
         **display.signal_to_noise(manifest.results),
         "size": f"{facts['bytes']:,} bytes, {facts['parameters']['extractor']:,} parameters in the extractor, "
         f"{facts['parameters']['policy']:,} in the policy network",
@@ -64,6 +64,7 @@ def _show_searched(policy: SearchedFile, fetched: Fetched, output: options.Outpu
         "licence": manifest.licence or "not stated",
         "note": " ".join(manifest.note.split()) or "none",
     }
+    display.print_findings(Findings.of(manifest, log_levels(policy.tensors)))
     display.print_figures(lines)
     for title, key in (("likeliest transformations", "likeliest"), ("unlikeliest", "unlikeliest")):
         print(f"\n{title} (uniform: {1 / len(manifest.operations.names) ** 2:.4%})")

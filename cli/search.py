@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bundle.findings import Findings, levels_document, verification_document
 from ..config import SearchConfig
 from ..registries import DATASETS
 from ..runtime import rank_environment
@@ -45,14 +46,22 @@ def search(
         if run.dry_run:
             expected = forecast_search(config, reporter)
         else:
-            search_policy(config, listeners, folder, run.resume, run.force, out)
+            bundle = search_policy(config, listeners, folder, run.resume, run.force, out)
     if rank_environment.rank() > 0:
         return
     if run.dry_run:
         display.print_forecast(expected, config.proxy, recipe, output.as_json)
         return
-    result = reporter.result
-    output.show({"bundle": str(out), "run": str(folder), **result}, _figures(config, result, out, folder))
+    result, manifest = reporter.result, bundle.manifest
+    log_levels = None if bundle.log_levels is None else bundle.log_levels.double().numpy()
+    if not output.as_json:
+        display.print_findings(Findings.of(manifest, log_levels))
+    learned = {
+        "levels": levels_document(manifest, log_levels),
+        "verification": verification_document(manifest),
+    }
+    document = {"bundle": str(out), "run": str(folder), **result, **learned}
+    output.show(document, _figures(config, result, out, folder))
 
 
 def _figures(config: SearchConfig, result: Mapping[str, Any], out: Path, folder: Path) -> dict[str, str]:
@@ -66,8 +75,7 @@ def _figures(config: SearchConfig, result: Mapping[str, Any], out: Path, folder:
         **effect,
         "alpha": f"{result['alpha']:.4f}",
         "entropy of p_jk": f"{result['entropy']:.5f} of uniform",
-        **display.with_interval(result, "weight_spread", "of 95 % of the last epoch's batches"),
-        **display.weight_shares(result),
+        **({} if config.weighting == "equal" else display.spread_of_weights(result)),
         **display.signal_to_noise(result),
         "cost": display.ratio(result["cost_ratio"]),
         "time": display.duration(result["seconds"]),

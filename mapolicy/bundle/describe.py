@@ -6,12 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from .format import ALPHA, MEANS, PROBABILITIES
+from .findings import Table, levels_document, verification_document
+from .format import ALPHA, LOG_LEVELS, MEANS, PROBABILITIES
 from .manifest import Manifest
 from .safetensors_reader import RawTensor
 
 LISTED = 5
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # not counted as parameters
+
+
+def log_levels(tensors: Mapping[str, RawTensor]) -> Table | None:
+    """What an alignment sampler learned, float64 [stages, K, bins]; None for another sampler."""
+    return np.asarray(tensors[LOG_LEVELS].array(), np.float64) if LOG_LEVELS in tensors else None
 
 
 def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) -> dict[str, Any]:
@@ -64,6 +70,9 @@ def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) ->
             )
             for part in ("extractor", "policy")
         },
+        "equal_weights": manifest.equal_weights,
+        "levels": levels_document(manifest, log_levels(tensors)),
+        "verification": verification_document(manifest),
         "versions": manifest.versions,
         "licence": manifest.licence,
         "note": manifest.note,

@@ -1,18 +1,21 @@
 """What a policy learned and how it did in its own check, in sentences. Reads numbers alone; imports no torch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..transforms.space import MAX_LEVEL, OPERATION_SPECS, OperationSpace
+from ..transforms.space import MAX_LEVEL, OPERATION_SPECS, SPACES, OperationSpace
 from .format import level_probabilities
-from .manifest import LEARNED, Verification, VerifiedPolicy
+from .manifest import LEARNED, ManifestDraft, Verification, VerifiedPolicy
 
 NORMAL_95 = 1.96
 RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 NO_AUGMENTATION = "none"
+EQUAL_WEIGHTS = "this policy sees the transformation, not the image: all samples have the same weight"
 
 Table = npt.NDArray[np.float64]
 
@@ -49,7 +52,8 @@ class Thinned:
     def sentence(self, space: OperationSpace) -> str:
         """In words, in the operation's own unit."""
         spread = space.ranges[self.operation]
-        times = f"drawn {self.frequency:.2g} times as often as at random"
+        often = f"{self.frequency:.2g}" if self.frequency >= 0.01 else "less than 0.01"
+        times = f"drawn {often} times as often as at random"
         if spread is None:
             return f"{self.operation} harms ({times})"
 
@@ -193,3 +197,72 @@ def how_it_was_checked(verification: Verification) -> str:
         f"The proxy was trained from scratch under each policy for {_epochs(verification)} and measured on "
         f"{verification.images} held-out images.{seen}"
     )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a bundle says about its policy in sentences; empty where it does not know.
+
+    Attributes:
+        weights: what equal weights mean.
+        learned: what was learned of levels.
+        verdict: what follows from the check.
+        checked: how it was checked.
+        rows: the check's policies and how they did.
+    """
+
+    weights: str = ""
+    learned: Sequence[str] = ()
+    verdict: str = ""
+    checked: str = ""
+    rows: Sequence[tuple[str, str]] = ()
+
+    @classmethod
+    def of(cls, manifest: ManifestDraft, log_levels: Table | None) -> Self:
+        """Those of a bundle.
+
+        Args:
+            manifest: the bundle's.
+            log_levels: float [stages, K, bins] where the manifest has levels, else None.
+        """
+        learned: Sequence[str] = ()
+        strength = 0.0
+        if manifest.levels is not None and log_levels is not None:
+            strength = manifest.levels.strength
+            learned = what_was_learned(log_levels, strength, SPACES[manifest.operations.space])
+        weights, check = EQUAL_WEIGHTS if manifest.equal_weights else "", manifest.verification
+        if check is None:
+            return cls(weights, learned)
+        rows = verification_lines(check, strength)
+        return cls(weights, learned, verdict(check, strength), how_it_was_checked(check), rows)
+
+
+def levels_document(manifest: ManifestDraft, log_levels: Table | None) -> dict[str, Any] | None:
+    """What was learned of levels as JSON-compatible values; None without levels.
+
+    Returns:
+        The manifest's part, `relative_frequencies` [K][bins], and the sentences as `learned`.
+    """
+    if manifest.levels is None or log_levels is None:
+        return None
+    strength, space = manifest.levels.strength, SPACES[manifest.operations.space]
+    return {
+        **manifest.levels.model_dump(),
+        "edges": list(manifest.levels.edges),
+        "relative_frequencies": relative_frequencies(log_levels, strength).tolist(),
+        "learned": what_was_learned(log_levels, strength, space),
+    }
+
+
+def verification_document(manifest: ManifestDraft) -> dict[str, Any] | None:
+    """The check as JSON-compatible values, with what follows from it; None without one."""
+    check = manifest.verification
+    if check is None:
+        return None
+    strength = 0.0 if manifest.levels is None else manifest.levels.strength
+    kept, rows = kept_row(check, strength), []
+    for row in check.rows:
+        gain = gain_over(row, check.images)
+        interval = {"gain": gain.points, "gain_low": gain.low, "gain_high": gain.high}
+        rows.append({**row.model_dump(), "kept": row is kept, **interval})
+    return {**check.model_dump(), "rows": rows, "verdict": verdict(check, strength)}

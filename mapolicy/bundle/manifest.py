@@ -470,6 +470,11 @@ class ManifestDraft(Draft):
                 raise ValueError(f"search.settings has {name} {found}, the rest of the manifest {expected}")
         return self
 
+    @property
+    def equal_weights(self) -> bool:
+        """Whether the search weighed all samples alike, as training with the bundle then does."""
+        return bool(self.search.settings.get("weighting") == "equal")
+
     def data_settings(self) -> dict[str, Any]:
         """The `RunConfig` fields that a training run with this bundle takes from it.
 

@@ -69,8 +69,8 @@ class PolicyAugment:
 
     Args:
         bundle: the policy.
-        mode: "frozen" draws transformations from p_jk and weighs with the frozen extractor and policy network;
-            "sampler" draws from p_jk and weighs all samples equally, without any network.
+        mode: "frozen" draws the bundle's transformations and weighs with the frozen extractor and policy network, or
+            equally where the search did; "sampler" draws them and weighs all samples equally, without any network.
         label_smoothing: of the targets, in [0, 1); each sample's smoothing has the sample's weight. The loss becomes
             sum_i P_i CE_i with torch's `label_smoothing`.
         seed: with `rank` and `step` it fixes every draw.
@@ -166,7 +166,7 @@ class PolicyAugment:
         self._pipeline = Pipeline(self._settings, contract.mean, contract.std, device)
         self._normalisation = Normalisation(self._mean, self._std, device)
         self._frozen: FrozenWeights | None = None
-        if self._mode == "frozen":
+        if self._mode == "frozen" and not self._bundle.manifest.equal_weights:
             self._frozen = FrozenWeights(FrozenExtractor(self._bundle, device), self._bundle.build_policy().to(device))
         self._device = device
 

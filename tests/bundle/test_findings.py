@@ -1,5 +1,6 @@
 """Sentences about what was learned and checked, against closed forms and planted tables."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from mapolicy.bundle import findings
 from mapolicy.bundle.manifest import Verification, VerifiedPolicy
 from mapolicy.transforms.space import OPERATION_NAMES, SPACES
-from tests.helpers.bundle_factory import ROWS, UNIFORM_ROWS, log_levels, verification
+from tests.helpers.bundle_factory import ROWS, UNIFORM_ROWS, draft, draft2, log_levels, verification
 
 SPACE = SPACES["metaaugment-v1"]
 
@@ -100,9 +101,35 @@ def test_sentences_are_in_the_operations_own_units(cells: dict, sentence: str) -
     assert found.sentence(SPACE) == sentence
 
 
+def test_a_bundle_says_what_it_knows_and_nothing_else() -> None:
+    plain = findings.Findings.of(draft(), None)
+    assert plain == findings.Findings()
+    equal = findings.Findings.of(draft2(search={"settings": {"weighting": "equal"}}), log_levels())
+    assert equal.weights.startswith("this policy sees the transformation, not the image")
+    assert equal.learned[0].startswith("Rotate at -30 to -15 degrees harms")
+    assert equal.verdict.startswith("the learned policy is 8.0 points above trivialaugment")
+    assert [name for name, _ in equal.rows][-1] == "learned, strength 15"
+    unchecked = findings.Findings.of(draft2(verification=None), log_levels())
+    assert (unchecked.verdict, unchecked.rows, unchecked.weights) == ("", (), "")
+
+
+def test_documents_hold_plain_numbers() -> None:
+    levels = findings.levels_document(draft2(), log_levels())
+    check = findings.verification_document(draft2())
+    assert json.loads(json.dumps([levels, check])) == [levels, json.loads(json.dumps(check))]
+    assert np.mean(levels["relative_frequencies"]) == pytest.approx(1)
+    assert [row["kept"] for row in check["rows"]] == [False, False, False, True, False]
+    assert check["rows"][0]["gain"] == pytest.approx(10)
+    assert check["rows"][0]["gain_low"] < 10 < check["rows"][0]["gain_high"]
+    assert findings.levels_document(draft(), None) is None
+    assert findings.verification_document(draft()) is None
+
+
 def test_what_was_learned_of_a_table() -> None:
     sentences = findings.what_was_learned(log_levels().astype(np.float64), 30.0, SPACE)
-    assert sentences[0].startswith("Rotate at -30 to -15 degrees harms (drawn 0.00")
+    assert sentences[0].startswith(
+        "Rotate at -30 to -15 degrees harms (drawn less than 0.01 times as often as at random)"
+    )
     assert sentences[1].startswith("Rotate at 15 to 30 degrees harms")
     assert sentences[-1] == "13 of the 14 operations are drawn about as often as at random at every level"
     assert findings.what_was_learned(log_levels(), 0.0, SPACE) == [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mapolicy import PolicyBundle
-from tests.helpers.bundle_factory import forge
+from tests.helpers.bundle_factory import forge, forge2
 from tests.helpers.command_line import TRAIN, run_process
 
 
@@ -26,6 +26,33 @@ def test_inspect_json_and_its_figures(mapolicy, bundle_file: Path, bundle: Polic
     row, column = names.index(first["first"]), names.index(first["second"])
     assert bundle.probabilities[row, column].item() == pytest.approx(first["probability"])
     assert facts["parameters"]["policy"] == sum(p.numel() for p in bundle.build_policy().parameters())
+
+
+def test_inspect_says_first_what_was_learned_and_checked(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(forge2({"search.settings.weighting": "equal", "results.weight_spread": 0.0}))
+    shown = mapolicy("inspect", "x")
+    assert shown.code == 0, shown.err
+    lines = shown.out.splitlines()
+    assert lines[0].startswith("the learned policy is 8.0 points above trivialaugment on 100 held-out images (95 %")
+    assert lines[2] == "what was learned"
+    assert lines[3].startswith("  Rotate at -30 to -15 degrees harms")
+    assert "this policy sees the transformation, not the image" in shown.out
+    assert "  none                  70.0 %; kept +10.0 points" in shown.out
+    assert "  learned, strength 30  80.0 %, kept" in shown.out
+    assert "weights'" not in shown.out, "they are all equal"
+    facts = mapolicy("inspect", "x", "--json").json
+    assert facts["verification"]["verdict"] == lines[0]
+    assert facts["levels"]["strength"] == 30
+    assert facts["equal_weights"] is True
+
+
+def test_inspect_of_format_1_has_neither(mapolicy, bundle_file: Path) -> None:
+    facts = mapolicy("inspect", bundle_file, "--json").json
+    assert facts["levels"] is facts["verification"] is None
+    shown = mapolicy("inspect", bundle_file).out
+    assert "what was learned" not in shown
+    assert shown.startswith("bundle ")
+    assert "weights' spread" in shown
 
 
 def test_inspect_counts_parameters_and_no_buffers(mapolicy, bundle_file: Path, bundle: PolicyBundle) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mapolicy import PolicyBundle
+from mapolicy.bundle.findings import verdict, verification_lines
 from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
 
 
@@ -42,6 +43,26 @@ def test_search_json_is_one_document(mapolicy, tmp_path: Path) -> None:
     assert {"bundle", "digest", "validation_top1", "alpha", "entropy", "seconds"} <= set(outcome.json)
     assert outcome.json["bundle"] == "here.safetensors"
     assert outcome.json["digest"] == PolicyBundle.load(tmp_path / "here.safetensors").digest
+
+
+def test_search_ends_with_the_verdict_of_its_check(mapolicy, tmp_path: Path) -> None:
+    chosen = ("--set", "sampler=alignment", "--set", "weighting=equal")
+    outcome = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, *chosen, "--verify")
+    assert outcome.code == 0, outcome.err
+    bundle = PolicyBundle.load(tmp_path / "artifacts" / "digits.safetensors")
+    check = bundle.manifest.verification
+    assert outcome.out.splitlines()[0] == verdict(check, bundle.strength)
+    assert outcome.out.index("what was learned") < outcome.out.index(bundle.digest), "sentences first"
+    assert "this policy sees the transformation, not the image" in outcome.out
+    assert "weights' spread" not in outcome.out
+    for label, text in verification_lines(check, bundle.strength):
+        assert re.search(rf"^  {re.escape(label)} +{re.escape(text)}$", outcome.out, re.M), label
+    same = tmp_path / "runs" / "search-digits-wrn10_1-seed0" / "config.toml"
+    (tmp_path / "same.toml").write_bytes(same.read_bytes())
+    document = mapolicy("search", "--recipe", "same.toml", "--no-verify", "--json", "--force").json
+    assert document["verification"] is None
+    assert document["levels"]["stages"] == bundle.manifest.levels.stages
+    assert len(document["levels"]["relative_frequencies"]) == 14
 
 
 def test_a_folder_is_searched_and_found_again_under_the_data_folder(mapolicy, tmp_path: Path) -> None:
