@@ -93,12 +93,15 @@ def test_settings_of_another_iteration_are_a_row_of_their_own(monkeypatch: pytes
         step_case, "BilevelStep", lambda **parts: seen.append(parts["options"]) or (lambda *batch: None)
     )
     rows = step.measure_step(search_config(simultaneous=True), 1, memory=False).rows
-    assert [row.what for row in rows] == ["plain", "exact", "fast", "low_memory", "as_set", "double_backward"]
-    assert [(options.simultaneous, options.low_memory) for options in seen] == [
-        (False, False),
-        (False, False),
-        (False, True),
-        (True, False),
+    named = ["exact", "fast", "low_memory", "alignment", "alignment_third"]
+    assert [row.what for row in rows] == ["plain", *named, "as_set", "double_backward"]
+    assert [(options.simultaneous, options.low_memory, options.equal_weights) for options in seen] == [
+        (False, False, False),
+        (False, False, False),
+        (False, True, False),
+        (False, False, True),
+        (False, False, True),
+        (True, False, False),
     ]
 
 

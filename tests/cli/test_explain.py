@@ -62,7 +62,7 @@ def test_explain_refuses_what_it_cannot_show(
     mapolicy, bundle_file: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "no.png").write_text("no image")
-    mapolicy("explain", bundle_file, photo, "no.png", "--out", "x.png").is_error(3, "no.png: is no image")
+    mapolicy("explain", bundle_file, photo, "no.png", "--out", "x.png").is_error(3, "no.png: is not an image")
     with monkeypatch.context() as patch:  # found out before torch is loaded
         patch.setattr(options, "open_bundle", lambda *_: pytest.fail("the bundle was opened first"))
         mapolicy("explain", bundle_file, photo, "nowhere.png").is_error(3, "nowhere.png: No such file")
