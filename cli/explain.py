@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..bundle.findings import EQUAL_WEIGHTS
 from ..errors import UsageError
 from ..runtime.files import check_readable, write_atomically
 from . import bundles, display, options, outputs
@@ -59,7 +60,8 @@ def explain(
 ) -> None:
     """Show the weights that a policy gives to transformed images.
 
-    A weight of 1 is the mean over the transformations.
+    A weight of 1 is the mean over the transformations. For a policy that weighs all samples equally, how often each
+    transformation is drawn: 1 is as often as at random.
 
     Example: mapolicy explain artifacts/c100.safetensors cat.jpg --out cat.png
     """
@@ -92,6 +94,8 @@ def explain(
         documents = [explanation.document() for explanation in found]
         display.print_json({"digest": policy.digest, "out": out and str(out), "images": documents})
         return
+    if policy.manifest.equal_weights:
+        print(f"{EQUAL_WEIGHTS}\n")
     for explanation in found:
         _print(explanation)
     if out is not None:
@@ -108,11 +112,11 @@ def _print(explanation: "Explanation") -> None:
     console = Console()
     table = Table(title=Text(explanation.name), title_justify="left", box=None, pad_edge=False)
     table.add_column("rank", justify="right")
-    table.add_column("weight", justify="right")
+    table.add_column(explanation.measure, justify="right")
     table.add_column("transformation")
-    texts, heaviest = spelled(explanation.transformation), float(explanation.weights.max())
+    texts, heaviest = spelled(explanation.transformation), max(float(explanation.weights.max()), 1e-9)
     # The width that the other columns leave; two characters separate columns.
-    longest = min(BAR, console.width - len("rank  weight  ") - max(map(len, texts)) - 2)
+    longest = min(BAR, console.width - len(f"rank  {explanation.measure}  ") - max(map(len, texts)) - 2)
     if longest >= LEAST_BAR:
         table.add_column("", no_wrap=True)
     for position in explanation.order():

@@ -133,7 +133,9 @@ def _gathered(opened: Opened | None, run: Path | None, other: Opened | None, stu
     where = resolve_device(study.device or "auto")
     curves = None if run is None else read_run(run)
     searched = bundles.build_searched(opened) if opened and opened.policy.has_network else None
-    splits, no_data = (None, "") if searched is None else _data(searched, study.data_dir, where)
+    # Equal weights have nothing to say of images.
+    needs_data = searched is not None and not searched.manifest.equal_weights
+    splits, no_data = _data(searched, study.data_dir, where) if searched is not None and needs_data else (None, "")
     before = None if other is None else bundles.build_searched(other)
     return gather(opened, searched, curves, splits, no_data, before, study.samples, where)
 

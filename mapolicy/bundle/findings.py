@@ -51,19 +51,28 @@ class Thinned:
 
     def sentence(self, space: OperationSpace) -> str:
         """In words, in the operation's own unit."""
-        spread = space.ranges[self.operation]
-        often = f"{self.frequency:.2g}" if self.frequency >= 0.01 else "less than 0.01"
-        times = f"drawn {often} times as often as at random"
-        if spread is None:
-            return f"{self.operation} harms ({times})"
-
-        def value(level: float) -> float:
-            found = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(level) / MAX_LEVEL
-            return -found if spread.signed and level < 0 else found
-
-        ends = _in_unit(value(self.low), value(self.high), OPERATION_SPECS[self.operation].unit)
         whole = self.low <= -MAX_LEVEL and self.high >= MAX_LEVEL
-        return f"{self.operation} harms ({times})" if whole else f"{self.operation} at {ends} harms ({times})"
+        what = self.operation if whole else at_levels(self.operation, self.low, self.high, space)
+        return f"{what} harms (drawn {how_often(self.frequency)})"
+
+
+def how_often(frequency: float) -> str:
+    """A frequency over a uniform draw's, in words."""
+    often = f"{frequency:.2g}" if frequency >= 0.01 else "less than 0.01"
+    return f"{often} times as often as at random"
+
+
+def at_levels(operation: str, low: float, high: float, space: OperationSpace) -> str:
+    """An operation between two signed levels, in its own unit: "Rotate at 15 to 30 degrees"."""
+    spread = space.ranges[operation]
+    if spread is None:
+        return operation
+
+    def value(level: float) -> float:
+        found = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(level) / MAX_LEVEL
+        return -found if spread.signed and level < 0 else found
+
+    return f"{operation} at {_in_unit(value(low), value(high), OPERATION_SPECS[operation].unit)}"
 
 
 def _in_unit(low: float, high: float, unit: str) -> str:
@@ -103,11 +112,10 @@ def what_was_learned(log_levels: Table, strength: float, space: OperationSpace, 
     sentences = [each.sentence(space) for each in rare[:most]]
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more levels are drawn less often than at random")
+    if not rare:
+        return ["no operation is drawn clearly less often than at random at any level"]
     harmless = len(space.ranges) - len({each.operation for each in rare})
-    whole = "all" if harmless == len(space.ranges) else str(harmless)
-    sentences.append(
-        f"{whole} of the {len(space.ranges)} operations are drawn about as often as at random at every level"
-    )
+    sentences.append(f"{harmless} of the {len(space.ranges)} operations are not drawn less often at any level")
     return sentences
 
 

@@ -22,7 +22,8 @@ class Changes:
         left_out: number of further differences.
         table: relative change of p_jk.
         largest: (first operation, second operation, relative change) of the five p_jk that changed most.
-        effect: difference of their weights on the same samples; None if their images have different channels.
+        effect: difference of their weights on the same samples; None if they cannot be compared.
+        no_effect: why they cannot be compared; empty where they can.
         real: the samples are images of the data set, not synthetic ones.
     """
 
@@ -34,6 +35,7 @@ class Changes:
     largest: Sequence[tuple[str, str, float]]
     effect: WeightEffect | None
     real: bool
+    no_effect: str = ""
 
 
 def compare_bundles(before: PolicyBundle, after: PolicyBundle, images: Tensor | None = None) -> Changes:
@@ -48,7 +50,7 @@ def compare_bundles(before: PolicyBundle, after: PolicyBundle, images: Tensor | 
     order = abs(table.values).argsort(axis=None, kind="stable")[::-1][:5]
     pairs = [divmod(int(position), len(names)) for position in order]
     facts = _differences(_facts(before), _facts(after))
-    same_kind = before.manifest.input.channels == after.manifest.input.channels
+    no_effect = _why_not_compared(before, after)
     return Changes(
         before=before.digest,
         after=after.digest,
@@ -56,9 +58,21 @@ def compare_bundles(before: PolicyBundle, after: PolicyBundle, images: Tensor | 
         left_out=max(0, len(facts) - MOST),
         table=table,
         largest=[(names[j], names[k], float(table.values[j, k])) for j, k in pairs],
-        effect=effect_on_weights(before, after, images) if same_kind else None,
+        effect=None if no_effect else effect_on_weights(before, after, images),
         real=images is not None,
+        no_effect=no_effect,
     )
+
+
+def _why_not_compared(before: PolicyBundle, after: PolicyBundle) -> str:
+    if before.manifest.equal_weights or after.manifest.equal_weights:
+        which = (
+            "Both policies weigh" if before.manifest.equal_weights and after.manifest.equal_weights else "One weighs"
+        )
+        return f"{which} all samples equally, so there are no weights to compare."
+    if before.manifest.input.channels != after.manifest.input.channels:
+        return "Their images have different numbers of channels, so their weights cannot be compared."
+    return ""
 
 
 def _facts(bundle: PolicyBundle) -> dict[str, str]:

@@ -9,10 +9,14 @@ from torch import Tensor
 from ..bundle.manifest import InputContract
 from ..data.decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors, decode, read_file
 from ..errors import InputError
+from ..policy.levels import StagedLevels
+from ..policy.policy_bundle import PolicyBundle
 from ..runtime.sanitize import printable
 from ..transforms.parse import spelled
 from ..transforms.transformation import Transformation
 from .sample_weights import SampleWeights, ranks, relative_weights
+
+WEIGHT, FREQUENCY = "weight", "frequency"  # what is said of a transformation
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,10 @@ class Explanation:
         original: uint8 [C, S, S], at the bundle's size.
         images: uint8 [n, C, S, S], the transformed images.
         transformation: the n transformations.
-        weights: float64 [n] with mean 1, n P_i of Eq. 4.
+        weights: float64 [n] with mean 1, n P_i of Eq. 4; of a policy with equal weights, how often each
+            transformation is drawn, over how often uniform draws take it.
         ranks: rank of each weight, 1 for the largest.
+        measure: what `weights` are: "weight" or "frequency".
     """
 
     name: str
@@ -34,6 +40,7 @@ class Explanation:
     transformation: Transformation
     weights: Tensor
     ranks: list[int]
+    measure: str = WEIGHT
 
     def order(self) -> list[int]:
         """Positions from the largest to the smallest weight."""
@@ -48,7 +55,7 @@ class Explanation:
             "second": [names[index] for index in self.transformation.second.tolist()],
             "magnitude2": self.transformation.magnitude2.tolist(),
             "transformation": spelled(self.transformation),
-            "weight": self.weights.tolist(),
+            self.measure: self.weights.tolist(),
             "rank": self.ranks,
         }
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -78,7 +85,7 @@ def read_image(path: str, contract: InputContract) -> Tensor:
 
 
 def explain(sample_weights: SampleWeights, image: Tensor, transformation: Transformation, name: str) -> Explanation:
-    """Weight several transformations of an image.
+    """Weight several transformations of an image; of a policy with equal weights, say how often they are drawn.
 
     Args:
         sample_weights: of the bundle.
@@ -89,5 +96,19 @@ def explain(sample_weights: SampleWeights, image: Tensor, transformation: Transf
     batch = image.to(sample_weights.device).expand(len(transformation), *image.shape)
     on_device = transformation.to(sample_weights.device)
     augmented = sample_weights.augmented(batch, on_device)
-    weights = relative_weights(sample_weights.logits(augmented, on_device)).cpu()
-    return Explanation(printable(name), image, augmented.cpu(), transformation, weights, ranks(weights))
+    if sample_weights.bundle.manifest.equal_weights:
+        found, measure = relative_frequencies(sample_weights.bundle, transformation), FREQUENCY
+    else:
+        found, measure = relative_weights(sample_weights.logits(augmented, on_device)).cpu(), WEIGHT
+    return Explanation(printable(name), image, augmented.cpu(), transformation, found, ranks(found), measure)
+
+
+def relative_frequencies(bundle: PolicyBundle, transformation: Transformation) -> Tensor:
+    """How often a policy draws each transformation, over how often uniform draws take it; float64 [n]."""
+    sampler = bundle.sampler()
+    if isinstance(sampler, StagedLevels):
+        relative, grid = sampler.relative().flatten(), sampler.grid
+        first = relative[grid.cell(transformation.first, transformation.magnitude1)]
+        return first * relative[grid.cell(transformation.second, transformation.magnitude2)]
+    probabilities = bundle.probabilities.double()
+    return probabilities[transformation.first, transformation.second] * probabilities.numel()

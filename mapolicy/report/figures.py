@@ -127,7 +127,9 @@ def curve_draws(curves: Mapping[str, Curve]) -> dict[str, Draw]:
 
         return on
 
-    kinds = {title: kind for title, kind in CURVES.items() if any(name in curves for name in kind[0])}
+    # A curve of zeros is that of something that the run does not have: weights that are all equal.
+    moving = {name for name, points in curves.items() if any(value != 0 for _, value in points)}
+    kinds = {title: kind for title, kind in CURVES.items() if moving & set(kind[0])}
     return {title: draw(title, names, unit) for title, (names, unit) in kinds.items()}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..bundle.dataset_level import PublishedManifest
-from ..bundle.describe import describe
+from ..bundle.describe import describe, log_levels
+from ..bundle.findings import Findings
 from ..bundle.load import Opened, SearchedFile
 from ..data.splits import DataSplits
 from ..errors import InputError
@@ -19,7 +20,7 @@ from .magnitude_response import MagnitudeResponse, magnitude_response
 from .metrics import RunLog
 from .sample_weights import SampleWeights
 from .samples import Samples, draw_samples
-from .tables import HeatTable, preference_table, probability_table
+from .tables import HeatTable, level_table, preference_table, probability_table
 
 SAMPLES = 1024  # transformed images, for the samples and again for the classes
 COMPARED_SAMPLES = 64  # images for the weights of two bundles
@@ -29,10 +30,14 @@ COMPARED_SAMPLES = 64  # images for the weights of two bundles
 class Report:
     """The content of a report. A field is None if it is not known, or if this kind of policy does not have it.
 
+    A policy with equal weights has no response, no samples and no preferences of classes.
+
     Attributes:
         origin: where the bundle came from; empty for a run alone.
         described: result of `describe` for a searched bundle.
         dataset_level: manifest of a dataset-level policy.
+        findings: what was learned and how it did in its own check, in sentences.
+        levels: how often each level is drawn.
         probabilities: p_jk.
         response: weight against magnitude.
         run: settings, result and curves of a run.
@@ -46,6 +51,8 @@ class Report:
     origin: str = ""
     described: Mapping[str, Any] | None = None
     dataset_level: PublishedManifest | None = None
+    findings: Findings = field(default_factory=Findings)
+    levels: HeatTable | None = None
     probabilities: HeatTable | None = None
     response: MagnitudeResponse | None = None
     run: RunLog | None = None
@@ -109,18 +116,23 @@ def gather(
         return Report(opened.fetched.origin, dataset_level=opened.policy.manifest, run=run)
     assert bundle is not None
     manifest, names = bundle.manifest, bundle.manifest.operations.names
-    sample_weights = SampleWeights(bundle, device or torch.device("cpu"))
-    drawn, preferences = None, None
-    if splits is not None:
-        drawn = draw_samples(sample_weights, splits.train, samples)
-        preferences = class_preferences(sample_weights, splits.train, samples)
+    table = log_levels(opened.policy.tensors)
+    drawn, preferences, response, images = None, None, None, synthetic_images(manifest.input)
+    if not manifest.equal_weights:
+        sample_weights = SampleWeights(bundle, device or torch.device("cpu"))
+        if splits is not None:
+            drawn = draw_samples(sample_weights, splits.train, samples)
+            preferences = class_preferences(sample_weights, splits.train, samples)
+            images = drawn.originals
+        response = magnitude_response(sample_weights, images, drawn is not None)
     real = drawn is not None
-    images = synthetic_images(manifest.input) if drawn is None else drawn.originals
     return Report(
         origin=opened.fetched.origin,
         described=describe(manifest, opened.policy.tensors, len(opened.fetched.content)),
+        findings=Findings.of(manifest, table),
+        levels=None if table is None else level_table(table, bundle.strength, bundle.operation_space),
         probabilities=probability_table(bundle.probabilities.numpy(), bundle.means.numpy(), names),
-        response=magnitude_response(sample_weights, images, real),
+        response=response,
         run=run,
         samples=drawn,
         classes=None if preferences is None else _class_table(preferences, manifest.dataset.classes, names),

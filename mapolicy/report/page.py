@@ -53,6 +53,7 @@ def page(report: Report) -> bytes:
         "script_hash": Markup(script_hash(script)),
         "facts": _facts(report),
         "note": report.described["note"] if report.described else policy.note if policy else "",
+        "checks": _checks(report),
         "curves": _curves(report),
         "responses": _responses(report),
         "extremes": _extremes(samples, report.class_names),
@@ -96,7 +97,7 @@ def _facts(report: Report) -> dict[str, str]:
         "furthest from uniform": f"{known['furthest']:.2%} (largest relative difference of a p_jk)",
     }
     for name, key in (("spread of the weights", "weight_spread"), ("signal to noise", "signal_to_noise")):
-        if key in results:
+        if key in results and not (key == "weight_spread" and known["equal_weights"]):
             facts[name] = f"{results[key]:.4f}" + _between(results, key, " ({:.4f} to {:.4f})")
     return facts | {
         "size": f"{known['bytes']:,} bytes, {known['parameters']['extractor']:,} parameters in the extractor, "
@@ -104,6 +105,22 @@ def _facts(report: Report) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in known["versions"].items()),
         "licence": known["licence"] or "not stated",
     }
+
+
+def _checks(report: Report) -> list[dict[str, Any]]:
+    """The rows of the policy's own check."""
+    check = (report.described or {}).get("verification")
+    if check is None:
+        return []
+    return [
+        {
+            "name": row["policy"] if row["strength"] is None else f"{row['policy']}, strength {row['strength']:g}",
+            "accuracy": 100 * row["correct"] / check["images"],
+            "kept": row["kept"],
+            **{short: row[key] for short, key in (("gain", "gain"), ("low", "gain_low"), ("high", "gain_high"))},
+        }
+        for row in check["rows"]
+    ]
 
 
 def _place(origin: str) -> str:

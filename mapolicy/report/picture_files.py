@@ -17,7 +17,12 @@ FIGURE_2, FIGURE_3, FIGURE_4 = "probabilities", "losses", "samples"
 def picture_files(report: Report) -> dict[str, bytes]:
     """Every picture of the report as PNG and SVG, by file name."""
     found: dict[str, Mapping[str, bytes]] = {}
-    for table in (report.probabilities, report.classes, None if report.changes is None else report.changes.table):
+    for table in (
+        report.levels,
+        report.probabilities,
+        report.classes,
+        None if report.changes is None else report.changes.table,
+    ):
         if table is not None:
             found[table.key] = figures.rendered(figures.heat_figure(table))
     if report.run is not None and (draws := figures.curve_draws(report.run.curves)):

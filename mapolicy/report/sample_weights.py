@@ -5,6 +5,7 @@ Images are transformed without base augmentation and Cutout, so that weights dep
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class SampleWeights:
         bundle, device: the arguments.
         space: the bundle's operation space.
         identity: position of Identity in it.
-        extractor, policy: the bundle's networks on the device.
+        policy: the bundle's policy network on the device.
         chunk: images of one forward.
     """
 
@@ -40,7 +41,12 @@ class SampleWeights:
         self.chunk = max(1, PIXELS_AT_ONCE // contract.size**2)
         mean_colour = Normalisation(contract.mean, contract.std, device).mean_colour()
         self._fill = mean_colour if operations.fill == "mean" else torch.zeros_like(mean_colour)
-        self.extractor, self.policy = FrozenExtractor(bundle, device), bundle.build_policy().to(device)
+        self.policy = bundle.build_policy().to(device)
+
+    @cached_property
+    def extractor(self) -> FrozenExtractor:
+        """Built when it is first used: transforming images needs none."""
+        return FrozenExtractor(self.bundle, self.device)
 
     def augmented(self, images: Tensor, transformation: Transformation) -> Tensor:
         """Apply the transformation, one for each image: uint8 [n, C, H, W] to uint8 [n, C, H, W]."""

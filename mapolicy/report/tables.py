@@ -1,4 +1,4 @@
-"""Heat maps as plain data: p_jk, the change of p_jk, and the preferences of classes. No torch."""
+"""Heat maps as plain data: p_jk, its change, frequencies of levels, preferences of classes. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..bundle.findings import at_levels, how_often, relative_frequencies
+from ..transforms.space import MAX_LEVEL, OperationSpace
 
 Numbers = NDArray[np.float64]
 
@@ -72,6 +75,40 @@ def probability_table(probabilities: Any, means: Any, names: Sequence[str]) -> H
         details=details,
         strength=strength,
         totals=([f"{100 * total:.2f}" for total in values.sum(1)], [f"{100 * total:.2f}" for total in values.sum(0)]),
+    )
+
+
+def level_table(log_levels: Numbers, strength: float, space: OperationSpace) -> HeatTable:
+    """How often each operation and signed level is drawn, over how often a uniform draw takes it.
+
+    Args:
+        log_levels: float [stages, K, bins] of an alignment sampler.
+        strength: kappa.
+        space: the K operations.
+    """
+    values = relative_frequencies(log_levels, strength)
+    edges = np.linspace(-MAX_LEVEL, MAX_LEVEL, values.shape[1] + 1)
+    spans = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    strengths, reach = _strength(values - 1)
+    return HeatTable(
+        key="levels",
+        title="How often each operation is drawn at each level, times a uniform draw",
+        scale="1 is as often as at random, 0 is never. Levels below 0 are the other direction; an operation without a "
+        f"direction has the same number on both sides. The strongest colour is {reach:.2f} away from 1.",
+        across="level",
+        down="operation",
+        rows=space.names,
+        columns=[f"{low:g} to {high:g}" for low, high in spans],
+        values=values,
+        texts=[[f"{value:.2f}" for value in row] for row in values],
+        details=[
+            [
+                f"{at_levels(name, low, high, space)}: drawn {how_often(float(value))}"
+                for value, (low, high) in zip(row, spans, strict=True)
+            ]
+            for name, row in zip(space.names, values, strict=True)
+        ],
+        strength=strengths,
     )
 
 

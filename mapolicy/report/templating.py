@@ -32,6 +32,7 @@ def environment() -> Environment:
     )
     made.finalize = lambda value: value if isinstance(value, Markup | int | float) else _printable_lines(str(value))
     made.filters["number"] = lambda value: repr(float(value))
+    made.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
     return made
 
 

@@ -131,9 +131,9 @@ def test_what_was_learned_of_a_table() -> None:
         "Rotate at -30 to -15 degrees harms (drawn less than 0.01 times as often as at random)"
     )
     assert sentences[1].startswith("Rotate at 15 to 30 degrees harms")
-    assert sentences[-1] == "13 of the 14 operations are drawn about as often as at random at every level"
+    assert sentences[-1] == "13 of the 14 operations are not drawn less often at any level"
     assert findings.what_was_learned(log_levels(), 0.0, SPACE) == [
-        "all of the 14 operations are drawn about as often as at random at every level"
+        "no operation is drawn clearly less often than at random at any level"
     ]
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mapolicy import PolicyBundle
 from tests.helpers.command_line import snapshot
+from tests.helpers.make_bundles import DATA
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,14 @@ def test_explain_refuses_what_it_cannot_show(
     mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
     mapolicy("explain", "r.safetensors", photo).is_error(3, "dataset-level policy: all samples weigh the same")
     assert snapshot(tmp_path) == ["no.png", "r.safetensors"]
+
+
+def test_explain_of_equal_weights_says_how_often_each_is_drawn(mapolicy, photo: Path, tmp_path: Path) -> None:
+    path = DATA / "format-2-levels.safetensors"
+    chosen = ("--transformations", "Rotate:5,Color:-3;Solarize:9;Equalize")
+    shown = mapolicy("explain", path, photo, *chosen, "--out", "cat.png")
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("this policy sees the transformation, not the image")
+    assert re.search(r"^rank +frequency +transformation", shown.out, re.M)
+    rows = mapolicy("explain", path, photo, *chosen, "--json").json["images"][0]["transformations"]
+    assert all(row["frequency"] > 0 and "weight" not in row for row in rows)

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from mapolicy import PolicyBundle
 from tests.helpers.command_line import snapshot
+from tests.helpers.make_bundles import DATA
 
 
 def test_report_of_a_bundle_and_its_run(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
@@ -57,3 +60,11 @@ def test_a_report_does_without_a_data_set_that_was_not_asked_for(mapolicy, tmp_p
     mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", ".", "--force").is_error(3, "tiny: No such file")
     found = mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", tiny, "--force", "--json")
     assert found.json["samples"] == 6
+
+
+def test_report_of_equal_weights_reads_no_data_set(mapolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapolicy.report.samples.open_splits", lambda *_: pytest.fail("no images are needed"))
+    document = mapolicy("report", DATA / "format-2-levels.safetensors", "--out", "x.html", "--json")
+    assert document.code == 0, document.err
+    assert document.json["samples"] == 0
+    assert "this policy sees the transformation" in (tmp_path / "x.html").read_text().lower()

@@ -18,12 +18,16 @@ from torch.utils.data import DataLoader
 from mapolicy import PolicyAugment, PolicyBundle, train_network
 from mapolicy.data.batch_sampler import training_plan
 from mapolicy.data.splits import load_splits
+from mapolicy.distributed import ALONE
 from mapolicy.models.factory import build_network
 from mapolicy.models.features import features_and_logits
 from mapolicy.policy.policy_augment import weighted_targets
+from mapolicy.policy.protocol import policy_of
 from mapolicy.runtime.random import generator, seed_for
+from mapolicy.train import as_searched
 from mapolicy.training.optim import make_optimizer, make_schedule
 from mapolicy.transforms.transformation import Transformation
+from tests.helpers.make_bundles import DATA
 
 CPU = torch.device("cpu")
 CLASSES = 10
@@ -383,3 +387,15 @@ def test_a_loader_worker_is_no_place_for_it(bundle: PolicyBundle) -> None:
     assert len(list(DataLoader(pairs, batch_size=2, collate_fn=collate))) == 2
     with pytest.raises(RuntimeError, match="call it in the training loop, on the batch that the loader yields"):
         list(DataLoader(pairs, batch_size=2, collate_fn=collate, num_workers=1))
+
+
+def test_a_policy_that_was_searched_with_equal_weights_builds_no_extractor(
+    make_train_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = PolicyBundle.load(DATA / "format-2-levels.safetensors")
+    monkeypatch.setattr(PolicyBundle, "build_extractor", lambda *_: pytest.fail("it sees no images"))
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    _, targets = PolicyAugment(levels)(images, torch.arange(4))
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    config = make_train_config(mode="frozen")
+    assert policy_of(levels).weights(as_searched(config, levels), torch.device("cpu"), ALONE) is None
