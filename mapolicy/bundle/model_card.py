@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ..errors import InputError
 from ..runtime.files import CONFIG_FILE, RESULT_FILE, read_regular_file
 from ..runtime.sanitize import printable
 from .dataset_level import DatasetPolicy, PublishedManifest
+from .describe import log_levels
+from .findings import Findings, Table, relative_frequencies, verification_document
 from .format import PROBABILITIES
 from .load import SearchedFile
 from .manifest import Manifest
 from .safetensors_reader import RawTensor
-from .source import CARD_FILE, PICTURE_FILE
+from .source import CARD_FILE, LEVELS_FILE, PICTURE_FILE
 
 LARGEST_RECORD = 2**24  # bytes of a run's result or configuration
 LISTED, LISTED_SUB_POLICIES = 5, 500  # pairs at either end of the ranking; sub-policies
@@ -85,10 +88,13 @@ def card_pages(
     """The files beside a bundle in a repository, by name; arguments as of `model_card`."""
     if isinstance(policy, DatasetPolicy):
         return {CARD_FILE: dataset_policy_card(policy.manifest, repository, licence, runs).encode()}
-    return {
+    pages = {
         CARD_FILE: model_card(policy.manifest, policy.tensors, repository, licence, runs).encode(),
         PICTURE_FILE: heat_map(policy.tensors, policy.manifest.operations.names),
     }
+    if policy.manifest.levels is not None:
+        pages[LEVELS_FILE] = level_map(policy.manifest, policy.tensors)
+    return pages
 
 
 def model_card(
@@ -107,27 +113,68 @@ def model_card(
         runs: results to list in the card.
     """
     licence = manifest.licence or licence
+    findings = Findings.of(manifest, log_levels(tensors))
     settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(manifest.search.settings.items()))
     return _page(
         {"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch},
         licence,
         f"# Augmentation policy for {_code(manifest.dataset.name)}",
-        "A sample-aware augmentation policy, searched once with MetaAugment (Zhou et al., AAAI 2021) and reused to "
-        "train other networks on the same data set. The file holds the policy network, the network that extracts "
-        "features of the images for it, and the probabilities of the transformations. It is plain safetensors: loading "
-        "it runs no code.",
+        _what_it_is(manifest),
         _facts(manifest, licence),
         "## How to use it",
         _use(manifest, repository),
         "## What was gained",
-        _gain(runs),
+        *_check(manifest, findings),
+        *([_gain(runs)] if runs or not findings.verdict else []),
         "## What it learned",
+        *_learned(findings),
         f"![Probability of each pair of operations, in per cent]({PICTURE_FILE})",
         _likeliest(manifest, tensors),
         *_note(manifest.note),
         "## Settings of the search",
         _block(settings, "toml"),
     )
+
+
+def _what_it_is(manifest: Manifest) -> str:
+    kind = "An augmentation policy" if manifest.equal_weights else "A sample-aware augmentation policy"
+    return (
+        f"{kind}, searched once with MetaAugment (Zhou et al., AAAI 2021) and reused to train other networks on the "
+        "same data set. The file holds the policy network, the network that extracts features of the images for it, "
+        "and the probabilities of the transformations. It is plain safetensors: loading it runs no code."
+    )
+
+
+def _check(manifest: Manifest, findings: Findings) -> list[str]:
+    """How the policy did in its own check; nothing without one."""
+    document = verification_document(manifest)
+    if document is None:
+        return []
+    rows = ["| trained with | accuracy % | the kept policy gains, points (95 % interval) |", "|---|---|---|"]
+    for row in document["rows"]:
+        name = row["policy"] if row["strength"] is None else f"{row['policy']}, strength {row['strength']:g}"
+        gain = "{gain:+.1f} ({gain_low:+.1f} to {gain_high:+.1f})".format(**row)
+        accuracy = 100 * row["correct"] / document["images"]
+        rows.append(f"| {_code(name)} | {accuracy:.1f} | {'kept' if row['kept'] else gain} |")
+    return [f"**{_sentence(findings.verdict)}**", findings.checked, "\n".join(rows)]
+
+
+def _learned(findings: Findings) -> list[str]:
+    """What was learned of levels, with the picture, and what equal weights mean."""
+    weights = [_sentence(findings.weights)] if findings.weights else []
+    if not findings.learned:
+        return weights
+    listed = "\n".join(f"- {_sentence(line)}" for line in findings.learned)
+    return [
+        listed,
+        f"![How often each operation is drawn at each level, times a uniform draw]({LEVELS_FILE})",
+        *weights,
+    ]
+
+
+def _sentence(text: str) -> str:
+    """A sentence of ours; an underscore in a name in it is no emphasis."""
+    return f"{text[:1].upper()}{text[1:]}.".replace("_", "\\_")
 
 
 def dataset_policy_card(
@@ -258,32 +305,58 @@ def heat_map(tensors: Mapping[str, RawTensor], names: Sequence[str]) -> bytes:
         names: of the operations, in the order of the policy.
     """
     values = _probabilities(tensors)
-    # Colours are scaled to the largest deviation: policies differ from uniform by a tenth or by a factor of ten.
-    relative = values * values.size - 1
-    strength = relative / max(float(np.abs(relative).max()), 1e-4)
-    font = ImageFont.load_default(FONT_SIZE)
-    margin = max(round(font.getlength(name)) for name in names) + 16
-    side = margin + CELL * len(names)
-    picture = Image.new("RGB", (side + 8, side + 32), "white")
-    draw = ImageDraw.Draw(picture)
-    for position, name in enumerate(names):
-        middle = margin + CELL * position + CELL // 2
-        draw.text((margin - 8, middle), name, "black", font, anchor="rm")
-        label = Image.new("RGB", (margin - 8, 20), "white")
-        ImageDraw.Draw(label).text((0, 10), name, "black", font, anchor="lm")
-        picture.paste(label.rotate(90, expand=True), (middle - 10, 0))
-    for j, row in enumerate(values):
-        for k, value in enumerate(row):
-            left, top = margin + CELL * k, margin + CELL * j
-            share = abs(float(strength[j, k]))
-            colour = 255 + (np.where(relative[j, k] > 0, _HIGH, _LOW) - 255) * share
-            draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), tuple(int(part) for part in colour))
-            ink = "white" if share > 0.6 else "black"
-            draw.text((left + CELL // 2 - 1, top + CELL // 2 - 1), f"{100 * value:.2f}", ink, font, anchor="mm")
     legend = (
         f"rows: first operation, columns: second; p_jk in %, uniform {100 / values.size:.2f}; red above, blue below"
     )
-    draw.text((margin, side + 18), legend, "black", font, anchor="lm")
+    return _picture(values * values.size, 100 * values, names, names, legend)
+
+
+def level_map(manifest: Manifest, tensors: Mapping[str, RawTensor]) -> bytes:
+    """How often each operation and level is drawn, as a PNG heat map: rows are operations, columns signed levels.
+
+    Args:
+        manifest: of a bundle with levels.
+        tensors: of the bundle.
+    """
+    table = log_levels(tensors)
+    assert manifest.levels is not None
+    assert table is not None
+    relative, edges = relative_frequencies(table, manifest.levels.strength), manifest.levels.edges
+    columns = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    legend = "times a uniform draw, by signed level; red above 1, blue below"
+    return _picture(relative, relative, manifest.operations.names, columns, legend)
+
+
+def _picture(relative: Table, shown: Table, rows: Sequence[str], columns: Sequence[str], legend: str) -> bytes:
+    """A heat map as PNG.
+
+    Args:
+        relative: float64 [rows, columns], over uniform: 1 is white.
+        shown: float64 [rows, columns], the numbers in the cells.
+        rows, columns: their names.
+        legend: a line below.
+    """
+    # Colours are scaled to the largest deviation: policies differ from uniform by a tenth or by a factor of ten.
+    strength = (relative - 1) / max(float(np.abs(relative - 1).max()), 1e-4)
+    font = ImageFont.load_default(FONT_SIZE)
+    margin = max(round(font.getlength(name)) for name in (*rows, *columns)) + 16
+    width, height = margin + CELL * len(columns), margin + CELL * len(rows)
+    picture = Image.new("RGB", (max(width, margin + round(font.getlength(legend))) + 8, height + 32), "white")
+    draw = ImageDraw.Draw(picture)
+    for position, name in enumerate(rows):
+        draw.text((margin - 8, margin + CELL * position + CELL // 2), name, "black", font, anchor="rm")
+    for position, name in enumerate(columns):
+        label = Image.new("RGB", (margin - 8, 20), "white")
+        ImageDraw.Draw(label).text((0, 10), name, "black", font, anchor="lm")
+        picture.paste(label.rotate(90, expand=True), (margin + CELL * position + CELL // 2 - 10, 0))
+    for (j, k), value in np.ndenumerate(shown):
+        left, top = margin + CELL * k, margin + CELL * j
+        share = abs(float(strength[j, k]))
+        colour = 255 + (np.where(strength[j, k] > 0, _HIGH, _LOW) - 255) * share
+        draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), tuple(int(part) for part in colour))
+        ink = "white" if share > 0.6 else "black"
+        draw.text((left + CELL // 2 - 1, top + CELL // 2 - 1), f"{value:.2f}", ink, font, anchor="mm")
+    draw.text((margin, height + 18), legend, "black", font, anchor="lm")
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
     return content.getvalue()

@@ -13,6 +13,7 @@ from .limits import Limits
 
 # File names in a repository on the Hugging Face Hub.
 BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"
+LEVELS_FILE = "levels.png"
 
 
 @dataclass(frozen=True)

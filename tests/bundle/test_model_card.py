@@ -12,10 +12,11 @@ from PIL import Image
 
 from mapolicy.bundle.dataset_level import DatasetPolicy
 from mapolicy.bundle.format import parse_bundle
-from mapolicy.bundle.model_card import CELL, dataset_policy_card, heat_map, model_card, read_run
+from mapolicy.bundle.load import SearchedFile
+from mapolicy.bundle.model_card import CELL, card_pages, dataset_policy_card, heat_map, level_map, model_card, read_run
 from mapolicy.errors import InputError
 from mapolicy.transforms.space import OPERATION_NAMES
-from tests.helpers.bundle_factory import draft, forge, raw, small_tensors
+from tests.helpers.bundle_factory import draft, draft2, forge, forge2, raw, small_tensors, small_tensors2, verification
 
 REPOSITORY = "birds/policy"
 
@@ -187,6 +188,47 @@ def test_a_dataset_policys_card() -> None:
     assert "script" not in code_free(body)
     assert "Rotate 0.5 +-30" in body
     assert f"mapolicy train DATASET --bundle hf://{REPOSITORY} --expect-digest {policy.digest}" in body
+
+
+def test_a_card_says_what_was_learned_and_checked() -> None:
+    manifest, tensors = parse_bundle(forge2({"search.settings.weighting": "equal"}), "x")
+    text = model_card(manifest, tensors, REPOSITORY)
+    gained, learned = text.split("## What was gained")[1].split("## What it learned")
+    assert "**The learned policy is 8.0 points above trivialaugment on 100 held-out images" in gained
+    assert "| `none` | 70.0 | +10.0 (+2.9 to +17.1) |" in gained
+    assert "| `learned, strength 30` | 80.0 | kept |" in gained
+    assert "**Not measured.**" not in gained
+    assert "- Rotate at -30 to -15 degrees harms (drawn less than 0.01 times as often as at random)." in learned
+    assert "(levels.png)" in learned
+    assert "This policy sees the transformation, not the image" in learned
+    assert "A sample-aware" not in text
+    pages = card_pages(SearchedFile(manifest, tensors), REPOSITORY, "", [])
+    assert sorted(pages) == ["README.md", "levels.png", "p_jk.png"]
+    assert sorted(card_pages(SearchedFile(*parse_bundle(forge(), "x")), REPOSITORY, "", [])) == [
+        "README.md",
+        "p_jk.png",
+    ]
+
+
+def test_the_picture_of_levels() -> None:
+    manifest, tensors = parse_bundle(forge2(), "x")
+    image = np.asarray(Image.open(io.BytesIO(level_map(manifest, tensors))).convert("RGB")).astype(int)
+    rotate = OPERATION_NAMES.index("Rotate")
+    margin = image.shape[0] - 32 - CELL * len(OPERATION_NAMES)
+
+    def corner(row: int, column: int) -> np.ndarray:
+        return image[margin + CELL * row + 2, margin + CELL * column + 2]
+
+    assert corner(rotate, 0) == pytest.approx([33, 102, 172], abs=3), "hardly ever drawn"
+    assert corner(rotate, 1)[0] > corner(rotate, 1)[2], "red: more than at random"
+
+
+def test_an_underscore_in_a_policys_name_is_no_emphasis() -> None:
+    rows = [("my_own_policy", None, 90, 2, 12), ("learned", 30.0, 80, 0, 0)]
+    base = draft2(verification=verification(rows))
+    text = model_card(*parse_bundle(forge(None, small_tensors2(), base), "x"), REPOSITORY)
+    assert r"My\_own\_policy is 10.0 points above" in text
+    assert "`my_own_policy`" in text
 
 
 # The picture.
