@@ -1,11 +1,11 @@
-"""`mapolicy export`: p_jk for loops without mapolicy."""
+"""`mapolicy export`: what a policy draws, for loops without mapolicy."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..bundle.export import FORMS, omissions
+from ..bundle.export import FORMS, omissions_of
 from ..bundle.export import export as write_policy
 from ..errors import UsageError
 from ..runtime.files import write_atomically
@@ -23,7 +23,7 @@ def export(
     force: options.Force = False,
     output: options.Output,
 ) -> None:
-    """Write p_jk as a policy of torchvision or albumentations.
+    """Write what a policy draws as a policy of torchvision or albumentations.
 
     The file is Python or JSON. The command lists what the other library cannot express.
 
@@ -37,7 +37,7 @@ def export(
     file = bundles.searched_file(checks.open(bundle), why, "its whole list is in `mapolicy inspect FILE --json`")
     manifest = file.manifest
     write_atomically(out, write_policy(manifest, file.tensors, form).encode())
-    lost = omissions(form, manifest.operations.names)
+    lost = omissions_of(manifest, form)
     if output.as_json:
         display.print_json({"policy": str(out), "digest": manifest.digest, "lost": list(lost)})
         return

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from mapolicy.bundle.export import FORMS, export, omissions
-from mapolicy.bundle.format import parse_bundle
+from mapolicy.bundle.export import FORMS, export, omissions, omissions_of
+from mapolicy.bundle.format import level_probabilities, parse_bundle
 from mapolicy.bundle.manifest import Operations
 from mapolicy.transforms.functional import apply_operation
 from mapolicy.transforms.space import OPERATION_NAMES, SPACES
-from tests.helpers.bundle_factory import draft, forge, raw
+from tests.helpers.bundle_factory import LEVELS, draft, draft2, forge, log_levels, raw, small_tensors2
 
 VALUES = np.random.default_rng(0).random((14, 14)) ** 4
 COLOURS = {"size": 32, "channels": 3, "mean": [0.25, 0.5, 0.75], "std": [0.2] * 3}
@@ -29,8 +29,12 @@ def text(form: str, space: str = "metaaugment-v1", fill: str = "mean") -> str:
 
 
 def load(tmp_path: Path, **kind: str) -> ModuleType:
+    return imported(text("torchvision", **kind), tmp_path)
+
+
+def imported(source: str, tmp_path: Path) -> ModuleType:
     path = tmp_path / "policy.py"
-    path.write_text(text("torchvision", **kind))
+    path.write_text(source)
     spec = importlib.util.spec_from_file_location("exported", path)
     assert spec is not None
     assert spec.loader is not None
@@ -158,3 +162,87 @@ def test_albumentations_loads_it(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for _ in range(300):
         assert policy(image=image)["image"].shape == image.shape
+
+
+# Bundles with levels
+
+
+def levels_text(form: str, **changes) -> str:
+    contract = {**COLOURS, "base_augmentation": "none", "cutout": 0}
+    return export(*parse_bundle(forge(None, small_tensors2(), draft2(input=contract, **changes)), "x"), form)
+
+
+def load_levels(tmp_path: Path) -> ModuleType:
+    return imported(levels_text("torchvision"), tmp_path)
+
+
+@pytest.mark.parametrize("name", OPERATION_NAMES)
+@pytest.mark.parametrize("level", [-9.0, -2.5, 2.5, 9.0])
+def test_operations_of_levels_give_our_pixels(name: str, level: float, tmp_path: Path, images: torch.Tensor) -> None:
+    """Directions included."""
+    spread = SPACES["metaaugment-v1"].ranges[name]
+    value = 0.0
+    if spread is not None:
+        value = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(level) / 10
+        value = -value if spread.signed and level < 0 else value
+    theirs = load_levels(tmp_path).OPERATIONS[name](images, value)
+    assert (theirs.int() - ours(name, images, level).int()).abs().max() <= 1
+
+
+def test_cells_come_as_often_as_the_policy_draws_them(tmp_path: Path) -> None:
+    module = load_levels(tmp_path)
+    drawn: list[tuple[str, float]] = []
+    policy = module.policy(
+        {name: lambda image, value, name=name: drawn.append((name, value)) for name in OPERATION_NAMES}
+    )
+    torch.manual_seed(0)
+    for _ in range(5_000):
+        policy(torch.zeros(1))
+    shares = level_probabilities(log_levels(), 30.0)
+    assert sum(probability for *_, probability in module.CELLS) == pytest.approx(1)
+    for name, share in zip(OPERATION_NAMES, shares.sum(1), strict=True):
+        found = sum(each == name for each, _ in drawn) / len(drawn)
+        assert abs(found - share) < 5 * (share * (1 - share) / len(drawn)) ** 0.5 + 1e-3
+    degrees = [value for name, value in drawn if name == "Rotate"]
+    assert sum(abs(value) > 15 for value in degrees) < 0.1 * len(degrees), "beyond level 5 it is hardly ever drawn"
+    thresholds = [value for name, value in drawn if name == "Solarize"]
+    assert 0 <= min(thresholds) < 20
+    assert 236 < max(thresholds) <= 256
+
+
+def test_a_levels_policy_runs_on_grey_colour_and_pillow(tmp_path: Path, images: torch.Tensor) -> None:
+    from PIL import Image
+
+    policy = load_levels(tmp_path).policy()
+    for _ in range(100):
+        assert policy(images[0]).dtype == torch.uint8
+        assert policy(Image.new("RGB", (32, 32))).size == (32, 32)
+
+
+def test_the_json_of_levels_draws_twice_from_the_same_cells() -> None:
+    document = json.loads(levels_text("albumentations"))
+    first, second = document["transform"]["transforms"]
+    assert first == second
+    assert sum(member["p"] for member in first["transforms"]) == pytest.approx(1)
+    rotations = [
+        (member["transforms"][0]["rotate"], member["p"])
+        for member in first["transforms"]
+        if "rotate" in member["transforms"][0]
+    ]
+    assert [ends for ends, _ in rotations] == [[-30, -15], [-15, 0], [0, 15], [15, 30]]
+    shares = level_probabilities(log_levels(), 30.0)[OPERATION_NAMES.index("Rotate")]
+    assert [share for _, share in rotations] == pytest.approx(list(shares))
+
+
+def test_losses_of_a_policy_with_levels_are_named() -> None:
+    for form in FORMS:
+        assert levels_text(form) == levels_text(form)
+        lost = omissions_of(draft2(), form)
+        assert any("stages of a run" in each for each in lost)
+        assert any("weights P_i" in each for each in lost)
+        equal = omissions_of(draft2(search={"settings": {"weighting": "equal"}}), form)
+        assert not any("weights P_i" in each for each in equal)
+    for omission in omissions_of(draft2(), "torchvision"):
+        assert omission in levels_text("torchvision")
+    one = draft2(levels=LEVELS | {"stages": 1})
+    assert not any("stages of a run" in each for each in omissions_of(one, "torchvision"))
