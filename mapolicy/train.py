@@ -238,9 +238,18 @@ def plan(
 
 
 def as_searched(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
-    """The configuration with the sampler and the weighting of the bundle's search, where it leaves them open."""
+    """The configuration with the weighting of the bundle's search, and for fine-tuning its sampler.
+
+    Settings that say something other than `as-searched` stay. A frozen policy needs no sampler, so that a bundle of a
+    registered sampler also trains where that sampler is not installed.
+
+    Raises:
+        UsageError: the search's sampler is not registered here.
+    """
     searched = bundle.manifest.search.settings
-    names = {"sampler": "mean-weight", "weighting": "policy"}  # what a search did before it had these settings
+    names = {"weighting": "policy"}  # what a search did before it had these settings
+    if config.mode == "finetune":
+        names["sampler"] = "mean-weight"
     chosen = {name: searched.get(name, default) for name, default in names.items()}
     return config.with_changes(
         **{name: value for name, value in chosen.items() if getattr(config, name) == AS_SEARCHED}

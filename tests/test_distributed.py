@@ -131,6 +131,7 @@ class Steps:
         assert record is not None
         modules = {"network": self.network, "policy": self.policy, "rate": self.rate}
         state = {f"{kind}.{name}": t for kind, module in modules.items() for name, t in module.state_dict().items()}
+        assert record.raw is not None  # the last iteration learned
         return state | {"weights": record.weights, "raw": record.raw, "loss": record.loss}
 
 
@@ -145,12 +146,17 @@ VIT = ("vit_tiny_patch16_224", WITHOUT_STATISTICS)
 
 @pytest.mark.parametrize(
     "options",
-    [{"clip_norm": 0.5}, {"low_memory": True, "reject_below_mean": True}, {"simultaneous": True}],
-    ids=["paper", "low-memory", "simultaneous"],
+    [
+        {"clip_norm": 0.5},
+        {"low_memory": True, "reject_below_mean": True},
+        {"simultaneous": True},
+        {"equal_weights": True, "clip_norm": 0.5},
+    ],
+    ids=["paper", "low-memory", "simultaneous", "equal"],
 )
 def test_two_processes_and_one_are_the_same_run(options: dict[str, Any], tmp_path: Path) -> None:
     def run() -> dict[str, Tensor]:
-        return Steps(torch.float64, *VIT, **options).iterate(24)
+        return Steps(torch.float64, *VIT, **options).iterate(25)
 
     alone = run()
     start = Steps(torch.float64, *VIT, **options).iterate(1)
@@ -182,6 +188,9 @@ VIT_RUN = {
 }
 
 
+ALIGNMENT = {"sampler": "alignment", "weighting": "equal", "verify": False}
+
+
 @pytest.fixture
 def searched(make_search_config: Callable[..., SearchConfig]) -> Callable[..., dict[str, Tensor]]:
     """Searches on digits, five iterations long unless told otherwise; returns the bundle's tensors."""
@@ -193,14 +202,15 @@ def searched(make_search_config: Callable[..., SearchConfig]) -> Callable[..., d
     return search
 
 
+@pytest.mark.parametrize("changes", [{}, ALIGNMENT], ids=["mean-weight", "alignment"])
 def test_a_search_on_two_processes_finds_the_same_bundle(
-    searched: Callable[..., dict[str, Tensor]], tmp_path: Path
+    changes: dict[str, Any], searched: Callable[..., dict[str, Tensor]], tmp_path: Path
 ) -> None:
     store, runs = tmp_path / "store", tmp_path / "runs"
     store.mkdir()
-    bundles = on_ranks(2, partial(searched, runs), store)
+    bundles = on_ranks(2, partial(searched, runs, **changes), store)
     assert distance(*bundles) == 0
-    assert distance(bundles[0], searched()) <= 1e-5
+    assert distance(bundles[0], searched(**changes)) <= 1e-5
     assert {path.name for path in runs.iterdir()} <= {*RUN_FILES} - {NETWORK_FILE}
     lines = [json.loads(line) for line in (runs / METRICS_FILE).read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 5], "rank 0 alone writes"
@@ -257,10 +267,10 @@ def iterations(when: Callable[[int], bool], what: Callable[[], None]) -> Iterato
     """Within it something happens in the iterations for which `when(step)`."""
     original = Pipeline.augment
 
-    def augment(self: Pipeline, images: Tensor, labels: Tensor, augmentation: Any, step: int) -> AugmentedBatch:
+    def augment(self: Pipeline, images: Tensor, labels: Tensor, of: Any, step: int, *arguments: Any) -> AugmentedBatch:
         if when(step):
             what()
-        return original(self, images, labels, augmentation, step)
+        return original(self, images, labels, of, step, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pipeline, "augment", augment)
@@ -492,7 +502,7 @@ def test_a_part_of_a_process_and_a_process_are_the_same_thing(tmp_path: Path) ->
 def test_every_part_draws_noise_of_its_own() -> None:
     rows = torch.zeros(4, 1)
     batch = Batch(rows, rows, rows, None, noise_seed=7)
-    seeds = [part.noise_seed for rank in (0, 1, 2) for part in batch.parts(2, rank)]
+    seeds = [part.noise_seed for rank in (0, 1, 2) for part in batch.divided(2, rank)]
     assert seeds[0] == 7, "a process alone draws what it always did"
     assert len({*seeds, *(seed + 1 for seed in seeds)}) == 12, "the meta-validation batch draws the next one"
 
@@ -506,7 +516,7 @@ def test_running_statistics_move_once_for_each_part() -> None:
 
 
 def test_an_extractor_of_its_own_does_not_come_in_parts(searched: Callable[..., dict[str, Tensor]]) -> None:
-    with pytest.raises(UsageError, match="would keep the graphs of all parts"):
+    with pytest.raises(UsageError, match="would keep the graphs of all micro-batches"):
         searched(extractor="own", accumulate=2)
     with pytest.raises(InputError, match="statistics of the whole batch are not known"):
         searched(batch_norm="synchronised", accumulate=2)

@@ -53,7 +53,34 @@ def open_stripes(request):
     return Source("stripes", "stripes", ("dark", "light"), ArrayImages(images, labels))
 """
 
-DOORS = {"operation": OPERATION, "policy": POLICY, "dataset": DATASET}
+SAMPLER = """
+import torch
+from mapolicy.policy.sampler import TransformationSampler
+from mapolicy.registries import register_sampler
+from mapolicy.transforms.space import OPERATION_NAMES
+
+@register_sampler("mostly-equalize", "draws Equalize nine times out of ten, and learns nothing")
+class MostlyEqualize(TransformationSampler):
+    def __init__(self, plan):
+        share = torch.tensor([9.0 if name == "Equalize" else 1 / 13 for name in OPERATION_NAMES]) / 10
+        super().__init__(probabilities=share[:, None] * share)
+
+    def observe(self, observation):
+        pass
+"""
+
+LOSS = """
+import torch
+from torch.nn.functional import cross_entropy
+from mapolicy.registries import register_loss
+
+@register_loss("focal", "the focal loss of Lin et al. (2017)")
+def focal(logits, labels):
+    losses = cross_entropy(logits, labels, reduction="none")
+    return (1 - torch.exp(-losses)) ** 2 * losses
+"""
+
+DOORS = {"operation": OPERATION, "policy": POLICY, "dataset": DATASET, "sampler": SAMPLER, "loss": LOSS}
 SHORT = [
     *("--set", "batch_size=16", "--set", "train_per_class=40", "--set", "validation_per_class=10"),
     *("--set", "test_per_class=10", "--set", "threads=1", "--epochs", "1", "--device", "cpu"),
@@ -142,6 +169,46 @@ def test_a_data_set(folder: Path) -> None:
     unknown = mapolicy(folder, *train, "--force")
     assert unknown.returncode == 2
     assert "there is none called 'stripes'" in unknown.stderr
+
+
+def test_a_sampler(folder: Path) -> None:
+    arguments = ("digits", "--proxy", "wrn10_1", "--set", "sampler=mostly-equalize", "--out", "s.safetensors")
+    done = mapolicy(folder, "search", *arguments, *SHORT, "--quiet", plugins="outside_sampler")
+    assert done.returncode == 0, done.stderr
+    inspected = json.loads(mapolicy(folder, "inspect", "s.safetensors", "--json").stdout)
+    likeliest = inspected["likeliest"][0]
+    assert (likeliest["first"], likeliest["second"]) == ("Equalize", "Equalize")
+    assert likeliest["probability"] == pytest.approx(0.81, abs=0.01)
+    train = ("train", "--bundle", "s.safetensors", "--arch", "wrn10_1", *SHORT[-4:], "--quiet")
+    for mode in ("frozen", "finetune"):
+        done = mapolicy(folder, *train, "--mode", mode, "--force", plugins="outside_sampler")
+        assert done.returncode == 0, (mode, done.stderr)
+    # A frozen policy needs the bundle alone; one that goes on learning needs its sampler.
+    assert mapolicy(folder, *train, "--force").returncode == 0
+    unknown = mapolicy(folder, *train, "--mode", "finetune", "--force")
+    assert unknown.returncode == 2
+    assert "sampler" in unknown.stderr
+    assert "mostly-equalize" in unknown.stderr
+
+
+def test_a_loss(folder: Path) -> None:
+    losses = ("--set", "training_loss=focal", "--set", "validation_loss=focal")
+    arguments = ("search", "digits", "--proxy", "wrn10_1", *SHORT, "--quiet", "--json", "--force")
+    found = {}
+    for name, chosen in (("usual", ()), ("focal", losses)):
+        out = f"{name}.safetensors"
+        done = mapolicy(folder, *arguments, *chosen, "--out", out, "--run-dir", name, plugins="outside_loss")
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[0])
+    # With ten classes a first loss is near log 10; the focal one is (1 - 1/10)^2 of it.
+    for loss in ("loss", "validation_loss"):
+        assert found["focal"][loss] == pytest.approx(0.81 * found["usual"][loss], rel=0.1)
+    train = ("train", "digits", "--policy", "none", "--arch", "wrn10_1", *SHORT, "--quiet", "--force")
+    done = mapolicy(folder, *train, *losses[:2], plugins="outside_loss")
+    assert done.returncode == 0, done.stderr
+    unknown = mapolicy(folder, *train, *losses[:2])
+    assert unknown.returncode == 2
+    assert "'focal' is not one of cross-entropy" in unknown.stderr
 
 
 # ---- plugins

@@ -43,6 +43,15 @@ class Log(Reporter):
         self.ended += 1
 
 
+ALIGNMENT = {"sampler": "alignment", "weighting": "equal", "meta_every": 2, "verify": False}
+
+
+@pytest.fixture(scope="module")
+def aligned(make_search_config) -> PolicyBundle:
+    """Searched with the alignment sampler."""
+    return search_policy(make_search_config(**ALIGNMENT))
+
+
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     """Two classes of noise of different colours, 24 images each."""
@@ -146,6 +155,28 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     logged = [(record["iteration"], "loss" in record) for record in map(json.loads, lines)]
     expected = [(number, True) for number in range(1, 11)]
     assert logged == [*expected[:5], (5, False), *expected[5:], (10, False)], "no line twice, none missing"
+
+
+@pytest.mark.parametrize("iteration", [1, 6])
+def test_an_interrupted_search_with_the_alignment_sampler_gives_the_same_bytes(
+    aligned: PolicyBundle, make_search_config, tmp_path, interrupted_after, iteration: int
+) -> None:
+    """Iteration 1 learned, 6 did not; `meta_every` is 2."""
+    with interrupted_after(iteration):
+        search_policy(make_search_config(**ALIGNMENT), run_dir=tmp_path / "run")
+    resumed = search_policy(make_search_config(**ALIGNMENT), run_dir=tmp_path / "run", resume=True)
+    assert resumed.to_bytes() == aligned.to_bytes()
+    assert aligned.log_levels is not None
+    assert aligned.log_levels.abs().max() > 1e-3, "the levels have moved"
+
+
+def test_only_a_search_with_levels_writes_a_later_format(bundle: PolicyBundle, aligned: PolicyBundle) -> None:
+    """A bundle of the paper's sampler is read by every version, and its bytes say nothing of levels or checks."""
+    content = bundle.to_bytes()
+    assert (bundle.manifest.format, aligned.manifest.format) == (1, 2)
+    assert b"levels" not in content
+    assert b'"verification"' not in content
+    assert b"levels" in aligned.to_bytes()
 
 
 @pytest.mark.parametrize("dropped", ["optimizer.policy.", "optimizer.network.", "module.rate.", "sampler."])

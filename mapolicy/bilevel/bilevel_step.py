@@ -238,7 +238,7 @@ class BilevelStep:
         with torch.no_grad():
             if options.equal_weights:
                 whole = communicator.size * sum(len(batch) for batch in first.batches)
-                weights = torch.full((whole,), 1 / whole, device=first.batches[0].images.device)
+                weights = first.batches[0].images.new_full((whole,), 1 / whole)
             else:
                 raw = communicator.gather(self._raw(first))
                 weights = normalise_weights(raw)

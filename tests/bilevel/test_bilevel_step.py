@@ -17,6 +17,7 @@ import mapolicy.models  # noqa: F401 - registers the networks in timm
 from mapolicy.bilevel.bilevel_step import BilevelStep
 from mapolicy.bilevel.inner_rate import InnerRate
 from mapolicy.bilevel.options import StepOptions
+from mapolicy.bilevel.sample_loss import SampleLoss, cross_entropy
 from mapolicy.errors import UsageError
 from mapolicy.models.features import deep_features, features_and_logits, running_statistics_kept
 from mapolicy.models.noise import noise_at_its_mean
@@ -31,7 +32,10 @@ SEED = seed_for(0, "test", "noise", 0)
 
 
 class Case:
-    """A network, a policy that weighs unequally, and batches, all float64 and small."""
+    """A network, a policy that weighs unequally, and batches, all float64 and small.
+
+    `losses` are of a training and of a meta-validation sample.
+    """
 
     def __init__(
         self,
@@ -39,8 +43,10 @@ class Case:
         copies: int = 1,
         per_layer: bool = False,
         side: int = 8,
+        losses: tuple[SampleLoss, SampleLoss] = (cross_entropy, cross_entropy),
         **arguments: float,
     ) -> None:
+        self.losses = losses
         torch.manual_seed(3)
         built = timm.create_model(arch, num_classes=CLASSES, in_chans=1, **arguments) if type(arch) is str else arch()
         self.network = built.double()
@@ -66,14 +72,19 @@ class Case:
             torch.optim.SGD(self.network.parameters(), lr=learning_rate),
             torch.optim.SGD(learned, lr=policy_learning_rate),
             StepOptions(**options),
+            training_loss=self.losses[0],
+            validation_loss=self.losses[1],
         )
 
     def run(self, step: BilevelStep, learns: bool = True):
         validation = (self.validation_images, self.validation_labels) if learns else None
         return step(self.images, self.labels, self.embedding, validation, noise_seed=SEED)
 
-    def double_backward(self) -> dict[str, torch.Tensor]:
-        """Eq. 2 and 3 written out, differentiated by autograd through the inner gradient."""
+    def double_backward(self, equal: bool = False) -> dict[str, torch.Tensor]:
+        """Eq. 2 and 3 written out, differentiated by autograd through the inner gradient.
+
+        With `equal` the weights have the value 1/n and the derivative of the policy's.
+        """
         network = copy.deepcopy(self.network).train()
         parameters = dict(network.named_parameters())
         with running_statistics_kept(network):
@@ -81,15 +92,17 @@ class Case:
             logits = network(self.images)
             torch.manual_seed(SEED)
             features, _ = features_and_logits(network, self.images)
-            losses = F.cross_entropy(logits, self.labels, reduction="none")
+            losses = self.losses[0](logits, self.labels)
             weights = normalise_weights(self.policy(features.detach(), self.embedding))
+            if equal:
+                weights = 1 / len(weights) + (weights - weights.detach())
             gradients = torch.autograd.grad((weights * losses).sum(), list(parameters.values()), create_graph=True)
             alpha = self.rate()
             rates = alpha if alpha.ndim else alpha.expand(len(parameters))
             moved = {n: p - a * g for (n, p), a, g in zip(parameters.items(), rates, gradients, strict=True)}
             torch.manual_seed(SEED + 1)
             logits = functional_call(network, moved, (self.validation_images,))
-            loss = F.cross_entropy(logits, self.validation_labels)
+            loss = self.losses[1](logits, self.validation_labels).mean()
         learned = {"alpha": self.rate.log_alpha} | dict(self.policy.named_parameters())
         return dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
 
@@ -116,6 +129,31 @@ def test_hypergradient_equals_double_backward(arch: str, arguments: dict, per_la
         assert gradient is not None
         assert expected[name].norm() > 0, f"{name}: nothing is compared"
         assert relative_error(gradient, expected[name]) < 1e-9, name
+
+
+def smoothed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
+
+
+def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return (1 - torch.exp(-losses)) ** 2 * losses
+
+
+@pytest.mark.parametrize(
+    "losses", [(smoothed, cross_entropy), (cross_entropy, smoothed), (focal, focal), (smoothed, focal)]
+)
+@pytest.mark.parametrize("equal", [False, True], ids=["weighted", "equal"])
+def test_hypergradient_of_other_losses_equals_double_backward(
+    losses: tuple[SampleLoss, SampleLoss], equal: bool
+) -> None:
+    case, usual = Case(losses=losses), Case()
+    expected, other = case.double_backward(equal), usual.double_backward(equal)
+    case.run(case.step(equal_weights=equal))
+    got = {"alpha": case.rate.log_alpha.grad} | {n: p.grad for n, p in case.policy.named_parameters()}
+    for name, gradient in got.items():
+        assert relative_error(gradient, expected[name]) < 1e-9, name
+        assert relative_error(other[name], expected[name]) > 1e-3, f"{name}: cross entropy would pass as well"
 
 
 @pytest.mark.parametrize("arch", ["resnetv2_18", "repvit_m0_9", "shvit_s1"])
@@ -185,6 +223,10 @@ def test_one_forward_a_pass() -> None:
         ({"low_memory": True}, True, 1 + 2 + 3 + 3 + 1 + 2),
         ({"low_memory": True, "simultaneous": True}, True, 1 + 2 + 3 + 3),
         ({"fraction": 0.5}, True, 3 + (1 + 2 + 3 + 3) / 2),
+        ({"equal_weights": True}, True, 1 + 2 + 3 + 2),
+        ({"equal_weights": True}, False, 3),
+        ({"equal_weights": True, "low_memory": True}, True, 1 + 2 + 3 + 3),
+        ({"equal_weights": True, "fraction": 0.5}, True, 3 + (1 + 2 + 3 + 3) / 2),
     ],
 )
 def test_passes_of_an_iteration(options: dict, learns: bool, passes: float) -> None:
@@ -474,3 +516,99 @@ def test_the_record_has_theta_s_gradient() -> None:
     assert record.theta_gradient.abs().max() > 0
     torch.testing.assert_close(record.theta_gradient, (before - after) / 0.5, rtol=1e-6, atol=1e-12)
     assert case.run(case.step(), learns=False).theta_gradient is None
+
+
+VIT = {"arch": "vit_tiny_patch16_224", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def plain_step(case: Case, learning_rate: float, **settings: float) -> None:
+    """One update of the case's network by the gradient of the mean loss; nothing else moves."""
+    network = case.network.train()
+    torch.manual_seed(SEED)
+    optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, **settings)
+    case.losses[0](network(case.images), case.labels).mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"fraction": 0.5}], ids=str)
+def test_equal_weights_take_a_plain_step(options: dict, learns: bool) -> None:
+    case, plain = Case(drop_rate=0.3, losses=(focal, cross_entropy)), Case(drop_rate=0.3, losses=(focal, cross_entropy))
+    before = copy.deepcopy(case.policy.state_dict())
+    record = case.run(case.step(0.1, 5.0, equal_weights=True, **options), learns)
+    plain_step(plain, 0.1)
+    for name, tensor in plain.network.state_dict().items():  # batch statistics too
+        torch.testing.assert_close(case.network.state_dict()[name], tensor, rtol=1e-10, atol=1e-14, msg=name)
+    torch.testing.assert_close(record.weights, torch.full((6,), 1 / 6, dtype=torch.float64), rtol=1e-15, atol=0)
+    moved = any(not torch.equal(before[name], tensor) for name, tensor in case.policy.state_dict().items())
+    assert moved == learns, "theta is learned beside it"
+
+
+def test_equal_weights_reach_the_optimiser_alone() -> None:
+    """Weight decay and clipping are those of a plain step."""
+    case, plain = Case(), Case()
+    record = case.run(case.step(0.1, equal_weights=True, clip_norm=1e-3))
+    network = plain.network.train()
+    loss = F.cross_entropy(network(plain.images), plain.labels)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1e-3)
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    assert record.loss.item() == pytest.approx(loss.item(), rel=1e-12)
+    for ours, theirs in zip(case.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"simultaneous": True}], ids=str)
+def test_slopes_under_equal_weights_are_inner_products(options: dict) -> None:
+    """s_i = < alpha v, grad L_i >, each from a backward of its own, and dL_val/dtheta = - sum_i s_i dP_i/dtheta."""
+    case = Case(per_layer=True)
+    network = copy.deepcopy(case.network).train()
+    parameters = list(network.parameters())
+    features, logits = features_and_logits(network, case.images)
+    losses = F.cross_entropy(logits, case.labels, reduction="none")
+    each = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    rates, mean = case.rate().detach(), [torch.stack(of).mean(0) for of in zip(*each, strict=True)]
+    names = [name for name, _ in network.named_parameters()]
+    at = [(p - a * g).detach().requires_grad_() for p, a, g in zip(parameters, rates, mean, strict=True)]
+    moved = dict(zip(names, at, strict=True))
+    validation = F.cross_entropy(functional_call(network, moved, (case.validation_images,)), case.validation_labels)
+    v = torch.autograd.grad(validation, at)
+    slopes = [sum((a * d * g).sum() for a, d, g in zip(rates, v, of, strict=True)) for of in each]
+    weights = normalise_weights(case.policy(features.detach(), case.embedding))
+    by_theta = torch.autograd.grad(-(torch.stack(slopes).detach() * weights).sum(), list(case.policy.parameters()))
+
+    record = case.run(case.step(equal_weights=True, **options))
+    assert record.hypergradient is not None
+    torch.testing.assert_close(-record.hypergradient.weights, torch.stack(slopes).detach(), rtol=1e-9, atol=1e-14)
+    for parameter, expected in zip(case.policy.parameters(), by_theta, strict=True):
+        assert relative_error(parameter.grad, expected) < 1e-9
+
+
+def test_equal_weights_in_micro_batches_give_the_same() -> None:
+    """Without batch statistics, which would be those of each micro-batch."""
+    whole, parts = Case(**VIT), Case(**VIT)
+    whole.validation_images, whole.validation_labels = whole.validation_images[:6], whole.validation_labels[:6]
+    parts.validation_images, parts.validation_labels = whole.validation_images, whole.validation_labels
+    records = [
+        case.run(case.step(0.1, 5.0, equal_weights=True, accumulate=count)) for case, count in ((whole, 1), (parts, 2))
+    ]
+    slopes = [record.hypergradient.weights for record in records if record.hypergradient is not None]
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-13)
+    for part in ("network", "policy", "rate"):
+        ours, theirs = getattr(parts, part).state_dict(), getattr(whole, part).state_dict()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=f"{part} {name}")
+
+
+def test_a_fraction_teaches_under_equal_weights() -> None:
+    """Theta's gradient is that of the first half alone; `rows` say which samples the derivatives belong to."""
+    case, part = Case(), Case()
+    part.images, part.labels, part.embedding = part.images[:3], part.labels[:3], part.embedding[:3]
+    part.validation_images, part.validation_labels = part.validation_images[:4], part.validation_labels[:4]
+    expected = part.double_backward(equal=True)
+    record = case.run(case.step(equal_weights=True, fraction=0.5))
+    for name, parameter in case.policy.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 1e-9, name
+    assert record.rows is not None
+    assert record.rows.tolist() == [0, 1, 2]
+    assert record.raw is None, "the outputs of the other half are not needed"
