@@ -111,7 +111,7 @@ def what_was_learned(log_levels: Table, strength: float, space: OperationSpace, 
     rare = thinned(relative, space)
     sentences = [each.sentence(space) for each in rare[:most]]
     if len(rare) > most:
-        sentences.append(f"{len(rare) - most} more levels are drawn less often than at random")
+        sentences.append(f"{len(rare) - most} more ranges of levels are drawn less often than at random")
     if not rare:
         return ["no operation is drawn clearly less often than at random at any level"]
     harmless = len(space.ranges) - len({each.operation for each in rare})

@@ -448,6 +448,9 @@ class ManifestDraft(Draft):
             if row.correct != kept.correct - row.only_kept + row.only_this or row.only_kept > kept.correct:
                 why = f"{kept.correct} correct less {row.only_kept} and {row.only_this} more are not {row.correct}"
                 raise ValueError(f"verification of {row.policy}: {why}")
+            if row.only_this > self.verification.images - kept.correct:
+                why = f"{row.only_this} images more than {kept.correct} of {self.verification.images}"
+                raise ValueError(f"verification of {row.policy}: {why} cannot be correct")
         return self
 
     @model_validator(mode="after")

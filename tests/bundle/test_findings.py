@@ -143,7 +143,7 @@ def test_many_findings_are_cut() -> None:
     table[0, 5, 0] -= 1
     sentences = findings.what_was_learned(table, 30.0, SPACE, most=3)
     assert len(sentences) == 5
-    assert sentences[3].endswith("more levels are drawn less often than at random")
+    assert sentences[3].endswith("more ranges of levels are drawn less often than at random")
 
 
 @pytest.mark.parametrize(

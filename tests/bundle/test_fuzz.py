@@ -24,7 +24,18 @@ from mapolicy.errors import InputError
 from mapolicy.policy.policy_bundle import PolicyBundle
 from mapolicy.transforms.space import OPERATION_NAMES
 from tests.bundle.test_dataset_level import changed, forged
-from tests.helpers.bundle_factory import container, forge, framed, manifest_with, raw, small_tensors, spelled
+from tests.helpers.bundle_factory import (
+    container,
+    draft,
+    draft2,
+    forge,
+    framed,
+    manifest_with,
+    raw,
+    small_tensors,
+    small_tensors2,
+    spelled,
+)
 from tests.helpers.make_bundles import DATA
 from tests.helpers.rejection import check_line
 
@@ -138,13 +149,13 @@ def changed_header(draw: st.DrawFn, real: bytes = FORGED) -> bytes:
 
 
 @st.composite
-def changed_manifest(draw: st.DrawFn) -> bytes:
+def changed_manifest(draw: st.DrawFn, version: int = 1) -> bytes:
     """The manifest edited as JSON, then sealed with a right digest: only the checks of the fields stand in the way."""
-    found = edited(draw, manifest_with())
+    base, tensors = (draft(), small_tensors()) if version == 1 else (draft2(), small_tensors2())
+    found = edited(draw, manifest_with(base=base))
     if not isinstance(found, dict):
-        return container({"mapolicy": spelled(found)}, small_tensors())
+        return container({"mapolicy": spelled(found)}, tensors)
     found.pop("digest", None)
-    tensors = small_tensors()
     try:
         text = canonical_json.canonical(found)
     except ValueError:  # NaN: as other writers spell it
@@ -172,9 +183,9 @@ def changed_list(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
-def changed_tensors(draw: st.DrawFn) -> bytes:
+def changed_tensors(draw: st.DrawFn, version: int = 1) -> bytes:
     """Numbers, dtypes, shapes and names of tensors changed, under a right digest."""
-    tensors = small_tensors()
+    base, tensors = (draft(), small_tensors()) if version == 1 else (draft2(), small_tensors2())
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(tensors)))
         tensor = tensors[name]
@@ -205,7 +216,7 @@ def changed_tensors(draw: st.DrawFn) -> bytes:
                 tensors[name] = raw(np.zeros(tensor.shape), tensor.dtype)
         if not tensors:
             break
-    return forge(tensors=tensors)
+    return forge(tensors=tensors, base=base)
 
 
 KINDS: dict[str, Callable[[], st.SearchStrategy[bytes]]] = {
@@ -215,6 +226,8 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[bytes]]] = {
     "header": changed_header,
     "manifest": changed_manifest,
     "tensors": changed_tensors,
+    "manifest of format 2": lambda: changed_manifest(2),
+    "tensors of format 2": lambda: changed_tensors(2),
     "dataset-level bytes": lambda: changed_bytes(LISTED, len(LISTED)),
     "dataset-level header": lambda: changed_header(LISTED),
     "dataset-level manifest": changed_list,

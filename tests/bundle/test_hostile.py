@@ -386,6 +386,11 @@ HOSTILE = {
             ("more correct alone than correct", {"only_this": 71}, "70 images of 100 are correct, 71 here alone"),
             ("more lost than the kept one has", {"only_kept": 81, "only_this": 71, "correct": 70}, "71 here alone"),
             ("counts that do not fit", {"only_kept": 13}, "of none: 80 correct less 13 and 2 more are not 70"),
+            (
+                "more images than there are",
+                {"only_kept": 80, "only_this": 70, "correct": 70},
+                "of none: 70 images more than 80 of 100 cannot be correct",
+            ),
             ("correct negative", {"correct": -1}, "rows.0.correct: found -1"),
             ("only_kept a text", {"only_kept": "1"}, "rows.0.only_kept: found '1'"),
             ("strength negative", {"strength": -1.0}, "rows.0.strength: found -1.0"),
