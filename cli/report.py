@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..bundle.findings import EQUAL_WEIGHTS
 from ..bundle.load import Opened
 from ..bundle.manifest import Manifest
 from ..config import TrainConfig
@@ -135,6 +136,8 @@ def _gathered(opened: Opened | None, run: Path | None, other: Opened | None, stu
     searched = bundles.build_searched(opened) if opened and opened.policy.has_network else None
     # Equal weights have nothing to say of images.
     needs_data = searched is not None and not searched.manifest.equal_weights
+    if searched is not None and not needs_data and study.data_dir is not None:
+        display.note(f"--data-dir is not used: {EQUAL_WEIGHTS}")
     splits, no_data = _data(searched, study.data_dir, where) if searched is not None and needs_data else (None, "")
     before = None if other is None else bundles.build_searched(other)
     return gather(opened, searched, curves, splits, no_data, before, study.samples, where)

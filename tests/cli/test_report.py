@@ -48,7 +48,8 @@ def test_report_refuses_what_it_cannot_show(mapolicy, bundle_file: Path, tmp_pat
 
 def test_a_report_does_without_a_data_set_that_was_not_asked_for(mapolicy, tmp_path: Path, tiny: Path) -> None:
     settings = ("--set", "image_size=16", "--set", "batch_size=4", "--set", "validation_per_class=2", "--epochs", "1")
-    searched = mapolicy("search", f"folder:{tiny}/tiny", "--proxy", "wrn10_1", *settings, "--set", "test_per_class=1")
+    settings += ("--set", "test_per_class=1", "--set", "weighting=policy", "--no-verify")
+    searched = mapolicy("search", f"folder:{tiny}/tiny", "--proxy", "wrn10_1", *settings)
     assert searched.code == 0, searched.err
     shown = mapolicy("report", "artifacts/tiny.safetensors", "--json")
     assert shown.code == 0, shown.err
@@ -67,4 +68,7 @@ def test_report_of_equal_weights_reads_no_data_set(mapolicy, tmp_path: Path, mon
     document = mapolicy("report", DATA / "format-2-levels.safetensors", "--out", "x.html", "--json")
     assert document.code == 0, document.err
     assert document.json["samples"] == 0
+    assert "--data-dir" not in document.err
+    named = mapolicy("report", DATA / "format-2-levels.safetensors", "--out", "y.html", "--data-dir", ".")
+    assert "--data-dir is not used: this policy sees the transformation, not the image" in named.err
     assert "this policy sees the transformation" in (tmp_path / "x.html").read_text().lower()
