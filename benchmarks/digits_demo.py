@@ -19,7 +19,7 @@ POLICIES = ("learned", "uniform", "none", "trivialaugment")
 class Result(Reporter):
     """Keeps the result of a run."""
 
-    def completed(self, result) -> None:
+    def on_complete(self, result) -> None:
         """Keep the result."""
         self.figures = dict(result)
 

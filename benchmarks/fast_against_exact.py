@@ -41,7 +41,7 @@ DATASETS = {
 class Result(Reporter):
     """Keeps the result of a run."""
 
-    def completed(self, result) -> None:
+    def on_complete(self, result) -> None:
         """Keep the result."""
         self.figures = dict(result)
 

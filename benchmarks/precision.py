@@ -53,11 +53,11 @@ def main() -> None:
     errors: dict[str, dict[str, list[float]]] = {}
     with reproducible(1, device) as threads:
         search = _Search.prepared(config, Reporter(), threads, device)
-        iteration, task = search.iteration, search.task
-        plan = training_plan(config, len(task.training), 0)[: given.iterations + given.batches]
-        held_out = task.splits.meta_validation
-        validation = task.batches(held_out, validation_plan(config, len(held_out), [step for step, _ in plan]))
-        training = task.batches(task.training, plan, augment=True)
+        iteration, setup = search.iteration, search.setup
+        plan = training_plan(config, len(setup.training), 0)[: given.iterations + given.batches]
+        held_out = setup.splits.meta_validation
+        validation = setup.batches(held_out, validation_plan(config, len(held_out), [step for step, _ in plan]))
+        training = setup.batches(setup.training, plan, augment=True)
         for (step, _), batch, validation_batch in zip(plan, training, validation, strict=True):
             if step < given.iterations:
                 iteration(step, batch, validation_batch)
@@ -88,8 +88,8 @@ def hypergradient(
     precision: str,
 ) -> Mapping[str, Tensor]:
     """One hypergradient from the present state, which is not changed."""
-    task, config = iteration.task, iteration.task.config
-    augmented = task.pipeline.augment(*batch, iteration.augmentation, number)
+    setup, config = iteration.setup, iteration.setup.config
+    augmented = setup.pipeline.augment(*batch, iteration.augmentation, number)
     network, policy, rate = (copy.deepcopy(module).to(dtype) for module in (step.network, step.policy, step.rate))
     frozen = [torch.optim.SGD(module.parameters(), lr=0.0) for module in (network, policy)]
     copied_step = BilevelStep(network, policy, rate, *frozen, StepOptions(precision=precision))
@@ -98,7 +98,7 @@ def hypergradient(
         augmented.inputs.to(dtype),
         augmented.labels,
         augmented.transformation.embed().to(dtype),
-        (task.pipeline.normalise(validation_batch[0]).to(dtype), validation_batch[1]),
+        (setup.pipeline.normalise(validation_batch[0]).to(dtype), validation_batch[1]),
         noise_seed=seed_for(config.seed, config.stage, "noise", number),
     )
     assert record.hypergradient is not None

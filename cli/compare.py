@@ -136,7 +136,7 @@ def compare(
 
     reporter = display.reporter(quiet)
     for config, recipe in zip(configs, [] if quiet else recipes, strict=False):
-        reporter.noted(f"{config.arch}: settings from {recipe}")
+        reporter.on_note(f"{config.arch}: settings from {recipe}")
     comparison = compare_policies(
         [bundles.build(each) for each in opened],
         configs,

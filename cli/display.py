@@ -64,11 +64,11 @@ class QuietReporter(Reporter):
         self.facts: Mapping[str, str] = {}
         self.result: Mapping[str, Any] = {}
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         """Print one line on stderr."""
         note(text)
 
-    def completed(self, result: Mapping[str, Any]) -> None:
+    def on_complete(self, result: Mapping[str, Any]) -> None:
         """Keep the result; the command prints it."""
         self.result = result
 
@@ -76,34 +76,34 @@ class QuietReporter(Reporter):
 class PlainReporter(QuietReporter):
     """Shows one line for each epoch, for logs."""
 
-    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+    def on_compare(self, done: int, runs: int, text: str, seconds_left: float) -> None:
         """Show a finished run of a comparison."""
-        self.noted(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
+        self.on_note(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
+    def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """Show what runs, and its facts."""
         self._latest: dict[str, float] = {}
         self._likeliest = ""
         details = ", ".join(f"{key} {value}" for key, value in {**facts, **self.facts}.items())
-        self.noted(f"{what}: {iterations} iterations; {details}")
+        self.on_note(f"{what}: {iterations} iterations; {details}")
 
-    def iterated(self, record: Record) -> None:
+    def on_log(self, record: Record) -> None:
         """Keep the figures until the epoch ends."""
         self._latest |= record
 
-    def evaluated(self, record: Record) -> None:
+    def on_evaluate(self, record: Record) -> None:
         """Show the epoch's figures."""
         self._latest |= record
         figures = "  ".join(f"{LABELS.get(key, key)} {value}" for key, value in shown(self._latest).items())
         left = duration(self._latest.get("seconds_left", 0))
-        self.noted(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
+        self.on_note(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
 
-    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+    def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
         """Show the likeliest transformations, if they are others than before."""
         named = "; ".join(f"{first}, {second}" for first, second, _ in likeliest)
         if named != self._likeliest:
             self._likeliest = named
-            self.noted(f"likeliest now: {named}")
+            self.on_note(f"likeliest now: {named}")
 
 
 class LiveReporter(QuietReporter):
@@ -121,7 +121,7 @@ class LiveReporter(QuietReporter):
         self._likeliest: Sequence[tuple[str, str, float]] = ()
         self._before: Mapping[tuple[str, str], float] = {}
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
+    def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """Start the display."""
         self._clear()
         for key, value in {**facts, **self.facts}.items():
@@ -139,28 +139,28 @@ class LiveReporter(QuietReporter):
         self._live = Live(self, console=self._console, refresh_per_second=4)
         self._live.start()
 
-    def stepped(self, iteration: int, seconds_left: float) -> None:
+    def on_step(self, iteration: int, seconds_left: float) -> None:
         """Move the bar."""
         self._progress.update(self._bar, completed=iteration, left=duration(seconds_left))
 
-    def iterated(self, record: Record) -> None:
+    def on_log(self, record: Record) -> None:
         """Show the figures."""
         self._note(record)
 
-    def evaluated(self, record: Record) -> None:
+    def on_evaluate(self, record: Record) -> None:
         """Show the accuracy."""
         self._note(record)
 
-    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+    def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
         """Show the likeliest transformations, and whether each became more or less likely."""
         self._before = {(first, second): p for first, second, p in self._likeliest}
         self._likeliest = likeliest
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         """Show a line above the display."""
         self._console.print(Text(printable(text), style="yellow" if text.startswith("warning") else ""))
 
-    def finished(self) -> None:
+    def on_finish(self) -> None:
         """Stop the display; its last state stays on the screen."""
         if self._live is not None:
             self._live.stop()

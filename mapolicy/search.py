@@ -34,8 +34,8 @@ from .training.callbacks import Reporter
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
-from .training.setup import Task
-from .training.trainer import Run
+from .training.setup import TrainingSetup
+from .training.trainer import Trainer
 from .training.verify import verification_seconds, verify
 from .transforms.space import SPACES
 
@@ -78,13 +78,13 @@ def search_policy(
         if expected is not None:
             expected = expected.with_check(search.check_seconds(config, device))
         facts = {"step": search.run.step.how}
-        with Run(
-            config, search.run.state, search.task, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
+        with Trainer(
+            config, search.run.state, search.setup, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
         ) as run:
             cost_ratio = run.loop(search.run.iteration)
-            accuracy, figures = search.task.validation_accuracy(), search.run.figures()
+            accuracy, figures = search.setup.validation_accuracy(), search.run.figures()
             for warning in search.run.warnings():
-                reporter.noted(warning)
+                reporter.on_note(warning)
             verification, strength = search.verified(config, device, reporter, run_dir)
             bundle = search.bundle(config, accuracy, figures, verification, strength)
             effect = {}
@@ -125,7 +125,7 @@ def forecast_search(config: SearchConfig, reporter: Reporter | None = None) -> F
 class _Search:
     """A search about to begin."""
 
-    task: Task
+    setup: TrainingSetup
     run: BilevelRun
     threads: int
 
@@ -133,33 +133,33 @@ class _Search:
     def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "_Search":
         # A search whose bundle could not be written or loaded would only be found out at its end.
         check_input_size(config.image_size, "the proxy")
-        task = Task.build(config, device)
-        describe(config, task, threads, device, Accuracy(0.0, 0.0))  # raises; the figures are not known yet
-        proxy, splits = manifest.Extractor(**describe_extractor(config, task)), task.splits
+        setup = TrainingSetup.build(config, device)
+        describe(config, setup, threads, device, Accuracy(0.0, 0.0))  # raises; the figures are not known yet
+        proxy, splits = manifest.Extractor(**describe_extractor(config, setup)), setup.splits
         check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         width = SPACES[config.operation_space].embedding_width
-        policy = PolicyNetwork(task.feature_width, width, policy_input=config.policy_input).to(device)
-        tensors = len(list(task.network.parameters())) if config.alpha == "per-layer" else None
+        policy = PolicyNetwork(setup.feature_width, width, policy_input=config.policy_input).to(device)
+        tensors = len(list(setup.network.parameters())) if config.alpha == "per-layer" else None
         constant = config.constant_rates
-        if constant and task.iterations < 3:
+        if constant and setup.iterations < 3:
             raise UsageError(
-                "schedule theorem1", f"log log T is not positive for T = {task.iterations}", "train longer"
+                "schedule theorem1", f"log log T is not positive for T = {setup.iterations}", "train longer"
             )
-        alpha = theorem1_rate(config.alpha_initial, task.iterations) if constant else config.alpha_initial
+        alpha = theorem1_rate(config.alpha_initial, setup.iterations) if constant else config.alpha_initial
         rate = InnerRate(alpha, tensors).to(device)
         run = build_bilevel_run(
             config,
-            task,
+            setup,
             device,
             policy=policy,
             rate=rate,
-            sampler=build_sampler(SamplerPlan(config, task.iterations_per_epoch)),
-            noted=reporter.noted,
-            extractor=_own_extractor(config, task, device),
+            sampler=build_sampler(SamplerPlan(config, setup.iterations_per_epoch)),
+            on_note=reporter.on_note,
+            extractor=_own_extractor(config, setup, device),
         )
-        return cls(task, run, threads)
+        return cls(setup, run, threads)
 
     def log_levels(self, config: SearchConfig) -> torch.Tensor | None:
         """What the sampler has learned of levels, float [stages, K, bins]; None where it learns none."""
@@ -170,7 +170,7 @@ class _Search:
         log_levels = self.log_levels(config)
         if not config.verify or log_levels is None:
             return 0.0
-        return verification_seconds(config, self.task.splits, device, log_levels)
+        return verification_seconds(config, self.setup.splits, device, log_levels)
 
     def verified(
         self, config: SearchConfig, device: torch.device, reporter: Reporter, run_dir: Path | None
@@ -179,10 +179,10 @@ class _Search:
         log_levels = self.log_levels(config)
         if not config.verify or log_levels is None:
             if config.verify:
-                reporter.noted(f"the policy is not checked: sampler {config.sampler} learns no levels")
+                reporter.on_note(f"the policy is not checked: sampler {config.sampler} learns no levels")
             return None, None
         record = None if run_dir is None else run_dir / VERIFICATION_FILE
-        return verify(config, self.task.splits, device, log_levels, reporter, record)
+        return verify(config, self.setup.splits, device, log_levels, reporter, record)
 
     def bundle(
         self,
@@ -197,9 +197,9 @@ class _Search:
         return PolicyBundle.assemble(
             describe(
                 config,
-                self.task,
+                self.setup,
                 self.threads,
-                self.task.pipeline.device,
+                self.setup.pipeline.device,
                 accuracy,
                 figures,
                 draws.levels,
@@ -210,35 +210,35 @@ class _Search:
             probabilities=draws.probabilities,
             means=draws.means,
             log_levels=draws.log_levels,
-            extractor=(self.run.step.extractor or self.task.network).state_dict(),
-            meta_validation=self.task.splits.meta_validation.indices,
+            extractor=(self.run.step.extractor or self.setup.network).state_dict(),
+            meta_validation=self.setup.splits.meta_validation.indices,
         )
 
 
-def _own_extractor(config: SearchConfig, task: Task, device: torch.device) -> nn.Module | None:
+def _own_extractor(config: SearchConfig, setup: TrainingSetup, device: torch.device) -> nn.Module | None:
     """A second network of the proxy's kind with weights of its own, where the configuration asks for one."""
     if config.extractor == "shared":
         return None
     seed = seed_for(config.seed, config.stage, "extractor", 0)
-    splits = task.splits
+    splits = setup.splits
     return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
 
 
-def _circumstances(task: Task) -> dict[str, str | int]:
+def _circumstances(setup: TrainingSetup) -> dict[str, str | int]:
     """What the bundle records of a network that has no true gradient, and of several processes.
 
     Their number matters because batch statistics and noise are those of each process's part.
     """
-    noise = {"hypergradient_noise": "mean"} if has_unequal_noise(task.network) else {}
-    return noise | ({"processes": task.communicator.size} if task.communicator.size > 1 else {})
+    noise = {"hypergradient_noise": "mean"} if has_unequal_noise(setup.network) else {}
+    return noise | ({"processes": setup.communicator.size} if setup.communicator.size > 1 else {})
 
 
-def describe_extractor(config: SearchConfig, task: Task) -> dict[str, Any]:
+def describe_extractor(config: SearchConfig, setup: TrainingSetup) -> dict[str, Any]:
     """The proxy as the bundle will hold it: fields of `manifest.Extractor`."""
     return {
         "arch": config.proxy,
         "model_args": config.model_args,
-        "feature_width": task.feature_width,
+        "feature_width": setup.feature_width,
         "dtype": "float32",
         "call": manifest.EXTRACTOR_CALL,
     }
@@ -246,7 +246,7 @@ def describe_extractor(config: SearchConfig, task: Task) -> dict[str, Any]:
 
 def describe(
     config: SearchConfig,
-    task: Task,
+    setup: TrainingSetup,
     threads: int,
     device: torch.device,
     accuracy: Accuracy,
@@ -259,13 +259,13 @@ def describe(
     Raises:
         UsageError: it cannot say this; one line names the field.
     """
-    splits = task.splits
+    splits = setup.splits
     return manifest.draft_manifest(
         versions=versions(),
         operations=manifest.Operations.of(config.operation_space, config.fill),
         policy={"hidden": HIDDEN_UNITS, "input": config.policy_input},
         alpha=config.alpha,
-        extractor=describe_extractor(config, task),
+        extractor=describe_extractor(config, setup),
         input={
             "size": config.image_size,
             "channels": splits.channels,
@@ -290,10 +290,10 @@ def describe(
                 "test_per_class": config.test_per_class,
             },
         },
-        search={"settings": config.portable() | {"dataset": splits.name} | _circumstances(task)},
+        search={"settings": config.portable() | {"dataset": splits.name} | _circumstances(setup)},
         run={
             "epochs": config.epochs,
-            "iterations": config.epochs * task.iterations_per_epoch,
+            "iterations": config.epochs * setup.iterations_per_epoch,
             "threads": threads,
             "device": device.type,
         },

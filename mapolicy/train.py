@@ -35,8 +35,8 @@ from .training.callbacks import Reporter
 from .training.checkpoint import RunState
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.iteration import BilevelIteration, Iteration, WeightedIteration
-from .training.setup import Task
-from .training.trainer import Run
+from .training.setup import TrainingSetup
+from .training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -108,28 +108,28 @@ def train_network(
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device):
-        task, iteration, state, differences = _prepared(
+        setup, iteration, state, differences = _prepared(
             config, bundle, reporter, device, allow_dataset_mismatch, split_of
         )
         expected = forecast_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
         learned = searched_bundle(bundle) if config.mode == "finetune" else None
         facts = _facts(iteration)
-        with Run(config, state, task, reporter, run_dir, resume, overwrite, digest, facts, expected) as run:
+        with Trainer(config, state, setup, reporter, run_dir, resume, overwrite, digest, facts, expected) as run:
             cost_ratio = run.loop(iteration)
             for warning in _warnings(iteration):
-                reporter.noted(warning)
+                reporter.on_note(warning)
             if run_dir is not None:
-                weights = {name: tensor.cpu().contiguous() for name, tensor in task.network.state_dict().items()}
+                weights = {name: tensor.cpu().contiguous() for name, tensor in setup.network.state_dict().items()}
                 write_atomically(run_dir / NETWORK_FILE, save(weights))
-            validation = None if config.include_validation else task.validation_accuracy().top1
-            left_out = len(task.splits.corrupt)
-            test = task.splits.test()
-            if len(task.splits.corrupt) > left_out:
-                run.note_corrupt(task.splits.corrupt[left_out:])
-            accuracy = task.accuracy(test)
+            validation = None if config.include_validation else setup.validation_accuracy().top1
+            left_out = len(setup.splits.corrupt)
+            test = setup.splits.test()
+            if len(setup.splits.corrupt) > left_out:
+                run.note_corrupt(setup.splits.corrupt[left_out:])
+            accuracy = setup.accuracy(test)
             result = TrainResult(
-                network=task.network,
+                network=setup.network,
                 test_top1=accuracy.top1,
                 test_top5=accuracy.top5,
                 validation_top1=validation,
@@ -180,7 +180,7 @@ def _prepared(
     device: torch.device,
     allow_dataset_mismatch: bool,
     split_of: PolicyBundle | None = None,
-) -> tuple[Task, Iteration, RunState, tuple[str, ...]]:
+) -> tuple[TrainingSetup, Iteration, RunState, tuple[str, ...]]:
     """A training about to begin, and what tells its data set from the bundle's."""
     config.check_bundle(bundle is not None, bundle is not None and not bundle.has_network, allow_dataset_mismatch)
     searched = searched_bundle(bundle) or split_of
@@ -188,36 +188,36 @@ def _prepared(
         check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
     comparison = None if searched is None else DatasetComparison(searched, allow_dataset_mismatch)
-    task = Task.build(config, device, held_out, comparison)
+    setup = TrainingSetup.build(config, device, held_out, comparison)
     differences = () if comparison is None else comparison.differences
     if differences:
-        reporter.noted(_what_is_given_up(config, task.splits.name, differences))
+        reporter.on_note(_what_is_given_up(config, setup.splits.name, differences))
     if searched is not None and config.policy in SEARCHED_POLICIES:
-        _check_channels(searched, task)
-    iteration, state = plan(config, bundle, task, device, reporter.noted)
-    return task, iteration, state, differences
+        _check_channels(searched, setup)
+    iteration, state = plan(config, bundle, setup, device, reporter.on_note)
+    return setup, iteration, state, differences
 
 
 def plan(
     config: TrainConfig,
     bundle: PolicyFile | None,
-    task: Task,
+    setup: TrainingSetup,
     device: torch.device,
-    noted: Callable[[str], None] = lambda text: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""
-    modules: dict[str, nn.Module] = {"network": task.network}
-    optimizers: dict[str, Optimizer] = {"network": task.optimizer}
+    modules: dict[str, nn.Module] = {"network": setup.network}
+    optimizers: dict[str, Optimizer] = {"network": setup.optimizer}
     if config.policy not in SEARCHED_POLICIES:
-        return WeightedIteration(task, build_augmentation(config, task.splits.name)), RunState(modules, optimizers)
+        return WeightedIteration(setup, build_augmentation(config, setup.splits.name)), RunState(modules, optimizers)
     assert bundle is not None
     frozen = policy_of(bundle)
     searched = frozen.searched
     if searched is not None:
         config = as_searched(config, searched)
     if config.mode == "frozen":
-        weights = frozen.weights(config, device, task.communicator)
-        return WeightedIteration(task, frozen.augmentation(config), weights), RunState(modules, optimizers)
+        weights = frozen.weights(config, device, setup.communicator)
+        return WeightedIteration(setup, frozen.augmentation(config), weights), RunState(modules, optimizers)
 
     assert searched is not None
     extractor, policy = FrozenExtractor(searched, device), searched.build_policy().to(device)
@@ -226,12 +226,12 @@ def plan(
     start = SamplerStart(searched.probabilities, searched.means, searched.log_levels)
     run = build_bilevel_run(
         config,
-        task,
+        setup,
         device,
         policy=policy,
         rate=rate,
-        sampler=build_sampler(SamplerPlan(config, task.iterations_per_epoch, start)),
-        noted=noted,
+        sampler=build_sampler(SamplerPlan(config, setup.iterations_per_epoch, start)),
+        on_note=on_note,
         features=lambda batch: extractor(batch.images),
     )
     return run.iteration, run.state
@@ -274,11 +274,11 @@ def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ..
     )
 
 
-def _check_channels(bundle: PolicyBundle, task: Task) -> None:
+def _check_channels(bundle: PolicyBundle, setup: TrainingSetup) -> None:
     channels = bundle.manifest.input.channels
-    if task.splits.channels != channels:
-        why = f"its images have {task.splits.channels} channels, the bundle's extractor takes {channels}"
-        raise InputError(task.splits.name, why, "use a bundle that was searched on such images")
+    if setup.splits.channels != channels:
+        why = f"its images have {setup.splits.channels} channels, the bundle's extractor takes {channels}"
+        raise InputError(setup.splits.name, why, "use a bundle that was searched on such images")
 
 
 def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iteration: Iteration) -> PolicyBundle:

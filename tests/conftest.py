@@ -35,7 +35,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy  # noqa: E402
 from mapolicy.bench.synthetic import synthetic_images  # noqa: E402
-from mapolicy.training.trainer import Run  # noqa: E402
+from mapolicy.training.trainer import Trainer  # noqa: E402
 
 # The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
 torch.set_num_threads(1)
@@ -86,16 +86,16 @@ def interrupted_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Abstra
 
     @contextmanager
     def interrupted(iteration: int) -> Iterator[None]:
-        original = Run._iterated
+        original = Trainer.after_iteration
 
-        def stopping(self: Run, *arguments) -> None:
+        def stopping(self: Trainer, *arguments) -> None:
             original(self, *arguments)
             if self.iteration == iteration:
                 self.checkpoint()
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "_iterated", stopping)
+            patch.setattr(Trainer, "after_iteration", stopping)
             with pytest.raises(KeyboardInterrupt):
                 yield
 

@@ -112,7 +112,7 @@ class Steps:
             communicator=communicator(),
         )
 
-    def iterate(self, count: int, batch: int = 12, lessons: int = 8) -> dict[str, Tensor]:
+    def iterate(self, count: int, batch: int = 12, held_out: int = 8) -> dict[str, Tensor]:
         """The state after some iterations; each process computes its part of the batch."""
         group, record = self.step.communicator, None
         for number in range(count):
@@ -125,7 +125,7 @@ class Steps:
             def classes(count: int, draws: torch.Generator = draws) -> Tensor:
                 return group.shard(count).of(torch.randint(4, (count,), generator=draws))
 
-            validation = own(lessons, 1, 8, 8), classes(lessons)
+            validation = own(held_out, 1, 8, 8), classes(held_out)
             images, labels, embedding = own(batch, 1, 8, 8), classes(batch), own(batch, EMBEDDING_WIDTH)
             record = self.step(images, labels, embedding, validation if number % 3 < 2 else None, noise_seed=number)
         assert record is not None

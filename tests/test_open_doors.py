@@ -263,8 +263,8 @@ from mapolicy.compare.process_pool import run_in_processes
 from mapolicy.registries import ZERO_COST_POLICIES
 from mapolicy.runtime.plugins import import_plugins
 
-def work(piece, noted):
-    noted(str(list(ZERO_COST_POLICIES)[-1]))
+def work(piece, on_note):
+    on_note(str(list(ZERO_COST_POLICIES)[-1]))
 
 if __name__ == "__main__":
     import_plugins(["outside_policy"])

@@ -291,10 +291,10 @@ def run(config: RunConfig, bundles: dict[str, PolicyBundle]) -> dict[str, Any]:
     class Result(Reporter):
         figures: dict[str, Any]
 
-        def started(self, what: str, iterations: int, facts: object, seconds: float | None) -> None:
+        def on_start(self, what: str, iterations: int, facts: object, seconds: float | None) -> None:
             assert iterations == 1
 
-        def completed(self, result: Any) -> None:
+        def on_complete(self, result: Any) -> None:
             self.figures = dict(result)
 
     reporter = Result()

@@ -27,19 +27,19 @@ class Log(Reporter):
     def __init__(self) -> None:
         self.records, self.evaluations, self.notes, self.ended, self.result = [], [], [], 0, {}
 
-    def iterated(self, record) -> None:
+    def on_log(self, record) -> None:
         self.records.append(record)
 
-    def evaluated(self, record) -> None:
+    def on_evaluate(self, record) -> None:
         self.evaluations.append(record)
 
-    def noted(self, text) -> None:
+    def on_note(self, text) -> None:
         self.notes.append(text)
 
-    def completed(self, result) -> None:
+    def on_complete(self, result) -> None:
         self.result = result
 
-    def finished(self) -> None:
+    def on_finish(self) -> None:
         self.ended += 1
 
 

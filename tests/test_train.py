@@ -94,7 +94,7 @@ def test_a_network_without_a_true_gradient_is_trained_frozen_and_finetuned(
     refined = {}
     for mode, heard in notes.items():
         reporter = Reporter()
-        reporter.noted = heard.append  # type: ignore[method-assign]
+        reporter.on_note = heard.append  # type: ignore[method-assign]
         refined[mode] = train_network(make_train_config(mode=mode, **changes), bundle, reporter).refined
     assert notes["frozen"] == [], "as a frozen target nothing is special about it"
     assert sum("noise at its mean" in note for note in notes["finetune"]) == 1
@@ -139,10 +139,10 @@ def test_policies_share_weights_order_and_split(bundle: PolicyBundle, make_train
 
 def test_the_test_split_is_opened_once_at_the_end(make_train_config, monkeypatch: pytest.MonkeyPatch) -> None:
     from mapolicy.data.splits import DataSplits
-    from mapolicy.training.trainer import Run
+    from mapolicy.training.trainer import Trainer
 
     events: list[str] = []
-    iterated, test = Run._iterated, DataSplits.test
+    iterated, test = Trainer.after_iteration, DataSplits.test
 
     def note_iteration(self, *arguments) -> None:
         events.append("iteration")
@@ -152,7 +152,7 @@ def test_the_test_split_is_opened_once_at_the_end(make_train_config, monkeypatch
         events.append("test")
         return test(self)
 
-    monkeypatch.setattr(Run, "_iterated", note_iteration)
+    monkeypatch.setattr(Trainer, "after_iteration", note_iteration)
     monkeypatch.setattr(DataSplits, "test", note_test)
     train_network(make_train_config(policy="none"))
     assert events == ["iteration"] * 10 + ["test"]
@@ -285,7 +285,7 @@ class Heard(Reporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.notes.append(text)
 
 

@@ -21,7 +21,7 @@ from ..runtime.device import reproducible, resolve_device
 from ..search import describe
 from ..train import plan
 from ..training.evaluate import Accuracy
-from ..training.setup import Task
+from ..training.setup import TrainingSetup
 from .interleaved import Candidate, Clock, Progress, Row, measure, silent
 from .report import Report
 from .synthetic import synthetic_images
@@ -115,16 +115,16 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
 def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> PolicyBundle:
     """The bundle that a search with these settings would write before its first iteration."""
     config = config.with_changes(train_per_class=0.0, validation_per_class=1.0)
-    task = Task.over(config, random_splits(config, device), device)
+    setup = TrainingSetup.over(config, random_splits(config, device), device)
     sampler = TransformationSampler()
     return PolicyBundle.assemble(
-        describe(config, task, threads, device, Accuracy(0.0, 0.0)),
-        policy=PolicyNetwork(task.feature_width, policy_input=config.policy_input).state_dict(),
+        describe(config, setup, threads, device, Accuracy(0.0, 0.0)),
+        policy=PolicyNetwork(setup.feature_width, policy_input=config.policy_input).state_dict(),
         alpha=torch.tensor(config.alpha_initial),
         probabilities=sampler.probabilities,
         means=sampler.means,
-        extractor=task.network.state_dict(),
-        meta_validation=task.splits.meta_validation.indices,
+        extractor=setup.network.state_dict(),
+        meta_validation=setup.splits.meta_validation.indices,
     )
 
 
@@ -132,19 +132,19 @@ def _training(
     config: TrainConfig, bundle: PolicyBundle, splits: DataSplits, device: torch.device, what: str
 ) -> Candidate:
     """The iterations of a training run, batch loading included."""
-    task = Task.over(config, splits, device)
-    iteration, _ = plan(config, bundle, task, device)
-    return Candidate(what, lambda call: iteration(call, _batch(task, call), None))
+    setup = TrainingSetup.over(config, splits, device)
+    iteration, _ = plan(config, bundle, setup, device)
+    return Candidate(what, lambda call: iteration(call, _batch(setup, call), None))
 
 
 def _outside(config: TrainConfig, splits: DataSplits, device: torch.device) -> Candidate:
     """Batch loading and augmentation of a plain iteration, without the network."""
-    task = Task.over(config, splits, device)
-    return Candidate(OUTSIDE, lambda call: task.pipeline.augment(*_batch(task, call), NoAugmentation(), call))
+    setup = TrainingSetup.over(config, splits, device)
+    return Candidate(OUTSIDE, lambda call: setup.pipeline.augment(*_batch(setup, call), NoAugmentation(), call))
 
 
-def _batch(task: Task, call: int) -> tuple[torch.Tensor, torch.Tensor]:
-    size = task.config.batch_size
+def _batch(setup: TrainingSetup, call: int) -> tuple[torch.Tensor, torch.Tensor]:
+    size = setup.config.batch_size
     first = call % (BATCHES - 1) * size
-    (batch,) = task.training.batches([(call, torch.arange(first, first + size))])
+    (batch,) = setup.training.batches([(call, torch.arange(first, first + size))])
     return batch

@@ -51,9 +51,9 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
     """
     if config.compile == "never":
         return Choice(False, "as asked for")
-    always, lessons = config.compile == "always", -(-iterations // config.meta_every)
-    if not always and lessons < WORTH_COMPILING:
-        return Choice(False, f"{lessons} hypergradients do not repay compiling, {WORTH_COMPILING} would")
+    always, hypergradients = config.compile == "always", -(-iterations // config.meta_every)
+    if not always and hypergradients < WORTH_COMPILING:
+        return Choice(False, f"{hypergradients} hypergradients do not repay compiling, {WORTH_COMPILING} would")
     if not always and device.type != "cpu":
         return Choice(False, "chosen on a CPU alone")
     several = "the batch is shared by several processes" if communicator().size > 1 else None
@@ -66,7 +66,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
         if always:
             raise EnvironmentFault("compile", "there is no C++ compiler", "install one, or use --set compile=auto")
         return Choice(False, "there is no C++ compiler")
-    return Choice(True, "as asked for" if always else f"{lessons} hypergradients repay compiling")
+    return Choice(True, "as asked for" if always else f"{hypergradients} hypergradients repay compiling")
 
 
 def other_algorithm(config: RunConfig) -> str | None:
@@ -139,20 +139,20 @@ def find_obstacle(network: nn.Module, image_size: int, channels: int) -> str | N
     return None
 
 
-def make_step(choice: Choice, noted: Notes, strict: bool, **parts: Any) -> BilevelStep:
+def make_step(choice: Choice, on_note: Notes, strict: bool, **parts: Any) -> BilevelStep:
     """Build the chosen bilevel step.
 
     Args:
         choice: see `choose`.
-        noted: told if compiling fails, after which iterations are eager, and of a network that has no true gradient.
+        on_note: told if compiling fails, after which iterations are eager, and of a network that has no true gradient.
         strict: a failure to compile is an error.
         parts: of a `BilevelStep`.
     """
-    step = CompiledStep(**parts, noted=noted, strict=strict) if choice.compiled else BilevelStep(**parts)
+    step = CompiledStep(**parts, on_note=on_note, strict=strict) if choice.compiled else BilevelStep(**parts)
     step.how = str(choice)
     if step.noise_at_mean:
         step.how += ", hypergradient with the noise at its mean"
-        noted(
+        on_note(
             "the network's noise differs between forward and backward, so it has no true gradient: the hypergradient "
             "is that of the network with this noise at its mean, the weighted step is the network's own"
         )

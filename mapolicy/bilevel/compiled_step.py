@@ -38,7 +38,7 @@ class CompiledStep(BilevelStep):
     Args:
         parts: of a `BilevelStep`: `options` are the defaults but for `clip_norm`, `policy_optimizer` is a plain AdamW
             of theta and log alpha, there is no `extractor`.
-        noted: told if compiling fails, after which iterations are eager.
+        on_note: told if compiling fails, after which iterations are eager.
         strict: a failure to compile is an error.
         backend: of `torch.compile`.
     """
@@ -46,7 +46,7 @@ class CompiledStep(BilevelStep):
     def __init__(
         self,
         *,
-        noted: Callable[[str], None] = lambda text: None,
+        on_note: Callable[[str], None] = lambda text: None,
         strict: bool = False,
         backend: str = "inductor",
         **parts: Any,
@@ -57,7 +57,7 @@ class CompiledStep(BilevelStep):
         if not isinstance(self.policy_optimizer, AdamW):
             raise ValueError("only AdamW is compiled")
         self._fell_back = False
-        self._noted, self._strict = noted, strict
+        self._on_note, self._strict = on_note, strict
         load_rules()
         defaults = self.policy_optimizer.defaults
         function = one_iteration(self.losses, self.policy, defaults["betas"], defaults["eps"])
@@ -90,7 +90,7 @@ class CompiledStep(BilevelStep):
                     "compile", f"torch cannot compile the iteration ({reason})", "use --set compile=never"
                 ) from None
             self._fell_back, self.how = True, "eager (torch cannot compile it)"
-            self._noted(f"torch cannot compile the iteration ({reason}); it goes on uncompiled")
+            self._on_note(f"torch cannot compile the iteration ({reason}); it goes on uncompiled")
             return super()._step(batch, validation)
         with torch.no_grad():
             for name, buffer in buffers.items():

@@ -13,7 +13,7 @@ from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_
 from ..policy.policy_bundle import PolicyBundle
 from ..registries import policy_names
 from ..runtime.device import reproducible
-from ..training.setup import Task
+from ..training.setup import TrainingSetup
 from .job import is_proxy
 from .policies import short_digest, with_split_of
 from .stats import PROXY
@@ -99,7 +99,7 @@ def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[Tr
             check = None if owner is None else DatasetComparison(owner, False)
             splits = load_splits(own, cpu, own.stage, held_out, check)
             for config in configs if owner is split_owners[0] else ():
-                Task.over(config, splits, cpu)
+                TrainingSetup.over(config, splits, cpu)
 
 
 def caveats(searched: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> list[str]:

@@ -137,7 +137,7 @@ def compare_policies(
         if budget == "equal-time":
             check_epochs(record.setdefault("epochs", {}), configs, run_dir)
             measured = record.get("pace")
-            record["pace"] = equal_time_budget(split_owners[0], configs, policies, measured, run_dir, reporter.noted)
+            record["pace"] = equal_time_budget(split_owners[0], configs, policies, measured, run_dir, reporter.on_note)
         planned = plan_jobs(split_owners, configs, run_dir, policies, seeds, record.get("pace", {}))
         rows = {job: row for job in planned if (row := finished_row(job)) is not None} if resume else {}
         if len(rows) < len(planned):
@@ -147,9 +147,9 @@ def compare_policies(
         save_record(run_dir, record)
         notes = caveats(searched, configs)
         for text in notes:
-            reporter.noted(text)
+            reporter.on_note(text)
         if rows:
-            reporter.noted(f"{len(rows)} of {len(planned)} runs were finished before")
+            reporter.on_note(f"{len(rows)} of {len(planned)} runs were finished before")
         failed = _run(planned, rows, JobRunner(run_dir, by_digest), jobs, gpu_environments(device), reporter)
         in_order = [rows[job] for job in planned if job in rows]
         comparison = Comparison(
@@ -197,14 +197,14 @@ def _run(
         done = len(rows) + len(failed)
         remaining = len(planned) - done
         seconds_left = (time.monotonic() - start) / (len(left) - remaining) * remaining
-        reporter.compared(done, len(planned), f"{job}: {outcome}", seconds_left)
+        reporter.on_compare(done, len(planned), f"{job}: {outcome}", seconds_left)
 
     if processes > 1:
-        run_in_processes(runner, left, processes, finished, reporter.noted, environments)
+        run_in_processes(runner, left, processes, finished, reporter.on_note, environments)
         return failed
     for position, job in enumerate(left):
         try:
-            runner(job, reporter.noted)
+            runner(job, reporter.on_note)
         except MapolicyError as problem:
             finished(position, Failure.of(problem))
         else:

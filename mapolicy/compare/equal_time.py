@@ -18,7 +18,7 @@ from ..policy.policy_bundle import PolicyBundle
 from ..runtime.device import reproducible, resolve_device
 from ..train import plan
 from ..training.iteration import Iteration
-from ..training.setup import Task
+from ..training.setup import TrainingSetup
 from ..training.step_time import timed
 from .policies import ComparedPolicy
 from .record import other_comparison
@@ -35,7 +35,7 @@ def equal_time_budget(
     policies: Sequence[ComparedPolicy],
     measured: EqualTimeBudget | None,
     run_dir: Path,
-    noted: Callable[[str], None],
+    on_note: Callable[[str], None],
 ) -> EqualTimeBudget:
     """Epochs for each policy, so that all train as long as the slowest does in `config.epochs`.
 
@@ -45,7 +45,7 @@ def equal_time_budget(
         policies: of the comparison.
         measured: the budget measured when the comparison started; it is returned unchanged.
         run_dir: folder of the comparison, for errors.
-        noted: called with the result in words.
+        on_note: called with the result in words.
 
     Raises:
         InputError: `measured` lacks one of the networks or policies.
@@ -65,7 +65,7 @@ def equal_time_budget(
         }
         epochs = {label: facts["epochs"] for label, facts in budget[config.arch].items()}
         texts = [f"{label} {number}{_deviation(number * seconds[label] / total)}" for label, number in epochs.items()]
-        noted(f"{config.arch}: epochs that take the same time: {', '.join(texts)}")
+        on_note(f"{config.arch}: epochs that take the same time: {', '.join(texts)}")
     return budget
 
 
@@ -110,7 +110,7 @@ def seconds_per_iteration(
         iterations = []
         for policy in policies:
             own = policy.configure(config)
-            iteration, _ = plan(own, policy.bundle(split_of), Task.over(own, splits, device), device)
+            iteration, _ = plan(own, policy.bundle(split_of), TrainingSetup.over(own, splits, device), device)
             iterations.append(iteration)
         for number in range(WARM_UP + SAMPLES):
             for iteration, seconds in zip(iterations, samples, strict=True):
@@ -120,10 +120,10 @@ def seconds_per_iteration(
 
 def _sample(iteration: Iteration, number: int, device: torch.device) -> float:
     """Mean seconds over one period of the iteration's work, on the first batch of epoch `number`."""
-    task, config, period = iteration.task, iteration.task.config, iteration.period
-    held_out = task.splits.meta_validation
-    ((_, order), *_) = training_plan(config, len(task.training), number)
-    (batch,) = task.training.batches([(number, order)], augment=True)
+    setup, config, period = iteration.setup, iteration.setup.config, iteration.period
+    held_out = setup.splits.meta_validation
+    ((_, order), *_) = training_plan(config, len(setup.training), number)
+    (batch,) = setup.training.batches([(number, order)], augment=True)
     (validation_batch,) = held_out.batches(validation_plan(config, len(held_out), [number]))
 
     def work() -> None:

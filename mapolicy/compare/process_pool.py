@@ -55,7 +55,7 @@ def run_in_processes(
     items: Sequence[Any],
     processes: int,
     finished: Callable[[int, Failure | None], None],
-    noted: Callable[[str], None],
+    on_note: Callable[[str], None],
     environments: Sequence[Mapping[str, str]] = ({},),
 ) -> None:
     """Call `work` on every item, several at a time in processes of their own; none of them outlives this call.
@@ -65,7 +65,7 @@ def run_in_processes(
         items: started in this order; must be picklable.
         processes: largest number of processes at a time.
         finished: called in this process with an item's position and None, or its failure.
-        noted: called in this process with each message of the work.
+        on_note: called in this process with each message of the work.
         environments: environment variables of the processes, in turn.
 
     Raises:
@@ -86,7 +86,7 @@ def run_in_processes(
                 for worker in tuple(workers):
                     for answer in worker.answers():
                         if isinstance(answer, str):
-                            noted(answer)
+                            on_note(answer)
                         elif worker.position is not None and not stopped:
                             position, worker.position = worker.position, None
                             finished(position, answer)

@@ -42,12 +42,12 @@ class JobRunner:
     def __getstate__(self) -> dict[str, Any]:
         return {"_bundles": {}, "_copies": self._copies}
 
-    def __call__(self, job: Job, noted: Callable[[str], None]) -> None:
+    def __call__(self, job: Job, on_note: Callable[[str], None]) -> None:
         """Train from the start or from the job's checkpoint; the result goes into the job's folder.
 
         Args:
             job: what to run.
-            noted: called with each message for the user.
+            on_note: called with each message for the user.
         """
         bundle = None if job.digest is None else self._bundle(job.digest)
         split_of = None if job.split_of is None else searched_bundle(self._bundle(job.split_of))
@@ -56,7 +56,7 @@ class JobRunner:
             _test_proxy(job, split_of)
             return
         resume = RunFolder(job.folder).checkpoint() is not None
-        reporter = _Notes(f"{job}: ", noted)
+        reporter = _Notes(f"{job}: ", on_note)
         train_network(job.config, bundle, reporter, job.folder, resume, overwrite=not resume, split_of=split_of)
 
     def _bundle(self, digest: str) -> PolicyFile:
@@ -69,11 +69,11 @@ class JobRunner:
 class _Notes(Reporter):
     """Passes on a run's messages, each with the job's name in front."""
 
-    def __init__(self, prefix: str, noted: Callable[[str], None]) -> None:
-        self._prefix, self._noted = prefix, noted
+    def __init__(self, prefix: str, on_note: Callable[[str], None]) -> None:
+        self._prefix, self._on_note = prefix, on_note
 
-    def noted(self, text: str) -> None:
-        self._noted(self._prefix + text)
+    def on_note(self, text: str) -> None:
+        self._on_note(self._prefix + text)
 
 
 def _test_proxy(job: Job, bundle: PolicyBundle) -> None:

@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     from .callbacks import Reporter as Reporter
     from .dry_run import Forecast as Forecast
     from .optim import make_optimizer as make_optimizer
-    from .setup import Task as Task
-    from .trainer import Run as Run
+    from .setup import TrainingSetup as TrainingSetup
+    from .trainer import Trainer as Trainer
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Forecast": "dry_run",
         "Reporter": "callbacks",
-        "Run": "trainer",
-        "Task": "setup",
+        "Trainer": "trainer",
+        "TrainingSetup": "setup",
         "make_optimizer": "optim",
     },
 )

@@ -19,7 +19,7 @@ from ..transforms.space import SPACES
 from .checkpoint import RunState
 from .iteration import BilevelIteration, Features
 from .optim import make_policy_optimizer
-from .setup import Task
+from .setup import TrainingSetup
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class BilevelRun:
 
 def build_bilevel_run(
     config: RunConfig,
-    task: Task,
+    setup: TrainingSetup,
     device: torch.device,
     *,
     policy: PolicyNetwork,
     rate: InnerRate,
     sampler: Sampler,
-    noted: Callable[[str], None],
+    on_note: Callable[[str], None],
     extractor: nn.Module | None = None,
     features: Features | None = None,
 ) -> BilevelRun:
@@ -76,12 +76,12 @@ def build_bilevel_run(
 
     Args:
         config: of either stage.
-        task: what is trained.
+        setup: what is trained.
         device: where the policy and the rate are.
         policy: theta.
         rate: alpha.
         sampler: draws the transformations, and learns.
-        noted: told of what a user should know about the step.
+        on_note: told of what a user should know about the step.
         extractor: a network that is trained with theta (ablation), or None.
         features: of a frozen extractor; None takes the task network's own.
 
@@ -89,29 +89,29 @@ def build_bilevel_run(
         UsageError: the step cannot be done like this.
     """
     theta = [*policy.parameters(), *([] if extractor is None else extractor.parameters())]
-    policy_optimizer = make_policy_optimizer(config, theta, rate, task.iterations)
+    policy_optimizer = make_policy_optimizer(config, theta, rate, setup.iterations)
     step = make_step(
-        choose(config, task.network, task.splits.channels, task.iterations, device),
-        noted,
+        choose(config, setup.network, setup.splits.channels, setup.iterations, device),
+        on_note,
         strict=config.compile == "always",
-        network=task.network,
+        network=setup.network,
         policy=policy,
         rate=rate,
-        optimizer=task.optimizer,
+        optimizer=setup.optimizer,
         policy_optimizer=policy_optimizer,
         options=StepOptions.of(config),
         extractor=extractor,
-        communicator=task.communicator,
+        communicator=setup.communicator,
         training_loss=LOSSES.find(config.training_loss),
         validation_loss=LOSSES.find(config.validation_loss),
     )
     monitor = PolicyMonitor.of(
-        policy, task.iterations_per_epoch, len(task.splits.classes), SPACES[config.operation_space].size
+        policy, setup.iterations_per_epoch, len(setup.splits.classes), SPACES[config.operation_space].size
     )
-    modules: dict[str, nn.Module] = {"network": task.network, "policy": policy, "rate": rate, "monitor": monitor}
+    modules: dict[str, nn.Module] = {"network": setup.network, "policy": policy, "rate": rate, "monitor": monitor}
     state = RunState(
         modules=modules | ({} if extractor is None else {"extractor": extractor}),
-        optimizers={"network": task.optimizer, "policy": policy_optimizer},
+        optimizers={"network": setup.optimizer, "policy": policy_optimizer},
         sampler=sampler,
     )
-    return BilevelRun(BilevelIteration(task, sampler, step, monitor, features), state, rate)
+    return BilevelRun(BilevelIteration(setup, sampler, step, monitor, features), state, rate)

@@ -17,10 +17,10 @@ class Reporter:
     `signal_to_noise`.
     """
 
-    def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
+    def on_open(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
         """Called first, with the settings, the run folder or None, and the number of iterations already completed."""
 
-    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
+    def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """Called when the run begins.
 
         Args:
@@ -30,28 +30,28 @@ class Reporter:
             seconds: estimated duration; None if unknown.
         """
 
-    def stepped(self, iteration: int, seconds_left: float) -> None:
+    def on_step(self, iteration: int, seconds_left: float) -> None:
         """Called after each iteration, with the number completed and the estimated seconds left."""
 
-    def iterated(self, record: Record) -> None:
+    def on_log(self, record: Record) -> None:
         """Called after each iteration that is logged, with its record."""
 
-    def evaluated(self, record: Record) -> None:
+    def on_evaluate(self, record: Record) -> None:
         """Called when the network was evaluated after an epoch, with `epoch` and `validation_top1`."""
 
-    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+    def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
         """Called after an epoch with the most probable pairs of operations and their p_jk; empty without a sampler."""
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         """Called with a message that the user should see."""
 
-    def completed(self, result: Mapping[str, Any]) -> None:
+    def on_complete(self, result: Mapping[str, Any]) -> None:
         """Called when the run has completed, with the content of `result.json`."""
 
-    def finished(self) -> None:
+    def on_finish(self) -> None:
         """Called when the run has ended, also after an error."""
 
-    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+    def on_compare(self, done: int, runs: int, text: str, seconds_left: float) -> None:
         """Called after each run of a comparison, also after a failed one.
 
         Args:
@@ -80,44 +80,44 @@ class Reporters(Reporter):
                 getattr(other, what)(*arguments)
             except Exception as problem:  # of any kind, such as a full disk or a server that is down
                 self._others.remove(other)
-                self._first.noted(f"warning: {type(other).__name__} has failed and hears no more ({problem})")
+                self._first.on_note(f"warning: {type(other).__name__} has failed and hears no more ({problem})")
 
     @override
-    def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
-        self._tell("opened", settings, folder, iteration)
+    def on_open(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
+        self._tell("on_open", settings, folder, iteration)
 
     @override
-    def started(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        self._tell("started", what, iterations, facts, seconds)
+    def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
+        self._tell("on_start", what, iterations, facts, seconds)
 
     @override
-    def stepped(self, iteration: int, seconds_left: float) -> None:
-        self._tell("stepped", iteration, seconds_left)
+    def on_step(self, iteration: int, seconds_left: float) -> None:
+        self._tell("on_step", iteration, seconds_left)
 
     @override
-    def iterated(self, record: Record) -> None:
-        self._tell("iterated", record)
+    def on_log(self, record: Record) -> None:
+        self._tell("on_log", record)
 
     @override
-    def evaluated(self, record: Record) -> None:
-        self._tell("evaluated", record)
+    def on_evaluate(self, record: Record) -> None:
+        self._tell("on_evaluate", record)
 
     @override
-    def policy_moved(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        self._tell("policy_moved", likeliest)
+    def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
+        self._tell("on_policy", likeliest)
 
     @override
-    def noted(self, text: str) -> None:
-        self._tell("noted", text)
+    def on_note(self, text: str) -> None:
+        self._tell("on_note", text)
 
     @override
-    def completed(self, result: Mapping[str, Any]) -> None:
-        self._tell("completed", result)
+    def on_complete(self, result: Mapping[str, Any]) -> None:
+        self._tell("on_complete", result)
 
     @override
-    def finished(self) -> None:
-        self._tell("finished")
+    def on_finish(self) -> None:
+        self._tell("on_finish")
 
     @override
-    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
-        self._tell("compared", done, runs, text, seconds_left)
+    def on_compare(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+        self._tell("on_compare", done, runs, text, seconds_left)

@@ -72,16 +72,16 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     Raises:
         TrainingError: memory has run out.
     """
-    task, config = iteration.task, iteration.task.config
-    device = task.pipeline.device
+    setup, config = iteration.setup, iteration.setup.config
+    device = setup.pipeline.device
     # The first batch again and again: a real iteration that learns, and one that does not where there are such.
     kinds = [0] if iteration.period == 1 or not iteration.learns_policy(0) else [0, 1]
     steps = [0] * WARM_UP + [step for step in kinds for _ in range(SAMPLES)]
-    _, positions = training_plan(config, len(task.training), 0)[0]
+    _, positions = training_plan(config, len(setup.training), 0)[0]
     lessons = [step for step in steps if iteration.learns_policy(step)]
-    validation = task.splits.meta_validation
-    held_out = iter(task.batches(validation, validation_plan(config, len(validation), lessons)))
-    batches = iter(task.batches(task.training, [(step, positions) for step in steps], augment=True))
+    validation = setup.splits.meta_validation
+    held_out = iter(setup.batches(validation, validation_plan(config, len(validation), lessons)))
+    batches = iter(setup.batches(setup.training, [(step, positions) for step in steps], augment=True))
     before = state.tensors()
     seconds: dict[int, list[float]] = {}
     try:
@@ -93,17 +93,17 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
         translated = out_of_memory(problem, config, 0)
         raise problem if translated is None else translated from problem
     state.restore(before, 0)
-    task.schedule.step_update(0)
+    setup.schedule.step_update(0)
     for module in state.modules.values():
         module.zero_grad()
     seconds[0] = seconds[0][WARM_UP:]
     medians = [statistics.median(seconds[step]) for step in kinds]
     each = medians[0] if len(medians) == 1 else (medians[0] + (iteration.period - 1) * medians[1]) / iteration.period
     return Forecast(
-        parameters=sum(parameter.numel() for parameter in task.network.parameters()),
-        iterations=task.iterations,
+        parameters=sum(parameter.numel() for parameter in setup.network.parameters()),
+        iterations=setup.iterations,
         seconds_per_iteration=each,
-        seconds=each * task.iterations,
+        seconds=each * setup.iterations,
         memory_bytes=_memory(device),
         device=device.type,
     )
@@ -117,7 +117,7 @@ def _one(
 
 def forecast_before(iteration: Iteration, state: RunState, resume: bool) -> Forecast | None:
     """What to tell of memory and time when a run starts: nothing of one that is short, or that goes on."""
-    if resume or iteration.task.iterations < WORTH_MEASURING:
+    if resume or iteration.setup.iterations < WORTH_MEASURING:
         return None
     return forecast(iteration, state)
 

@@ -19,7 +19,7 @@ from ..registries import LOSSES
 from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
-from .setup import Task
+from .setup import TrainingSetup
 
 LabelledImages = tuple[Tensor, Tensor]
 Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]
@@ -29,11 +29,11 @@ class Iteration(Protocol):
     """What a run repeats.
 
     Attributes:
-        task: what it trains.
+        setup: what it trains.
         period: iterations after which the work of an iteration repeats.
     """
 
-    task: Task
+    setup: TrainingSetup
     period: int
 
     def learns_policy(self, step: int) -> bool:
@@ -66,7 +66,7 @@ class BilevelIteration:
     """Search, and training with a policy that goes on being learned.
 
     Args:
-        task: of the run.
+        setup: of the run.
         sampler: draws the transformations, and learns.
         bilevel: the step.
         monitor: watches it.
@@ -75,16 +75,16 @@ class BilevelIteration:
 
     def __init__(
         self,
-        task: Task,
+        setup: TrainingSetup,
         sampler: Sampler,
         bilevel: BilevelStep,
         monitor: PolicyMonitor,
         features: Features | None = None,
     ) -> None:
-        self.task, self.sampler, self.bilevel, self.monitor = task, sampler, bilevel, monitor
-        self.augmentation = SampledTransformations(sampler, task.config.operation_space)
+        self.setup, self.sampler, self.bilevel, self.monitor = setup, sampler, bilevel, monitor
+        self.augmentation = SampledTransformations(sampler, setup.config.operation_space)
         self.features = features
-        self.period = task.config.meta_every
+        self.period = setup.config.meta_every
         self._validation_loss: Tensor | None = None
 
     def learns_policy(self, step: int) -> bool:
@@ -93,25 +93,25 @@ class BilevelIteration:
 
     def likeliest(self, count: int) -> list[tuple[str, str, float]]:
         """Of the sampler."""
-        return likeliest(self.sampler.probabilities, count, SPACES[self.task.config.operation_space].names)
+        return likeliest(self.sampler.probabilities, count, SPACES[self.setup.config.operation_space].names)
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """One iteration; arguments and result as in `Iteration`."""
-        task, config, sampler = self.task, self.task.config, self.sampler
-        task.schedule.step_update(step)
-        augmented = task.pipeline.augment(*batch, self.augmentation, step, step / task.iterations)
+        setup, config, sampler = self.setup, self.setup.config, self.sampler
+        setup.schedule.step_update(step)
+        augmented = setup.pipeline.augment(*batch, self.augmentation, step, step / setup.iterations)
         transformation = augmented.transformation
         assert transformation is not None
         record = self.bilevel(
             augmented.inputs,
             augmented.labels,
             transformation.embed(),
-            None if held_out is None else (task.pipeline.normalise(held_out[0]), held_out[1]),
+            None if held_out is None else (setup.pipeline.normalise(held_out[0]), held_out[1]),
             noise_seed=seed_for(config.seed, config.stage, "noise", step),
             features=None if self.features is None else self.features(augmented),
         )
         # One number for both, so that they travel once.
-        both = task.communicator.gather(augmented.labels * sampler.codes + sampler.code(transformation))
+        both = setup.communicator.gather(augmented.labels * sampler.codes + sampler.code(transformation))
         code, found = both % sampler.codes, record.hypergradient
         sampler.observe(Observation(code, record.raw, None if found is None else -found.weights, record.rows))
         labels = both // sampler.codes
@@ -128,7 +128,7 @@ class BilevelIteration:
             "entropy": relative_entropy(self.sampler.probabilities),
             "weight_spread": float(weight_spread(record.weights)),
             **self.monitor.recent(),
-            "learning_rate": self.task.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
         }
 
 
@@ -136,7 +136,7 @@ class WeightedIteration:
     """Training with given weights: a frozen policy's, or equal ones.
 
     Args:
-        task: of the run.
+        setup: of the run.
         augmentation: the policy's part of the pipeline.
         weights: of the whole of an augmented batch, float [n] with sum 1; None weighs all samples equally.
     """
@@ -145,12 +145,12 @@ class WeightedIteration:
 
     def __init__(
         self,
-        task: Task,
+        setup: TrainingSetup,
         augmentation: Augmentation,
         weights: Weights | None = None,
     ) -> None:
-        self.task, self.augmentation, self.weights = task, augmentation, weights
-        self.loss: SampleLoss = LOSSES.find(task.config.training_loss)
+        self.setup, self.augmentation, self.weights = setup, augmentation, weights
+        self.loss: SampleLoss = LOSSES.find(setup.config.training_loss)
 
     def learns_policy(self, step: int) -> bool:
         """Never."""
@@ -162,33 +162,33 @@ class WeightedIteration:
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """One iteration; arguments and result as in `Iteration`, but `held_out` is not used."""
-        task, config = self.task, self.task.config
-        task.schedule.step_update(step)
-        augmented = task.pipeline.augment(*batch, self.augmentation, step, step / task.iterations)
-        communicator = task.communicator
+        setup, config = self.setup, self.setup.config
+        setup.schedule.step_update(step)
+        augmented = setup.pipeline.augment(*batch, self.augmentation, step, step / setup.iterations)
+        communicator = setup.communicator
         shard = communicator.shard(len(augmented.labels) * communicator.size)
         if self.weights is None:
             weights = torch.full((shard.whole,), 1 / shard.whole, device=augmented.inputs.device)
         else:
             weights = self.weights(augmented)
         own = shard.of(weights).chunk(config.accumulate)
-        task.network.train()
+        setup.network.train()
         losses = self._losses(augmented, step)
-        loss = weighted_step(losses, own, task.network, task.optimizer, config.clip_norm, communicator)
-        communicator.average(running_statistics(task.network))
+        loss = weighted_step(losses, own, setup.network, setup.optimizer, config.clip_norm, communicator)
+        communicator.average(running_statistics(setup.network))
         return loss, lambda: {
             "weight_spread": float(weight_spread(weights)),
-            "learning_rate": task.optimizer.param_groups[0]["lr"],
+            "learning_rate": setup.optimizer.param_groups[0]["lr"],
         }
 
     def _losses(self, augmented: AugmentedBatch, step: int) -> Iterator[Tensor]:
         """Of each part of the batch, float [n], with their graph; each draws noise of its own."""
-        task, config = self.task, self.task.config
+        setup, config = self.setup, self.setup.config
         seed = seed_for(config.seed, config.stage, "noise", step)
         halves = (half.chunk(config.accumulate) for half in (augmented.inputs, augmented.labels))
         for number, (inputs, labels) in enumerate(zip(*halves, strict=True)):
-            torch.manual_seed(seed + 2 * (task.communicator.rank * config.accumulate + number))
-            synchronised = batch_statistics(config.batch_norm == "synchronised", task.communicator)
+            torch.manual_seed(seed + 2 * (setup.communicator.rank * config.accumulate + number))
+            synchronised = batch_statistics(config.batch_norm == "synchronised", setup.communicator)
             with autocast(config.precision, inputs.device), synchronised:
-                logits = task.network(inputs)
+                logits = setup.network(inputs)
             yield self.loss(at_least_float32(logits), labels)

@@ -26,7 +26,7 @@ class TensorBoardLogger(Reporter):
     def __init__(self) -> None:
         self._board = _package("tensorboard", "torch.utils.tensorboard")
 
-    def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
+    def on_open(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
         """Begin a file of events."""
         if folder is None:
             raise UsageError("logger tensorboard", "there is no run folder to write to", "name one")
@@ -34,20 +34,20 @@ class TensorBoardLogger(Reporter):
         self._writer = self._board.SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._writer.add_text("settings", "\n".join(f"    {key} = {value!r}" for key, value in settings.items()))
 
-    def iterated(self, record: Record) -> None:
+    def on_log(self, record: Record) -> None:
         """Its figures."""
         self._scalars("training", record)
 
-    def evaluated(self, record: Record) -> None:
+    def on_evaluate(self, record: Record) -> None:
         """Its figures."""
         self._scalars("epoch", record)
 
-    def completed(self, result: Mapping[str, Any]) -> None:
+    def on_complete(self, result: Mapping[str, Any]) -> None:
         """Its numbers."""
         for name, value in _numbers(result).items():
             self._writer.add_scalar(f"result/{name}", value)
 
-    def finished(self) -> None:
+    def on_finish(self) -> None:
         """Write out what is left."""
         self._writer.close()
 
@@ -66,26 +66,26 @@ class WandbLogger(Reporter):
     def __init__(self) -> None:
         self._wandb = _package("wandb", "wandb")
 
-    def opened(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
+    def on_open(self, settings: Mapping[str, Any], folder: Path | None, iteration: int) -> None:
         """Begin a run of theirs, or go on with it."""
         place = {} if folder is None else {"dir": str(folder), "id": _identity(folder), "resume": "allow"}
         name = PROJECT if folder is None else folder.name
         self._run = self._wandb.init(project=PROJECT, name=name, config=dict(settings), **place)
         self._run.define_metric("*", step_metric="iteration")
 
-    def iterated(self, record: Record) -> None:
+    def on_log(self, record: Record) -> None:
         """Its figures."""
         self._run.log(dict(record))
 
-    def evaluated(self, record: Record) -> None:
+    def on_evaluate(self, record: Record) -> None:
         """Its figures."""
         self._run.log(dict(record))
 
-    def completed(self, result: Mapping[str, Any]) -> None:
+    def on_complete(self, result: Mapping[str, Any]) -> None:
         """Its numbers, as their summary."""
         self._run.summary.update(_numbers(result))
 
-    def finished(self) -> None:
+    def on_finish(self) -> None:
         """End it; theirs waits for what has not been sent."""
         self._run.finish()
 

@@ -22,7 +22,7 @@ from .optim import RateSchedule, make_optimizer, make_schedule
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingSetup:
     """A task network about to be trained.
 
     Attributes:

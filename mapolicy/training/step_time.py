@@ -12,7 +12,7 @@ import torch
 from ..policy.augmentations import NoAugmentation
 from .iteration import LabelledImages, WeightedIteration
 from .optim import make_optimizer, make_schedule
-from .setup import Task
+from .setup import TrainingSetup
 
 WARM_UP = 3
 SAMPLES = 7  # of each kind of iteration
@@ -27,12 +27,12 @@ class CostMeter:
     The copy is dropped after the last sample; the run's own state is not touched.
 
     Args:
-        task: of the run.
+        setup: of the run.
         period: iterations after which the work of an iteration repeats.
     """
 
-    def __init__(self, task: Task, period: int = 1) -> None:
-        self._config, self._task, self._period = task.config.with_changes(copies=1), task, period
+    def __init__(self, setup: TrainingSetup, period: int = 1) -> None:
+        self._config, self._task, self._period = setup.config.with_changes(copies=1), setup, period
         self._samples = SAMPLES * period
         self._plain: WeightedIteration | None = None
         self._seconds: list[tuple[float, float]] = []

@@ -25,7 +25,7 @@ from .checkpoint import RunState
 from .iteration import Iteration
 from .memory import out_of_memory
 from .run_folder import RunFolder
-from .setup import Task
+from .setup import TrainingSetup
 from .step_time import CostMeter
 
 LOGGED_PER_EPOCH = 20
@@ -36,7 +36,7 @@ MOST_ROLLBACKS = 5  # after which the learning rates are a thirty-second of what
 
 
 class Expected(Protocol):
-    """A `forecast.Forecast`."""
+    """A `dry_run.Forecast`."""
 
     @property
     def seconds(self) -> float:
@@ -48,19 +48,19 @@ class Expected(Protocol):
         ...
 
 
-class Run:
+class Trainer:
     """Counts iterations, writes the run folder, stops when training diverges. A context manager.
 
     Args:
         config: saved as `config.toml`.
         state: what a checkpoint holds.
-        task: what is trained.
+        setup: what is trained.
         reporter: hears of the progress.
         folder: the run folder, or None to write nothing.
         resume: go on from the folder's newest whole checkpoint.
         overwrite: remove the files of an earlier run from the folder.
         digest: of the bundle that the run uses, or None.
-        facts: told at the start, beside the task's.
+        facts: passed to `on_start` with the setup's own.
         expected: what the run will take, where that was measured.
 
     Attributes:
@@ -79,7 +79,7 @@ class Run:
         self,
         config: RunConfig,
         state: RunState,
-        task: Task,
+        setup: TrainingSetup,
         reporter: Reporter,
         folder: Path | None,
         resume: bool = False,
@@ -88,8 +88,8 @@ class Run:
         facts: Mapping[str, str] | None = None,
         expected: Expected | None = None,
     ) -> None:
-        self.config, self.state, self.task, self.reporter = config, state, task, reporter
-        self.per_epoch = task.iterations_per_epoch
+        self.config, self.state, self.setup, self.reporter = config, state, setup, reporter
+        self.per_epoch = setup.iterations_per_epoch
         self.iterations = config.epochs * self.per_epoch
         self.iteration = 0
         self.last_record: Mapping[str, float] = {}
@@ -102,7 +102,7 @@ class Run:
         self._cost_ratio: float | None = None
         self._stop = StopRequest()
         self._open = ExitStack()
-        self._group = task.communicator
+        self._group = setup.communicator
         if config.on_divergence == "rollback" and folder is None and self._group.rank == 0:
             raise UsageError("on_divergence", "without a run folder there is nothing to roll back to", "name one")
 
@@ -119,21 +119,21 @@ class Run:
             if any(self._group.largest(goes_on)):  # rank 0 alone has a folder
                 facts = self._go_on()
                 self._seconds_before, self._cost_ratio = facts["seconds"], facts["cost_ratio"]
-                self.reporter.noted(f"goes on after iteration {self.iteration}")
+                self.reporter.on_note(f"goes on after iteration {self.iteration}")
             else:
                 self._folder.begin(self.config)
-            self.reporter.opened(self.config.to_mapping(), self._folder.path, self.iteration)
+            self.reporter.on_open(self.config.to_mapping(), self._folder.path, self.iteration)
             self._logged_iteration = self._began_at = self.iteration
             self._next_checkpoint = self._started + 60 * self.config.checkpoint_minutes
             expected = self._expected
-            self.reporter.started(
+            self.reporter.on_start(
                 f"{self.config.stage} {self.config.network}",
                 self.iterations,
-                {**self.task.facts(), **self._facts, **({} if expected is None else expected.facts())},
+                {**self.setup.facts(), **self._facts, **({} if expected is None else expected.facts())},
                 None if expected is None else expected.seconds,
             )
-            if self.task.splits.corrupt:
-                self.note_corrupt(self.task.splits.corrupt)
+            if self.setup.splits.corrupt:
+                self.note_corrupt(self.setup.splits.corrupt)
             self._write_status("running", None)
             self._open = opened.pop_all()
         return self
@@ -142,7 +142,7 @@ class Run:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._open:
-            self.reporter.finished()
+            self.reporter.on_finish()
             if problem is None:
                 self._folder.write_table()
                 self._write_status("done", 0)
@@ -168,7 +168,7 @@ class Run:
         Returns:
             The cost ratio: time of an iteration over that of a plain step, if there were enough to tell.
         """
-        meter = CostMeter(self.task, iteration.period)
+        meter = CostMeter(self.setup, iteration.period)
         rolls_back = self.config.on_divergence == "rollback"
         if rolls_back and self.iteration == 0:
             self.checkpoint()
@@ -192,12 +192,12 @@ class Run:
 
     def _epoch(self, iteration: Iteration, meter: CostMeter) -> None:
         """What is left of an epoch: its iterations, then its line in the log."""
-        training, validation = self.task.training, self.task.splits.meta_validation
+        training, validation = self.setup.training, self.setup.splits.meta_validation
         epoch = self._evaluated_epochs
         plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
         lessons = [step for step, _ in plan if iteration.learns_policy(step)]
-        batches = iter(self.task.batches(training, plan, augment=True))
-        held_out = iter(self.task.batches(validation, validation_plan(self.config, len(validation), lessons)))
+        batches = iter(self.setup.batches(training, plan, augment=True))
+        held_out = iter(self.setup.batches(validation, validation_plan(self.config, len(validation), lessons)))
         for step, _ in plan:
             try:
                 batch = next(batches)
@@ -207,11 +207,11 @@ class Run:
                 raise
             outcome = meter(batch, partial(iteration, step, batch, guide))
             self._cost_ratio = meter.ratio or self._cost_ratio
-            self._iterated(*outcome)
+            self.after_iteration(*outcome)
         try:
             # It may take long, and changes nothing; but several processes stop at an iteration's end alone.
             with self._stop.immediate() if self._group.size == 1 else nullcontext():
-                measures = {} if self.config.trains_on_validation else vars(self.task.validation_accuracy())
+                measures = {} if self.config.trains_on_validation else vars(self.setup.validation_accuracy())
         except (KeyboardInterrupt, SystemExit):
             self.checkpoint()
             raise
@@ -219,18 +219,18 @@ class Run:
         record |= {f"validation_{name}": value for name, value in measures.items()}
         self._folder.log(record)
         self._evaluated_epochs += 1
-        self.reporter.evaluated(record)
-        self.reporter.policy_moved(iteration.likeliest(SHOWN_TRANSFORMATIONS))
+        self.reporter.on_evaluate(record)
+        self.reporter.on_policy(iteration.likeliest(SHOWN_TRANSFORMATIONS))
         self._logged = time.monotonic()
 
-    def _iterated(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:
+    def after_iteration(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:
         """One iteration is done: stop if it diverged, log it if it is due, save the state if it is time."""
         if not math.isfinite(value := float(loss)):
             raise self._diverged(f"the loss is {value}")
         self.iteration += 1
         now = time.monotonic()
         each = (now - self._started) / max(1, self.iteration - self._began_at)
-        self.reporter.stepped(self.iteration, each * (self.iterations - self.iteration))
+        self.reporter.on_step(self.iteration, each * (self.iterations - self.iteration))
         if self.iteration % self._log_every == 0 or self.iteration == self.iterations:
             seconds = (now - self._logged) / (self.iteration - self._logged_iteration)
             self._logged, self._logged_iteration = now, self.iteration
@@ -244,7 +244,7 @@ class Run:
             }
             self.last_record = record
             self._folder.log(record)
-            self.reporter.iterated(record)
+            self.reporter.on_log(record)
         if self._agree(now >= self._next_checkpoint) or self._stop.number is not None:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
@@ -284,19 +284,19 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one it goes on with."""
         settings = {key: value for key, value in self.config.to_mapping().items() if key not in MACHINE_FIELDS}
-        splits = self.task.splits
+        splits = self.setup.splits
         return settings | {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
 
     def note_corrupt(self, corrupt: tuple[str, ...]) -> None:
         """Say which images were left out."""
         listed = "; ".join(corrupt[:LISTED_CORRUPT]) + ("; ..." if len(corrupt) > LISTED_CORRUPT else "")
-        self.reporter.noted(f"left out {len(corrupt)} images that cannot be decoded: {listed}")
+        self.reporter.on_note(f"left out {len(corrupt)} images that cannot be decoded: {listed}")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Tell the result, and write it as JSON beside the log."""
-        corrupt = list(self.task.splits.corrupt)
+        corrupt = list(self.setup.splits.corrupt)
         result = {**result, "seconds": self._seconds, "rollbacks": self.rollbacks, "corrupt": corrupt}
-        self.reporter.completed(result)
+        self.reporter.on_complete(result)
         self._folder.write_result(result)
 
     def _go_on(self) -> Mapping[str, Any]:
@@ -305,7 +305,7 @@ class Run:
             return self._take_over(*self._shared({}, {}))
         tensors, facts, told = self._folder.load()
         if told:
-            self.reporter.noted(told)
+            self.reporter.on_note(told)
         old, new = self.config.defaults() | facts["identity"], self._identity()
         differences = [f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key]]
         if differences:
@@ -328,7 +328,7 @@ class Run:
         records = self._folder.go_on(self.config, facts["lines"])
         if self._folder.path is not None and len(records) < facts["lines"]:
             missing = facts["lines"] - len(records)
-            self.reporter.noted(f"warning: {missing} lines of the log are gone; the run itself is whole")
+            self.reporter.on_note(f"warning: {missing} lines of the log are gone; the run itself is whole")
         self.last_record = next((record for record in reversed(records) if "loss" in record), {})
         return facts
 
@@ -338,15 +338,15 @@ class Run:
         self._go_on()
         self._slow_down(rollbacks - self.rollbacks)
         self._logged, self._logged_iteration = time.monotonic(), self.iteration
-        self.reporter.noted(
+        self.reporter.on_note(
             f"{problem.what}: {problem.why.partition(';')[0]}; back to iteration {self.iteration}, and on at "
-            f"{self.task.schedule.scale:.4g} of the learning rates"
+            f"{self.setup.schedule.scale:.4g} of the learning rates"
         )
 
     def _slow_down(self, times: int) -> None:
         """Halve the learning rates of task network and policy so many times."""
         self.rollbacks += times
-        self.task.schedule.scale *= 0.5**times
+        self.setup.schedule.scale *= 0.5**times
         for name, optimizer in self.state.optimizers.items():
             if name != "network":  # whose rates the schedule sets
                 for group in optimizer.param_groups:

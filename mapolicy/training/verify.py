@@ -27,7 +27,7 @@ from ..runtime.files import read_regular_file, write_atomically
 from ..transforms.space import SPACES
 from .callbacks import Reporter
 from .iteration import WeightedIteration
-from .setup import Task
+from .setup import TrainingSetup
 from .step_time import timed
 
 BASELINES = ("none", UNIFORM, "trivialaugment", "randaugment")
@@ -92,7 +92,7 @@ def verify(
                 text = json.dumps({"identity": identity, "right": known}, sort_keys=True)
                 write_atomically(record, text.encode())
         share = 100 * float(right[candidate].double().mean())
-        reporter.noted(f"verified {candidate.key}: {share:.1f} % of {len(held_out)} held-out images")
+        reporter.on_note(f"verified {candidate.key}: {share:.1f} % of {len(held_out)} held-out images")
     strengths = {each: each.strength or 0.0 for each in right if each.policy in (LEARNED, UNIFORM)}
     # The strongest of equally good ones comes first: it is what the search itself trained with.
     best = max(strengths, key=lambda each: (int(right[each].sum()), strengths[each]))
@@ -103,14 +103,14 @@ def verify(
 def verification_seconds(config: SearchConfig, splits: DataSplits, device: torch.device, log_levels: Tensor) -> float:
     """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
     compared = candidates(config.alignment_strength)
-    task = Task.over(config.with_changes(copies=1), splits, device)
-    iteration = WeightedIteration(task, _augmentation(config, splits, compared[-1], log_levels))
-    plan = [training_plan(task.config, len(task.training), 0)[0]] * MEASURED
+    setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
+    iteration = WeightedIteration(setup, _augmentation(config, splits, compared[-1], log_levels))
+    plan = [training_plan(setup.config, len(setup.training), 0)[0]] * MEASURED
     seconds = []
-    for (step, _), batch in zip(plan, task.batches(task.training, plan, augment=True), strict=True):
+    for (step, _), batch in zip(plan, setup.batches(setup.training, plan, augment=True), strict=True):
         _, elapsed = timed(partial(iteration, step, batch, None), device)
         seconds.append(elapsed)
-    return statistics.median(seconds[1:]) * task.iterations * len(compared)
+    return statistics.median(seconds[1:]) * setup.iterations * len(compared)
 
 
 def _row(candidate: Candidate, found: Tensor, kept: Tensor) -> VerifiedPolicy:
@@ -133,15 +133,15 @@ def _trained(
 ) -> Tensor:
     """Which held-out images a network is right about that was trained under a candidate, bool [images]."""
     # The search's own settings but for copies: each training costs plain steps.
-    task = Task.over(config.with_changes(copies=1), splits, device)
-    iteration = WeightedIteration(task, _augmentation(config, splits, candidate, log_levels))
+    setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
+    iteration = WeightedIteration(setup, _augmentation(config, splits, candidate, log_levels))
     for epoch in range(config.epochs):
-        plan = training_plan(task.config, len(task.training), epoch)
-        for (step, _), batch in zip(plan, task.batches(task.training, plan, augment=True), strict=True):
+        plan = training_plan(setup.config, len(setup.training), epoch)
+        for (step, _), batch in zip(plan, setup.batches(setup.training, plan, augment=True), strict=True):
             loss, _ = iteration(step, batch, None)
             if not bool(loss.isfinite()):
                 raise TrainingError(f"verification of {candidate.key}", "the loss is not finite", "use --no-verify")
-    return right_images(task, held_out)
+    return right_images(setup, held_out)
 
 
 def _augmentation(config: SearchConfig, splits: DataSplits, candidate: Candidate, log_levels: Tensor) -> Augmentation:
@@ -151,16 +151,16 @@ def _augmentation(config: SearchConfig, splits: DataSplits, candidate: Candidate
     return SampledTransformations(StagedLevels(space, log_levels, candidate.strength), config.operation_space)
 
 
-def right_images(task: Task, split: Split) -> Tensor:
-    """Which of a split's images the task's network classifies correctly, bool [images], CPU; all processes alike."""
-    group, network = task.communicator, task.network
-    batches = list(enumerate(torch.arange(len(split)).split(task.config.batch_size)))
-    found = torch.zeros(len(split), dtype=torch.int64, device=task.pipeline.device)
+def right_images(setup: TrainingSetup, split: Split) -> Tensor:
+    """Which of a split's images the setup's network classifies correctly, bool [images], CPU; all processes alike."""
+    group, network = setup.communicator, setup.network
+    batches = list(enumerate(torch.arange(len(split)).split(setup.config.batch_size)))
+    found = torch.zeros(len(split), dtype=torch.int64, device=setup.pipeline.device)
     network.eval()
     with torch.inference_mode():
         own = batches[group.rank :: group.size]
         for (_, positions), (images, labels) in zip(own, split.batches(own), strict=True):
-            found[positions] = (network(task.pipeline.normalise(images)).argmax(1) == labels).long()
+            found[positions] = (network(setup.pipeline.normalise(images)).argmax(1) == labels).long()
     network.train()
     return group.sum([found])[0].cpu().bool()
 

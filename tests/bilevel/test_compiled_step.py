@@ -153,7 +153,7 @@ def broken(graph: object, inputs: object) -> None:
 def test_a_failure_to_compile_is_told_and_the_run_goes_on() -> None:
     case, notes = Case(), []
     other = case.twin()
-    step = CompiledStep(**other.parts(), noted=notes.append, backend=broken)
+    step = CompiledStep(**other.parts(), on_note=notes.append, backend=broken)
     for call in range(2):
         case.run(BilevelStep(**case.parts()), call)
         other.run(step, call)
@@ -180,10 +180,10 @@ def test_what_cannot_be_compiled_is_no_compiled_step() -> None:
 
 
 class Listener(Reporter):
-    def started(self, what, iterations, facts, seconds) -> None:
+    def on_start(self, what, iterations, facts, seconds) -> None:
         self.facts = facts
 
-    def completed(self, result) -> None:
+    def on_complete(self, result) -> None:
         self.result = result
 
 

@@ -33,15 +33,15 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 def drive(reporter: display.QuietReporter) -> None:
-    reporter.started("search wrn10_1", 10, {"device": "[bold]cpu"}, 3600.0)
-    reporter.stepped(5, 3725.0)
-    reporter.iterated(RECORD)
-    reporter.policy_moved([("Rotate", "ShearX", 0.0059), ("Color", "Invert[/bold]", 0.0058)])
-    reporter.policy_moved([("Color", "Invert[/bold]", 0.0061), ("Rotate", "ShearX", 0.0058)])
-    reporter.evaluated({"iteration": 10, "epoch": 1, "validation_top1": 87.5})
-    reporter.noted("a [note]")
-    reporter.finished()
-    reporter.completed({"digest": "d"})
+    reporter.on_start("search wrn10_1", 10, {"device": "[bold]cpu"}, 3600.0)
+    reporter.on_step(5, 3725.0)
+    reporter.on_log(RECORD)
+    reporter.on_policy([("Rotate", "ShearX", 0.0059), ("Color", "Invert[/bold]", 0.0058)])
+    reporter.on_policy([("Color", "Invert[/bold]", 0.0061), ("Rotate", "ShearX", 0.0058)])
+    reporter.on_evaluate({"iteration": 10, "epoch": 1, "validation_top1": 87.5})
+    reporter.on_note("a [note]")
+    reporter.on_finish()
+    reporter.on_complete({"digest": "d"})
 
 
 def test_plain_lines_tell_an_epoch_in_one_line(capsys: pytest.CaptureFixture) -> None:
@@ -73,8 +73,8 @@ def test_live_display_shows_every_figure_and_no_markup(width: int) -> None:
 def test_time_left_is_there_before_the_first_iteration() -> None:
     screen = io.StringIO()
     reporter = display.LiveReporter(Console(file=screen, force_terminal=True, width=80))
-    reporter.started("search", 10, {}, 3600.0)
-    reporter.finished()
+    reporter.on_start("search", 10, {}, 3600.0)
+    reporter.on_finish()
     assert "1:00:00 left" in screen.getvalue()
 
 
@@ -92,7 +92,7 @@ def test_a_resized_terminal_is_drawn_at_its_new_width() -> None:
     reporter = display.LiveReporter(Console(file=io.StringIO(), force_terminal=True, width=120))
     drive(reporter)
     for number in range(60):
-        reporter.iterated(RECORD | {"loss": 60.0 - number})
+        reporter.on_log(RECORD | {"loss": 60.0 - number})
     for width in (120, 60, 30):
         screen = io.StringIO()
         Console(file=screen, force_terminal=True, width=width).print(reporter)

@@ -30,10 +30,10 @@ class Messages(Reporter):
         self.runs: list[str] = []
         self.done: list[int] = []
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.notes.append(text)
 
-    def compared(self, done: int, runs: int, text: str, seconds_left: float) -> None:
+    def on_compare(self, done: int, runs: int, text: str, seconds_left: float) -> None:
         assert seconds_left >= 0
         self.runs.append(text)
         self.done.append(done)

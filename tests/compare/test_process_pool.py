@@ -17,7 +17,7 @@ from mapolicy.errors import TrainingError
 PATIENCE = 60  # seconds; no test depends on how long it takes
 
 
-def play(item: tuple[str, Path], noted: Callable[[str], None]) -> None:
+def play(item: tuple[str, Path], on_note: Callable[[str], None]) -> None:
     """The work; the item names which kind."""
     part, path = item
     if part == "diverge":
@@ -43,7 +43,7 @@ def play(item: tuple[str, Path], noted: Callable[[str], None]) -> None:
     if part == "report":
         path.write_text(multiprocessing.get_start_method())
         return
-    noted(f"{part} by {os.environ.get('PART', 'nobody')}")
+    on_note(f"{part} by {os.environ.get('PART', 'nobody')}")
     path.write_text(str(os.getpid()))
 
 

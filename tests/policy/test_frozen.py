@@ -13,7 +13,7 @@ from mapolicy.policy.frozen import FrozenExtractor, FrozenWeights, extractor_dty
 from mapolicy.policy.pipeline import AugmentedBatch
 from mapolicy.policy.sampler import TransformationSampler
 from mapolicy.training.iteration import WeightedIteration
-from mapolicy.training.setup import Task
+from mapolicy.training.setup import TrainingSetup
 
 CPU = torch.device("cpu")
 
@@ -114,18 +114,18 @@ def test_features_have_no_graph_and_may_stand_in_one(bundle: PolicyBundle) -> No
 
 
 def test_a_training_step_leaves_the_extractor_alone(bundle: PolicyBundle, make_train_config) -> None:
-    task = Task.build(make_train_config(), CPU)
+    setup = TrainingSetup.build(make_train_config(), CPU)
     extractor = FrozenExtractor(bundle, CPU)
     network = extractor._network
     assert network is not None
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    own = {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
+    own = {name: tensor.clone() for name, tensor in setup.network.state_dict().items()}
     sampler = SampledTransformations(TransformationSampler(), "metaaugment-v1")
-    iteration = WeightedIteration(task, sampler, FrozenWeights(extractor, bundle.build_policy()))
-    for step, batch in enumerate(task.training.batches([(0, torch.arange(64)), (1, torch.arange(64, 128))])):
+    iteration = WeightedIteration(setup, sampler, FrozenWeights(extractor, bundle.build_policy()))
+    for step, batch in enumerate(setup.training.batches([(0, torch.arange(64)), (1, torch.arange(64, 128))])):
         iteration(step, batch, None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert not any(torch.equal(tensor, own[name]) for name, tensor in task.network.state_dict().items()), "it trained"
+    assert not any(torch.equal(tensor, own[name]) for name, tensor in setup.network.state_dict().items()), "it trained"
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
     assert not any(module.training for module in network.modules())
 

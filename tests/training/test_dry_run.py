@@ -22,13 +22,13 @@ def prepared(config) -> _Search:
 
 def test_what_moved_is_put_back(make_search_config) -> None:
     search = prepared(make_search_config(meta_every=2, momentum=0.9))
-    before, rates = search.run.state.tensors(), [group["lr"] for group in search.task.optimizer.param_groups]
+    before, rates = search.run.state.tensors(), [group["lr"] for group in search.setup.optimizer.param_groups]
     forecast(search.run.iteration, search.run.state)
     after = search.run.state.tensors()
     assert before.keys() == after.keys(), "the optimisers have no state yet"
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert [group["lr"] for group in search.task.optimizer.param_groups] == rates
-    assert all(parameter.grad is None for parameter in search.task.network.parameters())
+    assert [group["lr"] for group in search.setup.optimizer.param_groups] == rates
+    assert all(parameter.grad is None for parameter in search.setup.network.parameters())
 
 
 def test_a_measured_run_gives_the_same_bytes(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ def test_a_measured_run_gives_the_same_bytes(make_search_config, monkeypatch: py
     measured = []
 
     class Listening(Reporter):
-        def started(self, what, iterations, facts, seconds) -> None:
+        def on_start(self, what, iterations, facts, seconds) -> None:
             measured.append("time" in facts and "memory" in facts and seconds is not None)
 
     with_forecast = search_policy(config, Listening())
@@ -53,9 +53,9 @@ def test_time_is_that_of_the_iterations(make_search_config, monkeypatch: pytest.
     search = prepared(make_search_config(meta_every=3))
     expected = forecast(search.run.iteration, search.run.state)
     assert expected.seconds_per_iteration == pytest.approx((7 + 2 + 2) / 3)
-    assert expected.iterations == search.task.iterations
+    assert expected.iterations == search.setup.iterations
     assert expected.seconds == pytest.approx(expected.iterations * 11 / 3)
-    assert expected.parameters == sum(parameter.numel() for parameter in search.task.network.parameters())
+    assert expected.parameters == sum(parameter.numel() for parameter in search.setup.network.parameters())
     assert 2**26 < expected.memory_bytes < 2**40
     assert expected.device == "cpu"
 
@@ -77,7 +77,7 @@ def test_a_short_run_and_one_that_goes_on_are_not_measured(make_search_config, m
     example = Forecast(1, 100, 0.5, 50.0, 2**30, "cpu")
     monkeypatch.setattr("mapolicy.training.dry_run.forecast", lambda iteration, state: calls.append(state) or example)
     assert forecast_before(search.run.iteration, search.run.state, resume=False) is None, "10 iterations"
-    monkeypatch.setattr("mapolicy.training.dry_run.WORTH_MEASURING", search.task.iterations)
+    monkeypatch.setattr("mapolicy.training.dry_run.WORTH_MEASURING", search.setup.iterations)
     assert forecast_before(search.run.iteration, search.run.state, resume=True) is None
     assert calls == []
     assert forecast_before(search.run.iteration, search.run.state, resume=False) is example

@@ -71,7 +71,7 @@ def test_a_logger_that_fails_ends_nothing(make_train_config, tmp_path: Path) -> 
     class Failing(Reporter):
         heard = 0
 
-        def iterated(self, record) -> None:
+        def on_log(self, record) -> None:
             self.heard += 1
             raise OSError("no room")
 
@@ -79,28 +79,28 @@ def test_a_logger_that_fails_ends_nothing(make_train_config, tmp_path: Path) -> 
         def __init__(self) -> None:
             self.calls: list[str] = []
 
-        def noted(self, text: str) -> None:
+        def on_note(self, text: str) -> None:
             self.calls.append(text)
 
-        def iterated(self, record) -> None:
-            self.calls.append("iterated")
+        def on_log(self, record) -> None:
+            self.calls.append("on_log")
 
     first, failing, second = Heard(), Failing(), Heard()
     train_network(make_train_config(policy="none", epochs=1), reporter=Reporters(first, [failing, second]))
     assert failing.heard == 1
-    assert [text for text in first.calls if text != "iterated"] == [
+    assert [text for text in first.calls if text != "on_log"] == [
         "warning: Failing has failed and hears no more (no room)"
     ]
-    assert first.calls.count("iterated") == second.calls.count("iterated") == 5
+    assert first.calls.count("on_log") == second.calls.count("on_log") == 5
 
 
 def test_the_display_does_not_fail_unheard() -> None:
     class Failing(Reporter):
-        def finished(self) -> None:
+        def on_finish(self) -> None:
             raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        Reporters(Failing(), []).finished()
+        Reporters(Failing(), []).on_finish()
 
 
 def test_reporters_pass_everything_on() -> None:

@@ -1,17 +1,17 @@
-"""A task: what of the data a run trains on, and with what."""
+"""The training setup: which part of the data a run trains on, and with which optimiser and schedule."""
 
 import pytest
 import torch
 
 from mapolicy.errors import InputError, UsageError
-from mapolicy.training.setup import Task
+from mapolicy.training.setup import TrainingSetup
 
 CPU = torch.device("cpu")
 
 
 def test_meta_validation_images_are_trained_on_if_asked(make_train_config) -> None:
-    without = Task.build(make_train_config(policy="none"), CPU)
-    included = Task.build(make_train_config(policy="none", include_validation=True), CPU)
+    without = TrainingSetup.build(make_train_config(policy="none"), CPU)
+    included = TrainingSetup.build(make_train_config(policy="none", include_validation=True), CPU)
     train, validation = (
         set(split.indices.tolist()) for split in (without.splits.train, without.splits.meta_validation)
     )
@@ -24,20 +24,20 @@ def test_meta_validation_images_are_trained_on_if_asked(make_train_config) -> No
 
 def test_a_lone_image_is_refused_where_it_is_normalised_over(make_train_config, make_search_config) -> None:
     with pytest.raises(UsageError, match="batch_size: resnet10t cannot train on one image at a time"):
-        Task.build(make_train_config(policy="none", arch="resnet10t", batch_size=1), CPU)
+        TrainingSetup.build(make_train_config(policy="none", arch="resnet10t", batch_size=1), CPU)
     vit = {"arch": "vit_tiny_patch16_224", "model_args": {"img_size": 8, "patch_size": 4}}
-    assert Task.build(make_train_config(policy="none", batch_size=1, **vit), CPU).iterations > 0
+    assert TrainingSetup.build(make_train_config(policy="none", batch_size=1, **vit), CPU).iterations > 0
     with pytest.raises(UsageError, match="weight of a lone sample is always 1"):
-        Task.build(make_search_config(batch_size=1), CPU)
+        TrainingSetup.build(make_search_config(batch_size=1), CPU)
     with pytest.raises(UsageError, match="validation_batch_size: resnet10t cannot train"):
-        Task.build(make_search_config(proxy="resnet10t", validation_batch_size=1), CPU)
+        TrainingSetup.build(make_search_config(proxy="resnet10t", validation_batch_size=1), CPU)
 
 
 def test_a_bundles_meta_validation_images_are_taken(make_train_config) -> None:
     chosen = torch.tensor([1, 5, 9, 700, 1200])
-    task = Task.build(make_train_config(policy="none", test_per_class=1.0), CPU, meta_validation=chosen)
-    assert task.splits.meta_validation.indices.tolist() == chosen.tolist()
-    assert not set(chosen.tolist()) & set(task.training.indices.tolist())
+    setup = TrainingSetup.build(make_train_config(policy="none", test_per_class=1.0), CPU, meta_validation=chosen)
+    assert setup.splits.meta_validation.indices.tolist() == chosen.tolist()
+    assert not set(chosen.tolist()) & set(setup.training.indices.tolist())
 
 
 def test_the_check_comes_before_the_network(make_train_config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,18 +49,18 @@ def test_the_check_comes_before_the_network(make_train_config, monkeypatch: pyte
 
     monkeypatch.setattr("mapolicy.training.setup.build_network", fail)
     with pytest.raises(InputError, match="digits: is refused"):
-        Task.build(make_train_config(policy="none"), CPU, check=refuse)
+        TrainingSetup.build(make_train_config(policy="none"), CPU, check=refuse)
 
 
 def test_an_unknown_arch_is_refused_before_the_data_is_read(make_train_config, monkeypatch) -> None:
     monkeypatch.setattr("mapolicy.training.setup.load_splits", lambda *_: pytest.fail("the data was read"))
     with pytest.raises(UsageError, match="registry"):
-        Task.build(make_train_config(policy="none", arch="resnet51"), CPU)
+        TrainingSetup.build(make_train_config(policy="none", arch="resnet51"), CPU)
 
 
 def test_the_network_starts_from_the_seed_alone(make_train_config) -> None:
     def weights(**changes) -> list[torch.Tensor]:
-        return list(Task.build(make_train_config(policy="none", **changes), CPU).network.parameters())
+        return list(TrainingSetup.build(make_train_config(policy="none", **changes), CPU).network.parameters())
 
     torch.manual_seed(5)
     one = weights()
@@ -70,7 +70,7 @@ def test_the_network_starts_from_the_seed_alone(make_train_config) -> None:
 
 
 def test_facts_name_what_a_user_wants_to_know(make_train_config) -> None:
-    facts = Task.build(make_train_config(policy="none"), CPU).facts()
+    facts = TrainingSetup.build(make_train_config(policy="none"), CPU).facts()
     assert facts["images"] == "1349 training, 179 meta-validation"
     assert facts["classes"] == "10"
     assert "million parameters" in facts["network"]

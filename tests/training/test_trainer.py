@@ -18,8 +18,8 @@ from mapolicy.policy.augmentations import NoAugmentation
 from mapolicy.training.callbacks import Reporter
 from mapolicy.training.checkpoint import load_checkpoint
 from mapolicy.training.iteration import BilevelIteration, WeightedIteration
-from mapolicy.training.setup import Task
-from mapolicy.training.trainer import MOST_ROLLBACKS, Run
+from mapolicy.training.setup import TrainingSetup
+from mapolicy.training.trainer import MOST_ROLLBACKS, Trainer
 
 
 def test_an_epoch_sees_every_image_at_most_once_in_whole_batches(make_train_config) -> None:
@@ -71,13 +71,13 @@ def test_validation_batches_are_drawn_anew_for_each_step(make_search_config) -> 
 
 def test_checkpoints_are_written_by_the_clock(make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    original = Run.checkpoint
+    original = Trainer.checkpoint
 
     def note(self) -> None:
         written.append(self.iteration)
         original(self)
 
-    monkeypatch.setattr(Run, "checkpoint", note)
+    monkeypatch.setattr(Trainer, "checkpoint", note)
     train_network(make_train_config(policy="none", epochs=1, checkpoint_minutes=0.0), run_dir=tmp_path / "often")
     assert written == [1, 2, 3, 4, 5, 5]
     assert (tmp_path / "often" / "checkpoint-previous.safetensors").exists()
@@ -122,10 +122,10 @@ class Notes(Reporter):
         self.notes: list[str] = []
         self.result: dict = {}
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.notes.append(text)
 
-    def completed(self, result) -> None:
+    def on_complete(self, result) -> None:
         self.result = dict(result)
 
 
@@ -141,10 +141,10 @@ def breaking(monkeypatch: pytest.MonkeyPatch):
             loss, measures = original(self, step, batch, held_out)
             if isinstance(self.augmentation, NoAugmentation):  # the twin that the cost is measured with
                 return loss, measures
-            rates.append((step, self.task.optimizer.param_groups[0]["lr"]))
+            rates.append((step, self.setup.optimizer.param_groups[0]["lr"]))
             if steps.get(step, 0):
                 steps[step] -= 1
-                next(self.task.network.parameters()).data.fill_(math.nan)
+                next(self.setup.network.parameters()).data.fill_(math.nan)
                 return loss * math.nan, measures
             return loss, measures
 
@@ -284,7 +284,7 @@ def test_a_signal_during_the_evaluation_does_not_wait_for_it(make_train_config, 
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("it went on")
 
-    monkeypatch.setattr(Task, "validation_accuracy", slow)
+    monkeypatch.setattr(TrainingSetup, "validation_accuracy", slow)
     with pytest.raises(SystemExit) as caught:
         train_network(make_train_config(policy="none", epochs=1), run_dir=tmp_path / "run")
     assert caught.value.code == 143
@@ -359,7 +359,7 @@ class Memory(Reporter):
     def __init__(self) -> None:
         self.bytes: dict[int, int] = {}
 
-    def iterated(self, record) -> None:
+    def on_log(self, record) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.bytes[int(record["iteration"])] = pages * resource.getpagesize()
 

@@ -11,7 +11,7 @@ from mapolicy import PolicyBundle, search_policy
 from mapolicy.errors import TrainingError
 from mapolicy.search import forecast_search
 from mapolicy.training.callbacks import Reporter
-from mapolicy.training.setup import Task
+from mapolicy.training.setup import TrainingSetup
 from mapolicy.training.verify import candidates, verify
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ class Notes(Reporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def noted(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.notes.append(text)
 
     def verified(self) -> list[str]:
@@ -40,7 +40,7 @@ def checked(make_search_config, tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def splits(checked: SimpleNamespace):
-    return Task.build(checked.config, CPU).splits
+    return TrainingSetup.build(checked.config, CPU).splits
 
 
 @pytest.fixture
