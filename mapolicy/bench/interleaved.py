@@ -1,6 +1,8 @@
 """Interleaved timing: every candidate runs once in each round, so that a slow minute of the machine slows all of them.
 
 A ratio is the median over rounds of the ratio within a round. Neither a slow drift nor one disturbed round changes it.
+The clock is not `training.step_time.StepTimer`'s: on a CPU a benchmark counts CPU time, which other work on the machine
+hardly changes, while a run's estimate needs the wall-clock seconds that its user waits.
 """
 
 import statistics

@@ -3,23 +3,20 @@
 The seconds of an iteration are measured for each policy in turn, on the same batches.
 """
 
-import statistics
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..config import TrainConfig
-from ..data.batch_sampler import training_plan, validation_plan
+from ..data.batch_sampler import training_plan
 from ..data.splits import load_splits
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.device import reproducible, resolve_device
 from ..train import plan
 from ..training.iteration import Iteration
 from ..training.setup import TrainingSetup
-from ..training.step_time import timed
+from ..training.step_time import StepTimer
 from .policies import ComparedPolicy
 from .record import other_comparison
 
@@ -104,30 +101,27 @@ def seconds_per_iteration(
     """
     device = resolve_device(config.device)
     held_out = None if split_of is None else split_of.meta_validation
-    samples: list[list[float]] = [[] for _ in policies]
+    measured: list[tuple[Iteration, StepTimer]] = []
     with reproducible(config.threads, device):
         splits = load_splits(config, device, config.stage, held_out)
-        iterations = []
         for policy in policies:
             own = policy.configure(config)
             iteration, _ = plan(own, policy.bundle(split_of), TrainingSetup.over(own, splits, device), device)
-            iterations.append(iteration)
+            measured.append((iteration, StepTimer(device, warm_up=WARM_UP)))
         for number in range(WARM_UP + SAMPLES):
-            for iteration, seconds in zip(iterations, samples, strict=True):
-                seconds.append(_sample(iteration, number, device))
-    return [statistics.median(seconds[WARM_UP:]) for seconds in samples]
+            for iteration, timer in measured:
+                timer(_period(iteration, number))
+    return [timer.seconds / iteration.period for iteration, timer in measured if timer.seconds is not None]
 
 
-def _sample(iteration: Iteration, number: int, device: torch.device) -> float:
-    """Mean seconds over one period of the iteration's work, on the first batch of epoch `number`."""
-    setup, config, period = iteration.setup, iteration.setup.config, iteration.period
-    held_out = setup.splits.meta_validation
-    ((_, order), *_) = training_plan(config, len(setup.training), number)
-    (batch,) = setup.training.batches([(number, order)], augment=True)
-    (validation_batch,) = held_out.batches(validation_plan(config, len(held_out), [number]))
+def _period(iteration: Iteration, number: int) -> Callable[[], None]:
+    """One period of the iteration's work, on the first batch of epoch `number`, which is loaded now."""
+    setup, period = iteration.setup, iteration.period
+    ((_, order), *_) = training_plan(setup.config, len(setup.training), number)
+    ((_, batch, validation_batch),) = setup.iteration_batches([(number, order)], lambda step: True)
 
     def work() -> None:
         for step in range(number * period, (number + 1) * period):
             iteration(step, batch, validation_batch if iteration.learns_policy(step) else None)
 
-    return timed(work, device)[1] / period
+    return work

@@ -1,20 +1,17 @@
 """What a run will take: parameters, memory, iterations, time. Found by a few iterations that are undone."""
 
-import statistics
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from ..data.batch_sampler import training_plan, validation_plan
+from ..data.batch_sampler import training_plan
 from ..data.splits import worker_faults
 from .checkpoint import RunState
-from .iteration import Iteration, LabelledImages, Outcome
+from .iteration import Iteration
 from .memory import out_of_memory
-from .step_time import timed
+from .step_time import StepTimer
 
 WARM_UP = 1
 SAMPLES = 2  # of each kind of iteration
@@ -78,17 +75,13 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     kinds = [0] if iteration.period == 1 or not iteration.learns_policy(0) else [0, 1]
     steps = [0] * WARM_UP + [step for step in kinds for _ in range(SAMPLES)]
     _, positions = training_plan(config, len(setup.training), 0)[0]
-    lessons = [step for step in steps if iteration.learns_policy(step)]
-    validation = setup.splits.meta_validation
-    held_out = iter(setup.batches(validation, validation_plan(config, len(validation), lessons)))
-    batches = iter(setup.batches(setup.training, [(step, positions) for step in steps], augment=True))
+    batches = setup.iteration_batches([(step, positions) for step in steps], iteration.learns_policy)
+    timer = StepTimer(device, [1, iteration.period - 1][: len(kinds)], WARM_UP)
     before = state.tensors()
-    seconds: dict[int, list[float]] = {}
     try:
         with worker_faults():
-            for step in steps:
-                _, elapsed = timed(partial(_one, iteration, step, batches, held_out), device)
-                seconds.setdefault(step, []).append(elapsed)
+            for step in steps:  # loading a batch is part of an iteration
+                timer(lambda: iteration(*next(batches)), step)
     except (RuntimeError, MemoryError) as problem:
         translated = out_of_memory(problem, config, 0)
         raise problem if translated is None else translated from problem
@@ -96,9 +89,8 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     setup.schedule.step_update(0)
     for module in state.modules.values():
         module.zero_grad()
-    seconds[0] = seconds[0][WARM_UP:]
-    medians = [statistics.median(seconds[step]) for step in kinds]
-    each = medians[0] if len(medians) == 1 else (medians[0] + (iteration.period - 1) * medians[1]) / iteration.period
+    each = timer.seconds
+    assert each is not None
     return Forecast(
         parameters=sum(parameter.numel() for parameter in setup.network.parameters()),
         iterations=setup.iterations,
@@ -107,12 +99,6 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
         memory_bytes=_memory(device),
         device=device.type,
     )
-
-
-def _one(
-    iteration: Iteration, step: int, batches: Iterator[LabelledImages], held_out: Iterator[LabelledImages]
-) -> Outcome:
-    return iteration(step, next(batches), next(held_out) if iteration.learns_policy(step) else None)
 
 
 def forecast_before(iteration: Iteration, state: RunState, resume: bool) -> Forecast | None:

@@ -19,9 +19,8 @@ from ..registries import LOSSES
 from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
-from .setup import TrainingSetup
+from .setup import LabelledImages, TrainingSetup
 
-LabelledImages = tuple[Tensor, Tensor]
 Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]
 
 

@@ -1,7 +1,7 @@
 """What both stages train: data, pipeline, task network, its optimiser and schedule, built from a configuration."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import RunConfig
-from ..data.batch_sampler import Plan
+from ..data.batch_sampler import Plan, validation_plan
 from ..data.splits import Check, DataSplits, Split, load_splits
 from ..distributed import ALONE, Communicator, communicator
 from ..errors import UsageError
@@ -19,6 +19,8 @@ from ..policy.pipeline import Pipeline
 from ..runtime.random import seed_for
 from .evaluate import Accuracy, evaluate
 from .optim import RateSchedule, make_optimizer, make_schedule
+
+LabelledImages = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,25 @@ class TrainingSetup:
         """This process's part of every batch of a plan; arguments as of `Split.batches`."""
         own = [(step, self.communicator.shard(len(positions)).of(positions)) for step, positions in plan]
         return split.batches(own, augment)
+
+    def iteration_batches(
+        self, plan: Plan, learns: Callable[[int], bool]
+    ) -> Iterator[tuple[int, LabelledImages, LabelledImages | None]]:
+        """What each iteration of a training plan is called with; images are uint8 [B, C, H, W].
+
+        Args:
+            plan: of the training split.
+            learns: whether an iteration needs a meta-validation batch.
+
+        Yields:
+            The iteration's number, this process's part of its training batch, and of its meta-validation batch or None.
+        """
+        validation = self.splits.meta_validation
+        learning = [step for step, _ in plan if learns(step)]
+        batches = self.batches(self.training, plan, augment=True)
+        held_out = iter(self.batches(validation, validation_plan(self.config, len(validation), learning)))
+        for (step, _), batch in zip(plan, batches, strict=True):
+            yield step, batch, next(held_out) if learns(step) else None
 
     def facts(self) -> dict[str, str]:
         """What a user wants to know when the run starts."""

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..config import MACHINE_FIELDS, RunConfig
-from ..data.batch_sampler import training_plan, validation_plan
+from ..data.batch_sampler import training_plan
 from ..data.splits import worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.lock import folder_lock
@@ -192,20 +192,16 @@ class Trainer:
 
     def _epoch(self, iteration: Iteration, meter: CostMeter) -> None:
         """What is left of an epoch: its iterations, then its line in the log."""
-        training, validation = self.setup.training, self.setup.splits.meta_validation
         epoch = self._evaluated_epochs
-        plan = training_plan(self.config, len(training), epoch, self.iteration - epoch * self.per_epoch)
-        lessons = [step for step, _ in plan if iteration.learns_policy(step)]
-        batches = iter(self.setup.batches(training, plan, augment=True))
-        held_out = iter(self.setup.batches(validation, validation_plan(self.config, len(validation), lessons)))
-        for step, _ in plan:
+        plan = training_plan(self.config, len(self.setup.training), epoch, self.iteration - epoch * self.per_epoch)
+        batches = self.setup.iteration_batches(plan, iteration.learns_policy)
+        for _ in plan:
             try:
-                batch = next(batches)
-                guide = next(held_out) if iteration.learns_policy(step) else None
+                step, batch, held_out = next(batches)
             except MapolicyError:  # an image, a loader's process; what has been trained is whole
                 self.checkpoint()
                 raise
-            outcome = meter(batch, partial(iteration, step, batch, guide))
+            outcome = meter(batch, partial(iteration, step, batch, held_out))
             self._cost_ratio = meter.ratio or self._cost_ratio
             self.after_iteration(*outcome)
         try:

@@ -6,7 +6,6 @@ transformations. None of them sees a test image.
 
 import hashlib
 import json
-import statistics
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..transforms.space import SPACES
 from .callbacks import Reporter
 from .iteration import WeightedIteration
 from .setup import TrainingSetup
-from .step_time import timed
+from .step_time import StepTimer
 
 BASELINES = ("none", UNIFORM, "trivialaugment", "randaugment")
 SHARES_OF_STRENGTH = (1.0, 0.5)  # of the search's own; uniform draws are a strength of 0
@@ -106,11 +105,11 @@ def verification_seconds(config: SearchConfig, splits: DataSplits, device: torch
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
     iteration = WeightedIteration(setup, _augmentation(config, splits, compared[-1], log_levels))
     plan = [training_plan(setup.config, len(setup.training), 0)[0]] * MEASURED
-    seconds = []
-    for (step, _), batch in zip(plan, setup.batches(setup.training, plan, augment=True), strict=True):
-        _, elapsed = timed(partial(iteration, step, batch, None), device)
-        seconds.append(elapsed)
-    return statistics.median(seconds[1:]) * setup.iterations * len(compared)
+    timer = StepTimer(device, warm_up=1)
+    for batch in setup.iteration_batches(plan, iteration.learns_policy):
+        timer(partial(iteration, *batch))
+    assert timer.seconds is not None
+    return timer.seconds * setup.iterations * len(compared)
 
 
 def _row(candidate: Candidate, found: Tensor, kept: Tensor) -> VerifiedPolicy:

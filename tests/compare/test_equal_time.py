@@ -27,7 +27,7 @@ def test_medians_of_iterations_in_turn(bundle: PolicyBundle, make_train_config, 
         return work(), answers.pop(0)
 
     monkeypatch.setattr(BilevelIteration, "__call__", noting)
-    monkeypatch.setattr("mapolicy.compare.equal_time.timed", timed)
+    monkeypatch.setattr("mapolicy.training.step_time.timed", timed)
     config = make_train_config(arch="wrn10_1", batch_size=64, meta_every=2)
     policies = [ComparedPolicy("learned"), ComparedPolicy("uniform"), ComparedPolicy("learned", "finetune")]
     kept = sorted(turn[0] for turn in rounds[WARM_UP:])

@@ -78,10 +78,10 @@ def test_measuring_does_not_change_the_result(make_train_config, monkeypatch: py
 def test_no_room_for_a_second_network_only_costs_the_measurement(
     setup: TrainingSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: CostMeter) -> None:
+    def full(setup: TrainingSetup) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(CostMeter, "_twin", full)
+    monkeypatch.setattr("mapolicy.training.step_time.plain_twin", full)
     meter, calls = CostMeter(setup), []
     for number, batch in enumerate(batches(setup)):
         meter(batch, lambda number=number: calls.append(number))
