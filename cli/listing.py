@@ -50,9 +50,9 @@ def datasets(*, word: Word = None, output: options.Output) -> None:
 
 @grouped
 def operations(*, word: Word = None, output: options.Output) -> None:
-    """List the operations, with their ranges in each space.
+    """List the operations, with their ranges in each space, and the operation spaces.
 
-    A range goes from level 0 to level 10.
+    A range goes from level 0 to level 10. --set operation_space=NAME chooses a space.
 
     Example: mapolicy operations shear
     """
@@ -71,15 +71,27 @@ def operations(*, word: Word = None, output: options.Output) -> None:
                 "ranges": {name: spread and vars(spread) for name, spread in in_spaces.items()},
             }
         )
-    _list(rows, word, output)
+    named = [{"name": entry.name, "description": f"operation space; {entry.description}"} for entry in SPACES.entries()]
+    _list(rows, word, output, spaces=named)
 
 
-def _list(rows: Sequence[Row], word: str | None, output: options.Output) -> None:
-    """Print the rows that have the word in their name or description; each has both."""
-    found = [row for row in rows if (word or "").lower() in f"{row['name']} {row['description']}".lower()]
+def _list(rows: Sequence[Row], word: str | None, output: options.Output, **more: Sequence[Row]) -> None:
+    """Print the rows that have the word in their name or description; each has both.
+
+    Args:
+        rows: what the command lists.
+        word: None prints all.
+        output: text or JSON.
+        more: further lists, printed below; in JSON they have their own names.
+    """
+    lists = {
+        name: [row for row in each if (word or "").lower() in f"{row['name']} {row['description']}".lower()]
+        for name, each in {"rows": rows, **more}.items()
+    }
     if output.as_json:
-        display.print_json({"rows": found})
+        display.print_json(lists)
         return
+    found = [row for each in lists.values() for row in each]
     if found:
         display.print_figures({row["name"]: row["description"] for row in found})
         return

@@ -11,6 +11,7 @@ import typer
 from ..errors import MapolicyError, UsageError
 from ..runtime import rank_environment
 from ..runtime.files import free_memory
+from ..runtime.plugins import plugin_fault
 from ..runtime.signals import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,
@@ -100,9 +101,10 @@ def main() -> NoReturn:
     except OSError as problem:
         what, why = str(problem.filename or "output"), problem.strerror or str(problem)
         code = _fail(_line(what, why, "check the disk and the path"), 5, debug)
-    except Exception as problem:  # a bug of mapolicy gets one line and an exit code, too
+    except Exception as problem:  # a bug of a plugin or of mapolicy gets one line and an exit code, too
         text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
-        code = _fail(text, BUG_EXIT, debug)
+        fault = plugin_fault(problem)
+        code = _fail(text, BUG_EXIT, debug) if fault is None else fail(fault, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 

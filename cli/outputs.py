@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from ..bundle.download import redacted
-from ..bundle.source import BUNDLE_FILE
+from ..bundle.source import BUNDLE_FILE, redacted
 from ..errors import UsageError
 from ..runtime.files import CONFIG_FILE, check_writable, has_files, remove_litter
 from ..runtime.lock import check_free

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..bundle import hub
 from ..bundle.source import BUNDLE_FILE, CARD_FILE
 from ..runtime.files import write_atomically
 from . import bundles, options, outputs
@@ -35,6 +34,8 @@ def push(
 
     Example: mapolicy push artifacts/c100.safetensors birdlab/cifar100-policy
     """
+    from ..bundle import hub  # network code: other commands, which import this file, do without
+
     hub.check_repository(repository)
     opened = checks.open(bundle)
     manifest = opened.policy.manifest

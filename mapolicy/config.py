@@ -509,6 +509,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(str(path), f"not TOML ({problem})", "correct the file") from None
 
 
+LISTED = 120  # characters of the names of missing settings in an error, whose line has 240
+
 _KINDS = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -520,7 +522,7 @@ _FIRST = ("unexpected_keyword_argument", "missing")  # a misspelled name also le
 
 
 def _usage_error(kind: type[RunConfig], problem: ValidationError) -> UsageError:
-    """The error of the first setting that pydantic rejects, with what to type instead."""
+    """The error of the first setting that pydantic rejects, with what to type; of all settings that are missing."""
     errors = problem.errors(include_url=False)
     error = min(errors, key=lambda each: _FIRST.index(each["type"]) if each["type"] in _FIRST else len(_FIRST))
     name, settings = str(error["loc"][0]), kind.settings()
@@ -531,7 +533,13 @@ def _usage_error(kind: type[RunConfig], problem: ValidationError) -> UsageError:
     meaning = f"it means: {settings[name].description}"
     match error["type"]:
         case "missing":
-            return UsageError(kind.__name__, f"setting {name!r} is missing", meaning)
+            missing = [str(each["loc"][0]) for each in errors if each["type"] == "missing"]
+            if len(missing) == 1:
+                return UsageError(kind.__name__, f"setting {name!r} is missing", meaning)
+            shown = [name for position, name in enumerate(missing) if len(", ".join(missing[: position + 1])) <= LISTED]
+            rest = f" and {len(missing) - len(shown)} more" if len(shown) < len(missing) else ""
+            why = f"{len(missing)} settings are missing: {', '.join(shown)}{rest}"
+            return UsageError(kind.__name__, why, "a recipe has them, `mapolicy recipes` lists the recipes")
         case "value_error":
             why, *remedies = error["ctx"]["error"].args
             return UsageError(name, why, *remedies)

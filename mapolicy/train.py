@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from .bilevel.inner_rate import InnerRate
 from .bundle.format import EXTRACTOR_PREFIX
 from .bundle.manifest_base import PolicyFile
-from .config import AS_SEARCHED, TrainConfig
+from .config import AS_SEARCHED, LATER, TrainConfig
 from .distributed import communicator
 from .errors import InputError
 from .models.noise import has_unequal_noise
@@ -26,10 +26,11 @@ from .policy.frozen import FrozenExtractor
 from .policy.policy_bundle import PolicyBundle
 from .policy.protocol import policy_of, searched_bundle
 from .policy.samplers import SamplerPlan, SamplerStart, build_sampler, learned_draws
-from .registries import SEARCHED_POLICIES
+from .registries import SAMPLERS, SEARCHED_POLICIES
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, write_atomically
-from .runtime.sanitize import escaped
+from .runtime.plugins import HOW_TO_REGISTER
+from .runtime.sanitize import escaped, quoted
 from .training.build_iteration import build_bilevel_run
 from .training.callbacks import Reporter
 from .training.checkpoint import RunState
@@ -238,22 +239,22 @@ def plan(
 
 
 def as_searched(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
-    """The configuration with the weighting of the bundle's search, and for fine-tuning its sampler.
+    """The configuration with the sampler and the weighting of the bundle's search, where it leaves them open.
 
-    Settings that say something other than `as-searched` stay. A frozen policy needs no sampler, so that a bundle of a
-    registered sampler also trains where that sampler is not installed.
+    A frozen policy draws from the bundle alone, so the search's sampler need not be registered for it.
 
     Raises:
-        UsageError: the search's sampler is not registered here.
+        InputError: the policy is fine-tuned, and its search's sampler is not registered here.
     """
-    searched = bundle.manifest.search.settings
-    names = {"weighting": "policy"}  # what a search did before it had these settings
-    if config.mode == "finetune":
-        names["sampler"] = "mean-weight"
-    chosen = {name: searched.get(name, default) for name, default in names.items()}
-    return config.with_changes(
-        **{name: value for name, value in chosen.items() if getattr(config, name) == AS_SEARCHED}
-    )
+    names = ("sampler", "weighting") if config.mode == "finetune" else ("weighting",)
+    # `LATER` has what a search did before it had these settings.
+    searched = {name: bundle.manifest.search.settings.get(name, LATER[name]) for name in names}
+    chosen = {name: value for name, value in searched.items() if getattr(config, name) == AS_SEARCHED}
+    sampler = chosen.get("sampler", config.sampler)
+    if config.mode == "finetune" and str(sampler) not in SAMPLERS:
+        why = f"its search used the sampler {quoted(sampler)}, which is not registered here"
+        raise InputError(bundle.origin or "bundle", why, HOW_TO_REGISTER)
+    return config.with_changes(**chosen)
 
 
 def _facts(iteration: Iteration) -> dict[str, str]:

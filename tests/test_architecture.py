@@ -228,6 +228,24 @@ print([name for name in {HEAVY} if name in sys.modules], "mapolicy" in sys.modul
     assert ("Usage: mapolicy" in done.stdout) == code.startswith("help")
 
 
+def test_a_local_file_loads_no_network_code() -> None:
+    file = ROOT / "tests" / "bundle" / "kept" / "format-1-scalar.safetensors"
+    script = f"""
+import sys
+from mapolicy.cli.entry import main
+sys.argv = ["mapolicy", "inspect", {str(file)!r}]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+network = ("mapolicy.bundle.hub", "mapolicy.bundle.download", "huggingface_hub", "urllib.request", "http.client")
+print([name for name in network if name in sys.modules], "mapolicy.bundle.fetch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[] True"
+
+
 # ---- (d) public names
 
 

@@ -56,6 +56,19 @@ def make(kind: type[RunConfig] = TrainConfig, **changes: Any) -> RunConfig:
 
 
 @STAGES
+def test_all_missing_settings_are_named_at_once(kind: type[RunConfig]) -> None:
+    with pytest.raises(UsageError) as problem:
+        kind(**{name: value for name, value in REQUIRED[kind].items() if name not in ("cutout", "epochs")})
+    remedy = "a recipe has them, `mapolicy recipes` lists the recipes"
+    assert str(problem.value) == f"{kind.__name__}: 2 settings are missing: cutout, epochs; {remedy}"
+    with pytest.raises(UsageError) as problem:
+        kind()
+    assert str(problem.value).startswith(f"{kind.__name__}: {len(REQUIRED[kind])} settings are missing: dataset, image")
+    assert str(problem.value).endswith(f" more; {remedy}")
+    assert len(f"mapolicy: error: {problem.value}") <= 240
+
+
+@STAGES
 def test_every_field_is_described(kind: type[RunConfig]) -> None:
     schema = kind.json_schema()["properties"]
     assert list(schema) == [spec.name for spec in fields(kind)] == list(kind.settings())
@@ -188,7 +201,7 @@ def test_a_constructor_names_the_setting_that_is_wrong(kind: type[RunConfig]) ->
     with pytest.raises(UsageError, match=r"^epochs: 2\.0 is not a whole number; it means: "):
         kind(**REQUIRED[kind] | {"epochs": 2.0})
     with pytest.raises(UsageError, match=rf"^{kind.__name__}: setting 'dataset' is missing; it means: "):
-        kind()
+        kind(**{name: value for name, value in REQUIRED[kind].items() if name != "dataset"})
     with pytest.raises(UsageError, match=rf"^{kind.__name__}: unknown setting 'epoch'; did you mean epochs"):
         kind(epoch=2)
 

@@ -19,7 +19,7 @@ from mapolicy.cli import options
 from torchvision.transforms import v2
 
 from mapolicy import recipes
-from mapolicy.registries import DATASETS, ZERO_COST_POLICIES
+from mapolicy.registries import DATASETS, LOSSES, SAMPLERS, ZERO_COST_POLICIES
 from mapolicy.transforms.space import OPERATION_SPECS, SPACES
 from tests.helpers.hub_server import HubServer
 
@@ -140,7 +140,7 @@ def test_commands_run(block: Block, type_line, small: Path) -> None:
 def registries() -> Iterator[None]:
     """What a page registers is gone afterwards."""
     yield
-    for registry in (SPACES, OPERATION_SPECS, ZERO_COST_POLICIES, DATASETS):
+    for registry in (SPACES, OPERATION_SPECS, ZERO_COST_POLICIES, DATASETS, SAMPLERS, LOSSES):
         for entry in registry.entries():
             if not entry.built_in:
                 registry.remove(entry.name)

@@ -1,10 +1,11 @@
-"""Every open door, opened from outside the package: the plugin below is what a stranger writes, in few lines each.
+"""Every open door, opened from outside the package by the examples of docs/extending.md, in few lines each.
 
-Each door's code is run as a plugin by the command line, in a process of its own, and used there.
+Each example is run as a plugin by the command line, in a process of its own, and used there.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,46 +15,16 @@ from PIL import Image
 
 LONGEST = 15  # lines of a door's code
 
-OPERATION = """
-from mapolicy.transforms.space import OPERATION_NAMES, Range, register_operation, register_space
+PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+DOORS = {
+    register: next(
+        block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if f"@register_{register}" in block
+    )
+    for register in ("operation", "policy", "dataset", "sampler", "loss")
+}
 
-@register_operation("Invert", "255 minus the value")
-def invert(images, value, fill):
-    return 255 - images
-
-@register_operation("Lighten", "adds to the values", Range(0, 60, signed=True), "levels")
-def lighten(images, value, fill):
-    return (images + value[:, None, None, None]).clamp(0, 255).byte()
-
-register_space("bright", [*OPERATION_NAMES, "Invert", "Lighten"], "the 14, Invert and Lighten")
-"""
-
-POLICY = """
-from mapolicy.registries import register_policy
-
-@register_policy("invert", "inverts every image")
-class Invert:
-    def __init__(self, config, dataset):
-        self.space = config.operation_space
-
-    def __call__(self, images, fill, generator, shard=None):
-        return 255 - images, None
-"""
-
-DATASET = """
-import numpy as np
-from mapolicy.data.image_dataset import ArrayImages, Source
-from mapolicy.registries import register_dataset
-
-@register_dataset("stripes", "dark and light stripes of 8x8 pixels")
-def open_stripes(request):
-    labels = np.arange(200) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (200, 8, 8))
-    images = (noise + 100 * labels[:, None, None]).astype(np.uint8)
-    return Source("stripes", "stripes", ("dark", "light"), ArrayImages(images, labels))
-"""
-
-SAMPLER = """
+# Its effect on a search can be told from the bundle.
+EQUALIZE = """
 import torch
 from mapolicy.policy.sampler import TransformationSampler
 from mapolicy.registries import register_sampler
@@ -68,19 +39,6 @@ class MostlyEqualize(TransformationSampler):
     def observe(self, observation):
         pass
 """
-
-LOSS = """
-import torch
-from torch.nn.functional import cross_entropy
-from mapolicy.registries import register_loss
-
-@register_loss("focal", "the focal loss of Lin et al. (2017)")
-def focal(logits, labels):
-    losses = cross_entropy(logits, labels, reduction="none")
-    return (1 - torch.exp(-losses)) ** 2 * losses
-"""
-
-DOORS = {"operation": OPERATION, "policy": POLICY, "dataset": DATASET, "sampler": SAMPLER, "loss": LOSS}
 SHORT = [
     *("--set", "batch_size=16", "--set", "train_per_class=40", "--set", "validation_per_class=10"),
     *("--set", "test_per_class=10", "--set", "threads=1", "--epochs", "1", "--device", "cpu"),
@@ -140,7 +98,7 @@ def test_an_operation(folder: Path) -> None:
     # Nothing that a bundle says makes a process import something.
     unknown = mapolicy(folder, "inspect", "b.safetensors")
     assert unknown.returncode == 3
-    assert "operation 'Invert' is unknown here; install what registers it, or name its module in" in unknown.stderr
+    assert "operation 'Invert' is unknown here; install or import what registers it" in unknown.stderr
 
 
 def test_a_policy(folder: Path) -> None:
@@ -171,9 +129,32 @@ def test_a_data_set(folder: Path) -> None:
     assert "there is none called 'stripes'" in unknown.stderr
 
 
+SEARCH = ("search", "digits", "--proxy", "wrn10_1", *SHORT, "--quiet", "--force", "--out")
+TRAIN = ("train", "--arch", "wrn10_1", *SHORT[-4:], "--quiet", "--force", "--bundle")
+
+
 def test_a_sampler(folder: Path) -> None:
+    done = mapolicy(folder, *SEARCH, "late.safetensors", "--set", "sampler=late", plugins="outside_sampler")
+    assert done.returncode == 0, done.stderr
+    # A frozen policy draws from what the bundle keeps; the plugin is not needed.
+    done = mapolicy(folder, *TRAIN, "late.safetensors")
+    assert done.returncode == 0, done.stderr
+    finetune = (*TRAIN, "late.safetensors", "--mode", "finetune")
+    unknown = mapolicy(folder, *finetune)
+    assert unknown.returncode == 3
+    assert unknown.stderr == (
+        "mapolicy: error: late.safetensors: its search used the sampler 'late', which is not registered here; install "
+        "or import what registers it, or name its module in MAPOLICY_PLUGINS\n"
+    )
+    for plugins, more in (("outside_sampler", ()), ("", ("--set", "sampler=mean-weight"))):
+        done = mapolicy(folder, *finetune, *more, plugins=plugins)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_sampler_from_outside_draws(folder: Path) -> None:
+    (folder / "equalize.py").write_text(EQUALIZE)
     arguments = ("digits", "--proxy", "wrn10_1", "--set", "sampler=mostly-equalize", "--out", "s.safetensors")
-    done = mapolicy(folder, "search", *arguments, *SHORT, "--quiet", plugins="outside_sampler")
+    done = mapolicy(folder, "search", *arguments, *SHORT, "--quiet", "--force", plugins="equalize")
     assert done.returncode == 0, done.stderr
     inspected = json.loads(mapolicy(folder, "inspect", "s.safetensors", "--json").stdout)
     likeliest = inspected["likeliest"][0]
@@ -181,12 +162,12 @@ def test_a_sampler(folder: Path) -> None:
     assert likeliest["probability"] == pytest.approx(0.81, abs=0.01)
     train = ("train", "--bundle", "s.safetensors", "--arch", "wrn10_1", *SHORT[-4:], "--quiet")
     for mode in ("frozen", "finetune"):
-        done = mapolicy(folder, *train, "--mode", mode, "--force", plugins="outside_sampler")
+        done = mapolicy(folder, *train, "--mode", mode, "--force", plugins="equalize")
         assert done.returncode == 0, (mode, done.stderr)
     # A frozen policy needs the bundle alone; one that goes on learning needs its sampler.
     assert mapolicy(folder, *train, "--force").returncode == 0
     unknown = mapolicy(folder, *train, "--mode", "finetune", "--force")
-    assert unknown.returncode == 2
+    assert unknown.returncode == 3
     assert "sampler" in unknown.stderr
     assert "mostly-equalize" in unknown.stderr
 
@@ -209,6 +190,94 @@ def test_a_loss(folder: Path) -> None:
     unknown = mapolicy(folder, *train, *losses[:2])
     assert unknown.returncode == 2
     assert "'focal' is not one of cross-entropy" in unknown.stderr
+
+
+# ---- what goes wrong in a plugin's code
+
+POLICY_DOOR = """
+import torch
+from mapolicy.registries import register_policy
+
+@register_policy("wrong", "is wrong")
+class Wrong:
+    def __init__(self, config, dataset):
+        {init}
+
+    def __call__(self, images, fill, generator, shard=None):
+        {call}
+"""
+LOSS_DOOR = """
+from mapolicy.registries import register_loss
+
+@register_loss("wrong", "is wrong")
+def wrong(logits, labels):
+    return {result}
+"""
+DATASET_DOOR = """
+import numpy as np
+from mapolicy.data.image_dataset import ArrayImages, Source
+from mapolicy.registries import register_dataset
+
+@register_dataset("wrong", "is wrong")
+def open_wrong(request):
+    return {result}
+"""
+BUG = "mapolicy: error: plugin wrong_door: "
+PAIR = "and a Transformation or None; mend the class that registers it"
+LOSS_FIX = "expected a float for each sample, [16]; mend the function that registers it"
+ARRAY = "Source('w', 'w', ('a', 'b'), ArrayImages({}, np.arange(200) % 2))"
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (POLICY_DOOR.format(init="1 / 0", call="pass"), BUG + "ZeroDivisionError: division by zero; mend the plugin"),
+        (
+            POLICY_DOOR.format(init="pass", call="return torch.stack([]), None"),
+            BUG + "RuntimeError: stack expects a non-empty TensorList; mend the plugin",
+        ),
+        (
+            POLICY_DOOR.format(init="pass", call="return images"),
+            f"mapolicy: error: policy wrong: it returned a Tensor, expected torch.uint8 [16, 1, 8, 8] {PAIR}",
+        ),
+        (
+            POLICY_DOOR.format(init="pass", call="return images / 255, None"),
+            "mapolicy: error: policy wrong: it returned torch.float32 [16, 1, 8, 8] and a NoneType, expected "
+            f"torch.uint8 [16, 1, 8, 8] {PAIR}",
+        ),
+        (
+            "from mapolicy.registries import register_policy\nregister_policy('wrong', 'x')(lambda config, dataset: 3)",
+            "mapolicy: error: policy wrong: it gave a int, expected an object that augments a batch when it is called; "
+            "mend the class that registers it",
+        ),
+        (
+            LOSS_DOOR.format(result="logits.square().mean()"),
+            f"mapolicy: error: loss wrong: it returned torch.float32 [], {LOSS_FIX}",
+        ),
+        (LOSS_DOOR.format(result="labels"), f"mapolicy: error: loss wrong: it returned torch.int64 [16], {LOSS_FIX}"),
+        (
+            DATASET_DOOR.format(result=ARRAY.format("np.zeros((200, 8, 8))")),
+            BUG + "ValueError: image 0 is float64 [8, 8], expected uint8 [H, W] or [H, W, 3]; mend the plugin",
+        ),
+        (
+            DATASET_DOOR.format(result=ARRAY.format("[np.zeros((1, 8, 8), np.uint8)] * 200")),
+            BUG + "ValueError: image 0 is uint8 [1, 8, 8], expected uint8 [H, W] or [H, W, 3]; mend the plugin",
+        ),
+        (
+            DATASET_DOOR.format(result="[]"),
+            "mapolicy: error: data set wrong: the function that opens it returned a list, expected a Source; "
+            "mend the function that registers it",
+        ),
+    ],
+)
+def test_a_wrong_plugin_is_named_in_one_line(tmp_path: Path, code: str, line: str) -> None:
+    (tmp_path / "wrong_door.py").write_text(code)
+    policy = "wrong" if "register_policy" in code else "none"
+    loss = ("--set", "training_loss=wrong") if "register_loss" in code else ()
+    dataset = "wrong" if "register_dataset" in code else "digits"
+    train = ("train", dataset, "--recipe", "train-digits", "--policy", policy, *SHORT, *loss, "--quiet")
+    done = mapolicy(tmp_path, *train, plugins="wrong_door")
+    assert (done.returncode, done.stderr) == (5, f"{line}\n")
 
 
 # ---- plugins
@@ -244,7 +313,7 @@ def test_a_plugin_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_package_brings_its_plugin_along(tmp_path: Path) -> None:
-    (tmp_path / "outside_dataset.py").write_text(DATASET)
+    (tmp_path / "outside_dataset.py").write_text(DOORS["dataset"])
     record = tmp_path / "outside-1.0.dist-info"
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
@@ -270,7 +339,7 @@ if __name__ == "__main__":
     import_plugins(["outside_policy"])
     run_in_processes(work, [0], 1, lambda position, failure: print(failure), print)
 """
-    (tmp_path / "outside_policy.py").write_text(POLICY)
+    (tmp_path / "outside_policy.py").write_text(DOORS["policy"])
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.stdout.split() == ["invert", "None"], done.stderr

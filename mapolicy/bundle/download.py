@@ -1,7 +1,6 @@
-"""Download a file from an https address within limits of size and time; show addresses without their secrets."""
+"""Download a file from an https address within limits of size and time."""
 
 import http.client
-import re
 import ssl
 import threading
 import time
@@ -13,28 +12,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from ..errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from .limits import Limits
+from .source import redacted
 
 TIMEOUT = 30.0  # seconds without a byte
 LONGEST_DOWNLOAD = 3600.0  # seconds; a server that sends a byte now and then would otherwise never time out
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-
-
-def redacted(reference: str) -> str:
-    """An address without account, password, query and fragment, which may be secret; other text unchanged.
-
-    Where the host is not a host name, as after a slash in a password, only the scheme remains.
-    """
-    scheme, separator, rest = reference.partition("://")
-    if not separator:
-        return reference
-    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
-    host = host.rpartition("@")[2]
-    if not _SCHEME.fullmatch(scheme):
-        return "...://..."
-    return f"{scheme}://{host}{slash}{path}" if _HOST.fullmatch(host) else f"{scheme}://..."
 
 
 def download(address: str, limits: Limits) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..runtime.files import Precheck, ReadAt
 from .limits import Limits
 from .safetensors_reader import SMALL_FILE, check_header
-from .source import Fetched, is_remote, read_file
+from .source import Fetched, is_remote, read_file, redacted
 
 
 def fetch(
@@ -34,7 +34,7 @@ def fetch(
         from .hub import from_hub
 
         return from_hub(address, limits, precheck)
-    from .download import download, redacted
+    from .download import download
 
     place = redacted(address)
     return Fetched(download(address, limits), place, place)

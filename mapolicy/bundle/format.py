@@ -1,7 +1,7 @@
 """The policy bundle, formats 1 and 2, as bytes: read, checked against its own manifest, written.
 
 Neither torch nor timm is imported, so a bundle is answered for long before they have loaded. What is left to
-`bundle.PolicyBundle` is whether the architecture exists and has these tensors.
+`policy.PolicyBundle` is whether the architecture exists and has these tensors.
 """
 
 import hashlib

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ..errors import EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.files import Precheck, write_atomically
-from .download import redacted, too_large
+from .download import too_large
 from .limits import Limits
-from .source import BUNDLE_FILE, Fetched, read_file
+from .source import BUNDLE_FILE, Fetched, read_file, redacted
 
 FORM = "hf://NAMESPACE/NAME[/FILE][@REVISION]"
 

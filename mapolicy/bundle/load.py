@@ -17,7 +17,7 @@ from .source import Fetched
 
 @dataclass(frozen=True)
 class SearchedFile:
-    """A searched bundle as `bundle_format.read_bundle` reads it: all checked but the architecture.
+    """A searched bundle as `format.read_bundle` reads it: all checked but the architecture.
 
     Attributes:
         manifest: with the digest.

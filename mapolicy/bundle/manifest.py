@@ -37,6 +37,7 @@ from .manifest_base import (
     Draft,
     ManifestPart,
     NotRegisteredError,
+    OtherSpaceError,
     check_format,
     first_problem,
     rejected,
@@ -134,22 +135,24 @@ class Operations(ManifestPart):
                 raise NotRegisteredError(f"operation {quoted(name)} is unknown here")
         if self.space not in SPACES:
             raise NotRegisteredError(f"space {quoted(self.space)} is not one of {', '.join(SPACES)}")
+        # The format fixes a built-in space; a registered one may be another version of it.
+        differs = ValueError if self.space in BUILT_IN_SPACES else OtherSpaceError
         names = SPACES[self.space].names
         if len(self.names) != len(names):
-            raise ValueError(f"{len(self.names)} operations, expected {len(names)}")
+            raise differs(f"{len(self.names)} operations, expected {len(names)}")
         for position, (found, expected) in enumerate(zip(self.names, names, strict=True)):
             if found != expected:
-                raise ValueError(f"operation {position} is {found}, expected {expected}")
+                raise differs(f"operation {position} is {found}, expected {expected}")
         known = SPACES[self.space].ranges
         if set(self.ranges) != set(known):
             odd = sorted(set(self.ranges) ^ set(known))[0]
-            raise ValueError(f"range of {quoted(odd)} is {'unknown' if odd in self.ranges else 'missing'}")
+            raise differs(f"range of {quoted(odd)} is {'unknown' if odd in self.ranges else 'missing'}")
         for name, spread in known.items():
             found_range = self.ranges[name]
             triple = None if found_range is None else (found_range.at_zero, found_range.at_ten, found_range.signed)
             wanted = None if spread is None else (spread.at_zero, spread.at_ten, spread.signed)
             if triple != wanted:
-                raise ValueError(f"range of {name} in {self.space} is {_triple(triple)}, expected {_triple(wanted)}")
+                raise differs(f"range of {name} in {self.space} is {_triple(triple)}, expected {_triple(wanted)}")
         return self
 
 

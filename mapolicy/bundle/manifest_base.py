@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import InputError, UsageError
 from ..runtime import files
-from ..runtime.plugins import VARIABLE
+from ..runtime.plugins import HOW_TO_REGISTER
 from ..runtime.sanitize import NEW_COPY, escaped, invalid_bundle, quoted
 from . import canonical_json
 from .limits import Limits
@@ -199,11 +199,21 @@ class NotRegisteredError(ValueError):
     """A bundle names an operation or a space that is not registered in this process."""
 
 
+class OtherSpaceError(ValueError):
+    """A bundle's space is not the one that is registered under its name in this process."""
+
+
 def rejected(source: str, problem: ValidationError) -> InputError:
     """The error for a manifest that does not validate: its first problem, and what to do."""
     cause = problem.errors(include_url=False)[0].get("ctx", {}).get("error")
-    remedy = f"install what registers it, or name its module in {VARIABLE}"
-    return invalid_bundle(source, first_problem(problem), remedy if isinstance(cause, NotRegisteredError) else NEW_COPY)
+    match cause:
+        case NotRegisteredError():
+            remedy = HOW_TO_REGISTER
+        case OtherSpaceError():
+            remedy = "the space registered here differs: use the sender's version of the plugin"
+        case _:
+            remedy = NEW_COPY
+    return invalid_bundle(source, first_problem(problem), remedy)
 
 
 def first_problem(problem: ValidationError) -> str:

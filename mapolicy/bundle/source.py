@@ -1,9 +1,10 @@
-"""A bundle file's bytes with their origin, and reading one from disk.
+"""A bundle file's bytes with their origin, reading one from disk, and addresses without their secrets.
 
 Neither this module nor reading a local file imports network code; `fetch` imports it for a remote name.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,9 @@ from .limits import Limits
 BUNDLE_FILE, CARD_FILE, PICTURE_FILE = "policy.safetensors", "README.md", "p_jk.png"
 LEVELS_FILE = "levels.png"
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+
 
 @dataclass(frozen=True)
 class Fetched:
@@ -22,7 +26,7 @@ class Fetched:
 
     Attributes:
         content: the bytes, unchecked.
-        source: the name that the user gave, for errors; an address without its secrets (`download.redacted`).
+        source: the name that the user gave, for errors; an address without its secrets (`redacted`).
         origin: a name that finds the same file again: the path, the address as in `source`, or `hf://...@COMMIT`.
         commit: of the repository on the hub; None for other sources.
     """
@@ -36,6 +40,21 @@ class Fetched:
 def is_remote(reference: str | os.PathLike[str]) -> bool:
     """Whether fetching this reference needs the network: a text with a scheme does, a `Path` never does."""
     return isinstance(reference, str) and "://" in reference
+
+
+def redacted(reference: str) -> str:
+    """An address without account, password, query and fragment, which may be secret; other text unchanged.
+
+    Where the host is not a host name, as after a slash in a password, only the scheme remains.
+    """
+    scheme, separator, rest = reference.partition("://")
+    if not separator:
+        return reference
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    host = host.rpartition("@")[2]
+    if not _SCHEME.fullmatch(scheme):
+        return "...://..."
+    return f"{scheme}://{host}{slash}{path}" if _HOST.fullmatch(host) else f"{scheme}://..."
 
 
 def read_file(path: Path, limits: Limits, precheck: Precheck = lambda read_at, size: None) -> bytes:

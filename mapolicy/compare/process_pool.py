@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MapolicyError
-from ..runtime.plugins import import_plugins, loaded_plugins
+from ..runtime.plugins import import_plugins, loaded_plugins, plugin_fault
 from ..runtime.signals import signal_handlers, stop_exception
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Failure:
     @classmethod
     def of(cls, problem: Exception) -> "Failure":
         """The failure that an exception describes."""
+        problem = plugin_fault(problem) or problem
         if isinstance(problem, MapolicyError):
             return cls(problem.exit_code, problem.what, problem.why, problem.remedy)
         last = traceback.extract_tb(problem.__traceback__)[-1]

@@ -41,7 +41,10 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
     entry = dataset_entry(name)
     if entry is None:
         raise UsageError("data set", f"there is none called {printable(name)!r}", DATASETS.suggestion(name))
-    source: Source = DATASETS.find(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download))
+    source = DATASETS.find(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download))
+    if not isinstance(source, Source):
+        why = f"the function that opens it returned a {type(source).__name__}, expected a Source"
+        raise EnvironmentFault(f"data set {printable(name)}", why, "mend the function that registers it")
     return _checked(source)
 
 

@@ -102,9 +102,19 @@ class ArrayImages(ImageSet):
     Args:
         arrays: uint8, each [H, W] or [H, W, 3].
         labels: class of each image.
+
+    Raises:
+        ValueError: an image is of another kind, or there are not as many labels as images.
     """
 
     def __init__(self, arrays: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], labels: Sequence[int]) -> None:
+        if len(arrays) != len(labels):
+            raise ValueError(f"{len(arrays)} images came with {len(labels)} labels")
+        # All images of one array are of the same kind.
+        for index, array in enumerate(arrays[:1] if isinstance(arrays, np.ndarray) else arrays):
+            dtype, shape = getattr(array, "dtype", type(array).__name__), np.shape(array)
+            if dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+                raise ValueError(f"image {index} is {dtype} {list(shape)}, expected uint8 [H, W] or [H, W, 3]")
         self.arrays = arrays
         self.labels = torch.as_tensor(np.asarray(labels, dtype=np.int64))
 

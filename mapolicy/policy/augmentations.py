@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from ..bundle.dataset_level import Step
 from ..config import TrainConfig
+from ..errors import EnvironmentFault
 from ..registries import ZERO_COST_POLICIES
 from ..runtime.shard import Shard, whole_batch
 from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
@@ -188,7 +189,11 @@ def build_augmentation(config: TrainConfig, dataset: str) -> Augmentation:
         config: of the run; its `policy` is an entry of `ZERO_COST_POLICIES`.
         dataset: the data set's name.
     """
-    return cast(Augmentation, ZERO_COST_POLICIES.find(config.policy)(config, dataset))
+    augmentation = ZERO_COST_POLICIES.find(config.policy)(config, dataset)
+    if not callable(augmentation):
+        why = f"it gave a {type(augmentation).__name__}, expected an object that augments a batch when it is called"
+        raise EnvironmentFault(f"policy {config.policy}", why, "mend the class that registers it")
+    return cast(Augmentation, augmentation)
 
 
 def build_none(config: TrainConfig, dataset: str) -> Augmentation:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..distributed import ALONE, Communicator
+from ..errors import EnvironmentFault
 from ..runtime.random import generator
 from ..runtime.shard import Shard
 from ..transforms.basic import Normalisation, cutout, flip, pad_and_crop
@@ -113,9 +114,9 @@ class Pipeline:
         images = self._base(images, generator(config.seed, config.stage, "base", step), shard)
         if isinstance(augmentation, FollowsProgress):
             augmentation = augmentation.at(progress)
-        images, transformation = augmentation(
-            images, self._fill, generator(config.seed, config.stage, "transformation", step), shard
-        )
+        draws = generator(config.seed, config.stage, "transformation", step)
+        augmented: object = augmentation(images, self._fill, draws, shard)
+        images, transformation = _check_augmented(augmented, images, augmentation, config)
         if config.cutout:
             draws = generator(config.seed, config.stage, "cutout", step)
             images = cutout(images, config.cutout, self._mean_colour, draws, shard)
@@ -132,3 +133,23 @@ class Pipeline:
 
 def _repeated(tensor: Tensor, copies: int) -> Tensor:
     return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)
+
+
+def _check_augmented(
+    given: object, images: Tensor, augmentation: Augmentation, config: RunConfig | PipelineSettings
+) -> tuple[Tensor, Transformation | None]:
+    """What an augmentation returned, which may be code from outside.
+
+    Raises:
+        EnvironmentFault: it is not a pair of uint8 images of the same shape and a `Transformation` or None.
+    """
+    match given:
+        case (Tensor(dtype=torch.uint8, shape=images.shape) as augmented, None | Transformation() as transformation):
+            return augmented, transformation
+        case (Tensor() as augmented, other):
+            found = f"{augmented.dtype} {list(augmented.shape)} and a {type(other).__name__}"
+        case _:
+            found = f"a {type(given).__name__}"
+    name = getattr(config, "policy", type(augmentation).__name__)
+    why = f"it returned {found}, expected torch.uint8 {list(images.shape)} and a Transformation or None"
+    raise EnvironmentFault(f"policy {name}", why, "mend the class that registers it")

@@ -6,6 +6,7 @@ name a module.
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -13,6 +14,9 @@ from importlib.metadata import entry_points
 from ..errors import EnvironmentFault
 
 GROUP, VARIABLE = "mapolicy.plugins", "MAPOLICY_PLUGINS"
+
+# What to do where a name is not registered.
+HOW_TO_REGISTER = f"install or import what registers it, or name its module in {VARIABLE}"
 
 _loaded: list[str] = []
 
@@ -44,6 +48,20 @@ def import_plugins(modules: Iterable[str]) -> None:
 def loaded_plugins() -> tuple[str, ...]:
     """The modules of the plugins so far, for a process that needs the same ones."""
     return tuple(_loaded)
+
+
+def plugin_fault(problem: BaseException) -> EnvironmentFault | None:
+    """The error to show for an exception that passed through a plugin's code; None for any other exception.
+
+    Args:
+        problem: with its traceback. A plugin is on it where the plugin raised, or called what raised.
+    """
+    for frame, _ in traceback.walk_tb(problem.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        for plugin in _loaded:
+            if module == plugin or module.startswith(f"{plugin.partition('.')[0]}."):
+                return EnvironmentFault(f"plugin {plugin}", f"{type(problem).__name__}: {problem}", "mend the plugin")
+    return None
 
 
 def _load(name: str, load: Callable[[], object], remedy: str) -> None:

@@ -11,10 +11,10 @@ from ..bilevel.build_step import choose, make_step
 from ..bilevel.diagnostics import PolicyMonitor
 from ..bilevel.inner_rate import InnerRate
 from ..bilevel.options import StepOptions
+from ..bilevel.sample_loss import find_loss
 from ..config import RunConfig
 from ..policy.network import PolicyNetwork
 from ..policy.sampler import Sampler
-from ..registries import LOSSES
 from ..transforms.space import SPACES
 from .checkpoint import RunState
 from .iteration import BilevelIteration, Features
@@ -102,8 +102,8 @@ def build_bilevel_run(
         options=StepOptions.of(config),
         extractor=extractor,
         communicator=setup.communicator,
-        training_loss=LOSSES.find(config.training_loss),
-        validation_loss=LOSSES.find(config.validation_loss),
+        training_loss=find_loss(config.training_loss),
+        validation_loss=find_loss(config.validation_loss),
     )
     monitor = PolicyMonitor.of(
         policy, setup.iterations_per_epoch, len(setup.splits.classes), SPACES[config.operation_space].size

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from ..bilevel.bilevel_step import BilevelStep, StepRecord
 from ..bilevel.diagnostics import PolicyMonitor, weight_spread
-from ..bilevel.sample_loss import SampleLoss
+from ..bilevel.sample_loss import find_loss
 from ..bilevel.weighted_step import weighted_step
 from ..models.features import running_statistics
 from ..models.sync_batch_norm import batch_statistics
 from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.pipeline import AugmentedBatch
 from ..policy.sampler import Observation, Sampler, likeliest, relative_entropy
-from ..registries import LOSSES
 from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
@@ -149,7 +148,7 @@ class WeightedIteration:
         weights: Weights | None = None,
     ) -> None:
         self.setup, self.augmentation, self.weights = setup, augmentation, weights
-        self.loss: SampleLoss = LOSSES.find(setup.config.training_loss)
+        self.loss = find_loss(setup.config.training_loss)
 
     def learns_policy(self, step: int) -> bool:
         """Never."""

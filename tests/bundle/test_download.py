@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from mapolicy.bundle import download as web
-from mapolicy.bundle.download import download, redacted
+from mapolicy.bundle.download import download
 from mapolicy.bundle.limits import Limits
+from mapolicy.bundle.source import redacted
 from mapolicy.errors import EnvironmentFault, InputError, UsageError
 from tests.helpers.hub_server import HubServer
 

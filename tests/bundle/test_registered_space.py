@@ -80,7 +80,7 @@ def test_an_operation_that_is_not_registered_is_named_and_nothing_is_imported(re
         parse_bundle(content, "birds.safetensors")
     assert str(problem.value) == (
         "birds.safetensors: manifest operations: operation 'Warp' is unknown here; "
-        "install what registers it, or name its module in MAPOLICY_PLUGINS"
+        "install or import what registers it, or name its module in MAPOLICY_PLUGINS"
     )
     assert set(sys.modules) == modules
 
@@ -88,7 +88,7 @@ def test_an_operation_that_is_not_registered_is_named_and_nothing_is_imported(re
 def test_a_space_that_is_not_registered_is_named(registered: None) -> None:
     content = bundle()
     SPACES.remove("warped")
-    with pytest.raises(InputError, match=r"space 'warped' is not one of metaaugment-v1, .*; install what registers it"):
+    with pytest.raises(InputError, match=r"space 'warped' is not one of metaaugment-v1, .*; install or import what"):
         parse_bundle(content, "x")
     OPERATION_SPECS.remove("Warp")
 
@@ -105,8 +105,10 @@ def test_a_space_that_is_not_registered_is_named(registered: None) -> None:
 )
 def test_what_differs_from_the_registered_space_is_rejected(registered: None, changes: dict, why: str) -> None:
     base = draft(operations=Operations.of("warped", "black"))
-    with pytest.raises(InputError, match=why):
+    with pytest.raises(InputError, match=why) as problem:
         parse_bundle(forge(changes, tensors(), base), "x")
+    blamed = problem.value.remedy == "the space registered here differs: use the sender's version of the plugin"
+    assert blamed == (changes.keys() <= {"operations.names", "operations.ranges.Warp.at_ten"})
 
 
 def test_a_dataset_level_policy_with_a_registered_operation(registered: None, tmp_path) -> None:
@@ -116,5 +118,5 @@ def test_a_dataset_level_policy_with_a_registered_operation(registered: None, tm
     with pytest.raises(UsageError, match=r"value of Warp is 2\.5, expected -2 to 2"):
         DatasetPolicy.make(sub_policies=[[STEP | {"value": 2.5}]], **LIST)
     forget()
-    with pytest.raises(InputError, match="found 'Warp', expected a registered one; install what registers it"):
+    with pytest.raises(InputError, match="found 'Warp', expected a registered one; install or import what"):
         DatasetPolicy.load(tmp_path / "a")

@@ -30,6 +30,9 @@ def test_what_the_lists_say(mapolicy) -> None:
     assert rotate["ranges"]["metaaugment-v1"] == {"at_zero": 0, "at_ten": 30, "signed": True}
     assert rotate["ranges"]["wide"]["at_ten"] == 135
     assert mapolicy("operations", "identity").out == "Identity  no level; leaves the image as it is\n"
+    spaces = mapolicy("operations", "wide", "--json").json["spaces"]
+    assert spaces == [{"name": "wide", "description": "operation space; TrivialAugment's wide ranges"}]
+    assert mapolicy("operations", "trivialaugment").out == f"wide  {spaces[0]['description']}\n"
     (recipe,) = mapolicy("recipes", "search-cifar10-wrn40_2", "--json").json["rows"]
     assert recipe["target"] == "96.79 +- .06 (5 runs; baseline 94.7)"
     assert recipe["command"].startswith("mapolicy search cifar10 --proxy wrn40_2")
