@@ -20,7 +20,7 @@ from mapolicy.bilevel.options import StepOptions
 from mapolicy.data.batch_sampler import training_plan, validation_plan
 from mapolicy.runtime.device import reproducible
 from mapolicy.runtime.random import seed_for
-from mapolicy.search import _Search
+from mapolicy.search import PreparedSearch
 from mapolicy.training.callbacks import Reporter
 from mapolicy.training.iteration import BilevelIteration
 
@@ -52,7 +52,7 @@ def main() -> None:
     device = torch.device(given.device)
     errors: dict[str, dict[str, list[float]]] = {}
     with reproducible(1, device) as threads:
-        search = _Search.prepared(config, Reporter(), threads, device)
+        search = PreparedSearch.prepared(config, Reporter(), threads, device)
         iteration, setup = search.iteration, search.setup
         plan = training_plan(config, len(setup.training), 0)[: given.iterations + given.batches]
         held_out = setup.splits.meta_validation

@@ -73,7 +73,7 @@ def search_policy(
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
-        search = _Search.prepared(config, reporter, threads, device)
+        search = PreparedSearch.prepared(config, reporter, threads, device)
         expected = forecast_before(search.run.iteration, search.run.state, resume)
         if expected is not None:
             expected = expected.with_check(search.check_seconds(config, device))
@@ -116,13 +116,13 @@ def forecast_search(config: SearchConfig, reporter: Reporter | None = None) -> F
     """
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
-        search = _Search.prepared(config, reporter or Reporter(), threads, device)
+        search = PreparedSearch.prepared(config, reporter or Reporter(), threads, device)
         expected = forecast(search.run.iteration, search.run.state)
         return expected.with_check(search.check_seconds(config, device))
 
 
 @dataclass(frozen=True)
-class _Search:
+class PreparedSearch:
     """A search about to begin."""
 
     setup: TrainingSetup
@@ -130,7 +130,12 @@ class _Search:
     threads: int
 
     @classmethod
-    def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "_Search":
+    def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "PreparedSearch":
+        """Build everything that a search needs.
+
+        Raises:
+            UsageError, InputError: as `search_policy`.
+        """
         # A search whose bundle could not be written or loaded would only be found out at its end.
         check_input_size(config.image_size, "the proxy")
         setup = TrainingSetup.build(config, device)

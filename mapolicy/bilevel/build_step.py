@@ -62,7 +62,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
         if always:
             raise UsageError("compile", f"'always' is not possible: {obstacle}", "use --set compile=auto")
         return Choice(False, obstacle)
-    if not _has_compiler():
+    if not has_compiler():
         if always:
             raise EnvironmentFault("compile", "there is no C++ compiler", "install one, or use --set compile=auto")
         return Choice(False, "there is no C++ compiler")
@@ -82,7 +82,8 @@ def other_algorithm(config: RunConfig) -> str | None:
     return None
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which `torch.compile` needs on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 

@@ -151,13 +151,13 @@ class PolicyBundle(PolicyFile):
             tensors[LOG_LEVELS] = log_levels.float()
         for name, tensor in extractor.items():
             tensors[f"{EXTRACTOR_PREFIX}{name}"] = tensor.to(stored) if tensor.is_floating_point() else tensor.long()
-        raw = {name: _to_raw(tensor) for name, tensor in tensors.items()}
+        raw = {name: to_raw(tensor) for name, tensor in tensors.items()}
         content = bundle_format.serialise(draft, raw, limits)
         return cls.from_bytes(content, "bundle to be written", limits=limits)
 
     def to_bytes(self) -> bytes:
         """The bytes of the bundle's file; equal bundles give equal bytes."""
-        raw = {name: _to_raw(tensor) for name, tensor in self.tensors.items()}
+        raw = {name: to_raw(tensor) for name, tensor in self.tensors.items()}
         return bundle_format.serialise(self.manifest, raw, self.limits)
 
     @property
@@ -243,7 +243,7 @@ class PolicyBundle(PolicyFile):
             policy = PolicyNetwork(
                 self.manifest.extractor.feature_width, self.manifest.embedding.width, shape.hidden, shape.input
             )
-        policy.load_state_dict(self._part(POLICY_PREFIX))
+        policy.load_state_dict(self.tensors_under(POLICY_PREFIX))
         return policy
 
     def build_extractor(self, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -261,7 +261,7 @@ class PolicyBundle(PolicyFile):
         """
         network = self._fresh_extractor(torch.device("cpu"))
         # Not strict, because the classifier may be missing; `check_architecture` has checked the rest.
-        network.load_state_dict(self._part(EXTRACTOR_PREFIX), strict=False)
+        network.load_state_dict(self.tensors_under(EXTRACTOR_PREFIX), strict=False)
         network.eval().requires_grad_(False)
         # On the CPU an index out of range raises an exception; on CUDA it ends the process's context.
         probe_extractor(self.manifest, network, self.origin or "bundle")
@@ -275,7 +275,8 @@ class PolicyBundle(PolicyFile):
         )
         return fresh_extractor(part, classes, channels, device, self.origin or "bundle")
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
+    def tensors_under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with a prefix, by the rest of their names."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -284,6 +285,7 @@ def _to_torch(tensor: RawTensor) -> Tensor:
     return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def _to_raw(tensor: Tensor) -> RawTensor:
+def to_raw(tensor: Tensor) -> RawTensor:
+    """A tensor as a bundle's file holds it."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return RawTensor(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().data)

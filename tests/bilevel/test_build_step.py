@@ -34,7 +34,7 @@ def network(**arguments: Any) -> nn.Module:
     ],
 )
 def test_choice(make_search_config, monkeypatch, change: dict, iterations: int, chosen: bool, reason: str) -> None:
-    monkeypatch.setattr(step_choice, "_has_compiler", lambda: True)
+    monkeypatch.setattr(step_choice, "has_compiler", lambda: True)
     choice = choose(make_search_config(**change), network(), 1, iterations, CPU)
     assert choice.compiled is chosen
     assert reason in choice.reason

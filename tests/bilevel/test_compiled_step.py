@@ -191,7 +191,7 @@ class Listener(Reporter):
 def test_a_run_says_and_records_its_choice(
     make_search_config, make_train_config, monkeypatch, interrupted_after, tmp_path
 ) -> None:
-    monkeypatch.setattr(step_choice, "_has_compiler", lambda: True)
+    monkeypatch.setattr(step_choice, "has_compiler", lambda: True)
     config, listener = make_search_config(epochs=1, compile="always"), Listener()
     bundle = search_policy(config, listener)
     assert listener.facts["step"] == listener.result["step"] == "compiled (as asked for)"

@@ -23,7 +23,7 @@ from mapolicy.policy.compress import (
     slim,
     synthetic_images,
 )
-from mapolicy.policy.policy_bundle import _to_raw
+from mapolicy.policy.policy_bundle import to_raw
 from tests.policy.test_policy_bundle import make_bundle
 
 CPU = torch.device("cpu")
@@ -34,8 +34,8 @@ def with_weights_that_differ(bundle: PolicyBundle) -> PolicyBundle:
     policy = bundle.build_policy().state_dict()
     draws = torch.Generator().manual_seed(0)
     policy["output.weight"] = torch.randn(policy["output.weight"].shape, generator=draws)
-    tensors = {name: _to_raw(tensor) for name, tensor in bundle.tensors.items()}
-    tensors |= {f"policy.{name}": _to_raw(tensor) for name, tensor in policy.items()}
+    tensors = {name: to_raw(tensor) for name, tensor in bundle.tensors.items()}
+    tensors |= {f"policy.{name}": to_raw(tensor) for name, tensor in policy.items()}
     return PolicyBundle.from_bytes(serialise(bundle.manifest.draft(), tensors))
 
 
@@ -86,8 +86,8 @@ def test_the_largest_difference_is_a_weights(whole: PolicyBundle) -> None:
 
 
 def test_the_effect_on_a_saturated_policy_is_a_number(whole: PolicyBundle) -> None:
-    tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items()}
-    tensors["policy.output.weight"] = _to_raw(whole.tensors["policy.output.weight"] * -1e5)
+    tensors = {name: to_raw(tensor) for name, tensor in whole.tensors.items()}
+    tensors["policy.output.weight"] = to_raw(whole.tensors["policy.output.weight"] * -1e5)
     saturated = PolicyBundle.from_bytes(serialise(whole.manifest.draft(), tensors))
     effect = slim(saturated, "bfloat16")[1]
     assert math.isfinite(effect.rank_correlation)
@@ -96,7 +96,7 @@ def test_the_effect_on_a_saturated_policy_is_a_number(whole: PolicyBundle) -> No
 
 def test_a_note_that_becomes_too_long_says_so(whole: PolicyBundle) -> None:
     def noted(note: str) -> PolicyBundle:
-        tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items()}
+        tensors = {name: to_raw(tensor) for name, tensor in whole.tensors.items()}
         return PolicyBundle.from_bytes(serialise(whole.manifest.draft(note=note), tensors))
 
     head = slim(noted(""), "float32")[0].manifest.note
@@ -112,8 +112,8 @@ def test_a_note_that_becomes_too_long_says_so(whole: PolicyBundle) -> None:
 
 
 def test_what_float16_cannot_hold_is_named(whole: PolicyBundle) -> None:
-    tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items()}
-    tensors["extractor.fc.bias"] = _to_raw(torch.full_like(whole.tensors["extractor.fc.bias"], 1e6))
+    tensors = {name: to_raw(tensor) for name, tensor in whole.tensors.items()}
+    tensors["extractor.fc.bias"] = to_raw(torch.full_like(whole.tensors["extractor.fc.bias"], 1e6))
     large = PolicyBundle.from_bytes(serialise(whole.manifest.draft(), tensors))
     with pytest.raises(InputError, match=r"extractor.fc.bias has numbers that it cannot hold; use bfloat16"):
         slim(large, "float16")
@@ -121,7 +121,7 @@ def test_what_float16_cannot_hold_is_named(whole: PolicyBundle) -> None:
 
 
 def test_a_part_of_the_classifier_is_no_bundle(whole: PolicyBundle) -> None:
-    tensors = {name: _to_raw(tensor) for name, tensor in whole.tensors.items() if name != "extractor.fc.bias"}
+    tensors = {name: to_raw(tensor) for name, tensor in whole.tensors.items() if name != "extractor.fc.bias"}
     with pytest.raises(InputError, match=r"extractor.fc.bias' of wrn10_1 is missing"):
         PolicyBundle.from_bytes(serialise(whole.manifest.draft(), tensors))
 

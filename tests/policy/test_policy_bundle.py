@@ -167,12 +167,12 @@ def test_save_refuses_a_link(bundle: PolicyBundle, tmp_path: Path) -> None:
 
 def test_half_precision_that_overflows_is_not_written() -> None:
     bundle = make_bundle(dtype="float16")
-    parts = {name: tensor.float() for name, tensor in bundle._part("extractor.").items()}
+    parts = {name: tensor.float() for name, tensor in bundle.tensors_under("extractor.").items()}
     next(tensor for name, tensor in parts.items() if name.endswith("weight")).fill_(1e6)
     with pytest.raises(InputError, match="NaN or infinite"):
         PolicyBundle.assemble(
             bundle.manifest.draft(),
-            policy=bundle._part("policy."),
+            policy=bundle.tensors_under("policy."),
             alpha=bundle.alpha,
             probabilities=bundle.probabilities,
             means=bundle.means,
@@ -267,7 +267,7 @@ sys.addaudithook(_watch)
 def hostile_file(case: str, bundle: PolicyBundle) -> bytes:
     """The bundle as the case has it, with a right digest."""
     changes, replaced, _ = HOSTILE[case]
-    tensors = {name: bundle_module._to_raw(tensor) for name, tensor in bundle.tensors.items()}
+    tensors = {name: bundle_module.to_raw(tensor) for name, tensor in bundle.tensors.items()}
     extractor = [name for name in tensors if name.startswith("extractor.")]
     for name, tensor in replaced.items():
         aliases = {

@@ -7,7 +7,7 @@ import torch
 
 from mapolicy import PolicyBundle, search_policy
 from mapolicy.errors import TrainingError
-from mapolicy.search import _Search, forecast_search
+from mapolicy.search import PreparedSearch, forecast_search
 from mapolicy.train import forecast_training
 from mapolicy.training.callbacks import Reporter
 from mapolicy.training.checkpoint import RunState
@@ -16,8 +16,8 @@ from mapolicy.training.dry_run import Forecast, forecast, forecast_before
 CPU = torch.device("cpu")
 
 
-def prepared(config) -> _Search:
-    return _Search.prepared(config, Reporter(), 1, CPU)
+def prepared(config) -> PreparedSearch:
+    return PreparedSearch.prepared(config, Reporter(), 1, CPU)
 
 
 def test_what_moved_is_put_back(make_search_config) -> None:
