@@ -23,7 +23,7 @@ def export(
     force: options.Force = False,
     output: options.Output,
 ) -> None:
-    """Write what a policy draws as a policy of torchvision or albumentations.
+    """Write a policy for torchvision or albumentations.
 
     The file is Python or JSON. The command lists what the other library cannot express.
 
