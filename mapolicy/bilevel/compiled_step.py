@@ -173,6 +173,8 @@ def one_iteration(
 ) -> Callable[..., Outcome]:
     """Eq. 2 to 4 of MetaAugment (Zhou et al., AAAI 2021) as a function without side effects, without w's update.
 
+    It is one long function because it is traced as one graph, in which common sub-expressions are merged.
+
     Args:
         network_losses: of a network in training mode; its parameters and buffers are arguments of the function.
         policy: the same.

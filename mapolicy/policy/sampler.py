@@ -196,6 +196,8 @@ class TransformationSampler:
         sums = self._sums.sum(0, dtype=torch.float64)
         counts = self._counts.sum(0)
         seen = counts > 0
+        if not seen.any():  # equal weights without a hypergradient need no outputs
+            return
         values = torch.where(seen, sums / counts.clamp(min=1), 0.0)
         values = torch.where(seen, values, values[seen].mean()).reshape(self.size, self.size)
         self.means = values

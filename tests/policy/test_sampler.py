@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from mapolicy.policy.sampler import TransformationSampler, likeliest, relative_entropy
+from mapolicy.policy.sampler import Observation, TransformationSampler, likeliest, relative_entropy
 from mapolicy.transforms.transformation import Transformation
 
 K = 14
@@ -159,3 +159,15 @@ def test_the_likeliest_are_named_in_their_order() -> None:
     (first, second) = likeliest(probabilities, 2)
     assert first == ("Rotate", "ShearX", pytest.approx(0.3))
     assert second == ("ShearX", "Rotate", pytest.approx(0.2))
+
+
+def test_iterations_without_outputs_leave_p_jk_as_it_is() -> None:
+    """Equal weights without a hypergradient compute no outputs; the history may hold nothing else."""
+    sampler = TransformationSampler(history=1)
+    drawn = sampler.sample(64, torch.Generator().manual_seed(0))
+    sampler.observe(Observation(drawn.pair, torch.linspace(0.1, 0.9, 64)))
+    before = sampler.probabilities.clone()
+    sampler.observe(Observation(drawn.pair))
+    assert sampler.iteration == 2
+    assert torch.equal(sampler.probabilities, before)
+    assert before.std() > 0
