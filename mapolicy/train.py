@@ -17,7 +17,6 @@ from .bilevel.inner_rate import InnerRate
 from .bundle.format import EXTRACTOR_PREFIX
 from .bundle.manifest_base import PolicyFile
 from .config import AS_SEARCHED, LATER, TrainConfig
-from .data.splits import Split
 from .distributed import communicator
 from .errors import InputError
 from .models.noise import has_unequal_noise
@@ -125,7 +124,7 @@ def train_network(
                 weights = {name: tensor.cpu().contiguous() for name, tensor in setup.network.state_dict().items()}
                 write_atomically(run_dir / NETWORK_FILE, save(weights))
             validation = None if config.include_validation else setup.validation_accuracy().top1
-            test = _open_test(setup, run)
+            test = run.open_test_split()
             accuracy = setup.accuracy(test)
             result = TrainResult(
                 network=setup.network,
@@ -252,15 +251,6 @@ def as_searched(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
         why = f"its search used the sampler {quoted(sampler)}, which is not registered here"
         raise InputError(bundle.origin or "bundle", why, HOW_TO_REGISTER)
     return config.with_changes(**chosen)
-
-
-def _open_test(setup: TrainingSetup, trainer: Trainer) -> Split:
-    """The test split; its images that cannot be decoded are reported."""
-    left_out = len(setup.splits.corrupt)
-    test = setup.splits.test()
-    if len(setup.splits.corrupt) > left_out:
-        trainer.note_corrupt(setup.splits.corrupt[left_out:])
-    return test
 
 
 def _facts(iteration: Iteration) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import MACHINE_FIELDS, RunConfig
 from ..data.batch_sampler import training_plan
-from ..data.splits import worker_faults
+from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.lock import folder_lock
 from ..runtime.signals import StopRequest
@@ -282,6 +282,15 @@ class Trainer:
         settings = {key: value for key, value in self.config.to_mapping().items() if key not in MACHINE_FIELDS}
         splits = self.setup.splits
         return settings | {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
+
+    def open_test_split(self) -> Split:
+        """The test split; its images that cannot be decoded are reported."""
+        splits = self.setup.splits
+        known = len(splits.corrupt)
+        test = splits.test()
+        if len(splits.corrupt) > known:
+            self.note_corrupt(splits.corrupt[known:])
+        return test
 
     def note_corrupt(self, corrupt: tuple[str, ...]) -> None:
         """Say which images were left out."""

@@ -116,8 +116,8 @@ def test_runs_of_a_seed_share_order_images_and_initial_weights(
     def noting(original):
         def call(self, step, batch, held_out):
             if step == 0:
-                weights = torch.cat([p.detach().flatten() for p in self.task.network.parameters()]).clone()
-                starts.append((self.task.config.seed, batch[0].clone(), batch[1].clone(), weights))
+                weights = torch.cat([p.detach().flatten() for p in self.setup.network.parameters()]).clone()
+                starts.append((self.setup.config.seed, batch[0].clone(), batch[1].clone(), weights))
             return original(self, step, batch, held_out)
 
         return call
