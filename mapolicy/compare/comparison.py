@@ -119,6 +119,7 @@ def compare_policies(
         FolderInUseError: another process compares in this folder.
         KeyboardInterrupt, SystemExit: interrupted by a signal; `resume` continues.
     """
+    # More than 60 lines: half of them say what each argument is.
     reporter = reporter or Reporter()
     searched = [found for bundle in bundles if (found := searched_bundle(bundle)) is not None]
     dataset_level = [bundle for bundle in bundles if not bundle.has_network]

@@ -104,6 +104,7 @@ class PolicyAugment:
         cutout: int | None = None,
         base_augmentation: bool = False,
     ) -> None:
+        # More than 60 lines: every argument is checked here, before an image is seen.
         given: object = bundle
         if not isinstance(given, PolicyBundle):
             remedy = "; give PolicyBundle.load(path)" if isinstance(given, str | os.PathLike) else ""

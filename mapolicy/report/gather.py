@@ -106,6 +106,7 @@ def gather(
     Raises:
         InputError: the run belongs to another bundle.
     """
+    # More than 60 lines: one list of everything that a page shows, in the order of the page.
     if opened is None:
         return Report(run=run)
     digest = opened.policy.digest
