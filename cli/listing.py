@@ -50,7 +50,7 @@ def datasets(*, word: Word = None, output: options.Output) -> None:
 
 @grouped
 def operations(*, word: Word = None, output: options.Output) -> None:
-    """List the operations, with their ranges in each space, and the operation spaces.
+    """List the operations and the operation spaces.
 
     A range goes from level 0 to level 10. --set operation_space=NAME chooses a space.
 

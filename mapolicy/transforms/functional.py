@@ -228,6 +228,8 @@ def _apply(images: Tensor, operation: Numbers, value: Values, fill: Tensor) -> T
     from .cpu_kernels import transform  # takes numba, which needs a while to load
 
     result = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    # Of one layout, since numba compiles the loops anew for another.
+    operation, value = np.ascontiguousarray(operation), np.ascontiguousarray(value)
     transform(images.contiguous().numpy(), operation, value, fill.numpy(), result.numpy())
     return result
 
