@@ -110,8 +110,8 @@ class BilevelIteration:
         )
         # One number for both, so that they travel once.
         both = setup.communicator.gather(augmented.labels * sampler.codes + sampler.code(transformation))
-        code, found = both % sampler.codes, record.hypergradient
-        sampler.observe(Observation(code, record.raw, None if found is None else -found.weights, record.rows))
+        code = both % sampler.codes
+        sampler.observe(observation_of(record, code))
         labels = both // sampler.codes
         self.monitor.observe(record.theta_gradient, record.weights, labels=labels, pair=sampler.pair(code))
         if record.hypergradient is not None:
@@ -128,6 +128,15 @@ class BilevelIteration:
             **self.monitor.recent(),
             "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
         }
+
+
+def observation_of(record: StepRecord, code: Tensor) -> Observation:
+    """What a step tells the sampler; `code` int64 [n] names the samples' transformations.
+
+    dL_val/dP_i = -s_i: what lowers the validation loss has a positive s_i.
+    """
+    found = record.hypergradient
+    return Observation(code, record.raw, None if found is None else -found.weights, record.rows)
 
 
 class WeightedIteration:

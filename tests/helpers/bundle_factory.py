@@ -91,7 +91,7 @@ def verification(rows=ROWS, **changes) -> dict:
 
 
 def draft2(**changes) -> ManifestDraft:
-    """As `draft`, of format 2: with levels and a verification."""
+    """A draft of format 2: with levels and a verification."""
     return draft(**{"levels": LEVELS, "verification": verification()} | changes)
 
 
@@ -122,7 +122,7 @@ def small_tensors2(table=None, strength=STRENGTH) -> dict[str, RawTensor]:
 
 
 def forge2(changes=None, **replaced) -> bytes:
-    """As `forge`, of format 2."""
+    """A file of format 2 made by hand."""
     return forge(changes, small_tensors2(), draft2(), **replaced)
 
 
