@@ -5,21 +5,14 @@ Settings come from the recipe, then from the bundle (train only: the data's form
 """
 
 import dataclasses
-import difflib
-import sys
-import tomllib
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import tomli_w
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     TypeAdapter,
     ValidationError,
@@ -30,7 +23,8 @@ from pydantic.fields import FieldInfo
 
 from .errors import InputError, MapolicyError, UsageError
 from .registries import LOSSES, SAMPLERS, SEARCHED_POLICIES, policy_names
-from .runtime.files import read_regular_file
+from .setting_errors import setting_error
+from .setting_types import OneOf, Table
 from .transforms.space import DEFAULT_SPACE, SPACES
 
 BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
@@ -50,8 +44,6 @@ SCHEDULES = ("cosine", "theorem1")
 ON_DIVERGENCE = ("stop", "rollback")
 
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # of networks
-
-LARGEST_RECIPE = 2**20  # bytes
 
 # Settings of `--fast`: no approximation, but theta and alpha are updated only in every sixth iteration.
 FAST: Mapping[str, Any] = {"meta_every": 6}
@@ -84,53 +76,6 @@ MACHINE_FIELDS = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class OneOf:
-    """The type of a setting that takes one of several names: `Annotated[str, OneOf(names)]`.
-
-    Attributes:
-        names: the names, or a function that gives them. The function is called for each check, so a name that is
-            registered later is valid too.
-    """
-
-    names: Collection[str] | Callable[[], Collection[str]]
-
-    def listed(self) -> list[str]:
-        """The names that are valid now."""
-        return list(self.names() if callable(self.names) else self.names)
-
-    def check(self, value: str) -> str:
-        """Return the value.
-
-        Raises:
-            ValueError: it is none of the names.
-        """
-        if value not in self.listed():
-            raise ValueError(f"{value!r} is not one of {', '.join(self.listed())}")
-        return value
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        return handler.generate_schema(Annotated[str, AfterValidator(self.check)])
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "enum": self.listed()}
-
-
-def _toml_table(value: object) -> object:
-    if isinstance(value, dict) and not _is_toml(value):
-        raise ValueError(f"{value!r} cannot be written as TOML", "give numbers, texts, lists and tables")
-    return value
-
-
-def _is_toml(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_toml(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_toml, value))
-    return isinstance(value, str | bool | int | float)
-
-
-Table = Annotated[dict[str, Any], BeforeValidator(_toml_table)]
 Network = Annotated[str, AfterValidator(lambda name: SHORT_NAMES.get(name, name))]
 
 # Text is not converted to a number, nor a number to true or false; a whole number is accepted as a float. Validators
@@ -296,7 +241,7 @@ class RunConfig:
         try:
             return validate(values)
         except ValidationError as problem:
-            raise _usage_error(cls, problem) from None
+            raise setting_error(cls.__name__, cls.stage, cls.settings(), problem) from None
 
     def __post_init__(self) -> None:
         if self.warmup_epochs >= self.epochs:
@@ -494,72 +439,3 @@ class TrainConfig(RunConfig):
         if finetune and other_data:
             why = "the refined bundle would name a data set that its policy was not learned on"
             raise UsageError("--allow-dataset-mismatch", why, "use --mode frozen, or search on this data set")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The flat settings of a TOML file.
-
-    Raises:
-        InputError: the file is missing or not TOML.
-    """
-    content = read_regular_file(path, LARGEST_RECIPE)
-    try:
-        return tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as problem:  # bad TOML, bad UTF-8, a number too long, tables too deep
-        raise InputError(str(path), f"not TOML ({problem})", "correct the file") from None
-
-
-LISTED = 120  # characters of the names of missing settings in an error, whose line has 240
-
-_KINDS = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "a text",
-    "bool_type": "true or false",
-    "dict_type": "a table",
-}
-_FIRST = ("unexpected_keyword_argument", "missing")  # a misspelled name also leaves one missing
-
-
-def _usage_error(kind: type[RunConfig], problem: ValidationError) -> UsageError:
-    """The error of the first setting that pydantic rejects, with what to type; of all settings that are missing."""
-    errors = problem.errors(include_url=False)
-    error = min(errors, key=lambda each: _FIRST.index(each["type"]) if each["type"] in _FIRST else len(_FIRST))
-    name, settings = str(error["loc"][0]), kind.settings()
-    if name not in settings:
-        close = difflib.get_close_matches(name, settings, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"{kind.stage} has no such setting"
-        return UsageError(kind.__name__, f"unknown setting {name!r}", remedy)
-    meaning = f"it means: {settings[name].description}"
-    match error["type"]:
-        case "missing":
-            missing = [str(each["loc"][0]) for each in errors if each["type"] == "missing"]
-            if len(missing) == 1:
-                return UsageError(kind.__name__, f"setting {name!r} is missing", meaning)
-            shown = [name for position, name in enumerate(missing) if len(", ".join(missing[: position + 1])) <= LISTED]
-            rest = f" and {len(missing) - len(shown)} more" if len(shown) < len(missing) else ""
-            why = f"{len(missing)} settings are missing: {', '.join(shown)}{rest}"
-            return UsageError(kind.__name__, why, "a recipe has them, `mapolicy recipes` lists the recipes")
-        case "value_error":
-            why, *remedies = error["ctx"]["error"].args
-            return UsageError(name, why, *remedies)
-        case other if other in _KINDS and not _is_huge(error["input"]):
-            return UsageError(name, f"{error['input']!r} is not {_KINDS[other]}", meaning)
-        case _:
-            return UsageError(
-                name, f"{_number(error['input'])} is not a finite number {_range(settings[name])}", meaning
-            )
-
-
-def _range(setting: FieldInfo) -> str:
-    ends = {end: getattr(limit, end) for limit in setting.metadata for end in ("ge", "le") if hasattr(limit, end)}
-    return f"between {ends['ge']} and {ends['le']}" if "le" in ends else f"at least {ends['ge']}"
-
-
-def _number(value: object) -> str:
-    return "a number this large" if _is_huge(value) else str(value)
-
-
-def _is_huge(value: object) -> bool:
-    """Whether it is a whole number beyond the range of floats; it may be too long to print."""
-    return type(value) is int and value.bit_length() > sys.float_info.max_exp

@@ -13,8 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..config import SHORT_NAMES, read_toml
+from ..config import SHORT_NAMES
 from ..errors import InputError
+from ..runtime.toml_file import read_toml
 
 ANY = "any"
 USUAL_NETWORKS = ("wrn28_10", "resnet50")  # their recipes serve other networks of the data set

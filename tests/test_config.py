@@ -12,8 +12,10 @@ import timm
 from pydantic import TypeAdapter, ValidationError
 
 import mapolicy.models  # noqa: F401 - registers the networks in timm
-from mapolicy.config import FAST, LATER, MACHINE_FIELDS, OneOf, RunConfig, SearchConfig, TrainConfig, read_toml
+from mapolicy.config import FAST, LATER, MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig
 from mapolicy.errors import InputError, UsageError
+from mapolicy.runtime.toml_file import read_toml
+from mapolicy.setting_types import OneOf
 
 COMMON = {
     "dataset": "digits",

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from ..config import MACHINE_FIELDS, TrainConfig, read_toml
+from ..config import MACHINE_FIELDS, TrainConfig
 from ..errors import InputError
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.files import CONFIG_FILE, RESULT_FILE
+from ..runtime.toml_file import read_toml
 from .equal_time import EqualTimeBudget
 from .policies import DIGEST_DIGITS, ComparedPolicy, dataset_level_name, split_name, with_split_of
 from .record import other_comparison, read_json_object

@@ -1,0 +1,56 @@
+"""Types of settings that pydantic does not have: one of several names, and a table of TOML."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The type of a setting that takes one of several names: `Annotated[str, OneOf(names)]`.
+
+    Attributes:
+        names: the names, or a function that gives them. The function is called for each check, so a name that is
+            registered later is valid too.
+    """
+
+    names: Collection[str] | Callable[[], Collection[str]]
+
+    def listed(self) -> list[str]:
+        """The names that are valid now."""
+        return list(self.names() if callable(self.names) else self.names)
+
+    def check(self, value: str) -> str:
+        """Return the value.
+
+        Raises:
+            ValueError: it is none of the names.
+        """
+        if value not in self.listed():
+            raise ValueError(f"{value!r} is not one of {', '.join(self.listed())}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return handler.generate_schema(Annotated[str, AfterValidator(self.check)])
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": self.listed()}
+
+
+def _toml_table(value: object) -> object:
+    if isinstance(value, dict) and not _is_toml(value):
+        raise ValueError(f"{value!r} cannot be written as TOML", "give numbers, texts, lists and tables")
+    return value
+
+
+def _is_toml(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_toml(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_toml, value))
+    return isinstance(value, str | bool | int | float)
+
+
+Table = Annotated[dict[str, Any], BeforeValidator(_toml_table)]
