@@ -45,7 +45,7 @@ class TrainResult:
     """A trained network and how good it is.
 
     Attributes:
-        network: the network, on the run's device.
+        network: the network, on the run's device, in evaluation mode.
         test_top1, test_top5: per cent of the test split, measured once, after the last iteration.
         validation_top1: per cent of the meta-validation split; None where it was trained on.
         weight_spread: standard deviation over mean of the last batch's weights.
@@ -127,7 +127,7 @@ def train_network(
             test = run.open_test_split()
             accuracy = setup.accuracy(test)
             result = TrainResult(
-                network=setup.network,
+                network=setup.network.eval(),
                 test_top1=accuracy.top1,
                 test_top5=accuracy.top5,
                 validation_top1=validation,

@@ -20,6 +20,7 @@ from mapolicy.policy.pipeline import Pipeline
 from mapolicy.policy.sampler import TransformationSampler
 from mapolicy.runtime.random import seed_for
 from mapolicy.training.callbacks import Reporter
+from mapolicy.transforms.basic import Normalisation
 
 CPU = torch.device("cpu")
 
@@ -174,6 +175,19 @@ def test_run_folder_holds_the_weights(make_train_config, tmp_path) -> None:
     figures = json.loads((tmp_path / "run" / "result.json").read_text())
     assert figures["test_top1"] == result.test_top1
     assert figures["policy"] == "none"
+
+
+def test_the_network_that_is_returned_is_ready_for_use(make_train_config) -> None:
+    """Used as it is, it has the accuracy that was measured."""
+    config = make_train_config(policy="none", epochs=1)
+    result = train_network(config)
+    assert not any(module.training for module in result.network.modules())
+    splits = load_splits(config, CPU, "train")
+    images, labels = next(splits.test().batches([(0, torch.arange(len(splits.test())))]))
+    with torch.no_grad():
+        logits = result.network(Normalisation(splits.mean, splits.std, CPU)(images))
+    right = 100 * (logits.argmax(1) == labels).double().mean().item()
+    assert right == pytest.approx(result.test_top1, abs=0.5)  # sums of other batches are rounded differently
 
 
 @pytest.mark.parametrize("mode", ["frozen", "finetune"])
