@@ -19,6 +19,7 @@ from .bundle.manifest_base import PolicyFile
 from .config import AS_SEARCHED, LATER, TrainConfig
 from .distributed import communicator
 from .errors import InputError
+from .models.factory import unique_tensors
 from .models.noise import has_unequal_noise
 from .policy.augmentations import build_augmentation
 from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
@@ -112,6 +113,8 @@ def train_network(
         setup, iteration, state, differences = _prepared(
             config, bundle, reporter, device, allow_dataset_mismatch, split_of
         )
+        if run_dir is not None:
+            save(unique_tensors(setup.network))  # whatever would fail after the last iteration fails here
         expected = forecast_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
         learned = searched_bundle(bundle) if config.mode == "finetune" else None
@@ -121,8 +124,7 @@ def train_network(
             for warning in _warnings(iteration):
                 reporter.on_note(warning)
             if run_dir is not None:
-                weights = {name: tensor.cpu().contiguous() for name, tensor in setup.network.state_dict().items()}
-                write_atomically(run_dir / NETWORK_FILE, save(weights))
+                write_atomically(run_dir / NETWORK_FILE, save(unique_tensors(setup.network)))
             validation = None if config.include_validation else setup.validation_accuracy().top1
             test = run.open_test_split()
             accuracy = setup.accuracy(test)

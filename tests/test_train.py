@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
 from mapolicy import PolicyBundle, search_policy, train_network
 from mapolicy.data.batch_sampler import training_plan
@@ -435,3 +435,23 @@ def test_frozen_training_rejects_where_asked(make_train_config, bundle: PolicyBu
         for rejects in (False, True)
     )
     assert rejecting > 2 * weighed, "half of the samples or so count nothing"
+
+
+def test_a_network_with_shared_tensors_is_trained_and_kept(make_train_config, tiny: Path, tmp_path: Path) -> None:
+    per_class = dict.fromkeys(("train_per_class", "validation_per_class", "test_per_class"), 2)
+    changes = {"dataset": f"folder:{tiny / 'tiny'}", "arch": "coat_lite_tiny", "model_args": {"img_size": 32}}
+    config = make_train_config(policy="none", image_size=32, epochs=1, batch_size=4, **changes, **per_class)
+    network = train_network(config, run_dir=tmp_path / "run").network
+    other = build_network("coat_lite_tiny", {"img_size": 32}, 2, 3, 1, CPU)
+    load_model(other, tmp_path / "run" / "network.safetensors")
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_what_cannot_be_saved_is_found_before_the_first_iteration(make_train_config, tmp_path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("cannot be saved")
+
+    monkeypatch.setattr("mapolicy.train.save", fail)
+    monkeypatch.setattr("mapolicy.train.Trainer", lambda *_: pytest.fail("the training began"))
+    with pytest.raises(ValueError, match="cannot be saved"):
+        train_network(make_train_config(policy="none"), run_dir=tmp_path / "run")

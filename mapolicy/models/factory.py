@@ -1,13 +1,14 @@
 """Build networks by their name in timm's registry."""
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import models
 from ..config import SHORT_NAMES
@@ -120,3 +121,18 @@ def build_network(
         reason = str(problem).split("\n")[0] or type(problem).__name__
         raise UsageError(f"network {name}", f"cannot be built: {reason}", "check --model-arg") from None
     return network.to(device).to(memory_format=torch.channels_last)
+
+
+def unique_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """A network's state by name, contiguous and on the CPU; a tensor with several names is there once.
+
+    `safetensors.torch.load_model` gives such a tensor all its names back. Tensors that are parts of one storage under
+    no common name are copied, because safetensors does not save parts.
+    """
+    named = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}  # torch gives each once
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items() if name in named}
+    storages = Counter(tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel())
+    return {
+        name: tensor.clone() if storages[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in found.items()
+    }
