@@ -54,8 +54,9 @@ LATER: Mapping[str, Any] = {
     "weighting": "policy",
     "training_loss": "cross-entropy",
     "validation_loss": "cross-entropy",
-    "alignment_strength": 30.0,
-    "alignment_memory": 0.5,
+    "alignment_strength": 3.0,
+    "alignment_rate": 0.1,
+    "alignment_decay": 0.02,
     "level_bins": 4,
     "verify": False,
 }
@@ -167,15 +168,20 @@ class RunConfig:
         description="weights of the task network's step: the policy's, or equal ones, which need no second backward",
     )
     alignment_strength: float = Field(
-        30.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
+        3.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
     )
-    alignment_memory: float = Field(
-        0.5, ge=0.001, le=100, description="share of the run in which the alignment sampler's observations decay to 1/e"
+    alignment_rate: float = Field(
+        0.1, ge=0, le=10, description="eta of the alignment sampler: how far an iteration's scores move what it learned"
+    )
+    alignment_decay: float = Field(
+        0.02, ge=0, le=1, description="lambda of the alignment sampler: without evidence, draws return to uniform"
     )
     level_bins: int = Field(
         4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"
     )
-    epsilon: float = Field(0.1, ge=0, le=1, description="the sampler's share of uniform exploration (Eq. 5)")
+    epsilon: float = Field(
+        0.1, ge=0, le=1, description="share of uniform exploration of the sampler mean-weight (Eq. 5)"
+    )
     sampler_temperature: float = Field(
         1.0,
         ge=0.01,

@@ -48,11 +48,12 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="the first draw")
     parser.add_argument("--against", default="none,uniform,trivialaugment")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: another setting, of the searches alone")
     arguments = parser.parse_args()
     rows, settings = [], {}
-    for draw in range(arguments.draws):
+    for draw in range(arguments.first, arguments.first + arguments.draws):
         folder = drawn_folder(arguments.data_dir, arguments.work_dir, draw)
         table = Table(folder.name, SETTINGS, 100, {}, ("wrn10_1",), bundles=1)
         look = {key: SETTINGS[key] for key in ("image_size", "base_augmentation", "cutout")}
@@ -71,7 +72,10 @@ def main() -> None:
             *("--run-dir", str(run), *(["--resume"] if run.exists() else [])),
         )
         result = json.loads(document)
-        rows += [{"draw": draw, **{key: row[key] for key in ("arch", "policy", "test_top1")}} for row in result["rows"]]
+        rows += [
+            {"draw": draw, **{key: row[key] for key in ("arch", "policy", "mode", "test_top1")}}
+            for row in result["rows"]
+        ]
         settings = {
             "search": result["bundles"][0]["search"],
             "versions": result["versions"],

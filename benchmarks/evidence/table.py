@@ -4,15 +4,16 @@ python benchmarks/evidence/table.py omniglot --data-dir DIR --work-dir runs/evid
 python benchmarks/evidence/table.py omniglot-wrn16_1 --data-dir DIR --work-dir runs/evidence
 python benchmarks/evidence/table.py cifar100 --data-dir DIR --work-dir runs/evidence
 
-DIR holds the folders of images. Bundle number i is searched with seed i on split i. What stands in the work folder is
-kept, so that a command that was stopped goes on where it was; the figures go to benchmarks/evidence/TABLE.json.
+DIR holds the folders of images. Bundle number i is searched with seed i on split i, counted from `--first`. What stands
+in the work folder is kept, so that a command that was stopped goes on where it was; the figures go to
+benchmarks/evidence/TABLE.json, or NAME.json.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -64,6 +65,15 @@ TABLES = {
     ),
     "omniglot-resnet10t": Table(
         "omniglot-small1", OMNIGLOT, 40, {}, ("resnet10t",), bundles=5, searched_for="omniglot"
+    ),
+    "omniglot-vit": Table(
+        "omniglot-small1",
+        OMNIGLOT,
+        40,
+        {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        ("vit_tiny_patch16_224",),
+        bundles=5,
+        searched_for="omniglot",
     ),
     # The same bundles on their own network, theta going on.
     "omniglot-finetune": Table(
@@ -131,19 +141,27 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--bundles", type=int, help="so many instead of the table's")
+    parser.add_argument("--first", type=int, default=0, help="seed and split of the first bundle")
+    parser.add_argument("--epochs", type=int, help="of searches and trainings, instead of the table's")
+    parser.add_argument("--train-per-class", type=int, help="training images of each class, instead of the table's")
+    parser.add_argument("--searched-for", help="the name of results whose bundles are used")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--against", default=EVERY_RIVAL)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: another setting, of the searches alone")
     parser.add_argument("--name", help="of the results, where settings differ; the table's name otherwise")
     arguments = parser.parse_args()
     table, name = TABLES[arguments.table], arguments.name or arguments.table
-    searched_for = table.searched_for or name
-    searched = TABLES.get(searched_for, table)
+    if arguments.epochs:
+        table = replace(table, epochs=arguments.epochs)
+    if arguments.train_per_class:
+        table = replace(table, settings=table.settings | {"train_per_class": arguments.train_per_class})
+    searched_for = arguments.searched_for or table.searched_for or name
+    searched = TABLES[table.searched_for] if table.searched_for else table
     work, searches = arguments.work_dir / name, arguments.work_dir / searched_for
     for folder in (work, searches):
         folder.mkdir(parents=True, exist_ok=True)
     bundles = []
-    for number in range(arguments.bundles or table.bundles):
+    for number in range(arguments.first, arguments.first + (arguments.bundles or table.bundles)):
         bundle = searches / f"bundle{number}.safetensors"
         bundles += ["--bundle", str(bundle)]
         if not bundle.exists():

@@ -5,14 +5,14 @@ gradient lowers the meta-validation loss. Samples share operations and levels, s
 with an operation at a level says whether it helps or harms. What harms is drawn less often; nothing is drawn more often
 than the rest:
 
-    q(o, b)  is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi(o, b) = min(0, effect(o, b) - median)
+    q(o, b)    is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi <= 0
+    phi(o, b)  <-  min(0, (1 - eta * lambda) * phi(o, b) + eta * g(o, b))
 
-for operation o and level bin b, with u uniform. `effect` is the mean score of the samples with (o, b), shrunk according
-to how much such means differ beyond chance; the median is over all cells. The bound at 0 is the point of the method:
-half of the cells stay equally likely, since a large s_i only says what helps in the next step. s_i is measured under
-the present q, so what is drawn rarely no longer disturbs the measurement of the rest. `docs/algorithm.md` has the
-reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv
-2102.03275); DeepAA (Zheng et al., ICLR 2022).
+for operation o and level bin b, with u uniform and g the mean score of the batch's samples with (o, b). The bound at 0
+is the point of the method: what does not harm keeps its share, since a large s_i only says what helps in the next step.
+s_i is measured under the present q, so what is drawn rarely no longer disturbs the measurement of the rest.
+`docs/algorithm.md` has the reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop Meta-Learning with
+Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al., ICLR 2022).
 """
 
 import math
@@ -29,7 +29,9 @@ from .sampler import Observation
 STAGES = 20  # tables that a run records, so that another run can follow the same course
 LARGEST_SCORE = 3.0  # standard deviations; limits the influence of a single outlier of s_i
 ENOUGH = 5.0  # observations; a level with fewer has no effect of its own yet
-LARGEST_EFFECT = 10.0  # well within what a bundle may hold
+COUNT_MEMORY = 20.0  # iterations with a hypergradient that the running count of a cell averages
+LOWEST = -100.0  # of phi; well within what a bundle may hold
+PRIOR_COUNT = 2.0  # observations; a rare cell's few scores do not move phi far
 THINNED = 0.5  # of a uniform draw's frequency
 
 
@@ -89,42 +91,35 @@ class AlignmentSampler:
         space: the operations.
         bins: level bins of each direction.
         strength: kappa; 0 always draws uniformly.
-        epsilon: share of uniform draws during the search, so that cells that became rare by chance are measured again.
-        memory: iterations after which an observation's weight is 1/e.
+        rate: eta, the step of phi.
+        decay: lambda; phi decays to 1/e in 1 / (rate * decay) updates without evidence.
         iterations: of the whole run, which `STAGES` equal shares record.
-        every: iterations from one hypergradient to the next.
         start: float [K, 2 * bins], at most 0: `log_levels` at the end of another run; None starts uniform.
-        start_count: number of observations that `start` stands for.
 
     Attributes:
         log_levels: float64 [K, 2 * bins], phi of the present iteration.
-        effects: what phi was computed from; None before the first hypergradient.
+        effects: how much the recent scores differ beyond chance; None before the first hypergradient.
     """
 
     def __init__(
         self,
         space: OperationSpace,
         bins: int = 4,
-        strength: float = 30.0,
-        epsilon: float = 0.1,
-        memory: float = 300.0,
+        strength: float = 3.0,
+        rate: float = 0.1,
+        decay: float = 0.02,
         iterations: int = 600,
-        every: int = 1,
         start: Tensor | None = None,
-        start_count: float = 0.0,
     ) -> None:
         self.grid = LevelGrid(space, bins)
-        self.strength, self.epsilon, self.memory = strength, epsilon, memory
-        self.iterations, self.every = iterations, every
+        self.strength, self.rate, self.decay = strength, rate, decay
+        self.iterations = iterations
         self.iteration = 0
-        groups, sizes = self.grid.groups, torch.bincount(self.grid.group.flatten()).double()
+        groups = self.grid.groups
+        self._phi = torch.zeros(groups, dtype=torch.float64) if start is None else self._shared(start.double())
+        self._running = torch.full((groups,), -1.0, dtype=torch.float64)  # -1: no update yet
+        # For `effects`: observations, their scores and squared weights; older ones count less.
         self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
-        self._phi = torch.zeros(groups, dtype=torch.float64)
-        if start is not None:
-            self._phi = self._shared(start.double())
-            self._counts += start_count * sizes / sizes.sum()
-            self._squares += self._counts
-            self._sums += self._counts * self._phi
         pairs = self.grid.operations**2
         self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
         self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
@@ -148,9 +143,8 @@ class AlignmentSampler:
 
     @property
     def cells(self) -> Tensor:
-        """The probabilities of the draws: q mixed with uniform draws, float64 [K, 2 * bins], sums to 1."""
-        learned = torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
-        return (1 - self.epsilon) * learned + self.epsilon / learned.numel()
+        """q, the probabilities of the draws, float64 [K, 2 * bins], sums to 1."""
+        return torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
 
     @property
     def probabilities(self) -> Tensor:
@@ -207,22 +201,21 @@ class AlignmentSampler:
         scores = ((alignment - alignment.mean()) / deviation).clamp(-LARGEST_SCORE, LARGEST_SCORE)
         cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
         values = self.grid.group.flatten()[cells]
-        keep = math.exp(-self.every / self.memory)
-        drawn = torch.bincount(values, minlength=self.grid.groups)
+        drawn = torch.bincount(values, minlength=self.grid.groups).double()
+        summed = torch.zeros_like(self._phi).index_add_(0, values, scores.repeat(2))
+        self._running = drawn if bool(self._running[0] < 0) else self._running.lerp(drawn, 1 / COUNT_MEMORY)
+        keep = 1 - self.rate * self.decay
+        self._phi = (keep * self._phi + self.rate * summed / (self._running + PRIOR_COUNT)).clamp(LOWEST, 0)
         self._counts.mul_(keep).add_(drawn)
         self._squares.mul_(keep**2).add_(drawn)
-        self._sums.mul_(keep).index_add_(0, values, scores.repeat(2))
-        effects = self._estimated()
-        reference = effects.values[self.grid.group].flatten().median()
-        self._phi = (effects.values - reference).clamp(-LARGEST_EFFECT, 0)
-
-    def _estimated(self) -> Effects:
-        return estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)
+        self._sums.mul_(keep).add_(summed)
 
     @property
     def effects(self) -> Effects | None:
-        """The effects that phi is computed from; None before the first hypergradient."""
-        return self._estimated() if bool(self._counts.any()) else None
+        """How much operations and levels differ in the scores that phi still remembers; None before the first."""
+        if not bool(self._counts.any()):
+            return None
+        return estimate_effects(self._counts, self._sums, self._squares, self.grid.operation_of)
 
     def figures(self) -> dict[str, float]:
         """Figures for the bundle: spread of the effects beyond chance, and share of cells that are drawn rarely."""
@@ -245,6 +238,7 @@ class AlignmentSampler:
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, except the number of the iteration."""
         return {
+            "running": self._running,
             "counts": self._counts,
             "sums": self._sums,
             "squares": self._squares,
@@ -258,7 +252,8 @@ class AlignmentSampler:
     def restore(self, state: dict[str, Tensor], iteration: int) -> None:
         """Set the state as it was after `iteration` iterations."""
         self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
-        self._phi, self._courses = state["phi"].clone(), state["courses"].clone()
+        self._phi, self._running = state["phi"].clone(), state["running"].clone()
+        self._courses = state["courses"].clone()
         self._stage_counts = state["stage_counts"].clone()
         self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
         self.iteration = iteration

@@ -62,18 +62,14 @@ def mean_weight(plan: SamplerPlan) -> TransformationSampler:
 def alignment(plan: SamplerPlan) -> AlignmentSampler:
     """Operations and levels that harm held-out images are drawn less often."""
     config, table = plan.config, None if plan.start is None else plan.start.log_levels
-    memory = max(1.0, config.alignment_memory * plan.iterations)
     return AlignmentSampler(
         SPACES[config.operation_space],
         config.level_bins if table is None else table.shape[2] // 2,
         config.alignment_strength,
-        config.epsilon,
-        memory,
+        config.alignment_rate,
+        config.alignment_decay,
         plan.iterations,
-        config.meta_every,
         None if table is None else table[len(table) // 2 :].mean(0),
-        # As many observations as the other run's memory held.
-        2 * config.batch_size * config.copies * memory / config.meta_every,
     )
 
 

@@ -59,30 +59,28 @@ def test_the_draw_follows_q() -> None:
     assert float(((both - expected) ** 2 / expected).sum()) < 169 + 5 * math.sqrt(2 * 169)
 
 
-def test_one_update_in_closed_form() -> None:
-    sampler = AlignmentSampler(SPACE, bins=1, strength=2.0, epsilon=0.0, memory=10.0)
+def test_two_updates_in_closed_form() -> None:
+    sampler = AlignmentSampler(SPACE, bins=1, strength=2.0, rate=0.25, decay=0.4)
     operations = torch.arange(14).repeat(20)
     levels = torch.full((280,), 5.0)
-    transformation = Transformation(operations, operations, levels, levels)
-    alignment = -(operations == SOLARIZE).float()
-    observed(sampler, transformation, alignment)
+    observed(sampler, Transformation(operations, operations, levels, levels), -(operations == SOLARIZE).float())
     # A score has mean 0 and deviation 1: one of 14 operations at -1, the others at 0.
     deviation = math.sqrt(1 / 14 * 13 / 14)
-    low, high = max(-3.0, (-1 + 1 / 14) / deviation), (1 / 14) / deviation
-    counts, sums = torch.zeros(2, sampler.grid.groups, dtype=torch.float64)
-    for operation in range(14):
-        group = sampler.grid.group[operation, 1]
-        counts[group], sums[group] = 40, 40 * (low if operation == SOLARIZE else high)
-    keep = math.exp(-1 / 10)
-    effects = estimate_effects(counts, sums, counts, sampler.grid.operation_of).values
-    assert keep < 1, "nothing to forget in the first update"
-    expected = (effects - effects[sampler.grid.group].flatten().median()).clamp(max=0)[sampler.grid.group]
+    low = max(-3.0, (-1 + 1 / 14) / deviation)
+    first = -0.25 * 40 * -low / (40 + 2)
+    expected = torch.zeros(14, 2, dtype=torch.float64)
+    expected[SOLARIZE] = first
     torch.testing.assert_close(sampler.log_levels, expected, rtol=0, atol=1e-6)
-    assert sampler.log_levels[SOLARIZE].max() < -1
-    assert (sampler.log_levels == 0).sum() == 26, "what does not harm keeps its share"
+    # The second batch has Solarize in the first position alone: half as often, its running count is 40 - 20 / 20.
+    other = (operations + 1) % 14
+    second = Transformation(operations, torch.where(other == SOLARIZE, IDENTITY, other), levels, levels)
+    observed(sampler, second, -(operations == SOLARIZE).float())
+    expected[SOLARIZE] = (1 - 0.25 * 0.4) * first + 0.25 * 20 * low / (39 + 2)
+    assert float(sampler.log_levels[SOLARIZE, 1]) == pytest.approx(float(expected[SOLARIZE, 1]), abs=1e-6)
+    expected[:] = sampler.log_levels  # operations in the second position of Solarize's samples lose a little too
     q = torch.softmax(2.0 * expected.flatten(), 0).reshape(14, 2)
-    torch.testing.assert_close(sampler.cells, q, rtol=0, atol=1e-6)
-    torch.testing.assert_close(sampler.probabilities, q.sum(1)[:, None] * q.sum(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sampler.cells, q, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sampler.probabilities, q.sum(1)[:, None] * q.sum(1), rtol=0, atol=1e-12)
 
 
 def test_shrinkage_against_its_definition() -> None:
@@ -97,7 +95,7 @@ def test_shrinkage_against_its_definition() -> None:
 
 def trained(harm, iterations: int = 150, sign: float = 1.0, noise: float = 1.0) -> AlignmentSampler:
     """A sampler whose derivatives come from `harm` of each position and noise, measured under its own draws."""
-    sampler = AlignmentSampler(SPACE, memory=75.0, iterations=iterations)
+    sampler = AlignmentSampler(SPACE, iterations=iterations)
     for step in range(iterations):
         drawn = sampler.sample(BATCH, generator(step))
         alignment = sign * sum(
@@ -118,7 +116,7 @@ def one_direction(operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Ten
 def test_what_harms_beyond_a_level_is_thinned_beyond_it() -> None:
     row = (trained(beyond_five).cells * 112)[ROTATE]
     beyond, below = row[[0, 1, 6, 7]], row[2:6]
-    assert beyond.max() < 0.2, "a tenth of the draws is uniform"
+    assert beyond.max() < 0.2
     assert below.mean() > 0.8
 
 
@@ -140,10 +138,15 @@ def test_with_the_sign_turned_harm_is_not_thinned() -> None:
     assert row[[0, 1, 6, 7]].min() > 1, "what helps keeps its share"
 
 
-def test_without_signal_draws_stay_nearly_uniform() -> None:
+def test_without_signal_draws_keep_their_variety() -> None:
     sampler = trained(lambda operation, magnitude: torch.zeros(len(operation)))
-    assert (sampler.cells * 112).min() > 0.4
-    assert sampler.figures()["thinned_share"] < 0.02
+    cells = sampler.cells.flatten()
+    # A walk below 0 thins by chance: the price of the method where nothing harms.
+    assert float(-(cells * cells.log()).sum()) > 0.95 * math.log(112)
+    assert sampler.figures()["thinned_share"] < 0.15
+    effects = sampler.effects
+    assert effects is not None
+    assert effects.operations + effects.levels < 0.03
 
 
 def test_equal_derivatives_and_broken_ones_teach_nothing() -> None:

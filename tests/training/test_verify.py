@@ -16,7 +16,7 @@ from mapolicy.training.verify import candidates, verify
 
 CPU = torch.device("cpu")
 ALIGNMENT = {"sampler": "alignment", "weighting": "equal"}
-KEYS = ["none", "uniform", "trivialaugment", "randaugment", "learned 30", "learned 15"]
+KEYS = ["none", "uniform", "trivialaugment", "randaugment", "learned 3", "learned 1.5"]
 
 
 class Notes(Reporter):
@@ -71,7 +71,7 @@ def test_a_search_compares_six_trainings(checked: SimpleNamespace) -> None:
     assert (found.images, found.unseen, found.epochs) == (len(checked.bundle.meta_validation), False, 1)
     names = ["none", "uniform", "trivialaugment", "randaugment", "learned", "learned"]
     assert [row.policy for row in found.rows] == names
-    assert [row.strength for row in found.rows] == [None, None, None, None, 30, 15]
+    assert [row.strength for row in found.rows] == [None, None, None, None, 3, 1.5]
     assert checked.log.verified() == KEYS
     assert all(0 < row.correct < found.images for row in found.rows), "it has learned something"
     assert len({row.correct for row in found.rows}) > 1
@@ -91,7 +91,7 @@ def test_rows_are_what_the_trainings_were_right_about(checked: SimpleNamespace) 
 
 @pytest.mark.parametrize(
     ("best", "strength"),
-    [("learned_30", 30.0), ("learned_15", 15.0), ("uniform", 0.0)],
+    [("learned_3", 3.0), ("learned_1.5", 1.5), ("uniform", 0.0)],
 )
 def test_the_best_strength_is_kept(checked: SimpleNamespace, splits, record: Path, best: str, strength: float) -> None:
     images = len(splits.meta_validation)
@@ -105,7 +105,7 @@ def test_the_best_strength_is_kept(checked: SimpleNamespace, splits, record: Pat
 
 def test_of_equally_good_strengths_the_searchs_own_is_kept(checked: SimpleNamespace, splits, record: Path) -> None:
     same = {key.replace(" ", "_"): [1] * len(splits.meta_validation) for key in KEYS}
-    assert from_record(checked, splits, record, **same)[1] == 30.0
+    assert from_record(checked, splits, record, **same)[1] == 3.0
 
 
 def test_a_resumed_search_reuses_finished_trainings(
@@ -142,7 +142,7 @@ def test_without_verify_nothing_is_checked(checked: SimpleNamespace, make_search
     plain = search_policy(checked.config.with_changes(verify=False), run_dir=tmp_path / "run")
     assert plain.manifest.verification is None
     assert plain.manifest.format == 2
-    assert plain.strength == 30.0
+    assert plain.strength == 3.0
     assert torch.equal(log_levels(plain), log_levels(checked.bundle)), "the check does not change what is learned"
     assert not (tmp_path / "run" / "verification.json").exists()
 
@@ -156,7 +156,7 @@ def test_a_sampler_without_levels_is_not_checked_and_says_so(make_search_config)
 
 def test_a_strength_of_zero_is_uniform() -> None:
     assert [each.key for each in candidates(0.0)] == KEYS[:4]
-    assert [each.key for each in candidates(30.0)] == KEYS
+    assert [each.key for each in candidates(3.0)] == KEYS
 
 
 def test_divergence_names_the_training(checked: SimpleNamespace, splits) -> None:
