@@ -3,16 +3,17 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from ..config import RunConfig, SearchConfig, TrainConfig
 from . import display, options
 from .grouped import grouped
+from .help import HelpCommand, HelpGroup
 from .resolve import Config, resolve
 
-app = typer.Typer(help="Measure operations, search and training on this machine.", rich_markup_mode=None)
+app = typer.Typer(help="Measure operations, search and training on this machine.", cls=HelpGroup, rich_markup_mode=None)
 
 # Whose recipe gives optimiser, clipping, base augmentation and Cutout; its images are not read.
 RECIPE_OF = "cifar100"
@@ -30,6 +31,8 @@ ImageSize = Annotated[int, typer.Option(help="Side of the images, pixels.", min=
 class Bench:
     """Where a measurement runs."""
 
+    panel: ClassVar[str] = "Machine"
+
     threads: Annotated[int, typer.Option(help="CPU threads of torch.", min=1, max=1024)] = 1
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu"
     quiet: options.Quiet = False
@@ -40,7 +43,7 @@ class Bench:
             print(f"mapolicy: {text}", file=sys.stderr, flush=True)
 
 
-@app.command("operations")
+@app.command("operations", cls=HelpCommand)
 @grouped
 def operations(
     *,
@@ -74,7 +77,7 @@ def operations(
     _show(output, report.document(), columns)
 
 
-@app.command("step")
+@app.command("step", cls=HelpCommand)
 @grouped
 def step(
     *,
@@ -112,7 +115,7 @@ def step(
     _show(output, report.document(), columns if memory else {})
 
 
-@app.command("transfer")
+@app.command("transfer", cls=HelpCommand)
 @grouped
 def transfer(
     *,

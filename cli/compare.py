@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -29,6 +29,8 @@ OPTION_OF = {"policy": "against", "mode": "mode", "seed": "seed"}  # settings th
 @dataclass(frozen=True)
 class Bundles:
     """The bundles whose policies are compared."""
+
+    panel: ClassVar[str] = "Policy"
 
     bundle: Annotated[
         list[str] | None,
@@ -69,6 +71,8 @@ class Bundles:
 class Plan:
     """What is compared, and how."""
 
+    panel: ClassVar[str] = "Comparison"
+
     arch: Annotated[list[str] | None, typer.Option(help="timm name of a network to train; repeatable.")] = None
     against: Annotated[
         str,
@@ -107,7 +111,7 @@ class Plan:
 @grouped
 def compare(
     *,
-    dataset: Annotated[str | None, typer.Argument(help="Data set; the default is the bundle's.")] = None,
+    dataset: options.DatasetOfBundle = None,
     files: Bundles,
     plan: Plan,
     settings: options.Settings,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -26,6 +26,8 @@ BAR, LEAST_BAR = 24, 6  # characters of the heaviest weight's bar; a shorter bar
 @dataclass(frozen=True)
 class Chosen:
     """The transformations whose weights are shown."""
+
+    panel: ClassVar[str] = "Transformations"
 
     transformations: Annotated[
         str | None,

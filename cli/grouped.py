@@ -1,10 +1,11 @@
 """Options that several commands share are declared once, as the fields of a dataclass."""
 
+import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, cast, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -12,7 +13,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     `def pull(*, bundle: BundleArgument, checks: BundleChecks)` has the options of `BundleChecks`, and is called with
     one `BundleChecks` object. In the help the options come where the parameter comes in the signature, in the order
-    of the dataclass's fields.
+    of the dataclass's fields, and in the panel that the dataclass names as `panel: ClassVar[str]`.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
@@ -36,9 +37,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: Any) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
+    hints, panel = get_type_hints(group, include_extras=True), getattr(group, "panel", None)
     for field in dataclasses.fields(group):
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-        )
+        kind, option = get_args(hints[field.name])
+        shown = copy.copy(option)  # the same option may be in another command's panel
+        shown.rich_help_panel = option.rich_help_panel or panel
+        annotation = Annotated[kind, shown]
+        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

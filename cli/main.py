@@ -4,7 +4,9 @@ import io
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +22,7 @@ from . import (
     explain,
     explore,
     export,
+    help,
     import_policy,
     inspect,
     listing,
@@ -40,29 +43,69 @@ INTERRUPTED = "interrupted: the run stopped; --resume goes on from its last chec
 
 app = typer.Typer(
     name="mapolicy",
-    help="Search a sample-aware augmentation policy once, keep it in one file, train any network with it.",
-    add_completion=False,
     pretty_exceptions_enable=False,
+    cls=help.HelpGroup,
     rich_markup_mode=None,
 )
-app.command("search")(search.search)
-app.command("train")(train.train)
-app.command("compare")(compare.compare)
-app.command("inspect")(inspect.inspect)
-app.command("report")(report.report)
-app.command("explain")(explain.explain)
-app.command("explore")(explore.explore)
-app.command("slim")(slim.slim)
-app.command("import")(import_policy.import_policy)
-app.command("export")(export.export)
-app.command("push")(push.push)
-app.command("pull")(pull.pull)
-app.command("demo")(demo.demo)
-app.command("archs")(listing.archs)
-app.command("recipes")(listing.recipes)
-app.command("datasets")(listing.datasets)
-app.command("operations")(listing.operations)
-app.add_typer(bench.app, name="bench")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mapolicy {version('mapolicy')}")
+        raise typer.Exit
+
+
+# Every command by name, in the panel of `mapolicy --help` that shows it. A command is added here and nowhere else.
+COMMANDS: Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]] = {
+    "Start": {
+        "demo": demo.demo,
+        "search": search.search,
+        "train": train.train,
+        "compare": compare.compare,
+    },
+    "Policies": {
+        "inspect": inspect.inspect,
+        "explain": explain.explain,
+        "explore": explore.explore,
+        "slim": slim.slim,
+    },
+    "Results": {
+        "report": report.report,
+    },
+    "Share": {
+        "push": push.push,
+        "pull": pull.pull,
+        "import": import_policy.import_policy,
+        "export": export.export,
+    },
+    "Lists": {
+        "archs": listing.archs,
+        "datasets": listing.datasets,
+        "operations": listing.operations,
+        "recipes": listing.recipes,
+    },
+    "Machine": {
+        "bench": bench.app,
+    },
+}
+for _panel, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+        else:
+            app.command(_name, cls=help.HelpCommand, rich_help_panel=_panel)(_command)
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Search a sample-aware augmentation policy once, keep it in one file, train any network with it.
+
+    Two lines to begin with: mapolicy demo, and mapolicy search folder:PHOTOS --proxy wrn16_2.
+    """
 
 
 def main() -> NoReturn:

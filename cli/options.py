@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -11,8 +11,9 @@ from ..bundle.limits import Limits
 from ..bundle.load import Opened, open_bundle
 from ..bundle.manifest_base import parse_digest
 from ..config import DEVICES, FAST, STORED_DTYPES
+from ..registries import DATASETS
 from ..runtime import rank_environment
-from . import display, outputs
+from . import completion, display, outputs
 from .resolve import Config, resolve
 
 if TYPE_CHECKING:
@@ -24,7 +25,18 @@ def either(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
+OUTPUT = "Output"
 SOURCES = "a file, hf://NAMESPACE/NAME[/FILE][@REVISION] or https://..."
+DatasetArgument = Annotated[
+    str | None,
+    typer.Argument(help=f"Data set: {either(tuple(DATASETS))}.", metavar="DATASET", autocompletion=completion.datasets),
+]
+DatasetOfBundle = Annotated[
+    str | None,
+    typer.Argument(
+        help="Data set; the default is the bundle's.", metavar="DATASET", autocompletion=completion.datasets
+    ),
+]
 BundleArgument = Annotated[str, typer.Argument(help=f"The bundle: {SOURCES}", metavar="FILE")]
 ExtractorDtype = Annotated[
     str | None, typer.Option(help=f"dtype of the extractor in the bundle: {either(STORED_DTYPES)}.")
@@ -44,9 +56,15 @@ Verify = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=OUTPUT)]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one setting; repeatable.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Override one setting; repeatable. `mapolicy settings` lists them.",
+        metavar="KEY=VALUE",
+        autocompletion=completion.settings,
+    ),
 ]
 LimitOption = Annotated[
     list[str] | None,
@@ -62,6 +80,8 @@ LimitOption = Annotated[
 class Output:
     """How a command shows its result."""
 
+    panel: ClassVar[str] = OUTPUT
+
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
 
@@ -76,6 +96,8 @@ class Output:
 @dataclass(frozen=True)
 class BundleChecks:
     """What a bundle must satisfy to be opened."""
+
+    panel: ClassVar[str] = "Checks of the bundle"
 
     expect_digest: Annotated[
         str | None,
@@ -97,17 +119,34 @@ class BundleChecks:
         return open_bundle(reference, self.expect_digest, self.allowed)
 
 
+# Settings with an option of the same meaning in every command that trains.
+OWN_OPTIONS = ("epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of a run that come from the command line."""
 
-    recipe: Annotated[str | None, typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE")] = None
+    panel: ClassVar[str] = "Settings (by default the recipe's)"
+
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Recipe by name, or a TOML file.", metavar="NAME|FILE", autocompletion=completion.recipes),
+    ] = None
     settings: SetOption = None
     model_arguments: Annotated[
         list[str] | None,
         typer.Option("--model-arg", help="Argument of the network's constructor; repeatable.", metavar="KEY=VALUE"),
     ] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None
+    image_size: Annotated[int | None, typer.Option(help="Side of the square network input, pixels.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Images in a training batch.")] = None
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate of the network, after warm-up.")
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode images of data sets that do not fit in memory.")
+    ] = None
     data_dir: DataDir = None
     seed: Annotated[int | None, typer.Option(help="Seed of everything but the splits.")] = None
     device: Device = None
@@ -115,8 +154,7 @@ class Settings:
 
     def flags(self) -> dict[str, Any]:
         """Settings that have an option of their own, by name; None where the option was not given."""
-        names = ("epochs", "data_dir", "seed", "device")
-        return {name: getattr(self, name) for name in names} | {"skip_corrupt": self.skip_corrupt or None}
+        return {name: getattr(self, name) for name in OWN_OPTIONS} | {"skip_corrupt": self.skip_corrupt or None}
 
     def resolve(
         self,
@@ -159,6 +197,8 @@ class StageSettings(Settings):
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run keeps its log and checkpoints."""
+
+    panel: ClassVar[str] = "Run"
 
     run_dir: Annotated[Path | None, typer.Option(help="Folder for log and checkpoints.", metavar="DIR")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's checkpoint.")] = False

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class Files:
     """Files that the report writes."""
 
+    panel: ClassVar[str] = "Files"
+
     out: Annotated[Path, typer.Option(help="The page.", metavar="FILE")] = Path("report.html")
     figures: Annotated[
         Path | None, typer.Option(help="Also write every picture to this folder, as PNG and SVG.", metavar="DIR")
@@ -46,6 +48,8 @@ class Files:
 @dataclass(frozen=True)
 class Study:
     """What the page shows besides the bundle itself."""
+
+    panel: ClassVar[str] = "What the page shows"
 
     against: Annotated[
         str | None, typer.Option(help="Another bundle; the page shows what changed since it.", metavar="FILE")

@@ -9,7 +9,6 @@ import typer
 
 from ..bundle.findings import Findings, levels_document, verification_document
 from ..config import SearchConfig
-from ..registries import DATASETS
 from ..runtime import rank_environment
 from . import display, options
 from .grouped import grouped
@@ -19,7 +18,7 @@ from .outputs import slug
 @grouped
 def search(
     *,
-    dataset: Annotated[str | None, typer.Argument(help=f"Data set: {options.either(tuple(DATASETS))}.")] = None,
+    dataset: options.DatasetArgument = None,
     proxy: Annotated[str | None, typer.Option(help="timm name of the proxy network.")] = None,
     settings: options.StageSettings,
     extractor_dtype: options.ExtractorDtype = None,

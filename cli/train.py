@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -11,7 +11,7 @@ from ..config import MODES, TrainConfig
 from ..errors import UsageError
 from ..registries import policy_names
 from ..runtime import rank_environment
-from . import bundles, display, options
+from . import bundles, completion, display, options
 from .grouped import grouped
 from .outputs import slug
 
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 class PolicyChoice:
     """How the network's policy is chosen, and what it may learn from."""
 
-    policy: Annotated[str | None, typer.Option(help=f"{options.either(policy_names())}.")] = None
-    mode: Annotated[str | None, typer.Option(help=f"{options.either(MODES)}.")] = None
+    panel: ClassVar[str] = "Policy"
+
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{options.either(policy_names())}.",
+            show_default="learned with --bundle",
+            autocompletion=completion.policies,
+        ),
+    ] = None
+    mode: Annotated[str | None, typer.Option(help=f"{options.either(MODES)}.", show_default="frozen")] = None
     include_validation: options.IncludeValidation = False
     allow_dataset_mismatch: Annotated[
         bool,
@@ -43,7 +52,7 @@ class PolicyChoice:
 @grouped
 def train(
     *,
-    dataset: Annotated[str | None, typer.Argument(help="Data set; the default is the bundle's.")] = None,
+    dataset: options.DatasetOfBundle = None,
     bundle: Annotated[str | None, typer.Option(help=f"The policy: {options.SOURCES}", metavar="FILE")] = None,
     arch: Annotated[str | None, typer.Option(help="timm name of the network to train.")] = None,
     choice: PolicyChoice,

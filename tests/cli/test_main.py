@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from mapolicy.cli.main import COMMANDS
 
 from mapolicy import PolicyBundle
 from mapolicy.training.checkpoint import load_checkpoint
@@ -143,18 +145,67 @@ def test_every_commands_summary_fits_its_line(
     mapolicy, monkeypatch: pytest.MonkeyPatch, group: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = mapolicy(*group, "--help").out.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == (3 if group else 18)
+    lines = [line for panel in command_panels(mapolicy(*group, "--help").out).values() for line in panel]
+    assert len(lines) == (3 if group else sum(map(len, COMMANDS.values())))
     for line in lines:
-        assert re.fullmatch(r"  [a-z]+ +[A-Z].*[^.]\.", line), line
-        assert len(line) <= 80
+        assert re.fullmatch(r"[a-z-]+ +[A-Z].*[^.]\.", line), line
+
+
+def panels(text: str) -> dict[str, list[str]]:
+    """The lines of each panel of a help, by its title."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        assert len(line) <= 80 or line.startswith("Example: "), line
+        if title := re.match("╭─ (.*?) ─+╮$", line):
+            found[title[1]] = []
+        elif line.startswith("│"):
+            found[list(found)[-1]].append(line.strip("│ "))
+    return found
+
+
+def command_panels(text: str) -> dict[str, list[str]]:
+    return {title: lines for title, lines in panels(text).items() if not lines[0].startswith("-")}
+
+
+def test_every_command_is_in_a_panel(mapolicy) -> None:
+    shown = command_panels(mapolicy("--help").out)
+    assert list(shown) == list(COMMANDS) == ["Start", "Policies", "Results", "Share", "Lists", "Machine"]
+    named = {panel: [line.split()[0] for line in lines] for panel, lines in shown.items()}
+    assert named == {panel: list(commands) for panel, commands in COMMANDS.items()}
+
+
+def test_options_are_in_panels_with_their_defaults(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {
+        title: " ".join(" ".join(lines).split()) for title, lines in panels(mapolicy("compare", "--help").out).items()
+    }
+    settings = "Settings (by default the recipe's)"
+    assert list(shown) == ["Arguments", "Policy", "Comparison", settings, "Run", "Output"]
+    assert shown["Arguments"].startswith("DATASET Data set")
+    assert "--seeds N Number of seeds, from --seed on. [default: 3; 1 to 10000]" in shown["Comparison"]
+    for option in ("--image-size N", "--batch-size N", "--lr N", "--workers N"):
+        assert option in shown[settings]
+    assert "hf://NAMESPACE/NAME[/FILE][@REVISION]" in shown["Policy"]  # brackets are no markup
+    assert shown["Output"].endswith("--help Show this message and exit.")
+
+
+def test_a_narrow_terminal_gets_help_too(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    outcome = mapolicy("train", "--help")
+    assert outcome.code == 0
+    assert "╭" not in outcome.out
+    assert "--allow-dataset-mismatch" in outcome.out
+
+
+def test_the_version_is_printed(mapolicy) -> None:
+    assert mapolicy("--version").out == f"mapolicy {version('mapolicy')}\n"
 
 
 def test_every_command_shows_its_options_once(mapolicy) -> None:
-    names = re.findall(r"^  ([a-z]+) ", mapolicy("--help").out.partition("Commands:\n")[2], re.MULTILINE)
+    names = [name for commands in COMMANDS.values() for name in commands]
     for name in [*names, "bench step"]:
-        text = mapolicy(*name.split(), "--help").out.partition("Options:\n")[2]
-        options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+        text = mapolicy(*name.split(), "--help").out
+        options = re.findall(r"^│ (--[a-z-]+)", text, re.MULTILINE)
         assert len(options) == len(set(options)) > 0, name
         assert {"--json", "--debug"} <= set(options) or name == "bench"
 
