@@ -43,5 +43,5 @@ def _options(group: Any) -> Iterator[inspect.Parameter]:
         kind, option = get_args(hints[field.name])
         shown = copy.copy(option)  # the same option may be in another command's panel
         shown.rich_help_panel = option.rich_help_panel or panel
-        annotation = Annotated[kind, shown]
+        annotation = cast(Any, Annotated)[kind, shown]
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -25,7 +24,7 @@ class HelpCommand(TyperCommand):
     """A command whose help is in panels."""
 
     @override
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         show(self, ctx, {})
 
 
@@ -33,7 +32,7 @@ class HelpGroup(TyperGroup):
     """A group of commands whose help is in panels."""
 
     @override
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[Row]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
@@ -46,7 +45,7 @@ def summary(text: str | None) -> str:
     return " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
 
 
-def show(command: Any, ctx: typer.Context, commands: dict[str, list[Row]]) -> None:
+def show(command: Any, ctx: Any, commands: dict[str, list[Row]]) -> None:
     """Print a command's help on stdout.
 
     Args:
@@ -68,7 +67,7 @@ def show(command: Any, ctx: typer.Context, commands: dict[str, list[Row]]) -> No
             _print_panel(console, title, rows)
 
 
-def _parameters(command: Any, ctx: typer.Context) -> dict[str, list[Row]]:
+def _parameters(command: Any, ctx: Any) -> dict[str, list[Row]]:
     """The rows of a command's arguments and options by panel."""
     panels: dict[str, list[Row]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
