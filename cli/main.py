@@ -19,6 +19,7 @@ from . import (
     bench,
     compare,
     demo,
+    doctor,
     explain,
     explore,
     export,
@@ -30,6 +31,7 @@ from . import (
     push,
     report,
     search,
+    settings,
     slim,
     train,
 )
@@ -83,8 +85,10 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]] = {
         "datasets": listing.datasets,
         "operations": listing.operations,
         "recipes": listing.recipes,
+        "settings": settings.settings,
     },
     "Machine": {
+        "doctor": doctor.doctor,
         "bench": bench.app,
     },
 }

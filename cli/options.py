@@ -121,6 +121,22 @@ class BundleChecks:
 
 # Settings with an option of the same meaning in every command that trains.
 OWN_OPTIONS = ("epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device")
+# What to type for a setting, where there is something shorter than `--set`.
+OPTION_OF: Mapping[str, str] = {
+    **{name: f"--{name.replace('_', '-')}" for name in OWN_OPTIONS},
+    "learning_rate": "--lr",
+    "dataset": "DATASET",
+    "model_args": "--model-arg",
+    "skip_corrupt": "--skip-corrupt",
+    "on_divergence": "--on-divergence",
+    "proxy": "--proxy",
+    "verify": "--verify",
+    "extractor_dtype": "--extractor-dtype",
+    "arch": "--arch",
+    "policy": "--policy",
+    "mode": "--mode",
+    "include_validation": "--include-validation",
+}
 
 
 @dataclass(frozen=True)
