@@ -20,7 +20,6 @@ from ..runtime.sanitize import NEW_COPY, invalid_bundle, quoted
 from . import canonical_json
 from .limits import Limits
 
-METADATA_KEY = "mapolicy"
 MAX_DEPTH = 3
 MAX_DIMENSIONS = 8
 MAX_NAME = 200
@@ -38,10 +37,35 @@ SMALL_FILE = 2**26  # bytes; up to here the whole file is read at once, before i
 _BF16_EXPONENT = 0x7F80
 _CHUNK = 2**20
 
-_NAME = re.compile(
-    r"alpha|sampler\.(probabilities|means|log_levels)|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
-    r"|extractor(\.[A-Za-z0-9_]+)+"
+
+@dataclass(frozen=True)
+class FileKind:
+    """What tells a kind of file from another.
+
+    Attributes:
+        noun: what errors call it.
+        full_name: the same where it is not clear from the command.
+        metadata_key: the only key of the header's metadata.
+        tensor_name: pattern of a tensor's whole name.
+    """
+
+    noun: str
+    full_name: str
+    metadata_key: str
+    tensor_name: re.Pattern[str]
+
+
+BUNDLE = FileKind(
+    "bundle",
+    "policy bundle",
+    "mapolicy",
+    re.compile(
+        r"alpha|sampler\.(probabilities|means|log_levels)|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
+        r"|extractor(\.[A-Za-z0-9_]+)+"
+    ),
 )
+NETWORK = FileKind("network file", "network file", "config.json", re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*"))
+KINDS = (BUNDLE, NETWORK)
 
 
 @dataclass(frozen=True)
@@ -87,16 +111,17 @@ class RawTensor:
         return least, most
 
 
-def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
+def write_container(metadata: str, tensors: Mapping[str, RawTensor], kind: FileKind = BUNDLE) -> bytes:
     """The file's bytes. Equal arguments give equal bytes, whatever the order of the mapping.
 
     Args:
-        metadata: value of the only metadata key, `mapolicy`.
+        metadata: value of the only metadata key.
         tensors: by name.
+        kind: of the file.
     """
     # The widest dtype first, so that each tensor is aligned to its own size; safetensors' writer does the same.
     names = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].itemsize, name))
-    entries = [f'"__metadata__":{canonical_json.canonical({METADATA_KEY: metadata})}']
+    entries = [f'"__metadata__":{canonical_json.canonical({kind.metadata_key: metadata})}']
     end = 0
     for name in names:
         tensor = tensors[name]
@@ -108,18 +133,22 @@ def write_container(metadata: str, tensors: Mapping[str, RawTensor]) -> bytes:
     return b"".join((struct.pack("<Q", len(header)), header, *(tensors[name].data for name in names)))
 
 
-def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, dict[str, RawTensor]]:
+def read_container(
+    content: bytes, source: str, limits: Limits, kind: FileKind = BUNDLE
+) -> tuple[str, dict[str, RawTensor]]:
     """The metadata and the tensors (views of `content`, not copies).
 
     Args:
         content: the whole file.
         source: its name, for the error.
         limits: on the header and the number of tensors.
+        kind: of the file.
 
     Raises:
         InputError: the file is not a container that `write_container` could have written; the line says what is wrong.
     """
-    start, metadata, places = check_header(source, lambda at, count: content[at : at + count], len(content), limits)
+    read_at: ReadAt = lambda at, count: content[at : at + count]  # noqa: E731 - shorter than a function
+    start, metadata, places = check_header(source, read_at, len(content), limits, kind)
     data = memoryview(content)[start:].toreadonly()
     return metadata, {
         name: RawTensor(dtype, shape, data[begin:end]) for name, (dtype, shape, begin, end) in places.items()
@@ -130,7 +159,9 @@ def read_container(content: bytes, source: str, limits: Limits) -> tuple[str, di
 Places = dict[str, tuple[str, tuple[int, ...], int, int]]
 
 
-def check_header(source: str, read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
+def check_header(
+    source: str, read_at: ReadAt, size: int, limits: Limits, kind: FileKind = BUNDLE
+) -> tuple[int, str, Places]:
     """Parse the header: the position at which the tensors' data begins, the metadata, and each tensor's place.
 
     Args:
@@ -138,12 +169,13 @@ def check_header(source: str, read_at: ReadAt, size: int, limits: Limits) -> tup
         read_at: reads bytes of the file.
         size: of the file in bytes.
         limits: on the header and the number of tensors.
+        kind: of the file.
 
     Raises:
         InputError: `write_container` could not have written this header, or the tensors do not fill the file.
     """
     try:
-        return _read_header(read_at, size, limits)
+        return _read_header(read_at, size, limits, kind)
     except _ContainerError as problem:
         raise invalid_bundle(source, problem.why, problem.remedy) from None
 
@@ -155,15 +187,14 @@ class _ContainerError(Exception):
         self.why, self.remedy = why, remedy
 
 
-def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, Places]:
+def _read_header(read_at: ReadAt, size: int, limits: Limits, kind: FileKind) -> tuple[int, str, Places]:
     if size < 10:
-        raise _ContainerError(f"has {size} bytes, too few for a bundle")
+        raise _ContainerError(f"has {size} bytes, too few for a {kind.noun}")
     beginning = read_at(0, 512)
     (length,) = struct.unpack_from("<Q", beginning)
     if beginning[8:9] != b"{" or length > limits.header_bytes:
-        kind = guess_kind(beginning)
-        if kind:
-            raise _ContainerError(f"is not a bundle: it looks like {kind}")
+        if look := guess_kind(beginning):
+            raise _ContainerError(f"is not a {kind.noun}: it looks like {look}")
         if length > limits.header_bytes:
             remedy = limits.how_to_raise("header_bytes", length) if length <= size - 8 else NEW_COPY
             why = f"says its header has {length} bytes, more than the {limits.header_bytes} allowed"
@@ -184,27 +215,33 @@ def _read_header(read_at: ReadAt, size: int, limits: Limits) -> tuple[int, str, 
         raise _ContainerError(f"header {problem}", limits.how_to_raise("tensors", tensors)) from None
     except ValueError as problem:
         raise _ContainerError(f"header {problem}") from None
-    return start, _metadata(header.pop("__metadata__", None)), dict(_places(header, size - start))
+    return start, _metadata(header.pop("__metadata__", None), kind), dict(_places(header, size - start, kind))
 
 
-def _metadata(found: object) -> str:
-    if not isinstance(found, dict) or METADATA_KEY not in found:
-        raise _ContainerError(f"is not a policy bundle: its header has no metadata {METADATA_KEY!r}")
+def _metadata(found: object, kind: FileKind) -> str:
+    expected = kind.metadata_key
+    if not isinstance(found, dict) or expected not in found:
+        for other in KINDS:
+            if isinstance(found, dict) and other.metadata_key in found:
+                raise _ContainerError(f"is a {other.full_name}, expected a {kind.full_name}", f"name a {kind.noun}")
+        raise _ContainerError(f"is not a {kind.full_name}: its header has no metadata {expected!r}")
     for key in found:
-        if key != METADATA_KEY:
-            raise _ContainerError(f"has metadata {quoted(key)}, expected {METADATA_KEY!r} alone")
-    value = found[METADATA_KEY]
+        if key != expected:
+            raise _ContainerError(f"has metadata {quoted(key)}, expected {expected!r} alone")
+    value = found[expected]
     if not isinstance(value, str):
-        raise _ContainerError(f"metadata {METADATA_KEY!r} is {quoted(value)}, expected a text")
+        raise _ContainerError(f"metadata {expected!r} is {quoted(value)}, expected a text")
     return value
 
 
-def _places(header: dict[str, object], data: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int, int]]]:
+def _places(
+    header: dict[str, object], data: int, kind: FileKind
+) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int, int]]]:
     """The entries of `Places` for a file with `data` bytes after its header."""
     end = 0
     for name, entry in header.items():
-        if len(name) > MAX_NAME or not _NAME.fullmatch(name):
-            raise _ContainerError(f"has a tensor {quoted(name)}, which is not a name that bundles have")
+        if len(name) > MAX_NAME or not kind.tensor_name.fullmatch(name):
+            raise _ContainerError(f"has a tensor {quoted(name)}, which is not a name that {kind.noun}s have")
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise _ContainerError(f"tensor {quoted(name)} has not just dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -220,8 +257,8 @@ def _places(header: dict[str, object], data: int) -> Iterator[tuple[str, tuple[s
         begin, expected_begin = offsets[0], end
         end = begin + math.prod(shape) * DTYPES[dtype].itemsize
         if begin != expected_begin:
-            kind = "a hole" if begin > expected_begin else "an overlap"
-            raise _ContainerError(f"tensor {quoted(name)} begins at {begin}, expected {expected_begin} ({kind})")
+            fault = "a hole" if begin > expected_begin else "an overlap"
+            raise _ContainerError(f"tensor {quoted(name)} begins at {begin}, expected {expected_begin} ({fault})")
         if begin % DTYPES[dtype].itemsize:
             raise _ContainerError(f"tensor {quoted(name)} begins at {begin}, which its type's size does not divide")
         if offsets[1] != end:

@@ -109,7 +109,7 @@ class PolicyBundle(PolicyFile):
         """
         limits = limits or Limits()
         check_architecture(manifest, raw, source, limits)
-        tensors = MappingProxyType({name: _to_torch(tensor) for name, tensor in raw.items()})
+        tensors = MappingProxyType({name: to_torch(tensor) for name, tensor in raw.items()})
         return cls(manifest, tensors, origin, limits)
 
     @classmethod
@@ -280,8 +280,8 @@ class PolicyBundle(PolicyFile):
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def _to_torch(tensor: RawTensor) -> Tensor:
-    # A copy: the tensor can be written to, and the file's bytes are let go.
+def to_torch(tensor: RawTensor) -> Tensor:
+    """A tensor of a file, on the CPU: a copy, so it can be written to and the file's bytes are let go."""
     return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 

@@ -1,0 +1,1 @@
+"""A trained network in use: its file, predictions, evaluation, export to other programs."""
