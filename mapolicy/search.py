@@ -17,6 +17,7 @@ from .bundle.format import check_input_size
 from .config import SearchConfig
 from .distributed import communicator
 from .errors import UsageError
+from .inference.save import check_savable, describe_network, save_network
 from .models.factory import build_network
 from .models.noise import has_unequal_noise
 from .policy.compress import slim
@@ -26,7 +27,7 @@ from .policy.policy_bundle import PolicyBundle
 from .policy.sampler import relative_entropy
 from .policy.samplers import SamplerPlan, build_sampler, learned_draws
 from .runtime.device import reproducible, resolve_device
-from .runtime.files import VERIFICATION_FILE
+from .runtime.files import NETWORK_FILE, VERIFICATION_FILE
 from .runtime.machine import versions
 from .runtime.random import seed_for
 from .training.build_iteration import BilevelRun, build_bilevel_run
@@ -74,6 +75,8 @@ def search_policy(
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
         search = PreparedSearch.prepared(config, reporter, threads, device)
+        if run_dir is not None:
+            check_savable(config, search.setup.splits, search.setup.network)
         expected = forecast_before(search.run.iteration, search.run.state, resume)
         if expected is not None:
             expected = expected.with_check(search.check_seconds(config, device))
@@ -91,6 +94,9 @@ def search_policy(
             if config.extractor_dtype != "float32":
                 bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
                 effect = {"effect_on_weights": vars(difference)}
+            if run_dir is not None:
+                proxy, splits = search.setup.network, search.setup.splits
+                save_network(run_dir / NETWORK_FILE, proxy, describe_network(config, splits, proxy, bundle.digest))
             if out is not None:
                 bundle.save(out)
             run.finish(

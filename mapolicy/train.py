@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,7 +18,7 @@ from .bundle.manifest_base import PolicyFile
 from .config import AS_SEARCHED, LATER, TrainConfig
 from .distributed import communicator
 from .errors import InputError
-from .models.factory import unique_tensors
+from .inference.save import check_savable, describe_network, save_network
 from .models.noise import has_unequal_noise
 from .policy.augmentations import build_augmentation
 from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
@@ -29,7 +28,7 @@ from .policy.protocol import policy_of, searched_bundle
 from .policy.samplers import SamplerPlan, SamplerStart, build_sampler, learned_draws
 from .registries import SAMPLERS, SEARCHED_POLICIES
 from .runtime.device import reproducible, resolve_device
-from .runtime.files import NETWORK_FILE, write_atomically
+from .runtime.files import NETWORK_FILE
 from .runtime.plugins import HOW_TO_REGISTER
 from .runtime.sanitize import escaped, quoted
 from .training.build_iteration import build_bilevel_run
@@ -114,7 +113,7 @@ def train_network(
             config, bundle, reporter, device, allow_dataset_mismatch, split_of
         )
         if run_dir is not None:
-            save(unique_tensors(setup.network))  # whatever would fail after the last iteration fails here
+            check_savable(config, setup.splits, setup.network)
         expected = forecast_before(iteration, state, resume)
         digest = None if bundle is None else bundle.digest
         learned = searched_bundle(bundle) if config.mode == "finetune" else None
@@ -124,7 +123,8 @@ def train_network(
             for warning in _warnings(iteration):
                 reporter.on_note(warning)
             if run_dir is not None:
-                write_atomically(run_dir / NETWORK_FILE, save(unique_tensors(setup.network)))
+                description = describe_network(config, setup.splits, setup.network, digest)
+                save_network(run_dir / NETWORK_FILE, setup.network, description)
             validation = None if config.include_validation else setup.validation_accuracy().top1
             test = run.open_test_split()
             accuracy = setup.accuracy(test)

@@ -29,7 +29,7 @@ from mapolicy.errors import EnvironmentFault, InputError, TrainingError, UsageEr
 from mapolicy.models.factory import build_network
 from mapolicy.policy.network import PolicyNetwork
 from mapolicy.policy.pipeline import AugmentedBatch, Pipeline
-from mapolicy.runtime.files import CHECKPOINT_FILE, METRICS_FILE, NETWORK_FILE, RUN_FILES, STATUS_FILE
+from mapolicy.runtime.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILES, STATUS_FILE
 from mapolicy.runtime.shard import Shard, whole_batch
 from mapolicy.transforms.space import EMBEDDING_WIDTH
 from tests.helpers.ranks import Ranks, on_ranks
@@ -211,7 +211,7 @@ def test_a_search_on_two_processes_finds_the_same_bundle(
     bundles = on_ranks(2, partial(searched, runs, **changes), store)
     assert distance(*bundles) == 0
     assert distance(bundles[0], searched(**changes)) <= 1e-5
-    assert {path.name for path in runs.iterdir()} <= {*RUN_FILES} - {NETWORK_FILE}
+    assert {path.name for path in runs.iterdir()} <= {*RUN_FILES}
     lines = [json.loads(line) for line in (runs / METRICS_FILE).read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 5], "rank 0 alone writes"
     assert json.loads((runs / STATUS_FILE).read_text())["state"] == "done"

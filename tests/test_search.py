@@ -120,6 +120,7 @@ def test_run_folder_has_configuration_log_and_result(make_search_config, tmp_pat
         "config.toml",
         "metrics.csv",
         "metrics.jsonl",
+        "network.safetensors",
         "result.json",
         "status.json",
     ]

@@ -451,7 +451,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_iteration(make_train_con
     def fail(*_: object) -> None:
         raise ValueError("cannot be saved")
 
-    monkeypatch.setattr("mapolicy.train.save", fail)
+    monkeypatch.setattr("mapolicy.train.check_savable", fail)
     monkeypatch.setattr("mapolicy.train.Trainer", lambda *_: pytest.fail("the training began"))
     with pytest.raises(ValueError, match="cannot be saved"):
         train_network(make_train_config(policy="none"), run_dir=tmp_path / "run")

@@ -1,13 +1,11 @@
 """A network from its file: the architecture is checked without weights, on the meta device, before it is built."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from ..bundle.manifest_fields import check_model_args
 from ..errors import UsageError
-from ..models.factory import build_network
+from ..models.factory import build_network, unique_tensors
 from ..policy.policy_bundle import to_torch
 from ..runtime.sanitize import escaped, invalid_bundle, quoted
 from .network_config import NetworkConfig
@@ -78,17 +76,8 @@ def _blank(config: NetworkConfig, device: torch.device, source: str) -> nn.Modul
         raise invalid_bundle(source, f"architecture {arch} cannot be built: {escaped(str(problem), 60)}") from None
 
 
-def groups_of(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a file holds of a network, each once: of names for the same tensor, the first."""
-    kept: dict[int, str] = {}
-    state: Mapping[str, Tensor] = network.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        kept.setdefault(id(tensor), name)
-    return {name: state[name] for name in kept.values()}
-
-
 def _check_tensors(network: nn.Module, file: NetworkFile) -> None:
-    arch, source, expected = file.config.architecture, file.source, groups_of(network)
+    arch, source, expected = file.config.architecture, file.source, unique_tensors(network)
     for name in sorted(expected.keys() | file.tensors.keys()):
         if name not in file.tensors:
             raise invalid_bundle(source, f"tensor {quoted(name)} of {arch} is missing")
@@ -106,7 +95,8 @@ def _probe(network: nn.Module, file: NetworkFile) -> None:
     """A black and a white image: finite weights may still give logits that are not finite."""
     config = file.config
     pixels = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, *config.pretrained_cfg.input_size)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.pretrained_cfg.mean, config.pretrained_cfg.std))
+    about = config.pretrained_cfg
+    mean, std = (torch.tensor(values)[:, None, None] for values in (about.mean, about.std))
     try:
         with torch.inference_mode():
             logits = network((pixels - mean) / std)

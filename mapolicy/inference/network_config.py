@@ -1,4 +1,4 @@
-"""What a network file says of itself: timm's `config.json` and, below `mapolicy`, how images are read. Imports no torch.
+"""What a network file says of itself: timm's `config.json`, and how images are read. Imports no torch.
 
 The keys outside `mapolicy` are those of a model on the Hugging Face Hub that timm loads
 (`timm.models.save_for_hf`), so timm rebuilds the network without mapolicy.

@@ -8,12 +8,14 @@ from torch import nn
 
 from ..bundle.manifest_base import first_problem
 from ..config import RunConfig
+from ..data.decode import EVALUATION_SHARE
 from ..data.splits import DataSplits
 from ..errors import UsageError
+from ..models.factory import unique_tensors
 from ..policy.policy_bundle import to_raw
 from ..runtime.files import write_atomically
 from ..runtime.machine import versions
-from .build import blank_network, groups_of
+from .build import blank_network
 from .network_config import CROP_MODES, FORMAT, NetworkConfig
 from .network_file import network_bytes
 
@@ -80,8 +82,8 @@ def check_savable(config: RunConfig, splits: DataSplits, network: nn.Module) -> 
     Raises:
         UsageError: it cannot.
     """
-    rebuilt = groups_of(blank_network(describe_network(config, splits, network)))
-    own = groups_of(network)
+    rebuilt = unique_tensors(blank_network(describe_network(config, splits, network)))
+    own = unique_tensors(network)
     odd = sorted(name for name in own.keys() | rebuilt.keys() if _shape(own, name) != _shape(rebuilt, name))
     if odd:
         why = f"cannot be saved: built again from its name and arguments it has another {odd[0]}"
@@ -94,13 +96,22 @@ def save_network(path: Path, network: nn.Module, description: NetworkConfig) -> 
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    tensors = {name: to_raw(tensor) for name, tensor in groups_of(network).items()}
+    tensors = {name: to_raw(tensor) for name, tensor in unique_tensors(network).items()}
     write_atomically(path, network_bytes(description, tensors))
 
 
 def reading_of(config: RunConfig, splits: DataSplits) -> dict[str, Any]:
     """How the run's images are read, as plain values."""
-    return splits.reading.to_dict()
+    random = config.base_augmentation == "random_resized_crop"
+    return {
+        "channels": splits.channels,
+        "image_size": splits.image_size,
+        "resize": "crop",
+        "share": EVALUATION_SHARE if random else 1.0,
+        "interpolation": "bilinear",
+        "alpha_background": "black",
+        "value_range": None,
+    }
 
 
 def _shape(tensors: dict[str, Any], name: str) -> tuple[int, ...] | None:

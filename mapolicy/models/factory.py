@@ -1,7 +1,6 @@
 """Build networks by their name in timm's registry."""
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,15 +123,9 @@ def build_network(
 
 
 def unique_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """A network's state by name, contiguous and on the CPU; a tensor with several names is there once.
+    """A network's state by name, on its device and without copies; a tensor with several names is there once.
 
-    `safetensors.torch.load_model` gives such a tensor all its names back. Tensors that are parts of one storage under
-    no common name are copied, because safetensors does not save parts.
+    `safetensors.torch.load_model` gives such a tensor all its names back.
     """
     named = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}  # torch gives each once
-    found = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items() if name in named}
-    storages = Counter(tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel())
-    return {
-        name: tensor.clone() if storages[tensor.untyped_storage().data_ptr()] > 1 else tensor
-        for name, tensor in found.items()
-    }
+    return {name: tensor.detach() for name, tensor in network.state_dict().items() if name in named}
