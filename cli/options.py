@@ -120,13 +120,15 @@ class BundleChecks:
 
 
 # Settings with an option of the same meaning in every command that trains.
-OWN_OPTIONS = ("epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device")
+OWN_OPTIONS = ("weights", "epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device")
 # What to type for a setting, where there is something shorter than `--set`.
 OPTION_OF: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in OWN_OPTIONS},
     "learning_rate": "--lr",
     "dataset": "DATASET",
     "model_args": "--model-arg",
+    "pretrained": "--pretrained",
+    "freeze": "--freeze",
     "skip_corrupt": "--skip-corrupt",
     "on_divergence": "--on-divergence",
     "proxy": "--proxy",
@@ -154,6 +156,13 @@ class Settings:
         list[str] | None,
         typer.Option("--model-arg", help="Argument of the network's constructor; repeatable.", metavar="KEY=VALUE"),
     ] = None
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from timm's pretrained weights (cache or download).")
+    ] = False
+    weights: Annotated[
+        str | None, typer.Option(help="Start from a safetensors file, such as another run's network.", metavar="FILE")
+    ] = None
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the classifier alone.")] = False
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None
     image_size: Annotated[int | None, typer.Option(help="Side of the square network input, pixels.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Images in a training batch.")] = None
@@ -170,7 +179,9 @@ class Settings:
 
     def flags(self) -> dict[str, Any]:
         """Settings that have an option of their own, by name; None where the option was not given."""
-        return {name: getattr(self, name) for name in OWN_OPTIONS} | {"skip_corrupt": self.skip_corrupt or None}
+        switches = ("pretrained", "freeze", "skip_corrupt")  # off is no setting: it leaves the recipe's
+        given = {name: getattr(self, name) for name in OWN_OPTIONS}
+        return given | {name: getattr(self, name) or None for name in switches}
 
     def resolve(
         self,

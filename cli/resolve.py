@@ -10,6 +10,8 @@ from ..errors import InputError, UsageError
 
 Config = TypeVar("Config", bound=RunConfig)
 
+FINETUNE = "train-finetune"
+
 
 def resolve(
     kind: type[Config],
@@ -24,11 +26,15 @@ def resolve(
 ) -> tuple[Config, str]:
     """The configuration, and the recipe's name: settings of the recipe, then the bundle, the flags and `--set`.
 
+    A network that starts from weights sees images of the size and interpolation that these were trained on, unless the
+    flags, `--set` or a recipe's file of the user's say otherwise.
+
     Args:
         kind: of the stage.
         network: from the command line; None takes the recipe's.
         dataset: likewise.
-        recipe: name or file; None finds the one of data set and network.
+        recipe: name or file; None finds the one of data set and network, or `train-finetune` for a training that
+            starts from weights.
         bundle_settings: settings that the bundle fixes.
         flags: settings by name; None stands for a flag that was not given.
         settings: `key=value` of `--set`.
@@ -44,8 +50,12 @@ def resolve(
         given["model_args"] = arguments
     from_bundle = dict(bundle_settings or {})
     named = dataset or given.get("dataset") or from_bundle.get("dataset")
+    if "weights" in given:
+        given.setdefault("pretrained", False)  # a recipe's word, which the file replaces
     if recipe is None and named is None:
         raise UsageError("DATASET", "no data set was named", "name one, or give --bundle or --recipe")
+    if recipe is None and kind.stage == "train" and (given.get("pretrained") or given.get("weights")):
+        recipe = FINETUNE
     if dataset or "dataset" in given:
         from_bundle.pop("download", None)  # the user named the data set, so it may be downloaded
     source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
@@ -56,7 +66,17 @@ def resolve(
         values[kind.network_field] = network
     # A mistake in the recipe is no mistake in the command: check the recipe alone first.
     kind.from_mapping({"dataset": "?", kind.network_field: "?"} | values, source, InputError)
-    return kind.from_mapping({**values, **given}, "command line", UsageError), source
+    config = kind.from_mapping({**values, **given}, "command line", UsageError)
+    if not (config.pretrained or config.weights):
+        return config, source
+    from ..models.factory import check_arch
+    from ..models.pretrained import network_input
+
+    check_arch(config.network)
+    users = set(given) if source.startswith("recipe ") else {*values, *given}
+    own = network_input(config)
+    found = {} if own is None else {"image_size": own.size, "interpolation": own.interpolation}
+    return config.with_changes(**{name: found[name] for name in (found.keys() & set(kind.settings())) - users}), source
 
 
 def _key_value(flag: str, text: str) -> tuple[str, Any]:

@@ -42,6 +42,7 @@ BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
 ON_DIVERGENCE = ("stop", "rollback")
+NORMALISATIONS = ("auto", "data", "network")
 
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # of networks
 
@@ -59,13 +60,22 @@ LATER: Mapping[str, Any] = {
     "alignment_decay": 0.02,
     "level_bins": 4,
     "verify": False,
+    "pretrained": False,
+    "normalisation": "auto",
+    "freeze": False,
+    "layer_decay": 1.0,
 }
 
-# Where and how a run executes. The result does not depend on these (threads and device: up to rounding).
+# Settings that a recipe may leave out: their defaults change nothing.
+OPTIONAL = frozenset({"pretrained", "normalisation", "freeze", "layer_decay"})
+
+# Where and how a run executes. The result does not depend on these (threads and device: up to rounding). A run knows
+# the file of `weights` by its content.
 MACHINE_FIELDS = frozenset(
     {
         "data_dir",
         "download",
+        "weights",
         "workers",
         "memory_limit_gib",
         "device",
@@ -75,6 +85,11 @@ MACHINE_FIELDS = frozenset(
         "patience_seconds",
     }
 )
+
+
+def untagged(network: str) -> str:
+    """A network's name without the tag of its weights: `resnet18.a1_in1k` becomes `resnet18`."""
+    return network.partition(".")[0]
 
 
 Network = Annotated[str, AfterValidator(lambda name: SHORT_NAMES.get(name, name))]
@@ -94,6 +109,21 @@ class RunConfig:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
     model_args: Table = Field(default_factory=dict, description="extra arguments of the network's constructor")
+    pretrained: bool = Field(
+        False, description="start from timm's pretrained weights, from the Hugging Face cache or the network"
+    )
+    weights: str = Field(
+        "", description="safetensors file that the network's weights start from, such as another run's"
+    )
+    normalisation: Annotated[str, OneOf(NORMALISATIONS)] = Field(
+        "auto",
+        description="mean and deviation of the input: of the training split (data), of the pretrained weights "
+        "(network), or auto: the weights' where there are any",
+    )
+    freeze: bool = Field(False, description="train the classifier alone; the rest stays as it starts")
+    layer_decay: float = Field(
+        1.0, ge=0.01, le=1, description="factor of the learning rate from each layer to the one below it; 1: all equal"
+    )
     dataset: str = Field(
         description="digits, cifar10, cifar100, omniglot, imagenet, folder:PATH or a timm data set name"
     )
@@ -250,6 +280,8 @@ class RunConfig:
             raise setting_error(cls.__name__, cls.stage, cls.settings(), problem) from None
 
     def __post_init__(self) -> None:
+        if self.pretrained and self.weights:
+            raise UsageError("weights", "the network can start from one set of weights alone", "leave pretrained out")
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 "warmup_epochs",
@@ -372,6 +404,9 @@ class SearchConfig(RunConfig):
         if self.schedule == "theorem1" and (self.warmup_epochs or self.alpha_learning_rate):
             why = "all its learning rates are constant, also alpha's"
             raise UsageError("schedule theorem1", why, "set warmup_epochs=0 and alpha_learning_rate=0")
+        if self.freeze and self.alpha == "per-layer":
+            why = "frozen parameters take no virtual step, so they have no alpha"
+            raise UsageError("freeze", why, "use alpha=scalar")
         if self.extractor == "own" and self.policy_input == "embedding":
             raise UsageError("extractor own", "the policy sees no features", "use another policy_input, or shared")
 

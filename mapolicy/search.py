@@ -14,12 +14,12 @@ from torch import nn
 from .bilevel.inner_rate import InnerRate
 from .bundle import manifest
 from .bundle.format import check_input_size
-from .config import SearchConfig
+from .config import SearchConfig, untagged
 from .distributed import communicator
 from .errors import UsageError
 from .inference.save import check_savable, describe_network, save_network
-from .models.factory import build_network
 from .models.noise import has_unequal_noise
+from .models.pretrained import start_weights
 from .policy.compress import slim
 from .policy.extractor import check_extractor
 from .policy.network import HIDDEN_UNITS, PolicyNetwork
@@ -35,7 +35,7 @@ from .training.callbacks import Reporter
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
-from .training.setup import TrainingSetup
+from .training.setup import TrainingSetup, start_network
 from .training.trainer import Trainer
 from .training.verify import verification_seconds, verify
 from .transforms.space import SPACES
@@ -147,7 +147,8 @@ class PreparedSearch:
         setup = TrainingSetup.build(config, device)
         describe(config, setup, threads, device, Accuracy(0.0, 0.0))  # raises; the figures are not known yet
         proxy, splits = manifest.Extractor(**describe_extractor(config, setup)), setup.splits
-        check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")
+        fresh = check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")
+        _check_untagged(config, fresh, setup.network)
 
         torch.manual_seed(seed_for(config.seed, config.stage, "policy", 0))
         width = SPACES[config.operation_space].embedding_width
@@ -230,24 +231,41 @@ def _own_extractor(config: SearchConfig, setup: TrainingSetup, device: torch.dev
     """A second network of the proxy's kind with weights of its own, where the configuration asks for one."""
     if config.extractor == "shared":
         return None
-    seed = seed_for(config.seed, config.stage, "extractor", 0)
-    splits = setup.splits
-    return build_network(config.proxy, config.model_args, len(splits.classes), splits.channels, seed, device)
+    return start_network(config, setup.splits, device, "extractor", start_weights(config))[0]
+
+
+def _check_untagged(config: SearchConfig, fresh: nn.Module, network: nn.Module) -> None:
+    """Check that the proxy's name without its tag, which the bundle records, builds the same tensors.
+
+    Raises:
+        UsageError: it does not: the tag's weights are for images of another size.
+    """
+    shapes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (fresh, network)]
+    if shapes[0] != shapes[1]:
+        why = f"its tag changes the network, and a bundle records {untagged(config.proxy)} alone"
+        raise UsageError(f"proxy {config.proxy}", why, f"add --model-arg img_size={config.image_size}")
 
 
 def _circumstances(setup: TrainingSetup) -> dict[str, str | int]:
-    """What the bundle records of a network that has no true gradient, and of several processes.
+    """What the bundle records besides the settings: names, a network without a true gradient, processes, weights.
 
-    Their number matters because batch statistics and noise are those of each process's part.
+    The number of processes matters because batch statistics and noise are those of each process's part. Weights are
+    named for the reader alone: nothing loads them on a bundle's word.
     """
-    noise = {"hypergradient_noise": "mean"} if has_unequal_noise(setup.network) else {}
-    return noise | ({"processes": setup.communicator.size} if setup.communicator.size > 1 else {})
+    found: dict[str, str | int] = {"dataset": setup.splits.name, "proxy": untagged(setup.config.network)}
+    if has_unequal_noise(setup.network):
+        found["hypergradient_noise"] = "mean"
+    if setup.weights is not None:
+        found |= {"weights_of": setup.config.network, "weights_sha256": setup.weights.digest}
+    if setup.communicator.size > 1:
+        found["processes"] = setup.communicator.size
+    return found
 
 
 def describe_extractor(config: SearchConfig, setup: TrainingSetup) -> dict[str, Any]:
     """The proxy as the bundle will hold it: fields of `manifest.Extractor`."""
     return {
-        "arch": config.proxy,
+        "arch": untagged(config.proxy),
         "model_args": config.model_args,
         "feature_width": setup.feature_width,
         "dtype": "float32",
@@ -301,7 +319,11 @@ def describe(
                 "test_per_class": config.test_per_class,
             },
         },
-        search={"settings": config.portable() | {"dataset": splits.name} | _circumstances(setup)},
+        search={
+            "settings": config.portable()
+            | {"dataset": splits.name, "proxy": untagged(config.proxy)}
+            | _circumstances(setup)
+        },
         run={
             "epochs": config.epochs,
             "iterations": config.epochs * setup.iterations_per_epoch,

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..config import SHORT_NAMES
+from ..config import SHORT_NAMES, untagged
 from ..errors import InputError
 from ..runtime.toml_file import read_toml
 
@@ -51,7 +51,7 @@ def find(stage: str, dataset: str, network: str | None) -> tuple[str, dict[str, 
     Returns:
         The recipe's name ("recipe search-digits") and its settings.
     """
-    known, network = names(), SHORT_NAMES.get(network or "", network)
+    known, network = names(), untagged(SHORT_NAMES.get(network or "", network or ""))
     usual = [f"{stage}-{dataset}-{name}" for name in USUAL_NETWORKS]
     others = [name for name in known if name.startswith(f"{stage}-{dataset}-") and name.count("-") == 2]
     candidates = [f"{stage}-{dataset}-{network}", f"{stage}-{dataset}", *usual, *others, f"{stage}-{ANY}"]

@@ -15,7 +15,7 @@ import torch
 
 import mapolicy.models  # noqa: F401 - registers the paper's networks in timm
 from mapolicy import PolicyBundle, recipes, search_policy, train_network
-from mapolicy.config import MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig
+from mapolicy.config import MACHINE_FIELDS, OPTIONAL, RunConfig, SearchConfig, TrainConfig
 from mapolicy.data.stratify import check_sizes
 from mapolicy.errors import InputError
 from mapolicy.models.factory import check_arch
@@ -38,6 +38,8 @@ DATA_SETTINGS = (
     "operation_space",
     "fill",
 )
+GENERAL = ("any", "finetune")  # recipes for every data set and network
+OWN = (*GENERAL, "digits")  # recipes that are not the paper's
 EACH = pytest.mark.parametrize("name", NAMES)
 
 
@@ -78,7 +80,7 @@ def paper() -> dict[tuple[str, ...], tuple[str, str, str]]:
 
 
 def test_every_recipe_is_found() -> None:
-    assert len(NAMES) == 46
+    assert len(NAMES) == 47
     assert recipes.names() == NAMES
 
 
@@ -86,7 +88,7 @@ def test_the_papers_rows_are_the_recipes() -> None:
     rows = paper()
     assert len(rows) == 27
     listed = [name for names in rows for name in names]
-    assert sorted(listed) == sorted(name for name in NAMES if parts(name)[1] not in ("any", "digits"))
+    assert sorted(listed) == sorted(name for name in NAMES if parts(name)[1] not in OWN)
     assert len(listed) == len(set(listed)) == 42
     for names, (row, figure, ours) in rows.items():
         assert ours == "not measured"
@@ -111,11 +113,12 @@ def test_a_variant_differs_in_what_its_row_says(name: str) -> None:
 def test_complete_and_nothing_more(name: str) -> None:
     stage, dataset, network, _ = parts(name)
     kind, values = KINDS[stage], settings(name)
-    generic = {"dataset", kind.network_field} if dataset == "any" else set()
-    assert set(values) == {spec.name for spec in fields(kind)} - MACHINE_FIELDS - generic
+    generic = {"dataset", kind.network_field} if dataset in GENERAL else set()
+    assert set(values) | OPTIONAL == {spec.name for spec in fields(kind)} - MACHINE_FIELDS - generic
     config = kind.from_mapping(values | dict.fromkeys(generic, "x"), name)
     found = {key: value for key, value in config.to_mapping().items() if key not in MACHINE_FIELDS}
-    assert found == values | dict.fromkeys(generic, "x")
+    optional = {key: value for key, value in kind.defaults().items() if key in OPTIONAL}
+    assert found == optional | values | dict.fromkeys(generic, "x")
     assert config.operation_space in SPACES
     if not generic:
         assert config.dataset == dataset
@@ -128,6 +131,10 @@ def test_head_is_the_command_that_takes_this_recipe(name: str) -> None:
     stage, dataset, _, variant = parts(name)
     program, subcommand, *arguments = command(name)
     assert (program, subcommand) == ("mapolicy", stage)
+    if dataset == "finetune":
+        assert {"--pretrained", "--arch"} <= set(arguments)
+        assert arguments[arguments.index("--recipe") + 1] == name
+        return
     if variant is not None:
         assert arguments[arguments.index("--recipe") + 1] == name
         assert arguments[arguments.index("--out" if stage == "search" else "--bundle") + 1].endswith(
@@ -160,7 +167,7 @@ def test_head_says_cost_and_expectation(name: str) -> None:
 
 def test_the_stages_agree_on_the_data() -> None:
     by_dataset: dict[str, dict[str, list[Any]]] = {}
-    for name in NAMES:
+    for name in set(NAMES) - {"train-finetune"}:
         by_dataset.setdefault(parts(name)[1], {})[name] = [settings(name)[key] for key in DATA_SETTINGS]
     assert sorted(by_dataset) == ["any", "cifar10", "cifar100", "digits", "imagenet", "omniglot"]
     for dataset, group in by_dataset.items():
@@ -170,7 +177,7 @@ def test_the_stages_agree_on_the_data() -> None:
 
 
 def test_each_search_has_its_training() -> None:
-    plain = [name for name in NAMES if not parts(name)[3]]
+    plain = [name for name in NAMES if not parts(name)[3] and name != "train-finetune"]
     of_stage = {stage: {name.removeprefix(f"{stage}-") for name in plain if parts(name)[0] == stage} for stage in KINDS}
     assert of_stage["search"] == of_stage["train"]
 
@@ -234,14 +241,14 @@ def test_what_is_listed() -> None:
     assert [recipe.name for recipe in described] == NAMES
     for recipe in described:
         assert shlex.split(recipe.command) == command(recipe.name)
-        assert (recipe.target is None) == (parts(recipe.name)[1] in ("any", "digits"))
+        assert (recipe.target is None) == (parts(recipe.name)[1] in OWN)
         assert recipe.description.startswith(head(recipe.name).splitlines()[0].rstrip("."))
         assert recipe.target is None or recipe.target in recipe.description
 
 
 # ---- one tiny iteration of each
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "omniglot": 1623, "any": 7}
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "omniglot": 1623, "any": 7, "finetune": 7}
 # The smallest relative of a family: the same kinds of layer, in a second.
 RELATIVES: dict[str, dict[str, Any]] = {
     "wrn": {"arch": "wrn10_1"},
@@ -274,6 +281,7 @@ def shortened(config: RunConfig, folder: Path, side: int) -> RunConfig:
         workers=0,
         threads=1,
         device="cpu",
+        pretrained=False,
     )
 
 
@@ -319,7 +327,7 @@ def logits_shape(network: str, classes: int, channels: int, side: int) -> tuple[
 def test_network_and_data_specification(name: str) -> None:
     config, dataset = resolved(name), parts(name)[1]
     classes = CLASSES[dataset]
-    assert dataset in (*DATASETS, "any")
+    assert dataset in (*DATASETS, *GENERAL)
     check_sizes(
         train_per_class=config.train_per_class,
         validation_per_class=config.validation_per_class,
@@ -340,7 +348,9 @@ def test_one_tiny_iteration_with_a_relative(name: str, tiny: Path, bundles: dict
 
 
 def test_every_recipe_was_run() -> None:
-    assert len({name for name in NAMES for family in RELATIVES if resolved(name).network.startswith(family)}) == 46
+    assert len({name for name in NAMES for family in RELATIVES if resolved(name).network.startswith(family)}) == len(
+        NAMES
+    )
 
 
 @pytest.mark.slow

@@ -57,7 +57,8 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
     if not always and device.type != "cpu":
         return Choice(False, "chosen on a CPU alone")
     several = "the batch is shared by several processes" if communicator().size > 1 else None
-    obstacle = several or other_algorithm(config) or find_obstacle(network, config.image_size, channels)
+    frozen = "part of the network is frozen" if config.freeze else None
+    obstacle = several or frozen or other_algorithm(config) or find_obstacle(network, config.image_size, channels)
     if obstacle is not None:
         if always:
             raise UsageError("compile", f"'always' is not possible: {obstacle}", "use --set compile=auto")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from ..config import MACHINE_FIELDS, TrainConfig
+from ..config import MACHINE_FIELDS, TrainConfig, untagged
 from ..errors import InputError
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.files import CONFIG_FILE, RESULT_FILE
@@ -94,7 +94,7 @@ def is_proxy(config: TrainConfig, bundle: PolicyBundle) -> bool:
     """Whether the bundle holds this very network with its classifier, as the search trained it."""
     manifest = bundle.manifest
     return (
-        (manifest.extractor.arch, manifest.extractor.model_args) == (config.arch, config.model_args)
+        (manifest.extractor.arch, manifest.extractor.model_args) == (untagged(config.arch), config.model_args)
         and manifest.input.size == config.image_size
         # An extractor of its own is trained with theta and is not the task network.
         and manifest.search.settings.get("extractor", "shared") == "shared"

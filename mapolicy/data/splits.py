@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..distributed import communicator
 from ..errors import InputError, UsageError
+from ..models.pretrained import normalisation_of
 from ..runtime.sanitize import printable
 from .dataset_factory import open_source
 from .decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors
@@ -43,7 +44,8 @@ class DataSplits:
         counts: images of each class in the training and meta-validation splits together.
         train: training split.
         meta_validation: meta-validation split.
-        mean: of the training split at the network's input size, for each channel, in [0, 1].
+        mean: of the training split at the network's input size, for each channel, in [0, 1]; by the setting
+            `normalisation` that of the network's pretrained weights.
         std: likewise; 1 for a constant channel.
         fingerprint: SHA-256, hexadecimal, of class names and the training and meta-validation images: their indices,
             labels and contents (of more than `FINGERPRINT_IMAGES` images: names and file sizes). It does not depend
@@ -122,7 +124,7 @@ def load_splits(
     channels = 1 if _all_gray(pool, indices.usable) else 3
     loader = SplitLoader(_resized_crop(config, channels, stage), device, config.workers, config.memory_limit_gib)
     train, validation = loader.load(pool, [indices.train, indices.meta_validation])
-    mean, std = channel_statistics(train, channels)
+    mean, std = normalisation_of(config, channels) or channel_statistics(train, channels)
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
     digest = fingerprint(classes, pool, used)
     if check is not None:

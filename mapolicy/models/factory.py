@@ -7,13 +7,18 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from .. import models
-from ..config import SHORT_NAMES
+from ..config import SHORT_NAMES, untagged
 from ..errors import UsageError
 
 LONGEST_NAME = 80  # characters of an unknown name in an error
+LISTED_TAGS = 5
+
+# What to use instead of an argument of `timm.create_model` that names weights.
+INSTEAD = {"pretrained": "use --pretrained", "checkpoint_path": "use --weights FILE"}
 
 # `timm.create_model` takes these arguments for itself: they name weights, files and folders, or are set here.
 RESERVED_ARGUMENTS = frozenset(
@@ -42,12 +47,14 @@ class Arch:
         description: one line.
         image_size: side in pixels of the images that it was designed for.
         fixed_size: whether other sizes need the argument `img_size`.
+        tags: of its pretrained weights; `NAME.TAG` is a name too.
     """
 
     name: str
     description: str
     image_size: int
     fixed_size: bool
+    tags: tuple[str, ...] = ()
 
 
 def known_archs(word: str | None = None) -> list[Arch]:
@@ -57,6 +64,9 @@ def known_archs(word: str | None = None) -> list[Arch]:
         word: a name to search for. A wide residual network with this name is included, whatever its depth and width.
     """
     models.wide_resnet.register((word or "").lower())
+    tags: dict[str, list[str]] = {}
+    for name in timm.list_pretrained():
+        tags.setdefault(untagged(name), []).append(name.partition(".")[2])
     found = []
     for name in sorted([*timm.list_models(), *SHORT_NAMES]):
         full = SHORT_NAMES.get(name, name)
@@ -65,12 +75,15 @@ def known_archs(word: str | None = None) -> list[Arch]:
         text = " ".join((timm.model_entrypoint(full).__doc__ or "").split("\n")[0].split()).rstrip(".")
         size, fixed = settings.input_size[-1], bool(settings.fixed_input_size)
         parts = [f"is {full}" if full != name else "", text, f"for {size} pixels{', others by img_size' * fixed}"]
-        found.append(Arch(name, "; ".join(filter(None, parts)), size, fixed))
+        own = tuple(tags.get(full, ()))
+        if own:
+            parts.append(f"pretrained as {', '.join(own[:LISTED_TAGS])}{' and others' * (len(own) > LISTED_TAGS)}")
+        found.append(Arch(name, "; ".join(filter(None, parts)), size, fixed, own))
     return found
 
 
 def check_arch(name: str) -> None:
-    """Check that a name is in timm's registry; timm would download or read files for a name with a scheme.
+    """Check that a name, or NAME.TAG, is in timm's registry; timm would open what a name with a scheme names.
 
     A wide residual network of any depth and width is registered here at the first use of its name.
 
@@ -78,8 +91,15 @@ def check_arch(name: str) -> None:
         UsageError: the name is unknown; the message lists the closest names.
     """
     models.wide_resnet.register(name)
-    if timm.is_model(name) and name.isascii() and name.replace("_", "").isalnum():
-        return
+    arch, _, tag = name.partition(".")
+    if timm.is_model(arch) and arch.isascii() and arch.replace("_", "").isalnum():
+        known = get_arch_pretrained_cfgs(arch)
+        if name == arch or (tag and name in known):
+            return
+        tags = [each.partition(".")[2] for each in known][:LISTED_TAGS]
+        raise UsageError(
+            "arch", f"{name[:LONGEST_NAME]!r} is not in timm's registry", f"its tags are {', '.join(tags)}"
+        )
     close = difflib.get_close_matches(name.lower()[:LONGEST_NAME], timm.list_models(), n=3, cutoff=0.0)
     remedy = f"the closest are {', '.join(close)}"
     if models.wide_resnet.NAME.fullmatch(name):
@@ -93,7 +113,7 @@ def build_network(
     """Build a network with random weights, in channels-last memory format, which makes convolutions faster.
 
     Args:
-        name: in timm's registry.
+        name: in timm's registry; a tag chooses the defaults of its weights and loads nothing.
         model_args: further arguments of its constructor.
         classes: number of logits.
         channels: of the images.
@@ -106,7 +126,7 @@ def build_network(
     check_arch(name)
     for argument in RESERVED_ARGUMENTS & set(model_args):
         why = f"cannot be built: {argument} is not an argument of the network"
-        raise UsageError(f"network {name}", why, "check --model-arg")
+        raise UsageError(f"network {name}", why, INSTEAD.get(argument, "check --model-arg"))
     # Not torch.manual_seed, which would also seed the CUDA devices in the middle of a caller's run.
     torch.default_generator.manual_seed(seed)
     try:

@@ -21,7 +21,8 @@ def make_optimizer(config: RunConfig, network: nn.Module) -> Optimizer:
     """The optimiser of the task network's parameters.
 
     timm's `sgd` is Nesterov, its `momentum` plain; timm leaves biases and normalisation out of weight decay by
-    default, the paper's recipes do not: `decay_all` decides.
+    default, the paper's recipes do not: `decay_all` decides. With `layer_decay` the groups are timm's
+    `param_groups_layer_decay`; frozen parameters are in none.
 
     Raises:
         UsageError: timm does not know the optimiser.
@@ -34,6 +35,7 @@ def make_optimizer(config: RunConfig, network: nn.Module) -> Optimizer:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             filter_bias_and_bn=not config.decay_all,
+            layer_decay=config.layer_decay if config.layer_decay < 1 else None,
         )
     except (ValueError, AssertionError, TypeError) as problem:
         why = f"{config.optimizer!r} cannot be had: {str(problem).splitlines()[0]}"

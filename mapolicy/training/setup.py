@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -15,6 +15,7 @@ from ..distributed import ALONE, Communicator, communicator
 from ..errors import UsageError
 from ..models.factory import build_network, check_arch
 from ..models.features import feature_width
+from ..models.pretrained import StartWeights, freeze_body, load_weights, start_weights
 from ..policy.pipeline import Pipeline
 from ..runtime.random import seed_for
 from .evaluate import Accuracy, evaluate
@@ -36,6 +37,8 @@ class TrainingSetup:
         feature_width: of the network's deep feature.
         optimizer, schedule: of the network.
         communicator: to the processes that train the same network on other parts of a batch.
+        weights: what the network starts from; None for random weights.
+        left_out: what of these weights was not loaded, in sentences.
     """
 
     config: RunConfig
@@ -47,6 +50,8 @@ class TrainingSetup:
     optimizer: torch.optim.Optimizer
     schedule: RateSchedule
     communicator: Communicator = ALONE
+    weights: StartWeights | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -68,18 +73,22 @@ class TrainingSetup:
             UsageError, InputError: the data or the network cannot be had or do not fit each other.
         """
         check_arch(config.network)
+        with communicator().local_main_process_first():
+            weights = start_weights(config)  # fails before the images are read
         splits = load_splits(config, device, config.stage, meta_validation, check)
-        return cls.over(config, splits, device)
+        return cls.over(config, splits, device, weights)
 
     @classmethod
-    def over(cls, config: RunConfig, splits: DataSplits, device: torch.device) -> Self:
-        """The same over a data set that has been split already.
+    def over(
+        cls, config: RunConfig, splits: DataSplits, device: torch.device, weights: StartWeights | None = None
+    ) -> Self:
+        """The same over a data set that has been split already; None reads the weights that the configuration names.
 
         Raises:
             UsageError: the network cannot be had or does not fit the data.
         """
-        seed = seed_for(config.seed, config.stage, "network", 0)
-        network = build_network(config.network, config.model_args, len(splits.classes), splits.channels, seed, device)
+        weights = weights or start_weights(config)
+        network, left_out = start_network(config, splits, device, "network", weights)
         training = splits.train_with_validation() if config.trains_on_validation else splits.train
         group = communicator()
         _check_division(config, group.size, len(splits.meta_validation))
@@ -95,6 +104,8 @@ class TrainingSetup:
             optimizer=optimizer,
             schedule=make_schedule(config, optimizer, len(training) // config.batch_size),
             communicator=group,
+            weights=None if weights is None else replace(weights, tensors={}),  # they are the network's now
+            left_out=left_out,
         )
 
     @property
@@ -146,10 +157,49 @@ class TrainingSetup:
         return {
             "images": f"{len(self.training)} training, {len(splits.meta_validation)} meta-validation",
             "classes": str(len(splits.classes)),
-            "network": f"{parameters / 1e6:.2f} million parameters",
+            "network": f"{parameters / 1e6:.2f} million parameters{self._trained()}",
+            **self._start(),
             "device": str(self.pipeline.device),
             **({"processes": f"{processes}, batch normalisation {self.config.batch_norm}"} if processes > 1 else {}),
         }
+
+    def _trained(self) -> str:
+        trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+        return f", {trained} of them are trained" if self.config.freeze else ""
+
+    def _start(self) -> dict[str, str]:
+        """What the network starts from."""
+        if self.weights is None:
+            tag = self.config.network.partition(".")[2]
+            return {"weights": f"random; --pretrained loads those of {tag}"} if tag else {}
+        return {"weights": "; ".join((self.weights.origin, *self.left_out))}
+
+
+def start_network(
+    config: RunConfig, splits: DataSplits, device: torch.device, stream: str, weights: StartWeights | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network of the configuration as it starts.
+
+    Args:
+        config: of the run.
+        splits: its data set.
+        device: of the network.
+        stream: name of the seed that random weights come from.
+        weights: what is loaded; None leaves all weights random.
+
+    Returns:
+        The network, and what of the weights was not loaded.
+
+    Raises:
+        UsageError: the network cannot be built.
+        InputError: the weights are another network's.
+    """
+    seed, classes = seed_for(config.seed, config.stage, stream, 0), len(splits.classes)
+    network = build_network(config.network, config.model_args, classes, splits.channels, seed, device)
+    left_out = () if weights is None else load_weights(network, weights, config.network, classes, splits.channels)
+    if config.freeze:
+        freeze_body(network)
+    return network, left_out
 
 
 def _check_lone_image(config: RunConfig, network: nn.Module, channels: int, processes: int, held_out: int) -> None:

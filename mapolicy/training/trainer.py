@@ -280,8 +280,9 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one it goes on with."""
         settings = {key: value for key, value in self.config.to_mapping().items() if key not in MACHINE_FIELDS}
-        splits = self.setup.splits
-        return settings | {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
+        splits, weights = self.setup.splits, self.setup.weights
+        facts = {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
+        return settings | facts | {"weights": "" if weights is None else weights.digest}
 
     def open_test_split(self) -> Split:
         """The test split; its images that cannot be decoded are reported."""

@@ -1,9 +1,15 @@
 """`mapolicy train`: with a bundle, with a baseline, and on other data."""
 
+import json
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from mapolicy import PolicyBundle
 from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
@@ -33,8 +39,6 @@ def test_a_baseline_may_take_its_split_from_a_bundle(mapolicy, bundle_file: Path
 
 
 def test_settings_and_flags_override_the_recipe(mapolicy, tmp_path: Path) -> None:
-    import tomllib
-
     outcome = mapolicy(
         "train", "digits", "--policy", "none", *TRAIN, "--seed", "7", "--set", "weight_decay=0.25",
         "--model-arg", "drop_rate=0.5", "--run-dir", "run", "--json",
@@ -148,3 +152,69 @@ def test_a_short_name_is_its_network(mapolicy) -> None:
     depth = ("--model-arg", "depth=11", "--dry-run", "--json")
     outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "pyramidnet", *SHORT, *depth)
     assert outcome.json["network"] == "pyramidnet272_a200"
+
+
+# ---- pretrained networks
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> str:
+    """A file of weights for colour images of 12 x 12 pixels and 20 classes, which says so."""
+    torch.manual_seed(1)
+    about = {"mean": [0.4] * 3, "std": [0.3] * 3, "input_size": [3, 12, 12], "interpolation": "bicubic"}
+    tensors = timm.create_model("test_resnet", num_classes=20).state_dict()
+    save_file(tensors, tmp_path / "start.safetensors", {"config.json": json.dumps({"pretrained_cfg": about})})
+    return "start.safetensors"
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "run" / "config.toml").read_text())
+
+
+FEW = ("--epochs", "2", "--set", "batch_size=512", "--set", "base_augmentation=none")
+
+
+def test_weights_from_a_file_bring_their_input_and_their_recipe(mapolicy, start: str, tmp_path: Path) -> None:
+    command = ("train", "digits", "--policy", "none", "--arch", "test_resnet", "--weights", start, "--run-dir", "run")
+    outcome = mapolicy(*command, *FEW)
+    assert outcome.code == 0, outcome.err
+    assert "train-finetune" in outcome.err
+    assert "the classifier is new: the weights have 20 classes, the data has 10" in " ".join(outcome.err.split())
+    settings = saved(tmp_path)
+    assert (settings["image_size"], settings["optimizer"], settings["pretrained"]) == (12, "adamw", False)
+    assert mapolicy(*command, *FEW, "--force", "--set", "image_size=8", "--freeze").code == 0
+    assert (saved(tmp_path)["image_size"], saved(tmp_path)["freeze"]) == (8, True)
+    again = mapolicy("train", "--recipe", "run/config.toml", "--run-dir", "again", "--json")
+    assert again.code == 0, again.err
+    assert tomllib.loads((tmp_path / "again" / "config.toml").read_text()) == saved(tmp_path)
+
+
+def test_a_run_starts_from_another_runs_network(mapolicy, tmp_path: Path) -> None:
+    assert mapolicy("train", "digits", "--policy", "none", *TRAIN, "--run-dir", "first").code == 0
+    warm = ("--weights", "first/network.safetensors", "--recipe", "train-digits", "--run-dir", "run", "--json")
+    outcome = mapolicy("train", "digits", "--policy", "none", *TRAIN, *warm, "--set", "learning_rate=0.0")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["test_top1"] >= 0
+
+
+def test_pretrained_weights_come_from_the_hub_by_a_tag(mapolicy, hub_server, start: str, tmp_path: Path) -> None:
+    hub_server.commit("timm/test_resnet.r160_in1k", {"model.safetensors": (tmp_path / start).read_bytes()})
+    command = ("train", "digits", "--policy", "none", "--arch", "test_resnet.r160_in1k", "--run-dir", "run")
+    outcome = mapolicy(*command, "--pretrained", *FEW, "--set", "image_size=8")
+    assert outcome.code == 0, outcome.err
+    assert (saved(tmp_path)["arch"], saved(tmp_path)["pretrained"]) == ("test_resnet.r160_in1k", True)
+    hub_server.clear()
+    refused = mapolicy(*command[:-1], "other", "--pretrained", *FEW, "--model-arg", "pretrained=true")
+    assert refused.code == 2
+    assert "use --pretrained" in refused.err
+
+
+def test_weights_are_checked_before_anything_else(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "old.pth").write_bytes(b"junk")
+    for name, why in (("old.pth", "is a pickle"), ("absent.safetensors", "No such file")):
+        outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "test_resnet", "--weights", name)
+        assert outcome.code in (2, 3)
+        assert why in outcome.err
+        assert not (tmp_path / "runs").exists()
+    both = mapolicy("train", "digits", "--policy", "none", "--arch", "test_resnet", "--weights", "x", "--pretrained")
+    assert "one set of weights alone" in both.err

@@ -24,7 +24,7 @@ def build(name: str = "wrn10_1", classes: int = 4, channels: int = 1, seed: int 
     [
         *("wrn10_1", "wrn16_2", "wrn28_10", "wrn40_2", "wrn94_4"),
         *("shakeshake26_2x32d", "shakeshake26_2x96d", "shakeshake26_2x112d", "pyramidnet110_a48", "pyramidnet272_a200"),
-        *("resnet18", "vit_tiny_patch16_224", "convnext_atto"),
+        *("resnet18", "resnet18.a1_in1k", "vit_tiny_patch16_224", "convnext_atto"),
     ],
 )
 def test_names_in_the_registry(name: str) -> None:
@@ -46,7 +46,8 @@ def test_all_of_timm_is_accepted() -> None:
         "hf_hub:timm/resnet18",
         "local-dir:/tmp",
         "timm/resnet18",
-        "resnet18.a1_in1k",
+        "resnet18.nope",
+        "resnet18.a1_in1k.pth",
         "resnet18.",
         "./resnet18",
         "",
@@ -133,7 +134,9 @@ BAD_ARGUMENTS = [
     ("name", "arguments"), [pytest.param(*case, id=f"{case[0]}-{'-'.join(case[1])}") for case in BAD_ARGUMENTS]
 )
 def test_arguments_that_the_constructor_does_not_take(name: str, arguments: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=f"^network {name}: cannot be built: .+; check --model-arg$") as refusal:
+    with pytest.raises(
+        UsageError, match=f"^network {name}: cannot be built: .+; (check --model-arg|use --(pretrained|weights FILE))$"
+    ) as refusal:
         build(name, **arguments)
     assert "\n" not in str(refusal.value)
 

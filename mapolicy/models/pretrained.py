@@ -1,0 +1,315 @@
+"""Weights that a network starts from: timm's pretrained ones, or a safetensors file. Only the user's word loads them.
+
+timm converts them where the classes, the channels or the size of the images are others. Nothing is unpickled.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
+from timm.data import resolve_data_config
+from timm.models import clean_state_dict, get_pretrained_cfg, load_pretrained
+from torch import Tensor, nn
+
+from ..config import RunConfig
+from ..errors import EnvironmentFault, InputError, UsageError
+from ..runtime.files import read_regular_file
+
+HUB_FILE = "model.safetensors"
+PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"})
+LARGEST_FILE = 64 * 2**30
+LISTED = 4  # tensors in a message
+MOST_MISSING = 0.5  # of a network's tensors; with more the weights are another network's
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """Weights as they were read.
+
+    Attributes:
+        origin: name or path, for people.
+        digest: SHA-256 of the file.
+        tensors: by name.
+    """
+
+    origin: str
+    digest: str
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """The input that pretrained weights were trained on: side in pixels, mean and deviation in [0, 1], interpolation.
+
+    Attributes:
+        size: side of the images in pixels.
+        interpolation: of the resizing, such as `bicubic`.
+        mean, std: for each channel.
+    """
+
+    size: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def of_channels(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation for images of so many channels; grey images have the average of the colours'."""
+        if len(self.mean) == channels:
+            return self.mean, self.std
+        return (sum(self.mean) / len(self.mean),) * channels, (sum(self.std) / len(self.std),) * channels
+
+
+def start_weights(config: RunConfig) -> StartWeights | None:
+    """The weights that a configuration names; None where the network starts from random ones.
+
+    Raises:
+        UsageError: the network has no pretrained weights, or the file is a pickle.
+        InputError: the file cannot be read.
+        EnvironmentFault: the weights are not in the cache and cannot be downloaded.
+    """
+    if config.weights:
+        path, origin = Path(config.weights), config.weights
+        _check_suffix(path)
+    elif config.pretrained:
+        path, origin = _from_hub(config.network)
+    else:
+        return None
+    content = read_regular_file(path, LARGEST_FILE)
+    try:
+        tensors = load(content)
+    except SafetensorError as problem:
+        why = f"is not a safetensors file ({str(problem).splitlines()[0]})"
+        raise InputError(origin, why, "name a file that safetensors.torch.save_file wrote") from None
+    return StartWeights(origin, hashlib.sha256(content).hexdigest(), clean_state_dict(tensors))
+
+
+def network_input(config: RunConfig) -> NetworkInput | None:
+    """The input that the configuration's start weights were trained on; None without weights that say so.
+
+    A safetensors file may say it in its metadata (timm's `pretrained_cfg` as JSON, as a run's network file does);
+    otherwise it is what timm knows of the network's weights.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    found = get_pretrained_cfg(config.network)
+    known = {} if found is None or not found.has_weights else found.to_dict()
+    if config.weights:
+        _check_suffix(Path(config.weights))
+        known |= _said_by(config.weights)
+    elif not config.pretrained:
+        return None
+    if not known:
+        return None
+    data = resolve_data_config(pretrained_cfg=known)
+    mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
+    return NetworkInput(int(data["input_size"][-1]), str(data["interpolation"]), mean, std)
+
+
+def normalisation_of(config: RunConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation that come with the weights, by the setting `normalisation`; None takes the data's.
+
+    Raises:
+        UsageError: the network's are asked for, and nothing says them.
+        InputError: as `network_input`.
+    """
+    if config.normalisation == "data" or (config.normalisation == "auto" and not (config.pretrained or config.weights)):
+        return None
+    own = network_input(config)
+    if own is None and config.normalisation == "network":
+        why = "no weights say which mean and deviation they were trained with"
+        raise UsageError("normalisation network", why, "add --pretrained, or use normalisation=data")
+    return None if own is None else own.of_channels(channels)
+
+
+def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: int, channels: int) -> tuple[str, ...]:
+    """Load weights into a network; timm replaces the classifier where the classes are others.
+
+    Args:
+        network: built with the same name.
+        weights: to load.
+        name: of the network, in timm's registry.
+        classes: number of its logits.
+        channels: of its images.
+
+    Returns:
+        What was not loaded, as sentences.
+
+    Raises:
+        InputError: the weights are another network's.
+    """
+    about = _description(network, weights.tensors, name, classes)
+    missing: list[str] = []
+    unused: list[str] = []
+
+    def note(_: nn.Module, result: Any) -> None:
+        missing.extend(result.missing_keys)
+        unused.extend(result.unexpected_keys)
+
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    tensors = dict(weights.tensors)  # timm changes it
+    hook = network.register_load_state_dict_post_hook(note)
+    try:
+        load_pretrained(
+            network,
+            pretrained_cfg={**about, "state_dict": tensors, "source": ""},
+            num_classes=classes,
+            in_chans=channels,
+            filter_fn=convert,
+            strict=False,
+        )
+    except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError) as problem:
+        lines = [line.strip() for line in str(problem).splitlines()]
+        why = f"does not fit {name}: {lines[min(1, len(lines) - 1)]}"
+        raise InputError(weights.origin, why, "name the network and the --model-arg that it was trained with") from None
+    finally:
+        hook.remove()
+    return _left_out(network, weights, name, missing, unused, about, classes)
+
+
+def freeze_body(network: nn.Module) -> None:
+    """Fix all parameters but the classifier's; layers of the body with running statistics stay in evaluation mode.
+
+    Raises:
+        UsageError: the network has no classifier.
+    """
+    head = {id(parameter) for part in _classifiers(network) for parameter in part.parameters()}
+    if not head:
+        raise UsageError("freeze", f"{type(network).__name__} has no classifier that could be trained", "leave it out")
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in head)
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if getattr(module, "track_running_stats", False) and not any(id(parameter) in head for parameter in own):
+            module.register_forward_pre_hook(_evaluate)
+
+
+def _evaluate(module: nn.Module, _: object) -> None:
+    # A hook, because `network.train()` is called in every iteration and would switch the layer back.
+    module.eval()
+
+
+def _classifiers(network: nn.Module) -> list[nn.Module]:
+    found: Any = getattr(network, "get_classifier", tuple)()
+    return [part for part in (found if isinstance(found, tuple | list) else (found,)) if isinstance(part, nn.Module)]
+
+
+def _from_hub(name: str) -> tuple[Path, str]:
+    """The file of timm's weights, from the cache or the network, and what to call it."""
+    from huggingface_hub import hf_hub_download
+
+    found = get_pretrained_cfg(name)
+    if found is None or not found.hf_hub_id:
+        remedy = "use --weights FILE, or another network: `mapolicy archs WORD` lists those with weights"
+        raise UsageError("pretrained", f"timm has no pretrained weights of {name}", remedy)
+    repository, _, revision = found.hf_hub_id.partition("@")
+    try:
+        path = hf_hub_download(repository, HUB_FILE, revision=revision or None)
+    except MemoryError:
+        raise
+    except Exception as problem:  # the client, its transport and the cache raise exceptions of many kinds
+        reason = str(problem).strip().splitlines()[0][:120] if str(problem).strip() else type(problem).__name__
+        remedy = f"connect once, or get {HUB_FILE} of {repository} elsewhere and use --weights {HUB_FILE}"
+        raise EnvironmentFault(f"weights of {name}", f"cannot be downloaded ({reason})", remedy) from None
+    return Path(path), f"{repository}@{revision}" if revision else repository
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() in PICKLES:
+        code = f"s(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')"
+        remedy = f'convert it: python -c "import torch; from safetensors.torch import save_file as s; {code}"'
+        raise UsageError("weights", f"{path} is a pickle, which could run code", remedy)
+
+
+def _said_by(path: str) -> dict[str, Any]:
+    """timm's description of the input in a safetensors file's metadata; nothing where there is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as problem:
+        raise InputError(path, str(problem).splitlines()[0], "name a safetensors file") from None
+    for text in metadata.values():
+        try:
+            about = json.loads(text)["pretrained_cfg"]
+            numbers = {name: [float(value) for value in about[name]] for name in ("mean", "std")}
+            size = [int(value) for value in about["input_size"]]
+            interpolation = {"interpolation": str(about["interpolation"])} if "interpolation" in about else {}
+        except (ValueError, KeyError, TypeError):
+            continue
+        if len(size) == 3 and all(len(values) == size[0] for values in numbers.values()):
+            return {**numbers, **interpolation, "input_size": size}
+    return {}
+
+
+def _description(network: nn.Module, tensors: Mapping[str, Tensor], name: str, classes: int) -> dict[str, Any]:
+    """timm's configuration of the network, corrected by the classes and channels that the tensors have."""
+    about: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
+    if not about:
+        found = get_pretrained_cfg(name)
+        about = {} if found is None else found.to_dict()
+    classifier = _names(about.get("classifier"))
+    rows = [tensors[f"{layer}.weight"].shape[0] for layer in classifier if f"{layer}.weight" in tensors]
+    if rows and rows[0] == classes + about.get("label_offset", 0):
+        about["num_classes"] = classes
+    elif rows:
+        about |= {"num_classes": rows[0], "label_offset": 0}
+    channels = [tensors[f"{layer}.weight"].shape[1] for layer in _stems(network, about) if f"{layer}.weight" in tensors]
+    if channels:
+        about["input_size"] = (channels[0], *tuple(about.get("input_size", (3, 224, 224)))[1:])
+    return about
+
+
+def _stems(network: nn.Module, about: Mapping[str, Any]) -> list[str]:
+    """First convolutions whose weights have one column for each channel of the images."""
+    named = dict(network.named_modules())
+    return [
+        layer
+        for layer in _names(about.get("first_conv"))
+        if isinstance(found := named.get(layer), nn.Conv2d) and found.groups == 1
+    ]
+
+
+def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def _left_out(
+    network: nn.Module,
+    weights: StartWeights,
+    name: str,
+    missing: Sequence[str],
+    unused: Sequence[str],
+    about: Mapping[str, Any],
+    classes: int,
+) -> tuple[str, ...]:
+    """What was not loaded, in sentences."""
+    every = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    loaded = {id(tensor) for key, tensor in every.items() if key not in missing}
+    absent = [key for key in missing if key in every and id(every[key]) not in loaded]  # under none of its names
+    prefixes = tuple(f"{layer}." for layer in _names(about.get("classifier")))
+    body = [key for key in absent if not key.startswith(prefixes) and not key.endswith("num_batches_tracked")]
+    if len(body) > MOST_MISSING * len(network.state_dict()):
+        why = f"is not of {name}: it lacks {_some(body)}"
+        raise InputError(weights.origin, why, "name the network that it was trained with")
+    told = []
+    if any(key.startswith(prefixes) for key in absent):
+        told.append(
+            f"the classifier is new: the weights have {about.get('num_classes')} classes, the data has {classes}"
+        )
+    if body:
+        told.append(f"start from random values: {_some(body)}")
+    unused = [key for key in unused if not key.startswith(prefixes)]
+    if unused:
+        told.append(f"not used of the weights: {_some(unused)}")
+    return tuple(told)
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
