@@ -120,7 +120,9 @@ class BundleChecks:
 
 
 # Settings with an option of the same meaning in every command that trains.
-OWN_OPTIONS = ("weights", "epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device")
+OWN_OPTIONS = (
+    *("weights", "epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device"),
+)
 # What to type for a setting, where there is something shorter than `--set`.
 OPTION_OF: Mapping[str, str] = {
     **{name: f"--{name.replace('_', '-')}" for name in OWN_OPTIONS},
