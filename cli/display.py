@@ -17,6 +17,7 @@ from ..runtime.sanitize import printable
 from ..training.callbacks import Record, Reporter, Reporters
 
 if TYPE_CHECKING:
+    from ..inference.measures import Evaluation
     from ..training.dry_run import Forecast
 
 # Names of figures in a record, in the order of the display, with their formats.
@@ -310,6 +311,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def class_figures(evaluation: "Evaluation") -> dict[str, str]:
+    """Lines about classes and calibration, for `print_figures`."""
+    weakest = evaluation.weakest()
+    return {
+        "balanced accuracy": f"{evaluation.balanced_accuracy:.2f} %, the mean over the classes",
+        "weakest class": f"{weakest.name}: {weakest.recall:.2f} % of {weakest.images} images",
+        "calibration error": f"{evaluation.calibration_error:.2f} % (ECE)",
+    }
 
 
 def ratio(value: float | None) -> str:

@@ -117,6 +117,7 @@ def _figures(config: TrainConfig, result: "TrainResult", facts: Mapping[str, Any
         "policy": f"{origin}, {config.mode}" if config.policy == "learned" else config.policy,
         "test top-1": f"{result.test_top1:.2f} %",
         "test top-5": f"{result.test_top5:.2f} %",
+        **display.class_figures(result.test),
         "meta-validation top-1": "trained on" if result.validation_top1 is None else f"{result.validation_top1:.2f} %",
         "weights' spread": f"{result.weight_spread:.4f}",
         "cost": display.ratio(result.cost_ratio),

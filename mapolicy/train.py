@@ -18,6 +18,7 @@ from .bundle.manifest_base import PolicyFile
 from .config import AS_SEARCHED, LATER, TrainConfig
 from .distributed import communicator
 from .errors import InputError
+from .inference.measures import Evaluation
 from .inference.save import check_savable, describe_network, save_network
 from .models.noise import has_unequal_noise
 from .policy.augmentations import build_augmentation
@@ -47,6 +48,7 @@ class TrainResult:
     Attributes:
         network: the network, on the run's device, in evaluation mode.
         test_top1, test_top5: per cent of the test split, measured once, after the last iteration.
+        test: the same with figures for each class and the calibration.
         validation_top1: per cent of the meta-validation split; None where it was trained on.
         weight_spread: standard deviation over mean of the last batch's weights.
         cost_ratio: time of an iteration over that of a plain step; None if the run was too short to tell.
@@ -58,6 +60,7 @@ class TrainResult:
     network: nn.Module
     test_top1: float
     test_top5: float
+    test: Evaluation
     validation_top1: float | None
     weight_spread: float
     cost_ratio: float | None
@@ -66,8 +69,10 @@ class TrainResult:
     refined: PolicyBundle | None
 
     def figures(self) -> dict[str, Any]:
-        """The result without the network and the bundle."""
-        return {key: value for key, value in vars(self).items() if key not in ("network", "refined")}
+        """The result as plain values, without the network and the bundle; percentages of the test split."""
+        left = {key: value for key, value in vars(self).items() if key not in ("network", "refined", "test")}
+        figures = {f"test_{name}": value for name, value in self.test.figures().items()}
+        return {**left, **figures, "test_classes": self.test.class_table()}
 
 
 def train_network(
@@ -127,11 +132,12 @@ def train_network(
                 save_network(run_dir / NETWORK_FILE, setup.network, description)
             validation = None if config.include_validation else setup.validation_accuracy().top1
             test = run.open_test_split()
-            accuracy = setup.accuracy(test)
+            accuracy = setup.evaluation(test)
             result = TrainResult(
                 network=setup.network.eval(),
                 test_top1=accuracy.top1,
                 test_top5=accuracy.top5,
+                test=accuracy,
                 validation_top1=validation,
                 weight_spread=run.last_record["weight_spread"],
                 cost_ratio=cost_ratio,

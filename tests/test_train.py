@@ -174,6 +174,9 @@ def test_run_folder_holds_the_weights(make_train_config, tmp_path) -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in result.network.state_dict().items())
     figures = json.loads((tmp_path / "run" / "result.json").read_text())
     assert figures["test_top1"] == result.test_top1
+    assert figures["test_balanced_accuracy"] == result.test.balanced_accuracy
+    assert figures["test_calibration_error"] == result.test.calibration_error
+    assert figures["test_classes"]["3"]["recall"] == pytest.approx(result.test.classes[3].recall, abs=0.01)
     assert figures["policy"] == "none"
 
 

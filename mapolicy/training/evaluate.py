@@ -1,4 +1,4 @@
-"""Accuracy of a network on a split."""
+"""A network on a split: its accuracy, or everything that is known of it."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from ..data.splits import Split
 from ..distributed import ALONE, Communicator
+from ..inference.measures import Evaluation, Outcomes
 from ..policy.pipeline import Pipeline
 
 
@@ -30,18 +31,42 @@ def evaluate(
         batch_size: images in one forward.
         communicator: to the processes that have the same network; each takes its share of the forwards.
     """
+    found = outcomes(network, split, pipeline, batch_size, communicator)
+    first, fifth = int((found.predicted == split.labels).sum()), int(found.in_top5.sum())
+    return Accuracy(top1=100 * first / len(split), top5=100 * fifth / len(split))
+
+
+def evaluate_fully(
+    network: nn.Module,
+    split: Split,
+    pipeline: Pipeline,
+    batch_size: int,
+    classes: tuple[str, ...],
+    communicator: Communicator = ALONE,
+) -> Evaluation:
+    """The same with figures for each class and the calibration; `classes` are their names, by label."""
+    found = outcomes(network, split, pipeline, batch_size, communicator)
+    return Evaluation.of(split.labels, found, classes)
+
+
+def outcomes(
+    network: nn.Module, split: Split, pipeline: Pipeline, batch_size: int, communicator: Communicator = ALONE
+) -> Outcomes:
+    """What the network says of each image of a split, on the CPU; arguments as `evaluate`."""
     training = network.training
     network.eval()
-    first = fifth = 0
-    batches = list(enumerate(torch.arange(len(split)).split(batch_size)))[communicator.rank :: communicator.size]
+    whole = list(enumerate(torch.arange(len(split)).split(batch_size)))
+    batches = whole[communicator.rank :: communicator.size]
+    predicted, in_top5 = torch.zeros(2, len(split), dtype=torch.int64)
+    confidence = torch.zeros(len(split), dtype=torch.float64)
     try:
         with torch.inference_mode():
-            for images, labels in split.batches(batches):
-                logits = network(pipeline.normalise(images))
-                ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                first += int(ranked[:, 0].sum())
-                fifth += int(ranked.sum())
+            for (_, positions), (images, labels) in zip(batches, split.batches(batches), strict=True):
+                part = Outcomes.of(network(pipeline.normalise(images)), labels)
+                predicted[positions], in_top5[positions] = part.predicted.cpu(), part.in_top5.cpu()
+                confidence[positions] = part.confidence.cpu()
     finally:
         network.train(training)
-    first, fifth = communicator.sum([torch.tensor([first, fifth])])[0].tolist()
-    return Accuracy(top1=100 * first / len(split), top5=100 * fifth / len(split))
+    # The images of other processes are zeros in this one's tensors, so the sums are those of the whole split.
+    summed = communicator.sum([predicted, in_top5, confidence])
+    return Outcomes(predicted=summed[0], in_top5=summed[1], confidence=summed[2])

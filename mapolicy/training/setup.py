@@ -13,12 +13,13 @@ from ..data.batch_sampler import Plan, validation_plan
 from ..data.splits import Check, DataSplits, Split, load_splits
 from ..distributed import ALONE, Communicator, communicator
 from ..errors import UsageError
+from ..inference.measures import Evaluation
 from ..models.factory import build_network, check_arch
 from ..models.features import feature_width
 from ..models.pretrained import StartWeights, freeze_body, load_weights, start_weights
 from ..policy.pipeline import Pipeline
 from ..runtime.random import seed_for
-from .evaluate import Accuracy, evaluate
+from .evaluate import Accuracy, evaluate, evaluate_fully
 from .optim import RateSchedule, make_optimizer, make_schedule
 
 LabelledImages = tuple[Tensor, Tensor]
@@ -125,6 +126,11 @@ class TrainingSetup:
     def accuracy(self, split: Split) -> Accuracy:
         """Accuracy of the network on a split."""
         return evaluate(self.network, split, self.pipeline, self.config.batch_size, self.communicator)
+
+    def evaluation(self, split: Split) -> Evaluation:
+        """Accuracy of the network on a split, with figures for each class and the calibration."""
+        size, classes = self.config.batch_size, self.splits.classes
+        return evaluate_fully(self.network, split, self.pipeline, size, classes, self.communicator)
 
     def batches(self, split: Split, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of every batch of a plan; arguments as of `Split.batches`."""
