@@ -1,20 +1,25 @@
-"""A comparison on stdout: a table of policies, and below it what its figures mean."""
+"""A comparison on stdout: what it found in a sentence for each policy, a table, and what its figures mean."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..compare.stats import PROXY, Difference, Summary
+from ..registries import ZERO_COST_POLICIES
+from ..runtime.sanitize import printable
 from . import display
 
 if TYPE_CHECKING:
     from ..compare.comparison import Comparison
-    from ..compare.stats import Difference
 
 
 def show(comparison: "Comparison", folder: Path) -> None:
-    """Print the summary as a table, then what its figures mean and depend on."""
+    """Print what was found in sentences, the summary as a table, then what its figures mean and depend on."""
     from rich.console import Console
     from rich.table import Table
 
+    if found := sentences(comparison.summary):
+        print("\n".join(map(printable, found)), end="\n\n")
     table = Table("network", "policy")
     for name in ("epochs", "n", "test top-1 %", "to best baseline", "to uniform", "seconds", "x plain step"):
         table.add_column(name, justify="right")
@@ -34,10 +39,39 @@ def show(comparison: "Comparison", folder: Path) -> None:
         )
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
+    print("details")
     display.print_figures(_facts(comparison) | {"run folder": str(folder)})
 
 
-def _difference(difference: "Difference | None") -> str:
+def sentences(summary: Sequence[Summary]) -> list[str]:
+    """What was found about each policy that was learned, against the best one that needs no search."""
+    found = []
+    for entry in summary:
+        rival = entry.versus_rival
+        if entry.policy in ZERO_COST_POLICIES or entry.policy == PROXY or rival is None:
+            continue
+        name = entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}"
+        against = f"{rival.against}, the best policy without a search"
+        if round(rival.mean, 1) == 0:
+            text = f"{entry.arch}: {name} is as good as {against}"
+        else:
+            side = "above" if rival.mean > 0 else "below"
+            text = f"{entry.arch}: {name} is {abs(rival.mean):.1f} points {side} {against}"
+        found.append(f"{text} ({_certainty(rival, entry.unit)})")
+    return found
+
+
+def _certainty(difference: Difference, unit: str) -> str:
+    """The interval of a difference, and whether it may be chance."""
+    units = f"{difference.n} {unit}{'' if difference.n == 1 else 's'}"
+    if difference.interval is None:
+        return f"no interval from {units}; this may be chance"
+    low, high = difference.interval
+    chance = "; this may be chance" if low <= 0 <= high else ""
+    return f"95 % interval {low:+.1f} to {high:+.1f} over {units}{chance}"
+
+
+def _difference(difference: Difference | None) -> str:
     if difference is None:
         return "-"
     sure = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"

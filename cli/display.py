@@ -260,18 +260,26 @@ def print_figures(figures: Mapping[str, str]) -> None:
 
 def print_findings(findings: Findings) -> None:
     """Print on stdout what a policy learned and how it did in its own check, sentences first; nothing if not known."""
-    for title, lines in (
-        (findings.verdict, []),
-        ("what was learned", findings.learned),
-        (findings.weights, []),
-        (findings.checked, [f"{name:<{LONGEST_ROW}}  {text}" for name, text in findings.rows]),
-    ):
-        if not title or (title == "what was learned" and not lines):
-            continue
-        print(printable(title))
-        for line in lines:
-            print(printable(f"  {line}"))
-        print()
+    print_sentences(findings)
+    print_check(findings)
+
+
+def print_sentences(findings: Findings) -> None:
+    """Print on stdout what follows from a policy's check, and what was learned, in sentences."""
+    _print_paragraph(findings.verdict)
+    if findings.learned:
+        _print_paragraph("what was learned", findings.learned)
+    _print_paragraph(findings.weights)
+
+
+def print_check(findings: Findings) -> None:
+    """Print on stdout how a policy was checked, and the accuracy under each policy that was compared."""
+    _print_paragraph(findings.checked, [f"{name:<{LONGEST_ROW}}  {text}" for name, text in findings.rows])
+
+
+def _print_paragraph(title: str, lines: Sequence[str] = ()) -> None:
+    if title:
+        print("\n".join(map(printable, (title, *(f"  {line}" for line in lines)))), end="\n\n")
 
 
 def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: bool) -> None:
@@ -321,6 +329,11 @@ def class_figures(evaluation: "Evaluation") -> dict[str, str]:
         "weakest class": f"{weakest.name}: {weakest.recall:.2f} % of {weakest.images} images",
         "calibration error": f"{evaluation.calibration_error:.2f} % (ECE)",
     }
+
+
+def size(count: int) -> str:
+    """Format a number of bytes as 1.4 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def ratio(value: float | None) -> str:

@@ -1,18 +1,22 @@
 """`mapolicy search`: search a policy and write its bundle."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bundle.findings import Findings, levels_document, verification_document
+from ..bundle.findings import Findings, better_policy, levels_document, verification_document
 from ..config import SearchConfig
 from ..runtime import rank_environment
-from . import display, options
+from . import display, next_command, options
 from .grouped import grouped
 from .outputs import slug
+
+if TYPE_CHECKING:
+    from ..policy.policy_bundle import PolicyBundle
+
+UNCHECKED = "Whether training with its policy helps was not checked; a comparison tells."
 
 
 @grouped
@@ -51,24 +55,44 @@ def search(
     if run.dry_run:
         display.print_forecast(expected, config.proxy, recipe, output.as_json)
         return
-    result, manifest = reporter.result, bundle.manifest
+    _tell(config, bundle, reporter.result, out, folder, output)
+
+
+def _tell(
+    config: SearchConfig,
+    bundle: "PolicyBundle",
+    result: Mapping[str, Any],
+    out: Path,
+    folder: Path,
+    output: options.Output,
+) -> None:
+    """Say what was found, in sentences; then the file and what to type next; then the figures."""
+    manifest = bundle.manifest
     log_levels = None if bundle.log_levels is None else bundle.log_levels.double().numpy()
-    if not output.as_json:
-        display.print_findings(Findings.of(manifest, log_levels))
-    learned = {
-        "levels": levels_document(manifest, log_levels),
-        "verification": verification_document(manifest),
+    check, settings_of_bundle = manifest.verification, manifest.data_settings()
+    better = None if check is None else better_policy(check, bundle.strength)
+    commands = {
+        "next": next_command.after_search(config, out, settings_of_bundle, better),
+        "whether it helps": next_command.whether_it_helps(config, out, settings_of_bundle),
     }
-    document = {"bundle": str(out), "run": str(folder), **result, **learned}
-    output.show(document, _figures(config, result, out, folder))
+    if output.as_json:
+        learned = {"levels": levels_document(manifest, log_levels), "verification": verification_document(manifest)}
+        document = {"bundle": str(out), "run": str(folder), **result, **learned, "next": commands["next"]}
+        display.print_json(document)
+        return
+    findings = Findings.of(manifest, log_levels)
+    if not findings.verdict:
+        print(f"The search is done. {UNCHECKED}\n")
+    display.print_sentences(findings)
+    display.print_figures({"bundle": f"{out}, {display.size(out.stat().st_size)}", **commands})
+    print("\ndetails")
+    display.print_check(findings)
+    display.print_figures(_figures(config, result, folder))
 
 
-def _figures(config: SearchConfig, result: Mapping[str, Any], out: Path, folder: Path) -> dict[str, str]:
-    # A bundle knows the name of a folder of images, not its place.
-    typed = [config.dataset] if config.dataset.startswith("folder:") else []
+def _figures(config: SearchConfig, result: Mapping[str, Any], folder: Path) -> dict[str, str]:
     effect = display.effect_on_weights(result["effect_on_weights"]) if "effect_on_weights" in result else {}
     return {
-        "bundle": str(out),
         "digest": result["digest"],
         "proxy": f"{config.proxy}, {result['validation_top1']:.2f} % top-1 on the meta-validation split",
         **effect,
@@ -79,5 +103,4 @@ def _figures(config: SearchConfig, result: Mapping[str, Any], out: Path, folder:
         "cost": display.ratio(result["cost_ratio"]),
         "time": display.duration(result["seconds"]),
         "run folder": str(folder),
-        "next": shlex.join(["mapolicy", "train", *typed, "--bundle", str(out), "--arch", "ARCH"]),
     }

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from ..compare.stats import share_interval
 from ..config import MODES, TrainConfig
 from ..errors import UsageError
 from ..registries import policy_names
 from ..runtime import rank_environment
-from . import bundles, completion, display, options
+from ..runtime.files import NETWORK_FILE
+from ..runtime.sanitize import printable
+from . import bundles, completion, display, next_command, options
 from .grouped import grouped
 from .outputs import slug
 
@@ -101,13 +104,28 @@ def train(
         display.print_forecast(expected, config.arch, recipe, output.as_json)
         return
     refined = {"refined_bundle": str(out), "refined_digest": result.refined.digest} if out and result.refined else {}
+    if output.as_json:
+        display.print_json({"run": str(folder), **reporter.result, **refined})
+        return
+    print(f"{printable(accuracy_sentence(config, result, reporter.result['test_images']))}\n")
+    files = {"network": str(folder / NETWORK_FILE)} | {name.replace("_", " "): text for name, text in refined.items()}
+    if built is not None and config.policy == "learned":
+        settings_of_bundle = built.data_settings()
+        files["whether it helped"] = next_command.whether_it_helps(config, str(bundle), settings_of_bundle)
+    display.print_figures(files)
+    print("\ndetails")
+    digest = {} if result.digest is None else {"bundle's digest": result.digest}
     figures = _figures(config, result, reporter.result, built.origin if built else "")
-    output.show(
-        {"run": str(folder), **reporter.result, **refined},
-        figures
-        | {"run folder": str(folder)}
-        | ({} if result.digest is None else {"bundle's digest": result.digest})
-        | {name.replace("_", " "): text for name, text in refined.items()},
+    display.print_figures(figures | {"run folder": str(folder)} | digest)
+
+
+def accuracy_sentence(config: TrainConfig, result: "TrainResult", images: int) -> str:
+    """What a training reached, with an interval and with what the interval leaves out."""
+    low, high = share_interval(result.test_top1, images)
+    policy = f"{config.policy}, {config.mode}" if config.policy == "learned" else config.policy
+    return (
+        f"{config.arch}, trained with policy {policy}, is right about {result.test_top1:.1f} % of {images} test images "
+        f"(95 % interval {low:.1f} to {high:.1f} from their number alone; other seeds differ too)."
     )
 
 

@@ -14,6 +14,9 @@ from .manifest import LEARNED, ManifestDraft, Verification, VerifiedPolicy
 
 NORMAL_95 = 1.96
 RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
+# Standard deviations of a batch's scores. Levels that are known to harm have 0.04 to 0.22 (docs/evidence.md).
+NEGLIGIBLE = 0.02
+HARMS, MAY_HARM = "harms", "may harm"
 NO_AUGMENTATION = "none"
 EQUAL_WEIGHTS = "this policy sees the transformation, not the image: all samples have the same weight"
 
@@ -49,11 +52,11 @@ class Thinned:
     high: float
     frequency: float
 
-    def sentence(self, space: OperationSpace) -> str:
-        """In words, in the operation's own unit."""
+    def sentence(self, space: OperationSpace, verb: str = HARMS) -> str:
+        """In words, in the operation's own unit; `verb` says how sure that is."""
         whole = self.low <= -MAX_LEVEL and self.high >= MAX_LEVEL
         what = self.operation if whole else at_levels(self.operation, self.low, self.high, space)
-        return f"{what} harms (drawn {how_often(self.frequency)})"
+        return f"{what} {verb} (drawn {how_often(self.frequency)})"
 
 
 def how_often(frequency: float) -> str:
@@ -105,18 +108,40 @@ def thinned(relative: Table, space: OperationSpace) -> list[Thinned]:
     return sorted(found, key=lambda each: each.frequency)
 
 
-def what_was_learned(log_levels: Table, strength: float, space: OperationSpace, most: int = 6) -> list[str]:
-    """Sentences about the levels: what harms, and how many operations make no difference."""
+def what_was_learned(
+    log_levels: Table, strength: float, space: OperationSpace, most: int = 6, effect: float | None = None
+) -> list[str]:
+    """Sentences about the levels: what harms, and which operations make no difference.
+
+    Args:
+        log_levels: float [stages, K, bins].
+        strength: kappa.
+        space: the operations.
+        most: sentences about what harms.
+        effect: how much operations or levels differ beyond chance, standard deviations; None where it is not known.
+    """
     relative = relative_frequencies(log_levels, strength)
     rare = thinned(relative, space)
-    sentences = [each.sentence(space) for each in rare[:most]]
+    unsure = effect is not None and effect < NEGLIGIBLE
+    sentences = [each.sentence(space, MAY_HARM if unsure else HARMS) for each in rare[:most]]
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more ranges of levels are drawn less often than at random")
     if not rare:
         return ["no operation is drawn clearly less often than at random at any level"]
-    harmless = len(space.ranges) - len({each.operation for each in rare})
-    sentences.append(f"{harmless} of the {len(space.ranges)} operations are not drawn less often at any level")
+    if unsure:
+        sentences.insert(0, "operations and levels hardly differ from each other, so the following may be chance")
+    harmless = [name for name in space.ranges if name not in {each.operation for each in rare}]
+    if harmless:
+        number = f"{len(harmless)} of the {len(space.ranges)} operations are harmless at every level"
+        sentences.append(f"{number}: {', '.join(harmless)}")
     return sentences
+
+
+def effect_of(manifest: ManifestDraft) -> float | None:
+    """How much operations or levels differ beyond chance, standard deviations; None where the bundle does not say."""
+    found = [manifest.results.get(name) for name in ("operation_effects", "level_effects")]
+    known = [value for value in found if value is not None]
+    return max(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -149,6 +174,14 @@ def kept_row(verification: Verification, strength: float) -> VerifiedPolicy:
     if found is None:
         raise ValueError(f"no row of strength {strength}")
     return found
+
+
+def better_policy(verification: Verification, strength: float) -> str | None:
+    """The name for `--policy` that did better than the kept policy, the best of them; None where none did."""
+    kept = kept_row(verification, strength)
+    others = [row for row in verification.rows if row.policy not in (LEARNED, kept.policy)]
+    best = max(others, key=lambda row: row.correct, default=kept)
+    return best.policy if best.correct > kept.correct else None
 
 
 def verdict(verification: Verification, strength: float) -> str:
@@ -237,7 +270,8 @@ class Findings:
         strength = 0.0
         if manifest.levels is not None and log_levels is not None:
             strength = manifest.levels.strength
-            learned = what_was_learned(log_levels, strength, SPACES[manifest.operations.space])
+            space = SPACES[manifest.operations.space]
+            learned = what_was_learned(log_levels, strength, space, effect=effect_of(manifest))
         weights, check = EQUAL_WEIGHTS if manifest.equal_weights else "", manifest.verification
         if check is None:
             return cls(weights, learned)
@@ -258,7 +292,7 @@ def levels_document(manifest: ManifestDraft, log_levels: Table | None) -> dict[s
         **manifest.levels.model_dump(),
         "edges": list(manifest.levels.edges),
         "relative_frequencies": relative_frequencies(log_levels, strength).tolist(),
-        "learned": what_was_learned(log_levels, strength, space),
+        "learned": what_was_learned(log_levels, strength, space, effect=effect_of(manifest)),
     }
 
 

@@ -198,6 +198,17 @@ def _difference(own: Sequence[Row], others: Sequence[Row], unit: str) -> Differe
     return Difference(others[0].policy, len(found), statistics.mean(found), half_width(found))
 
 
+def share_interval(percent: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy that was measured once, from the number of images alone.
+
+    Wilson's score interval (1927), per cent. It says nothing about other seeds and splits.
+    """
+    share, z = percent / 100, statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
 def half_width(values: Sequence[float]) -> float | None:
     """Half the width of the 95 % interval of the mean, by Student's t with n - 1 degrees of freedom.
 

@@ -131,10 +131,39 @@ def test_what_was_learned_of_a_table() -> None:
         "Rotate at -30 to -15 degrees harms (drawn less than 0.01 times as often as at random)"
     )
     assert sentences[1].startswith("Rotate at 15 to 30 degrees harms")
-    assert sentences[-1] == "13 of the 14 operations are not drawn less often at any level"
+    harmless = ", ".join(name for name in OPERATION_NAMES if name != "Rotate")
+    assert sentences[-1] == f"13 of the 14 operations are harmless at every level: {harmless}"
     assert findings.what_was_learned(log_levels(), 0.0, SPACE) == [
         "no operation is drawn clearly less often than at random at any level"
     ]
+
+
+@pytest.mark.parametrize(("effect", "verb"), [(None, "harms"), (0.05, "harms"), (0.01, "may harm"), (0.0, "may harm")])
+def test_small_effects_get_softer_words(effect: float | None, verb: str) -> None:
+    sentences = findings.what_was_learned(log_levels(), 30.0, SPACE, effect=effect)
+    assert sum(f" {verb} (" in sentence for sentence in sentences) == 2
+    assert any("may be chance" in sentence for sentence in sentences) == (verb == "may harm")
+
+
+def test_the_effect_is_the_larger_of_operations_and_levels() -> None:
+    results = {"validation_top1": 50.0, "operation_effects": 0.01, "level_effects": 0.03}
+    assert findings.effect_of(draft2(results=results)) == 0.03
+    assert findings.effect_of(draft2(results={"validation_top1": 50.0})) is None
+    weak = draft2(results=results | {"level_effects": 0.0})
+    assert "may harm" in findings.Findings.of(weak, log_levels()).learned[1]
+    assert "may harm" in findings.levels_document(weak, log_levels())["learned"][1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "strength", "better"),
+    [
+        (ROWS, 30.0, None),
+        (UNIFORM_ROWS, 0.0, None),
+        ([("none", None, 85, 2, 7), ("learned", 30.0, 80, 0, 0)], 30.0, "none"),
+    ],
+)
+def test_the_policy_that_did_better_is_named(rows: list, strength: float, better: str | None) -> None:
+    assert findings.better_policy(checked(rows), strength) == better
 
 
 def test_many_findings_are_cut() -> None:

@@ -52,7 +52,9 @@ def test_search_ends_with_the_verdict_of_its_check(mapolicy, tmp_path: Path) -> 
     bundle = PolicyBundle.load(tmp_path / "artifacts" / "digits.safetensors")
     check = bundle.manifest.verification
     assert outcome.out.splitlines()[0] == verdict(check, bundle.strength)
-    assert outcome.out.index("what was learned") < outcome.out.index(bundle.digest), "sentences first"
+    parts = ("what was learned", "\nbundle ", "\nnext ", "\ndetails\n", "The proxy was trained", bundle.digest)
+    assert sorted(parts, key=outcome.out.index) == list(parts), "sentences first, figures last"
+    assert re.search(r"^bundle +artifacts/digits.safetensors, 0\.\d MB$", outcome.out, re.M)
     assert "this policy sees the transformation, not the image" in outcome.out
     assert "weights' spread" not in outcome.out
     for label, text in verification_lines(check, bundle.strength):

@@ -1,12 +1,13 @@
 """The statistics of a comparison, against numpy, scipy's paired t-test and printed tables."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from mapolicy.compare.stats import Row, Summary, half_width, summarise
+from mapolicy.compare.stats import Row, Summary, half_width, share_interval, summarise
 
 
 def row(policy: str, top1: float, seed: int = 0, bundle: str = "a", arch: str = "n", mode: str | None = None) -> Row:
@@ -141,3 +142,15 @@ def test_a_summary_is_a_document() -> None:
     assert high - low == pytest.approx(2 * learned["versus_rival"]["half_width"])
     assert uniform["versus_rival"] is None
     assert summarise([]) == []
+
+
+@pytest.mark.parametrize(("percent", "images"), [(0.0, 10), (50.0, 40), (92.9, 269), (100.0, 7)])
+def test_the_interval_of_one_accuracy_is_wilsons(percent: float, images: int) -> None:
+    """Its ends are where the score test of the measured share is just significant."""
+    low, high = share_interval(percent, images)
+    assert 0 <= low <= percent + 1e-9
+    assert percent - 1e-9 <= high <= 100
+    for end in (low, high):
+        if 1e-9 < end < 100 - 1e-9:
+            spread = math.sqrt(end / 100 * (1 - end / 100) / images)
+            assert abs(percent - end) / 100 / spread == pytest.approx(1.959964, abs=1e-4)
