@@ -11,7 +11,10 @@ from .options import OPTION_OF
 from .resolve import resolve
 
 # Settings that a user who gave them wants again, where the next command's own recipe says something else.
-REPEATED = ("epochs", "batch_size", "learning_rate", "workers", "data_dir", "device", "skip_corrupt")
+REPEATED = (
+    *("epochs", "batch_size", "learning_rate", "workers", "data_dir", "device", "skip_corrupt"),
+    *("pretrained", "weights", "freeze"),
+)
 
 
 def after_search(config: RunConfig, bundle: Path, bundle_settings: Mapping[str, Any], policy: str | None = None) -> str:
@@ -53,7 +56,7 @@ def _settings(config: RunConfig, bundle_settings: Mapping[str, Any]) -> list[str
     words = []
     for name in REPEATED:
         value = getattr(config, name)
-        if value != getattr(usual, name):
+        if value and value != getattr(usual, name):
             words += [OPTION_OF[name]] if value is True else [OPTION_OF[name], _toml(value)]
     return words
 
