@@ -85,7 +85,7 @@ def explain(
     where, transformation = resolve_device(device or "auto"), chosen.read(policy)
     if out is not None and len(images) * (len(transformation) + 1) > MOST_TILES:
         raise UsageError("--out", f"a picture holds {MOST_TILES} transformed images", "name fewer images")
-    pictures = [read_image(path, policy.manifest.input) for path in images]
+    pictures = [read_image(path, policy.manifest) for path in images]
     weights = SampleWeights(policy, where)
     found = [
         explain_image(weights, picture, transformation, path) for picture, path in zip(pictures, images, strict=True)

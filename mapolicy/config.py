@@ -24,11 +24,18 @@ from pydantic.fields import FieldInfo
 from .errors import InputError, MapolicyError, UsageError
 from .registries import LOSSES, SAMPLERS, SEARCHED_POLICIES, policy_names
 from .setting_errors import setting_error
-from .setting_types import OneOf, Table
+from .setting_types import Matching, OneOf, Table
 from .transforms.space import DEFAULT_SPACE, SPACES
 
 BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
 FILLS = ("mean", "black")
+RESIZES = ("crop", "pad", "squash")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
+ALPHA_BACKGROUND = "white|black|#[0-9a-f]{6}"  # a regular expression
+_NUMBER = r"-?\d{1,13}(\.\d{1,20})?(e[+-]?\d{1,2})?"
+LARGEST_VALUE = 1e12  # of a pixel
+EVALUATION_SHARE = 224 / 256  # of the shorter side; for networks trained on random resized crops
+VALUE_RANGE = rf"auto|full|{_NUMBER}:{_NUMBER}"
 MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
 POLICY_INPUTS = ("both", "features", "embedding")
@@ -64,10 +71,18 @@ LATER: Mapping[str, Any] = {
     "normalisation": "auto",
     "freeze": False,
     "layer_decay": 1.0,
+    "resize": "crop",
+    "interpolation": "bilinear",
+    "alpha_background": "white",
+    "value_range": "auto",
+    "nested_classes": False,
 }
 
 # Settings that a recipe may leave out: their defaults change nothing.
-OPTIONAL = frozenset({"pretrained", "normalisation", "freeze", "layer_decay"})
+OPTIONAL = frozenset(
+    {"pretrained", "normalisation", "freeze", "layer_decay"}
+    | {"resize", "interpolation", "alpha_background", "value_range", "nested_classes"}
+)
 
 # Where and how a run executes. The result does not depend on these (threads and device: up to rounding). A run knows
 # the file of `weights` by its content.
@@ -143,6 +158,25 @@ class RunConfig:
     )
     split_seed: int = Field(
         0, ge=0, le=2**31, description="seed of the splits; use the same one for runs that you compare"
+    )
+    resize: Annotated[str, OneOf(RESIZES)] = Field(
+        "crop",
+        description="how images become square: crop keeps the centre, pad adds black bars, squash changes the "
+        "aspect ratio",
+    )
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = Field(
+        "bilinear", description="Pillow's filter that resizes images"
+    )
+    alpha_background: Annotated[str, Matching(ALPHA_BACKGROUND, "white, black or #rrggbb")] = Field(
+        "white", description="colour that transparent pixels are blended over: white, black or #rrggbb"
+    )
+    value_range: Annotated[str, Matching(VALUE_RANGE, "auto, full, or LOW:HIGH such as 0:4095")] = Field(
+        "auto",
+        description="values of 16-bit, 32-bit and floating-point pixels that become black and white: LOW:HIGH, full "
+        "(0:65535), or auto for those that the training split has",
+    )
+    nested_classes: bool = Field(
+        False, description="take the class folders as they are, although their images lie in folders of their own"
     )
     skip_corrupt: bool = Field(False, description="skip images that cannot be decoded instead of stopping")
     workers: int = Field(
@@ -291,10 +325,20 @@ class RunConfig:
         if self.accumulate > 1 and self.batch_norm == "synchronised":
             why = "the statistics of the whole batch are not known when its first micro-batch is computed"
             raise UsageError("batch_norm synchronised", why, "set accumulate=1 or batch_norm=local")
+        if self.fixed_value_range and not self.fixed_value_range[0] < self.fixed_value_range[1]:
+            raise UsageError("value_range", f"{self.value_range} has no lower and higher end", "write LOW:HIGH")
         if self.simultaneous and (self.meta_fraction < 1 or self.reject_below_mean):
             other = "reject_below_mean" if self.reject_below_mean else "meta_fraction"
             why = "the weighted step uses the virtual step's gradient, so it needs all samples and their weights"
             raise UsageError("simultaneous", why, f"leave {other} out")
+
+    @property
+    def fixed_value_range(self) -> tuple[float, float] | None:
+        """The two numbers of `value_range`; None for `auto` and `full`."""
+        if ":" not in self.value_range:
+            return None
+        low, _, high = self.value_range.partition(":")
+        return float(low), float(high)
 
     @property
     def network(self) -> str:

@@ -289,6 +289,8 @@ def describe(
         UsageError: it cannot say this; one line names the field.
     """
     splits = setup.splits
+    # A validation split of the data set's own is taken whole.
+    validation_per_class = 0.0 if splits.own_validation else config.validation_per_class
     return manifest.draft_manifest(
         versions=versions(),
         operations=manifest.Operations.of(config.operation_space, config.fill),
@@ -315,13 +317,13 @@ def describe(
             "split": {
                 "seed": config.split_seed,
                 "train_per_class": config.train_per_class,
-                "validation_per_class": config.validation_per_class,
+                "validation_per_class": validation_per_class,
                 "test_per_class": config.test_per_class,
             },
         },
         search={
             "settings": config.portable()
-            | {"dataset": splits.name, "proxy": untagged(config.proxy)}
+            | {"dataset": splits.name, "validation_per_class": validation_per_class}
             | _circumstances(setup)
         },
         run={
@@ -335,4 +337,5 @@ def describe(
         note="",
         levels=levels,
         verification=verification,
+        reading=manifest.Reading.of(splits.reading.to_dict()),
     )

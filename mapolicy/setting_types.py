@@ -1,6 +1,7 @@
-"""Types of settings that pydantic does not have: one of several names, and a table of TOML."""
+"""Types of settings that pydantic does not have: one of several names, a text by a pattern, and a table of TOML."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
@@ -37,6 +38,35 @@ class OneOf:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {**handler(schema), "enum": self.listed()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """The type of a setting whose text matches a pattern: `Annotated[str, Matching("a|b", "a or b")]`.
+
+    Attributes:
+        pattern: a regular expression for the whole text.
+        meaning: the texts that match, for an error.
+    """
+
+    pattern: str
+    meaning: str
+
+    def check(self, value: str) -> str:
+        """Return the value.
+
+        Raises:
+            ValueError: it does not match.
+        """
+        if not re.fullmatch(self.pattern, value):
+            raise ValueError(f"{value!r} is not {self.meaning}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return handler.generate_schema(Annotated[str, AfterValidator(self.check)])
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": f"^(?:{self.pattern})$"}
 
 
 def _toml_table(value: object) -> object:

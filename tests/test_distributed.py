@@ -23,7 +23,7 @@ from mapolicy.bilevel.bilevel_step import BilevelStep
 from mapolicy.bilevel.inner_rate import InnerRate
 from mapolicy.bilevel.microbatch import Batch
 from mapolicy.bilevel.options import StepOptions
-from mapolicy.data.decode import ResizedCrop
+from mapolicy.data.reading import Cropper
 from mapolicy.distributed import ALONE, communicator
 from mapolicy.errors import EnvironmentFault, InputError, TrainingError, UsageError
 from mapolicy.models.factory import build_network
@@ -364,11 +364,11 @@ def test_a_process_decodes_its_own_images_alone(
 
     def trained() -> tuple[list[int], Tensor]:
         decoded, images = [], []
-        original, augment = ResizedCrop.random, Pipeline.augment
+        original, augment = Cropper.random, Pipeline.augment
 
-        def random(self: ResizedCrop, image: Any, index: int, step: int) -> Any:
+        def random(self: Cropper, image: Any, index: int, step: int, name: str) -> Any:
             decoded.append(index)
-            return original(self, image, index, step)
+            return original(self, image, index, step, name)
 
         def seen(self: Pipeline, *arguments: Any) -> AugmentedBatch:
             batch = augment(self, *arguments)
@@ -376,7 +376,7 @@ def test_a_process_decodes_its_own_images_alone(
             return batch
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ResizedCrop, "random", random)
+            patch.setattr(Cropper, "random", random)
             patch.setattr(Pipeline, "augment", seen)
             train_network(config)
         return decoded, torch.cat(images)

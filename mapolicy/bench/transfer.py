@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..config import RunConfig, SearchConfig, TrainConfig
+from ..data.reading import ImageReading
 from ..data.splits import DataSplits, ResidentSplit
 from ..errors import UsageError
 from ..models.factory import check_arch
@@ -108,6 +109,7 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
         fingerprint="0" * 64,
         corrupt=(),
         resident=True,
+        reading=ImageReading(CHANNELS, config.image_size),
         _open_test=lambda: (held_out, ()),
     )
 

@@ -3,6 +3,7 @@
 Nothing says when, where or by whom it was made: equal searches give equal bytes.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -16,7 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from ..config import ALPHAS, BASE_AUGMENTATIONS, FILLS, MACHINE_FIELDS, POLICY_INPUTS
+from ..config import (
+    ALPHAS,
+    BASE_AUGMENTATIONS,
+    EVALUATION_SHARE,
+    FILLS,
+    INTERPOLATIONS,
+    MACHINE_FIELDS,
+    POLICY_INPUTS,
+    RESIZES,
+)
 from ..errors import UsageError
 from ..runtime.sanitize import invalid_bundle, quoted
 from ..transforms.space import (
@@ -46,6 +56,7 @@ from .manifest_base import (
 from .manifest_fields import (
     MAX_COUNT,
     Arch,
+    Colour,
     Count,
     DatasetName,
     Deviations,
@@ -62,6 +73,7 @@ from .manifest_fields import (
     Positive,
     Setting,
     Text,
+    ValueRange,
     one_of,
 )
 
@@ -364,7 +376,40 @@ class Verification(ManifestPart):
         return next((row for row in self.rows if row.policy in names and (row.strength or 0.0) == strength), None)
 
 
-LATER_PARTS = ("levels", "verification")
+class Reading(ManifestPart):
+    """How images of any size and kind become the network's uint8 input (`mapolicy.data.reading.ImageReading`).
+
+    Absent where every value is the usual one: `crop`, `bilinear`, `white`, null.
+    """
+
+    resize: Annotated[str, one_of(RESIZES)] = Field(
+        description="how images become square: cut to the centre, padded with black, or squashed"
+    )
+    interpolation: Annotated[str, one_of(INTERPOLATIONS)] = Field(description="filter that resizes them")
+    alpha_background: Colour = Field(description="what transparent pixels are blended over")
+    value_range: ValueRange | None = Field(
+        description="of pixels with more than 8 bits: the values that become 0 and 255; null: 0 and 65535"
+    )
+
+    @model_validator(mode="after")
+    def _is_unusual(self) -> Self:
+        """One content has one spelling."""
+        if self == USUAL_READING:
+            raise ValueError("its values are the usual ones, which are not written")
+        return self
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self | None:
+        """The part for an image reading's plain values; None where they are the usual ones."""
+        chosen = {name: values[name] for name in cls.model_fields}
+        return None if chosen == USUAL_READING.model_dump() else cls(**chosen)
+
+
+USUAL_READING = Reading.model_construct(
+    resize="crop", interpolation="bilinear", alpha_background="white", value_range=None
+)
+
+LATER_PARTS = ("levels", "verification", "reading")
 
 
 def format_of(**parts: object) -> int:
@@ -393,7 +438,9 @@ class ManifestDraft(Draft):
 
     model_config = ConfigDict(json_schema_extra=_formats)
 
-    format: Annotated[int, one_of(FORMATS)] = Field(description="version of this format: 2 has levels or verification")
+    format: Annotated[int, one_of(FORMATS)] = Field(
+        description="version of this format: 2 has levels, verification or reading"
+    )
     versions: Annotated[dict[Identifier, Text], Field(min_length=1, max_length=50)] = Field(
         description="of the programs that wrote the bundle, by name; for the record"
     )
@@ -424,6 +471,9 @@ class ManifestDraft(Draft):
     verification: Verification | None = Field(
         None, description="how the search checked itself; format 2", json_schema_extra=_not_null
     )
+    reading: Reading | None = Field(
+        None, description="how images are read, where it is not the usual way; format 2", json_schema_extra=_not_null
+    )
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -433,7 +483,7 @@ class ManifestDraft(Draft):
 
     @model_validator(mode="after")
     def _has_the_format_of_its_parts(self) -> Self:
-        needed = format_of(levels=self.levels, verification=self.verification)
+        needed = format_of(levels=self.levels, verification=self.verification, reading=self.reading)
         if self.format != needed:
             raise ValueError(f"format is {self.format}, its parts are those of format {needed}")
         return self
@@ -464,7 +514,7 @@ class ManifestDraft(Draft):
             raise ValueError(f"results.validation_top1 is {self.results['validation_top1']:g}, expected 0 to 100")
         if self.embedding.width != 2 * len(self.operations.names):
             raise ValueError(f"embedding.width is {self.embedding.width}, expected {2 * len(self.operations.names)}")
-        said = self.data_settings() | {
+        said = {name: value for name, value in self.data_settings().items() if name != "value_range"} | {
             "proxy": self.extractor.arch,
             "model_args": self.extractor.model_args,
             "alpha": self.alpha,
@@ -476,6 +526,13 @@ class ManifestDraft(Draft):
                 raise ValueError(f"search.settings has {name} {found}, the rest of the manifest {expected}")
         return self
 
+    def image_reading(self) -> dict[str, Any]:
+        """How images are read, as plain values: the fields of `mapolicy.data.reading.ImageReading`."""
+        reading = (self.reading or USUAL_READING).model_dump()
+        crops = self.input.base_augmentation == "random_resized_crop" and reading["resize"] == "crop"
+        share = EVALUATION_SHARE if crops else 1.0
+        return {"channels": self.input.channels, "image_size": self.input.size, "share": share, **reading}
+
     @property
     def equal_weights(self) -> bool:
         """Whether the search weighed all samples alike, as training with the bundle then does."""
@@ -486,7 +543,7 @@ class ManifestDraft(Draft):
 
         `download` is false: a bundle's word does not reach for the network, the user's does.
         """
-        split = self.dataset.split
+        split, reading = self.dataset.split, self.reading or USUAL_READING
         return {
             "dataset": self.dataset.name,
             "download": False,
@@ -499,6 +556,11 @@ class ManifestDraft(Draft):
             "cutout": self.input.cutout,
             "operation_space": self.operations.space,
             "fill": self.operations.fill,
+            "resize": reading.resize,
+            "interpolation": reading.interpolation,
+            "alpha_background": reading.alpha_background,
+            "value_range": "auto" if reading.value_range is None else "{!r}:{!r}".format(*reading.value_range),
+            "nested_classes": self.search.settings.get("nested_classes") is True,
         }
 
 

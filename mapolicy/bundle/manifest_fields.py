@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, FailFast, Field, GetJsonSchemaHandler, Strict
 
+from ..config import ALPHA_BACKGROUND, LARGEST_VALUE
 from ..runtime.sanitize import quoted
 
 MAX_COUNT = 2**40
@@ -130,6 +131,12 @@ def _count_or_fraction(value: float) -> float:
     return value
 
 
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values[0] < values[1]:
+        raise ValueError("two numbers, the lower one first")
+    return values
+
+
 def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         ((twice, _),) = Counter(names).most_common(1)
@@ -179,6 +186,12 @@ PerClass = Annotated[
     float,
     Field(ge=0, le=MAX_COUNT),
     Rule(_count_or_fraction, {"anyOf": [{"type": "integer"}, {"exclusiveMaximum": 1}]}),
+]
+Colour = Annotated[str, Field(max_length=7), _matching(ALPHA_BACKGROUND, "white, black or #rrggbb")]
+ValueRange = Annotated[
+    tuple[Annotated[float, Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE)], ...],
+    Field(min_length=2, max_length=2, strict=False),
+    AfterValidator(_ascending),
 ]
 Parameter = Annotated[float, Field(ge=-1e6, le=1e6)]
 # Not strict, because JSON has lists and no tuples; their items stay strict. FailFast: collecting a million errors takes

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import torch
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..registries import DATASETS, dataset_entry
 from ..runtime.sanitize import printable
+from .folders import LAYOUT, LeftOut, SplitFolders, find_splits, list_folder
 from .image_dataset import ArrayImages, DatasetRequest, FileImages, ImageSet, Source, check_same_classes
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-TEST_FOLDERS = ("test", "val")
 ALLOW = "name DATASET yourself if that is what you want, or set download=true"
-LAYOUT = "put the images of each class into a folder of its own"
 
 
-def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, download: bool = True) -> Source:
+def open_source(
+    name: str, data_dir: Path, memory_limit_gib: float = 4.0, download: bool = True, nested_classes: bool = False
+) -> Source:
     """A data set's classes and training pool, and the way to its test split.
 
     Args:
@@ -32,6 +33,7 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
         memory_limit_gib: GiB that a data set may take which can only be read from beginning to end.
         download: whether a data set that is not there may be fetched. Without, nothing reaches for the network: timm's
             names are refused, because only its readers know whether they would.
+        nested_classes: whether class folders may hold nothing but folders of images.
 
     Raises:
         UsageError: no such name, or one of timm's without `download`.
@@ -41,7 +43,7 @@ def open_source(name: str, data_dir: Path, memory_limit_gib: float = 4.0, downlo
     entry = dataset_entry(name)
     if entry is None:
         raise UsageError("data set", f"there is none called {printable(name)!r}", DATASETS.suggestion(name))
-    source = DATASETS.find(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download))
+    source = DATASETS.find(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download, nested_classes))
     if not isinstance(source, Source):
         why = f"the function that opens it returned a {type(source).__name__}, expected a Source"
         raise EnvironmentFault(f"data set {printable(name)}", why, "mend the function that registers it")
@@ -87,9 +89,7 @@ def open_folder(request: DatasetRequest) -> Source:
     if not path.exists() and Path(text).name == text:
         path = request.data_dir / text  # a bundle names the folder without its path
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, and the name would change
-    name = f"folder:{printable(path.name)}"
-    tests = [path / folder for folder in TEST_FOLDERS if (path / "train").is_dir() and (path / folder).is_dir()]
-    return _folder_source(name, path / "train", tests[0]) if tests else _folder_source(name, path, None)
+    return folder_source(f"folder:{printable(path.name)}", path, request.nested_classes)
 
 
 def open_imagenet(request: DatasetRequest) -> Source:
@@ -99,58 +99,65 @@ def open_imagenet(request: DatasetRequest) -> Source:
         if not (folder / part).is_dir():
             remedy = "ImageNet cannot be downloaded: put its class folders into train/ and val/ there"
             raise InputError(printable(folder), f"there is no folder {part} in it", remedy)
-    return _folder_source(request.name, folder / "train", folder / "val")
+    return _splits_source(request.name, folder, SplitFolders(train="train", test="val"), nested_classes=True)
 
 
-def _folder_source(name: str, train: Path, test: Path | None) -> Source:
-    classes, pool = list_folder(train)
+def folder_source(name: str, folder: Path, nested_classes: bool = False) -> Source:
+    """The data set of a folder of class folders, or of a folder of splits.
 
-    def open_test(folder: Path) -> ImageSet:
-        found, images = list_folder(folder)
-        check_same_classes(printable(folder), classes, found)
-        return images
-
-    if test is None:
-        return Source(name, printable(train), classes, pool, None)
-    return Source(name, printable(train), classes, pool, lambda: open_test(test), check_test=lambda: open_test(test))
-
-
-def list_folder(folder: Path) -> tuple[tuple[str, ...], FileImages]:
-    """Class names and images of a folder of class folders, both in the order of their names.
-
-    Hidden folders and files are passed over; folders within a class folder belong to the class; links to folders
-    within a class folder are not followed.
+    Args:
+        name: the data set's name.
+        folder: its folder.
+        nested_classes: accept class folders whose images all lie in folders of their own.
 
     Raises:
-        InputError: the folder is missing, is none, is empty, has no class folders, or cannot be read.
+        InputError: it is not laid out as it must be (`folders.list_folder`, `folders.find_splits`).
     """
-    try:
-        entries = sorted(entry.name for entry in os.scandir(folder))
-        classes = tuple(entry for entry in entries if (folder / entry).is_dir() and not entry.startswith("."))
-        if not entries:
-            raise InputError(printable(folder), "is empty", LAYOUT)
-        if not classes:
-            raise InputError(printable(folder), f"has {len(entries)} files and no class folders", LAYOUT)
-        found = [(file, label) for label, name in enumerate(classes) for file in _image_files(folder, name)]
-    except OSError as problem:
-        why = problem.strerror or "cannot be read"
-        remedy = "name folder:PATH, or the folder above it with --data-dir"
-        raise InputError(printable(problem.filename or folder), why, remedy) from None
-    return classes, FileImages(folder, [file for file, _ in found], [label for _, label in found])
+    splits = find_splits(folder)
+    if splits.train is not None:
+        return _splits_source(name, folder, splits, nested_classes)
+    listing = list_folder(folder, nested_classes)
+    images = FileImages(folder, listing.files, listing.labels)
+    return Source(name, printable(folder), listing.classes, images, left_out=listing.left_out)
 
 
-def _image_files(folder: Path, below: str) -> list[str]:
-    """Image files below a folder, relative to `folder`, sorted."""
-
-    def give_up(problem: OSError) -> None:
-        raise problem
-
-    return sorted(
-        (Path(parent) / file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder / below, onerror=give_up)
-        for file in files
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+def _splits_source(name: str, folder: Path, splits: SplitFolders, nested_classes: bool) -> Source:
+    """Without a folder for testing, the one for validation is the test split, as in ImageNet."""
+    assert splits.train is not None
+    test_name = splits.test or splits.validation
+    held_out = splits.validation if splits.test else None
+    left, train = list(splits.left_out), folder / splits.train
+    listing = list_folder(train, nested_classes)
+    left += [LeftOut(f"{splits.train}/{each.path}", each.why) for each in listing.left_out]
+    pool, meta_validation = FileImages(train, listing.files, listing.labels), None
+    if held_out is not None:
+        also = list_folder(folder / held_out, nested_classes)
+        check_same_classes(printable(folder / held_out), listing.classes, also.classes)
+        left += [LeftOut(f"{held_out}/{each.path}", each.why) for each in also.left_out]
+        files = [f"{splits.train}/{file}" for file in listing.files] + [f"{held_out}/{file}" for file in also.files]
+        pool = FileImages(folder, files, listing.labels + also.labels)
+        meta_validation = torch.arange(len(listing.files), len(files))
+    open_test = None if test_name is None else cache(lambda: _test_images(folder, test_name, listing.classes, left))
+    roles = {splits.train: "training", held_out: "meta-validation", test_name: "testing"}
+    used = ", ".join(f"{printable(part)}/ for {role}" for part, role in roles.items() if part is not None)
+    return Source(
+        name=name,
+        where=printable(train),
+        classes=listing.classes,
+        pool=pool,
+        open_test=open_test,
+        check_test=open_test,
+        meta_validation=meta_validation,
+        notes=(used if held_out else f"{used}; meta-validation images are drawn from {printable(splits.train)}/",),
+        left_out=left,
     )
+
+
+def _test_images(folder: Path, name: str, classes: tuple[str, ...], left_out: list[LeftOut]) -> ImageSet:
+    listing = list_folder(folder / name)
+    check_same_classes(printable(folder / name), classes, listing.classes)
+    left_out += [LeftOut(f"{name}/{each.path}", each.why) for each in listing.left_out]
+    return FileImages(folder / name, listing.files, listing.labels)
 
 
 # ---- downloads

@@ -1,32 +1,38 @@
-"""Decode one image file and resize it to uint8 pixels at the network's input size.
+"""Decode one image file: formats, limits, orientation. `reading.py` makes a network's input of it.
 
-Resizing uses Pillow's BILINEAR filter, which antialiases when it shrinks an image.
+Only formats that Pillow decodes by itself are read. PostScript is not: Pillow would start Ghostscript on the file.
 """
 
 import io
-import math
+import os
+import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 from ..runtime.files import read_regular_file
-from ..runtime.random import generator
 from ..runtime.sanitize import printable
 
 LARGEST_FILE = 2**28  # bytes; far more than an image of a classification data set has
-GRAY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N"})
-CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the defaults of torchvision.transforms.RandomResizedCrop
-EVALUATION_SHARE = 224 / 256  # of the shorter side; for networks trained on random resized crops
+COMMON_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")  # tried first
+# PostScript needs another program, and the others need plug-ins of Pillow's that are not there.
+NOT_DECODED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+ORIENTATION = 0x0112  # EXIF tag
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
+Image.init()
+FORMATS = (*COMMON_FORMATS, *(name for name in Image.ID if name not in {*COMMON_FORMATS, *NOT_DECODED}))
+_ENDINGS = Image.registered_extensions().items()
+EXTENSIONS = frozenset(ending for ending, name in _ENDINGS if name in (*FORMATS, "MPO"))  # MPO is JPEG's
+
+GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})  # more than eight bits a pixel
+ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
 class CorruptImageError(InputError):
@@ -61,128 +67,117 @@ def read_file(path: str) -> bytes:
         raise corrupt(path, problem.why) from None
 
 
-def is_gray(content: bytes, name: str) -> bool:
-    """Whether an image file has one channel; only its header is read."""
-    return _open(content, name).mode in GRAY_MODES
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before it is decoded.
+
+    Attributes:
+        width, height: in pixels, as the image is seen: with its orientation applied.
+        mode: Pillow's name of the kind of pixels, such as `RGB` or `I;16`.
+        format: Pillow's name of the file's format, such as `JPEG`; empty for an image without a file.
+        alpha: whether pixels can be transparent.
+        turned: whether the file is stored in another orientation than it is seen in.
+        animated: whether it has several frames; the first one is read.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str = ""
+    alpha: bool = False
+    turned: bool = False
+    animated: bool = False
+
+    @property
+    def gray(self) -> bool:
+        """Whether the image has one channel, besides alpha."""
+        return self.mode in GRAY_MODES
+
+    @property
+    def wide(self) -> bool:
+        """Whether a pixel has more than eight bits, so that the range of its values is not known from the file."""
+        return self.mode in WIDE_MODES
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Header":
+        """The header of an image that Pillow has opened; its pixels are not decoded."""
+        width, height = image.size
+        # Pillow turns a TIFF's size by itself; a PNG's EXIF after its pixels is found when it is decoded.
+        found: int = 1
+        if "exif" in image.info:
+            with suppress(Exception):  # Pillow's EXIF reader raises exceptions of many kinds
+                found = image.getexif().get(ORIENTATION, 1)
+        across = found in (5, 6, 7, 8) and image.format != "TIFF"
+        return cls(
+            width=height if across else width,
+            height=width if across else height,
+            mode=image.mode,
+            format=image.format or "",
+            alpha=has_alpha(image),
+            turned=found in range(2, 9),
+            animated=bool(getattr(image, "is_animated", False)),
+        )
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether pixels of the image can be transparent: by an alpha channel, or by a transparent colour."""
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def read_header(content: bytes, name: str) -> Header:
+    """The header of an image file's content.
+
+    Raises:
+        CorruptImageError: it is empty, not an image, or a decompression bomb.
+    """
+    return Header.of(_open(io.BytesIO(content), len(content), name))
+
+
+def read_file_header(path: str) -> Header:
+    """The header of an image file, of which only the beginning is read.
+
+    Raises:
+        CorruptImageError: the file is missing, not regular, empty, not an image, or a decompression bomb.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))  # a FIFO does not hang
+    except OSError as problem:
+        raise corrupt(path, problem.strerror or "cannot be opened") from None
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise corrupt(path, "is not a regular file")
+        return Header.of(_open(file, facts.st_size, path))
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """Decode an image file to mode `L` (1-bit, 16-bit, grey with or without alpha) or `RGB` (everything else).
-
-    Alpha is dropped, not blended. 16-bit grey keeps its upper eight bits; Pillow's conversion would clip.
+    """Decode the first frame of an image file, turned as its EXIF orientation says; its mode is the file's.
 
     Args:
         content: the file's bytes.
         name: the image's name, for an error.
 
     Raises:
-        CorruptImageError: the file is empty, truncated, not an image, a decompression bomb, or has floating-point
-            pixels.
+        CorruptImageError: the file is empty, truncated, not an image, or a decompression bomb.
     """
-    image = _open(content, name)
-    if image.mode == "F":
-        raise corrupt(name, "has floating-point pixels, whose range is not known")
+    image = _open(io.BytesIO(content), len(content), name)
     try:
         image.load()
-        if image.mode.startswith("I"):
-            return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        if image.mode == "PA" or "transparency" in image.info:
-            image = image.convert("LA" if image.mode in GRAY_MODES else "RGBA")
-        wanted = "L" if image.mode in GRAY_MODES else "RGB"
-        return image if image.mode == wanted else image.convert(wanted)
     except MemoryError:
         raise
     except Exception as problem:  # Pillow's decoders raise exceptions of many kinds
         raise corrupt(name, f"cannot be decoded ({problem})") from None
+    with suppress(Exception):  # an unreadable orientation is none
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
 
 
-@dataclass(frozen=True)
-class ResizedCrop:
-    """Crops a decoded image and resizes it to the network's input: at the centre, or at random.
-
-    Args:
-        channels: 1 or 3.
-        image_size: side of the square output in pixels.
-        share: side of the central square, as a share of the image's shorter side.
-        random_crop: whether training images are cropped at random.
-        seed: of the run.
-        stage: of the run.
-    """
-
-    channels: int
-    image_size: int
-    share: float
-    random_crop: bool
-    seed: int
-    stage: str
-
-    def central(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The central square, resized to uint8 [C, S, S].
-
-        Equals resizing the shorter side to S / share and then cropping the centre, up to rounding. It never resizes the
-        long side, which would be huge for an image of 1 x 10,000 pixels. An image of the right size is not resampled.
-        """
-        width, height = image.size
-        if self.share == 1 and width == height == self.image_size:
-            return self._pixels(image, None)
-        side = min(width, height) * self.share
-        left, top = (width - side) / 2, (height - side) / 2
-        return self._pixels(image, (left, top, left + side, top + side))
-
-    def random(self, image: Image.Image, index: int, step: int) -> NDArray[np.uint8]:
-        """A random resized crop, uint8 [C, S, S]; it depends on seed, stage, index and step, not on workers or ranks.
-
-        Args:
-            image: the decoded image.
-            index: the image's position in its data set.
-            step: the iteration.
-        """
-        draws = generator(self.seed, self.stage, f"crop/{index}", step)
-        cut = image.crop(random_crop_box(*image.size, draws))
-        return self._pixels(cut, (0, 0, *cut.size))
-
-    def _pixels(self, image: Image.Image, box: Box | None) -> NDArray[np.uint8]:
-        wanted = "L" if self.channels == 1 else "RGB"
-        if image.mode != wanted:
-            image = image.convert(wanted)
-        if box is not None:
-            image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR, box=box)
-        pixels = np.asarray(image)
-        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def random_crop_box(width: int, height: int, draws: torch.Generator) -> tuple[int, int, int, int]:
-    """A box with 8 to 100 % of the area and a ratio of 3/4 to 4/3, uniform in area and in the ratio's logarithm.
-
-    Source: torchvision.transforms.RandomResizedCrop.get_params, with its ten attempts and its central fall-back.
-
-    Returns:
-        Left, top, right, bottom in pixels.
-    """
-    low, high = (math.log(ratio) for ratio in CROP_RATIO)
-    for area, ratio, across, down in torch.rand(10, 4, generator=draws, dtype=torch.float64).tolist():
-        target = width * height * (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0]))
-        aspect = math.exp(low + ratio * (high - low))
-        wide, tall = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < wide <= width and 0 < tall <= height:
-            left, top = int(across * (width - wide + 1)), int(down * (height - tall + 1))
-            return left, top, left + wide, top + tall
-    if width / height < CROP_RATIO[0]:
-        wide, tall = width, max(1, round(width / CROP_RATIO[0]))
-    elif width / height > CROP_RATIO[1]:
-        wide, tall = max(1, round(height * CROP_RATIO[1])), height
-    else:
-        wide, tall = width, height
-    wide, tall = min(wide, width), min(tall, height)
-    left, top = (width - wide) // 2, (height - tall) // 2
-    return left, top, left + wide, top + tall
-
-
-def _open(content: bytes, name: str) -> Image.Image:
-    if not content:
+def _open(file: IO[bytes], size: int, name: str) -> Image.Image:
+    if not size:
         raise corrupt(name, "is empty")
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise corrupt(name, "has so many pixels that it may be a decompression bomb") from None
     except UnidentifiedImageError:

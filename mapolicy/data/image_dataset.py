@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from ..errors import InputError
 from ..runtime.sanitize import printable
-from .decode import corrupt, decode, is_gray, read_file
+from .decode import Header, corrupt, decode, read_file, read_file_header
+from .folders import LeftOut
 
 
 class ImageSet(ABC):
@@ -39,15 +40,19 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """The decoded image, mode `L` or `RGB`.
+        """The decoded image, of any mode of Pillow's and upright.
 
         Raises:
             CorruptImageError: it cannot be decoded.
         """
 
-    @abstractmethod
-    def gray(self, index: int) -> bool:
-        """Whether the image has one channel; files are not decoded to find out."""
+    def header(self, index: int) -> Header:
+        """Size and kind of the image; files are not decoded to find out.
+
+        Raises:
+            CorruptImageError: it is no image.
+        """
+        return Header.of(self.read(index))
 
     def size(self, index: int) -> int:
         """Size of the image's file in bytes; 0 where images have no files."""
@@ -81,9 +86,8 @@ class FileImages(ImageSet):
         return decode(read_file(path), path)
 
     @override
-    def gray(self, index: int) -> bool:
-        path = self._path(index)
-        return is_gray(read_file(path), path)
+    def header(self, index: int) -> Header:
+        return read_file_header(self._path(index))
 
     @override
     def size(self, index: int) -> int:
@@ -128,8 +132,9 @@ class ArrayImages(ImageSet):
         return Image.fromarray(self.arrays[index])
 
     @override
-    def gray(self, index: int) -> bool:
-        return self.arrays[index].ndim == 2
+    def header(self, index: int) -> Header:
+        height, width, *colours = self.arrays[index].shape
+        return Header(width, height, "RGB" if colours else "L")
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,14 @@ class DatasetRequest:
         data_dir: folder that data sets are read from and downloaded to.
         memory_limit_gib: GiB that a data set may take which can only be read from beginning to end.
         download: whether a data set that is not there may be fetched.
+        nested_classes: whether the class folders of `folder:PATH` may hold nothing but folders of images.
     """
 
     name: str
     data_dir: Path
     memory_limit_gib: float = 4.0
     download: bool = True
+    nested_classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,9 @@ class Source:
         open_test: opens the data set's own test split; called at most once, when the split is needed.
         check_test: checks without reading an image that the test split has the same classes; None where that needs the
             images.
+        meta_validation: int64, positions in the pool of the data set's own validation split; None where it has none.
+        notes: sentences for the user on how the data set was understood.
+        left_out: files and folders that are not used; opening the test split adds those that lie in it.
     """
 
     name: str
@@ -169,6 +179,9 @@ class Source:
     pool: ImageSet
     open_test: Callable[[], ImageSet] | None = None
     check_test: Callable[[], object] | None = None
+    meta_validation: Tensor | None = None
+    notes: tuple[str, ...] = ()
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def check_same_classes(where: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:

@@ -20,8 +20,9 @@ from typing_extensions import override
 from ..errors import EnvironmentFault, MapolicyError
 from ..runtime.sanitize import printable
 from .batch_sampler import Plan
-from .decode import ResizedCrop, bombs_as_errors
+from .decode import bombs_as_errors
 from .image_dataset import ImageSet
+from .reading import Cropper
 
 Result = TypeVar("Result")
 
@@ -100,15 +101,13 @@ class StreamedSplit(Split):
 
     Args:
         images: the image set that they are read from.
-        crop: crops and resizes them.
+        crop: reads them.
         indices: int64 [N]: this split's images.
         device: device of the batches.
         workers: number of processes; the batches do not depend on it.
     """
 
-    def __init__(
-        self, images: ImageSet, crop: ResizedCrop, indices: Tensor, device: torch.device, workers: int
-    ) -> None:
+    def __init__(self, images: ImageSet, crop: Cropper, indices: Tensor, device: torch.device, workers: int) -> None:
         self.images, self.crop, self.indices = images, crop, indices
         self.labels = images.labels[indices]
         self.device = device
@@ -150,20 +149,22 @@ class StreamedSplit(Split):
 class _PlannedBatches(Dataset[Any]):
     """Item (step, positions) is a batch, or the error of a corrupt image: torch would wrap an exception in another."""
 
-    def __init__(self, images: ImageSet, crop: ResizedCrop, indices: list[int], augment: bool) -> None:
+    def __init__(self, images: ImageSet, crop: Cropper, indices: list[int], augment: bool) -> None:
         self.images, self.crop, self.indices, self.augment = images, crop, indices, augment
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Tensor | MapolicyError:
         step, positions = item
-        size = self.crop.image_size
-        batch = torch.empty(len(positions), self.crop.channels, size, size, dtype=torch.uint8)
+        size, channels = self.crop.reading.image_size, self.crop.reading.channels
+        batch = torch.empty(len(positions), channels, size, size, dtype=torch.uint8)
         try:
             with bombs_as_errors():
                 for row, position in enumerate(positions):
                     index = self.indices[position]
-                    image = self.images.read(index)
-                    pixels = self.crop.random(image, index, step) if self.augment else self.crop.central(image)
-                    batch.numpy()[row] = pixels
+                    image, name = self.images.read(index), self.images.name(index)
+                    if self.augment:
+                        batch.numpy()[row] = self.crop.random(image, index, step, name)
+                    else:
+                        batch.numpy()[row] = self.crop.central(image, name)
         except MapolicyError as problem:
             return problem
         return batch
@@ -195,13 +196,13 @@ class SplitLoader:
     """Loads the images of a run's splits: into the device's memory if they fit, else as streams.
 
     Args:
-        crop: crops and resizes each image.
+        crop: reads each image.
         device: device of the batches.
         workers: processes that decode streamed images.
         memory_limit_gib: GiB up to which images are resident.
     """
 
-    crop: ResizedCrop
+    crop: Cropper
     device: torch.device
     workers: int
     memory_limit_gib: float
@@ -218,7 +219,7 @@ class SplitLoader:
             EnvironmentFault: the images do not fit on the device.
         """
         used = torch.cat(list(groups)).sort().values
-        gib = len(used) * self.crop.channels * self.crop.image_size**2 / 2**30
+        gib = len(used) * self.crop.reading.channels * self.crop.reading.image_size**2 / 2**30
         if self.crop.random_crop or gib > self.memory_limit_gib:
             return [StreamedSplit(images, self.crop, group, self.device, self.workers) for group in groups]
         try:
@@ -230,8 +231,8 @@ class SplitLoader:
         return [ResidentSplit(pixels, at, images.labels[group], group) for at, group in zip(rows, groups, strict=True)]
 
     def _decode(self, images: ImageSet, indices: Tensor) -> Tensor:
-        size, total = self.crop.image_size, len(indices)
-        decoded = torch.empty(total, self.crop.channels, size, size, dtype=torch.uint8)
+        size, total = self.crop.reading.image_size, len(indices)
+        decoded = torch.empty(total, self.crop.reading.channels, size, size, dtype=torch.uint8)
         # Threads would not help: for small images most of the time is spent in Python.
         workers = self.workers if total > WORTH_WORKERS else 0
         reader = StreamedSplit(images, self.crop, indices, torch.device("cpu"), workers)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,13 @@ from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
 from ..runtime.sanitize import printable
 from .dataset_factory import open_source
-from .decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors
+from .decode import CorruptImageError, bombs_as_errors
+from .folders import LeftOut
 from .image_dataset import ImageSet, Source
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
+from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits
+from .survey import Survey, choose_reading, notes, survey
 
 __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits", "worker_faults"]
 
@@ -28,7 +32,7 @@ __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits
 Check = Callable[[str, tuple[str, ...], int, str | None], None]
 
 FINGERPRINT_IMAGES = 100_000  # of a larger data set the fingerprint covers names and sizes instead of contents
-INSPECTED_IMAGES = 2_000  # images whose headers decide between one channel and three
+COMPARED_IMAGES = 256  # of a streamed split, to find out whether all images are equal
 
 
 @dataclass
@@ -52,6 +56,11 @@ class DataSplits:
             on the data set's folder, on the image size, or on how images are loaded.
         corrupt: images left out, each as `name: reason`; the first call of `test` adds those of the test split.
         resident: whether the images are in memory.
+        reading: how these and later images become the network's input.
+        survey: what the headers say of the images of both splits, and of those that no split uses.
+        notes: sentences for the user on how the data set was understood and its images are read.
+        left_out: files and folders of the data set that are not used; the first call of `test` adds those of its split.
+        own_validation: whether the meta-validation split is the data set's own.
     """
 
     name: str
@@ -67,7 +76,12 @@ class DataSplits:
     fingerprint: str
     corrupt: tuple[str, ...]
     resident: bool
+    reading: ImageReading
     _open_test: Callable[[], tuple[Split, tuple[str, ...]]] = field(repr=False)
+    survey: Survey | None = None
+    notes: tuple[str, ...] = ()
+    left_out: list[LeftOut] = field(default_factory=list)
+    own_validation: bool = False
     _test: Split | None = field(default=None, init=False, repr=False)
 
     def test(self) -> Split:
@@ -108,9 +122,8 @@ def load_splits(
         InputError: the data set or the bundle's indices cannot be used.
         EnvironmentFault: the images do not fit on the device.
     """
-    _check_settings(config, drawn=meta_validation is None)
-    with communicator().local_main_process_first():
-        source = open_source(config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download)
+    source = open_dataset(config)
+    _check_settings(config, drawn=meta_validation is None and source.meta_validation is None)
     pool, classes = source.pool, source.classes
     if check is not None:
         check(source.name, classes, len(pool), None)
@@ -121,10 +134,14 @@ def load_splits(
         why = f"has {len(indices.train)} training images, fewer than batch_size = {config.batch_size}"
         raise InputError(source.where, why, "lower batch_size or raise train_per_class")
 
-    channels = 1 if _all_gray(pool, indices.usable) else 3
-    loader = SplitLoader(_resized_crop(config, channels, stage), device, config.workers, config.memory_limit_gib)
+    found = survey(pool, torch.cat(indices.usable).sort().values)
+    reading = choose_reading(config, found, pool, indices.train)
+    random = config.base_augmentation == "random_resized_crop"
+    cropper = Cropper(reading, random, config.seed, stage)
+    loader = SplitLoader(cropper, device, config.workers, config.memory_limit_gib)
     train, validation = loader.load(pool, [indices.train, indices.meta_validation])
-    mean, std = normalisation_of(config, channels) or channel_statistics(train, channels)
+    _check_not_all_equal(train, source)
+    mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
     digest = fingerprint(classes, pool, used)
     if check is not None:
@@ -132,7 +149,7 @@ def load_splits(
     return DataSplits(
         name=source.name,
         classes=classes,
-        channels=channels,
+        channels=reading.channels,
         image_size=config.image_size,
         pool_size=len(pool),
         counts=tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist()),
@@ -143,8 +160,60 @@ def load_splits(
         fingerprint=digest,
         corrupt=tuple(indices.corrupt.values()),
         resident=isinstance(train, ResidentSplit),
+        reading=reading,
+        survey=found,
+        notes=(*source.notes, *_left_out_note(source), *notes(config, found, reading, len(train))),
+        left_out=source.left_out,
+        own_validation=meta_validation is None and source.meta_validation is not None,
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
     )
+
+
+def open_dataset(config: RunConfig) -> Source:
+    """The data set that a configuration names; of several processes on a machine one downloads it for all.
+
+    Raises:
+        UsageError, InputError, EnvironmentFault: as `open_source`.
+    """
+    with communicator().local_main_process_first():
+        return open_source(
+            config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download, config.nested_classes
+        )
+
+
+def _left_out_note(source: Source) -> list[str]:
+    if not source.left_out:
+        return []
+    reasons = Counter(each.why for each in source.left_out).most_common()
+    shown = ", ".join(f"{count} {printable(why)}" for why, count in reasons[:3])
+    more = f" and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+    return [f"{len(source.left_out)} files and folders are not used: {shown}{more}"]
+
+
+def _check_not_all_equal(train: Split, source: Source) -> None:
+    """Check that the network can learn something: not all training images are the same.
+
+    Raises:
+        InputError: they are.
+    """
+    if len(train) < 2:
+        return
+    if isinstance(train, ResidentSplit):
+        equal = all(
+            bool((train.images[rows.to(train.images.device)] == train.images[train.rows[0]]).all())
+            for rows in train.rows.split(1024)
+        )
+    elif isinstance(train, StreamedSplit):
+        some = train.indices[torch.linspace(0, len(train) - 1, min(len(train), COMPARED_IMAGES)).long()].tolist()
+        pixels = (train.crop.central(train.images.read(index), train.images.name(index)) for index in some)
+        with bombs_as_errors():
+            first = next(pixels)
+            equal = all(bool((each == first).all()) for each in pixels)
+    else:
+        equal = False
+    if equal:
+        why = f"all {len(train)} training images are the same at the network's input, so there is nothing to learn"
+        raise InputError(source.where, why, "look at the files, or set value_range or alpha_background")
 
 
 def _check_settings(config: RunConfig, drawn: bool) -> None:
@@ -163,11 +232,6 @@ def _check_test_split(source: Source, config: RunConfig) -> None:
         raise _no_test_split(source)
     if source.check_test is not None:
         source.check_test()
-
-
-def _resized_crop(config: RunConfig, channels: int, stage: str) -> ResizedCrop:
-    random = config.base_augmentation == "random_resized_crop"
-    return ResizedCrop(channels, config.image_size, EVALUATION_SHARE if random else 1.0, random, config.seed, stage)
 
 
 def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
@@ -204,14 +268,6 @@ def _corrupt(images: ImageSet, skip_corrupt: bool, indices: Tensor) -> dict[int,
     order = indices.tolist()
     with bombs_as_errors():
         return {index: why for index, why in zip(order, threaded_map(order, fault), strict=True) if why}
-
-
-def _all_gray(images: ImageSet, orders: Sequence[Tensor]) -> bool:
-    """Whether all images have one channel, judged by the first of each class, about `INSPECTED_IMAGES` in total."""
-    few = math.ceil(INSPECTED_IMAGES / len(orders))
-    inspected = torch.cat([order.sort().values[:few] for order in orders]).tolist()
-    with bombs_as_errors():
-        return all(threaded_map(inspected, images.gray))
 
 
 def channel_statistics(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

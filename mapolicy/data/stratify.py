@@ -165,7 +165,10 @@ def draw_splits(
     test, orders = take(orders, test_counts, classes, "test_per_class")
     corrupt = find_corrupt(torch.cat(orders).sort().values)
     usable = orders = without(orders, corrupt)
-    if meta_validation is None:
+    if meta_validation is None and source.meta_validation is not None:
+        validation = source.meta_validation[[index not in corrupt for index in source.meta_validation.tolist()]]
+        orders = without(orders, set(validation.tolist()))
+    elif meta_validation is None:
         counts = per_class(config.validation_per_class, sizes)
         validation, orders = take(orders, counts, classes, "validation_per_class")
     else:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
-from .decode import corrupt, decode, is_gray
+from .decode import Header, corrupt, decode, read_header
 from .image_dataset import ArrayImages, FileImages, ImageSet, Source, check_same_classes
 
 # Data sets whose test images have no labels in torchvision; their validation split is the test split.
@@ -41,8 +41,8 @@ class ReaderImages(ImageSet):
         return decode(self.content(index), f"image {index}")
 
     @override
-    def gray(self, index: int) -> bool:
-        return is_gray(self.content(index), f"image {index}")
+    def header(self, index: int) -> Header:
+        return read_header(self.content(index), f"image {index}")
 
 
 class PairImages(ImageSet):
@@ -67,10 +67,6 @@ class PairImages(ImageSet):
             return image if image.mode in ("L", "RGB") else image.convert("RGB")
         except Exception as problem:  # loaders of data sets raise exceptions of many kinds
             raise corrupt(f"image {index}", f"cannot be read ({problem})") from None
-
-    @override
-    def gray(self, index: int) -> bool:
-        return self.read(index).mode == "L"
 
 
 def open_timm(name: str, data_dir: Path, memory_limit_gib: float) -> Source:

@@ -8,7 +8,6 @@ from torch import nn
 
 from ..bundle.manifest_base import first_problem
 from ..config import RunConfig
-from ..data.decode import EVALUATION_SHARE
 from ..data.splits import DataSplits
 from ..errors import UsageError
 from ..models.factory import unique_tensors
@@ -35,7 +34,7 @@ def describe_network(
         UsageError: a file cannot say this; one line names the field.
     """
     known: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
-    images, classes = reading_of(config, splits), len(splits.classes)
+    images, classes = splits.reading.to_dict(), len(splits.classes)
     try:
         return NetworkConfig.model_validate(
             {
@@ -98,20 +97,6 @@ def save_network(path: Path, network: nn.Module, description: NetworkConfig) -> 
     """
     tensors = {name: to_raw(tensor) for name, tensor in unique_tensors(network).items()}
     write_atomically(path, network_bytes(description, tensors))
-
-
-def reading_of(config: RunConfig, splits: DataSplits) -> dict[str, Any]:
-    """How the run's images are read, as plain values."""
-    random = config.base_augmentation == "random_resized_crop"
-    return {
-        "channels": splits.channels,
-        "image_size": splits.image_size,
-        "resize": "crop",
-        "share": EVALUATION_SHARE if random else 1.0,
-        "interpolation": "bilinear",
-        "alpha_background": "black",
-        "value_range": None,
-    }
 
 
 def _shape(tensors: dict[str, Any], name: str) -> tuple[int, ...] | None:

@@ -8,11 +8,15 @@ from ..runtime.sanitize import invalid_bundle, quoted
 from .policy_bundle import PolicyBundle
 
 # A target may see the data at another size and under another base augmentation than the proxy did.
-FREE_DATA_SETTINGS = frozenset({"dataset", "download", "image_size", "base_augmentation", "cutout"})
+FREE_DATA_SETTINGS = frozenset(
+    {"dataset", "download", "image_size", "base_augmentation", "cutout", "interpolation", "nested_classes"}
+)
 
 
-# Another data set is split as the user says.
-SPLIT_SETTINGS = frozenset({"train_per_class", "validation_per_class", "test_per_class", "split_seed"})
+# Another data set is split as the user says, and its images may have other values.
+SPLIT_SETTINGS = frozenset(
+    {"train_per_class", "validation_per_class", "test_per_class", "split_seed", "value_range", "alpha_background"}
+)
 
 
 class DatasetComparison:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bundle.manifest import InputContract
-from ..data.decode import EVALUATION_SHARE, CorruptImageError, ResizedCrop, bombs_as_errors, decode, read_file
+from ..bundle.manifest import Manifest
+from ..data.decode import CorruptImageError, bombs_as_errors, read_file
+from ..data.reading import ImageReading
 from ..errors import InputError
 from ..policy.levels import StagedLevels
 from ..policy.policy_bundle import PolicyBundle
@@ -62,12 +63,12 @@ class Explanation:
         return {"image": self.name, "transformations": [rows[position] for position in self.order()]}
 
 
-def read_image(path: str, contract: InputContract) -> Tensor:
+def read_image(path: str, manifest: Manifest) -> Tensor:
     """Read, crop and resize an image file as the data sets do in evaluation.
 
     Args:
         path: image file of any size and of any format that Pillow reads.
-        contract: the bundle's input: channels, size, and whether the network was trained on random resized crops.
+        manifest: the bundle's: it says how images are read.
 
     Returns:
         uint8 [C, S, S].
@@ -75,11 +76,10 @@ def read_image(path: str, contract: InputContract) -> Tensor:
     Raises:
         InputError: the file cannot be read.
     """
-    share = EVALUATION_SHARE if contract.base_augmentation == "random_resized_crop" else 1.0
-    crop = ResizedCrop(contract.channels, contract.size, share, random_crop=False, seed=0, stage="explain")
+    reading = ImageReading.from_dict(manifest.image_reading())
     try:
         with bombs_as_errors():
-            return torch.tensor(crop.central(decode(read_file(path), path)))
+            return torch.tensor(reading.read(read_file(path), path))
     except CorruptImageError as problem:
         raise InputError(problem.what, problem.why, "name images that Pillow can read") from None
 

@@ -90,6 +90,11 @@ def infinite_strength() -> bytes:
     return container({"mapolicy": text}, small_tensors2())
 
 
+def infinite_range() -> bytes:
+    text = spelled(manifest_with({"reading": READING | {"value_range": [0.0, float("inf")]}}, draft2()))
+    return container({"mapolicy": text}, small_tensors2())
+
+
 def swap(values, first, second):
     values = list(values)
     values[first], values[second] = values[second], values[first]
@@ -125,6 +130,8 @@ EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 NAMES = list(space.OPERATION_NAMES)
 RANGES = manifest_with()["operations"]["ranges"]
 ROW = verification()["rows"]
+USUAL = {"resize": "crop", "interpolation": "bilinear", "alpha_background": "white", "value_range": None}
+READING = USUAL | {"resize": "pad", "value_range": [-1000.0, 1000.0]}
 
 # id: (what makes the file: bytes, or a function that writes to the path, and what the error must say)
 HOSTILE = {
@@ -362,6 +369,37 @@ HOSTILE = {
     ),
     "A23 edges of 500,000 bins": (forge2({"levels.edges": [0.0] * 500_000}), "levels.edges"),
     "A23 edges of texts": (forge2({"levels.edges": ["0"] * 5}), "levels.edges.0: found '0'"),
+    **{
+        f"A23 reading: {what}": (forge2({"reading": READING | {name: value}}), f"reading{says}")
+        for what, name, value, says in (
+            ("resize unknown", "resize", "stretch", ".resize: found 'stretch', expected crop or pad or squash"),
+            ("resize a path", "resize", "../crop", ".resize: found '../crop'"),
+            ("resize a number", "resize", 1, ".resize: found 1, expected a valid string"),
+            ("interpolation unknown", "interpolation", "cubic", ".interpolation: found 'cubic'"),
+            ("colour unknown", "alpha_background", "red", ".alpha_background: found 'red', expected white, black or"),
+            ("colour with a line break", "alpha_background", "white\n", ".alpha_background: found 'white"),
+            ("colour of 1 MB", "alpha_background", "#" * 2**20, ".alpha_background: found '###"),
+            ("range of one", "value_range", [1.0], ".value_range: found a list of 1, expected at least 2"),
+            ("range of three", "value_range", [1.0, 2.0, 3.0], ".value_range: found a"),
+            ("range reversed", "value_range", [2.0, 1.0], ".value_range: found a"),
+            ("range of nothing", "value_range", [1.0, 1.0], ".value_range: found a"),
+            ("range beyond", "value_range", [0.0, 1e13], ".value_range.1: found 10000000000000.0, expected less"),
+            ("range of texts", "value_range", ["0", "1"], ".value_range.0: found '0'"),
+            ("range true", "value_range", True, ".value_range: found True"),
+            ("another field", "more", 1, ".more is not a field of this format"),
+        )
+    },
+    "A23 reading with an infinite range": (infinite_range(), "manifest has the number Infinity"),
+    "A23 reading without resize": (
+        forge2({"reading": {name: value for name, value in READING.items() if name != "resize"}}),
+        "reading.resize is missing",
+    ),
+    "A23 reading that is the usual one": (forge2({"reading": USUAL}), "reading: its values are the usual ones"),
+    "A23 reading written as null": (forge2({"reading": None}), "not spelled as mapolicy writes it"),
+    "A23 reading in format 1": (
+        forge({"reading": READING}),
+        "format is 1, its parts are those of format 2",
+    ),
     "A23 levels a list": (forge2({"levels": []}), "levels: found a list of 0"),
     "A23 levels with another field": (forge2({"levels.more": 1}), "levels.more is not a field of this format"),
     "A23 levels without a strength": (forge2({"levels.strength": DELETE}), "levels.strength is missing"),

@@ -14,9 +14,9 @@ from PIL import Image
 
 from mapolicy.config import TrainConfig
 from mapolicy.data import splits as data
-from mapolicy.data.decode import ResizedCrop
 from mapolicy.data.image_dataset import ArrayImages, FileImages
 from mapolicy.data.loader import StreamedSplit
+from mapolicy.data.reading import Cropper, ImageReading
 from mapolicy.data.splits import load_splits
 from mapolicy.data.stratify import per_class
 from mapolicy.errors import EnvironmentFault, InputError, MapolicyError, UsageError
@@ -356,7 +356,7 @@ class Hanging(ArrayImages):
 def test_dead_and_hanging_workers(kind, says, monkeypatch):
     monkeypatch.setattr("mapolicy.data.loader.PATIENCE", 1.0)
     images = kind(np.zeros((8, 4, 4), dtype=np.uint8), [0] * 8)
-    split = StreamedSplit(images, ResizedCrop(1, 4, 1.0, False, 0, "train"), torch.arange(8), CPU, 1)
+    split = StreamedSplit(images, Cropper(ImageReading(1, 4, share=1.0), False, 0, "train"), torch.arange(8), CPU, 1)
     start = time.monotonic()
     with pytest.raises(EnvironmentFault, match=says):
         every_batch(split)
@@ -396,9 +396,10 @@ def test_constant_channel_has_std_one(tmp_path):
     for name in CLASSES:
         (tmp_path / "zoo" / name).mkdir(parents=True)
         for number in range(12):
-            Image.new("L", (8, 8), 51).save(tmp_path / "zoo" / name / f"{number}.png")
+            Image.new("RGB", (8, 8), (51, 20 * number, 0)).save(tmp_path / "zoo" / name / f"{number}.png")
     splits = load(tmp_path / "zoo")
-    assert (splits.mean, splits.std) == ((0.2,), (1.0,))
+    assert (splits.mean[0], splits.std[0], splits.mean[2], splits.std[2]) == (0.2, 1.0, 0.0, 1.0)
+    assert splits.std[1] < 0.5
 
 
 @pytest.mark.parametrize("most", [100_000, 0])

@@ -25,6 +25,7 @@ DOCUMENT = ROOT / "docs" / "bundle-format.md"
 # Patterns in words.
 PATTERNS = {
     r"^(?:[a-z][a-z0-9_]*)": "lower-case letters, digits and `_`, a letter first",
+    r"^(?:white|black|": "`white`, `black`, or `#` and six lower-case hexadecimal digits",
     r"^(?:[0-9a-f]{64})": "64 lower-case hexadecimal digits",
     r"^(?:[a-z][a-z0-9_-]*)": "lower-case letters, digits, `_` and `-`, a letter first",
     r"^(?:folder:": "a name: letters, digits, `_`, `.`, `-`, up to three `/`; or `folder:` and one such part",

@@ -30,11 +30,15 @@ MEAN_WEIGHT = {"sampler": "mean-weight", "weighting": "policy", "verify": False}
 LEVELS = {"sampler": "alignment", "weighting": "equal", "verify": True, "level_bins": 2, "policy_input": "features",
     "train_per_class": 40, "validation_per_class": 2,
     "proxy": "vit_tiny_patch16_224", "model_args": TINY["model_args"] | {"embed_dim": 4}}  # fmt: skip
+READING = {"resize": "pad", "interpolation": "bicubic", "alpha_background": "#808080", "value_range": "0:4095",
+    "policy_input": "features", "train_per_class": 40, "validation_per_class": 2,
+    "proxy": "vit_tiny_patch16_224", "model_args": TINY["model_args"] | {"embed_dim": 4}}  # fmt: skip
 # name: settings that differ from the recipe for digits, and how the extractor is stored
 BUNDLES = {
     "format-1-scalar": (TINY | MEAN_WEIGHT, "float32"),
     "format-1-per-layer": ({"proxy": "wrn10_1", "alpha": "per-layer"} | MEAN_WEIGHT, "float16"),
     "format-2-levels": (LEVELS, "float16"),
+    "format-2-reading": (MEAN_WEIGHT | READING, "float16"),
 }
 # name: what the first of them is slimmed to
 SLIM = {f"format-1-slim-{dtype}": dtype for dtype in ("float16", "bfloat16")}

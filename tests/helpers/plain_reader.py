@@ -32,7 +32,7 @@ def read(path: Path):
     manifest = json.loads(metadata["mapolicy"], object_pairs_hook=without_repeats)
     assert canonical(manifest) == metadata["mapolicy"]
     assert manifest["format"] in (1, 2), f"format {manifest['format']}, this reads 1 and 2"
-    assert (manifest["format"] == 2) == bool({"levels", "verification"} & set(manifest))
+    assert (manifest["format"] == 2) == bool({"levels", "verification", "reading"} & set(manifest))
     data, end, tensors = content[8 + length :], 0, {}
     digest = hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "digest"}).encode() + b"\n")
     for name, entry in header.items():

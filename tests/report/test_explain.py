@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from mapolicy import PolicyBundle
-from mapolicy.data.decode import ResizedCrop
 from mapolicy.data.image_dataset import FileImages
+from mapolicy.data.reading import Cropper, ImageReading
 from mapolicy.errors import InputError
 from mapolicy.report.explain import explain, read_image
 from mapolicy.report.sample_weights import SampleWeights
@@ -21,7 +21,7 @@ CHOSEN = "Rotate:5,Color:-3; Solarize:9; Equalize; Identity; Brightness:-9.5,Tra
 def test_each_weight_is_the_policys_output_over_the_mean(bundle: PolicyBundle, tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     Image.fromarray(draws.integers(0, 256, (30, 40), dtype=np.uint8)).save(tmp_path / "a.png")
-    image = read_image(str(tmp_path / "a.png"), bundle.manifest.input)
+    image = read_image(str(tmp_path / "a.png"), bundle.manifest)
     chosen, sample_weights = parse_transformations(CHOSEN), SampleWeights(bundle, torch.device("cpu"))
     found = explain(sample_weights, image, chosen, "a\x1b[31m.png")
     assert found.name == "a?[31m.png"
@@ -52,8 +52,8 @@ def test_an_image_is_brought_to_size_as_a_data_sets(
     draws = np.random.default_rng(1)
     Image.fromarray(draws.integers(0, 256, (50, 31, 3), dtype=np.uint8)).save(tmp_path / "b.png")
     contract = bundle.manifest.input.model_copy(update={"size": 16, "channels": channels, "base_augmentation": base})
-    found = read_image(str(tmp_path / "b.png"), contract)
-    crop = ResizedCrop(channels, 16, share, False, 0, "search")
+    found = read_image(str(tmp_path / "b.png"), bundle.manifest.model_copy(update={"input": contract}))
+    crop = Cropper(ImageReading(channels, 16, share=share), False, 0, "search")
     expected = crop.central(FileImages(tmp_path, ["b.png"], [0]).read(0))
     assert found.shape == (channels, 16, 16)
     assert np.array_equal(found.numpy(), expected)
@@ -63,4 +63,4 @@ def test_an_unreadable_image_is_named(bundle: PolicyBundle, tmp_path: Path) -> N
     (tmp_path / "c.png").write_bytes(b"no image")
     for name, why in (("c.png", "not an image that Pillow can read"), ("d.png", "No such file"), ("", "is a folder")):
         with pytest.raises(InputError, match=why):
-            read_image(str(tmp_path / name), bundle.manifest.input)
+            read_image(str(tmp_path / name), bundle.manifest)

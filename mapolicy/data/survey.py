@@ -1,0 +1,235 @@
+"""What the images of a data set are like, from their headers, and what that decides: how images are read."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import EVALUATION_SHARE, LARGEST_VALUE, RunConfig
+from .decode import CorruptImageError, Header, bombs_as_errors
+from .image_dataset import ImageSet
+from .loader import threaded_map
+from .reading import ImageReading
+
+SURVEYED = 100_000  # images of which all headers are read; of a larger set so many, evenly spaced
+MEASURED = 20_000  # images that are decoded to find out the range of their values, likewise
+USUAL_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
+WIDE_SHARE = 0.6  # of a median image: a central square that keeps less gets a hint
+FAIR_SHARE = 0.1  # of an epoch: batches that leave out more get a warning
+FULL_RANGE = (32768, 65535)  # the largest value of images that use all of 16 bits lies between these
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts over the headers of images.
+
+    Attributes:
+        images: number of images whose headers were read.
+        total: number of images that there are.
+        width, height: medians, in pixels.
+        square_share: median share of an image that its central square has, 0 to 1.
+        smallest, largest: smallest and largest side, in pixels.
+        formats, modes: number of images by Pillow's names.
+        colour: images with three channels.
+        transparent: images with an alpha channel or a transparent colour.
+        turned: images that are stored in another orientation than they are seen in.
+        animated: images with several frames.
+        wide: positions of the images with more than eight bits a pixel, among those whose headers were read.
+        unreadable: by position, what is wrong with images that have no header.
+    """
+
+    images: int
+    total: int
+    width: int
+    height: int
+    square_share: float
+    smallest: int
+    largest: int
+    formats: Mapping[str, int]
+    modes: Mapping[str, int]
+    colour: int
+    transparent: int
+    turned: int
+    animated: int
+    wide: tuple[int, ...]
+    unreadable: Mapping[int, str]
+
+    @property
+    def size(self) -> str:
+        """The median size in words."""
+        return f"{self.width} x {self.height}"
+
+
+def survey(images: ImageSet, indices: Tensor) -> Survey:
+    """Read the headers of images: of all of them, or of `SURVEYED` evenly spaced ones.
+
+    Where those are all grey, the others are searched for a colour image too: it decides the number of channels.
+
+    Args:
+        images: the image set.
+        indices: int64: which of them.
+    """
+    order = _spread(indices, SURVEYED)
+    found = _headers(images, order)
+    headers = [header for header in found if isinstance(header, Header)]
+    colour = sum(not header.gray for header in headers)
+    if not colour and len(order) < len(indices):
+        rest = indices[~torch.isin(indices, torch.tensor(order))].tolist()
+        colour = sum(isinstance(each, Header) and not each.gray for each in _headers(images, rest))
+    sides = [side for header in headers for side in (header.width, header.height)] or [0]
+    shares = [min(each.width, each.height) / max(each.width, each.height, 1) for each in headers] or [1.0]
+    return Survey(
+        images=len(order),
+        total=len(indices),
+        width=round(statistics.median([header.width for header in headers] or [0])),
+        height=round(statistics.median([header.height for header in headers] or [0])),
+        square_share=statistics.median(shares),
+        smallest=min(sides),
+        largest=max(sides),
+        formats=_counts(header.format or "arrays" for header in headers),
+        modes=_counts(header.mode for header in headers),
+        colour=colour,
+        transparent=sum(header.alpha for header in headers),
+        turned=sum(header.turned for header in headers),
+        animated=sum(header.animated for header in headers),
+        wide=tuple(i for i, header in zip(order, found, strict=True) if isinstance(header, Header) and header.wide),
+        unreadable={i: why for i, why in zip(order, found, strict=True) if isinstance(why, str)},
+    )
+
+
+def choose_reading(config: RunConfig, found: Survey, images: ImageSet, training: Tensor) -> ImageReading:
+    """How the images of a data set, and every later image, are read.
+
+    Args:
+        config: its image_size, resize, interpolation, alpha_background, value_range and base_augmentation are used.
+        found: headers of the pool.
+        images: the pool.
+        training: int64: the training split, whose values decide the range.
+
+    Raises:
+        CorruptImageError: an image whose values are needed cannot be decoded.
+    """
+    crops = config.base_augmentation == "random_resized_crop"
+    span = config.fixed_value_range
+    if config.value_range == "auto":
+        used = set(training.tolist())
+        span = measured_range(images, [index for index in found.wide if index in used])
+    return ImageReading(
+        channels=3 if found.colour else 1,
+        image_size=config.image_size,
+        resize=config.resize,
+        share=EVALUATION_SHARE if crops and config.resize == "crop" else 1.0,
+        interpolation=config.interpolation,
+        alpha_background=config.alpha_background,
+        value_range=span,
+    )
+
+
+def measured_range(images: ImageSet, indices: Sequence[int]) -> tuple[float, float] | None:
+    """The smallest and the largest value of images with more than eight bits a pixel.
+
+    None for no images, and for unsigned ones that use all of 16 bits: their upper eight bits are taken.
+
+    Raises:
+        CorruptImageError: one cannot be decoded.
+    """
+    if not indices:
+        return None
+
+    def ends(index: int) -> tuple[float, float, bool]:
+        image = images.read(index)
+        values = np.asarray(image)
+        values = values[np.isfinite(values)] if image.mode == "F" else values
+        if not values.size:
+            return float("inf"), float("-inf"), True
+        return float(values.min()), float(values.max()), image.mode == "F"
+
+    with bombs_as_errors():
+        found = threaded_map(_spread(torch.tensor(indices), MEASURED), ends)
+    low, high = max(-LARGEST_VALUE, min(each[0] for each in found)), min(LARGEST_VALUE, max(each[1] for each in found))
+    if low >= 0 and FULL_RANGE[0] <= high <= FULL_RANGE[1] and not any(each[2] for each in found):
+        return None
+    return (low, high) if low < high else (min(low, LARGEST_VALUE - 1), min(low, LARGEST_VALUE - 1) + 1)
+
+
+def notes(config: RunConfig, found: Survey, reading: ImageReading, training: int) -> list[str]:
+    """Sentences for the user about images that are read in a way that they may not expect, and about the batches.
+
+    Args:
+        config: of the run.
+        found: headers of the pool.
+        reading: how they are read.
+        training: number of images in the training split.
+    """
+    lines = []
+    if found.images < found.total:
+        lines.append(f"the headers of {found.images} of {found.total} images were read, evenly spaced")
+    if 0 < found.colour < found.images:
+        lines.append(f"{found.colour} of {found.images} images are in colour, so all are read in colour")
+    if found.transparent:
+        background = reading.alpha_background
+        lines.append(
+            f"{found.transparent} images can be transparent: they are blended over {background} (alpha_background)"
+        )
+    if found.animated:
+        lines.append(f"{found.animated} images are animated: their first frame is read")
+    if found.wide and reading.value_range is not None:
+        low, high = (f"{value:g}" for value in reading.value_range)
+        lines.append(
+            f"{len(found.wide)} images have more than 8 bits a pixel: their values {low} to {high}, the range of the "
+            "training split, become black to white (value_range)"
+        )
+    return [*lines, *_size_notes(found, reading), *_batch_notes(config, training)]
+
+
+def _size_notes(found: Survey, reading: ImageReading) -> list[str]:
+    lines, side = [], min(found.width, found.height)
+    if side >= 2 * reading.image_size:
+        sizes = [str(size) for size in USUAL_SIZES if reading.image_size < size <= side]
+        named = f": --set image_size={' or '.join(sizes[-3:])} shows more" if sizes else ""
+        lines.append(f"images of {found.size} (median) are used at {reading.image_size} x {reading.image_size}{named}")
+    if reading.resize == "crop" and found.square_share < WIDE_SHARE:
+        lines.append(
+            f"the central square of a median image is {100 * found.square_share:.0f} % of it, and the rest is not "
+            "seen; --resize pad or --resize squash keeps all of it"
+        )
+    return lines
+
+
+def _batch_notes(config: RunConfig, training: int) -> list[str]:
+    batches = training // config.batch_size
+    left = training - batches * config.batch_size
+    if not batches or left <= FAIR_SHARE * training:
+        return []
+    better = training // (batches + 1)
+    return [
+        f"warning: {training} training images make {batches} batches of {config.batch_size} an epoch, and {left} "
+        f"images are left out of each epoch; --set batch_size={better} leaves out {training - (batches + 1) * better}"
+    ]
+
+
+def _headers(images: ImageSet, order: Sequence[int]) -> list[Header | str]:
+    def header(index: int) -> Header | str:
+        try:
+            return images.header(index)
+        except CorruptImageError as problem:
+            return problem.why
+
+    with bombs_as_errors():
+        return threaded_map(order, header)
+
+
+def _spread(indices: Tensor, most: int) -> list[int]:
+    """At most so many of the indices, evenly spaced."""
+    if len(indices) <= most:
+        return [int(index) for index in indices.tolist()]
+    at = torch.linspace(0, len(indices) - 1, most, dtype=torch.float64).round().to(torch.int64)
+    return [int(index) for index in indices[at].tolist()]
+
+
+def _counts(names: object) -> dict[str, int]:
+    return dict(Counter(names).most_common())  # type: ignore[call-overload]
