@@ -27,7 +27,6 @@ from . import (
     import_policy,
     inspect,
     listing,
-    preview,
     pull,
     push,
     report,
@@ -67,7 +66,6 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]] = {
         "compare": compare.compare,
     },
     "Policies": {
-        "preview": preview.preview,
         "inspect": inspect.inspect,
         "explain": explain.explain,
         "explore": explore.explore,

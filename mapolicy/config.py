@@ -50,6 +50,9 @@ COMPILE = ("auto", "never", "always")
 SCHEDULES = ("cosine", "theorem1")
 ON_DIVERGENCE = ("stop", "rollback")
 NORMALISATIONS = ("auto", "data", "network")
+BALANCES = ("none", "sampler", "loss")
+LAST_BATCHES = ("drop", "keep")
+TRAIN_SCHEDULES = ("cosine", "tanh", "poly", "step", "wsd", "rsqrt", "constant")
 
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # of networks
 
@@ -76,13 +79,41 @@ LATER: Mapping[str, Any] = {
     "alpha_background": "white",
     "value_range": "auto",
     "nested_classes": False,
+    "label_smoothing": 0.0,
+    "balance": "none",
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "mix_probability": 1.0,
+    "ema_decay": 0.0,
+    "keep_best": False,
+    "early_stopping": 0,
+    "last_batch": "drop",
 }
 
 # Settings that a recipe may leave out: their defaults change nothing.
 OPTIONAL = frozenset(
-    {"pretrained", "normalisation", "freeze", "layer_decay"}
-    | {"resize", "interpolation", "alpha_background", "value_range", "nested_classes"}
+    {
+        *("pretrained", "normalisation", "freeze", "layer_decay"),
+        *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
+        *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
+        *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
+    }
 )
+
+_MIXES = "it mixes images, so no image has a loss of its own, and the hypergradient is of each image's weight"
+# Settings that cannot be used while a policy is learned, and why.
+NOT_WHILE_LEARNING: Mapping[str, str] = {
+    "mixup": _MIXES,
+    "cutmix": _MIXES,
+    "last_batch": "weights are relative to the other images of a batch, so all batches must be of one size",
+}
+# Settings that cannot be used in a search, and why.
+NOT_IN_SEARCH: Mapping[str, str] = {
+    **NOT_WHILE_LEARNING,
+    "ema_decay": "the policy reads the proxy's own features and has never seen those of an average",
+    "keep_best": "the proxy of the best epoch goes with the policy of that epoch, and the policy is that of the last",
+    "early_stopping": "the policy's sampler and its memory follow the length of the run",
+}
 
 # Where and how a run executes. The result does not depend on these (threads and device: up to rounding). A run knows
 # the file of `weights` by its content.
@@ -206,7 +237,39 @@ class RunConfig:
     weight_decay: float = Field(ge=0, description="task network's weight decay")
     decay_all: bool = Field(True, description="decay biases and normalisation layers too")
     clip_norm: float = Field(ge=0, description="largest global gradient norm; 0 does not clip")
-    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up before the cosine schedule")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up before the schedule")
+    label_smoothing: float = Field(
+        0.0, ge=0, le=0.99, description="share of a training label that is spread evenly over all classes"
+    )
+    balance: Annotated[str, OneOf(BALANCES)] = Field(
+        "none",
+        description="classes of unequal size: none, draw each class equally often (sampler), or weigh their losses "
+        "inversely to their number of images (loss)",
+    )
+    mixup: float = Field(0.0, ge=0, le=100, description="alpha of MixUp, after the policy; 0: no MixUp")
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="alpha of CutMix, after the policy; 0: no CutMix; with MixUp each is half of them",
+    )
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the batches that MixUp or CutMix change")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        le=0.999999,
+        description="decay of a moving average of the weights, which is then measured and saved; 0: none",
+    )
+    keep_best: bool = Field(
+        False, description="measure and save the weights of the epoch with the best meta-validation accuracy"
+    )
+    early_stopping: int = Field(
+        0, ge=0, description="epochs without a better meta-validation accuracy after which training ends; 0: never"
+    )
+    last_batch: Annotated[str, OneOf(LAST_BATCHES)] = Field(
+        "drop",
+        description="an epoch's last images where they are too few for a batch: leave them out, or train on them",
+    )
 
     validation_batch_size: int = Field(ge=1, le=1_000_000, description="meta-validation images of one hypergradient")
     policy_learning_rate: float = Field(ge=0, description="AdamW's learning rate for theta (beta of Eq. 3)")
@@ -314,6 +377,10 @@ class RunConfig:
             raise setting_error(cls.__name__, cls.stage, cls.settings(), problem) from None
 
     def __post_init__(self) -> None:
+        for name in ("label_smoothing", "mixup", "cutmix"):
+            if getattr(self, name) and self.training_loss != "cross-entropy":
+                why = f"the loss {self.training_loss!r} takes whole labels, and this makes labels of several classes"
+                raise UsageError(name, why, "use training_loss=cross-entropy")
         if self.pretrained and self.weights:
             raise UsageError("weights", "the network can start from one set of weights alone", "leave pretrained out")
         if self.warmup_epochs >= self.epochs:
@@ -331,6 +398,16 @@ class RunConfig:
             other = "reject_below_mean" if self.reject_below_mean else "meta_fraction"
             why = "the weighted step uses the virtual step's gradient, so it needs all samples and their weights"
             raise UsageError("simultaneous", why, f"leave {other} out")
+
+    def _refuse(self, reasons: Mapping[str, str], where: str, remedy: str) -> None:
+        for name, why in reasons.items():
+            if getattr(self, name) != LATER[name]:
+                raise UsageError(f"{name} in {where}", why, remedy)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the result is the best epoch's network; that of early stopping always is."""
+        return self.keep_best or self.early_stopping > 0
 
     @property
     def fixed_value_range(self) -> tuple[float, float] | None:
@@ -445,6 +522,7 @@ class SearchConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._refuse(NOT_IN_SEARCH, "a search", "leave it out; `train` has it")
         if self.schedule == "theorem1" and (self.warmup_epochs or self.alpha_learning_rate):
             why = "all its learning rates are constant, also alpha's"
             raise UsageError("schedule theorem1", why, "set warmup_epochs=0 and alpha_learning_rate=0")
@@ -482,6 +560,16 @@ class TrainConfig(RunConfig):
         "frozen", description="keep the bundle's policy frozen, or go on training it"
     )
     include_validation: bool = Field(False, description="train on the meta-validation images as well")
+    schedule: Annotated[str, OneOf(TRAIN_SCHEDULES)] = Field(
+        "cosine", description="timm's schedule of the learning rate after the warm-up"
+    )
+    decay_epochs: float = Field(
+        0.3,
+        ge=0.001,
+        description="epochs between the drops of `step`, or of the last part of `wsd` and `rsqrt`; below 1 a share of "
+        "the epochs after the warm-up",
+    )
+    decay_rate: float = Field(0.1, ge=0, le=10, description="factor of `step`, or power of `poly`")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -489,6 +577,11 @@ class TrainConfig(RunConfig):
             raise UsageError(
                 "mode finetune", f"policy {self.policy!r} has nothing to learn", "use --mode frozen or --policy learned"
             )
+        if self.mode == "finetune":
+            self._refuse(NOT_WHILE_LEARNING, "mode finetune", "use --mode frozen or leave it out")
+        if self.include_validation and self.keeps_best:
+            why = "the best epoch is found on the meta-validation images, so they cannot be trained on"
+            raise UsageError("include_validation", why, "leave it out, or leave early_stopping and keep_best out")
         if self.mode == "finetune" and self.include_validation:
             raise UsageError(
                 "include_validation",

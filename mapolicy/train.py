@@ -55,6 +55,8 @@ class TrainResult:
         digest: of the bundle that was used; None for a baseline without one.
         dataset_mismatch: what tells the data set from the bundle's, where that was allowed; empty where nothing does.
         refined: the bundle with theta, alpha and p_jk as fine-tuned; None if they were not.
+        epochs: that it was trained for; fewer than asked for after early stopping.
+        best_epoch: whose weights the network has, where `keep_best` or `early_stopping` chose it; else None.
     """
 
     network: nn.Module
@@ -67,6 +69,8 @@ class TrainResult:
     digest: str | None
     dataset_mismatch: tuple[str, ...]
     refined: PolicyBundle | None
+    epochs: int
+    best_epoch: int | None
 
     def figures(self) -> dict[str, Any]:
         """The result as plain values, without the network and the bundle; percentages of the test split."""
@@ -144,6 +148,8 @@ def train_network(
                 digest=digest,
                 dataset_mismatch=differences,
                 refined=_refined(config, learned, state, iteration) if learned is not None else None,
+                epochs=run.epochs,
+                best_epoch=setup.selection.best_epoch or None,
             )
             if out is not None and result.refined is not None:
                 result.refined.save(out)
@@ -211,7 +217,7 @@ def plan(
     on_note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Iteration, RunState]:
     """What an iteration does under this policy, and what of it moves."""
-    modules: dict[str, nn.Module] = {"network": setup.network}
+    modules: dict[str, nn.Module] = {"network": setup.network, **setup.selection.modules}
     optimizers: dict[str, Optimizer] = {"network": setup.optimizer}
     if config.policy not in SEARCHED_POLICIES:
         return WeightedIteration(setup, build_augmentation(config, setup.splits.name)), RunState(modules, optimizers)

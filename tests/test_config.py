@@ -12,8 +12,18 @@ import timm
 from pydantic import TypeAdapter, ValidationError
 
 import mapolicy.models  # noqa: F401 - registers the networks in timm
-from mapolicy.config import FAST, LATER, MACHINE_FIELDS, RunConfig, SearchConfig, TrainConfig
+from mapolicy.config import (
+    FAST,
+    LATER,
+    MACHINE_FIELDS,
+    NOT_IN_SEARCH,
+    NOT_WHILE_LEARNING,
+    RunConfig,
+    SearchConfig,
+    TrainConfig,
+)
 from mapolicy.errors import InputError, UsageError
+from mapolicy.registries import LOSSES
 from mapolicy.runtime.toml_file import read_toml
 from mapolicy.setting_types import OneOf
 
@@ -150,7 +160,8 @@ def test_numbers_keep_to_their_range(kind: type[RunConfig], name: str, number: t
     low, high = schema["minimum"], schema.get("maximum")
     assert low is not None
     assert low >= 0, "nothing here may be negative"
-    inside = [end for end in (low, high) if end is not None]
+    refused = kind is SearchConfig and name in NOT_IN_SEARCH  # but for the default, its lowest value
+    inside = [end for end in (low, None if refused else high) if end is not None]
     for end in inside:
         assert getattr(make(kind, **{name: number(end)}), name) == end
     outside = [low - 1] if number is int else [math.nextafter(low, -math.inf), math.nan, math.inf, -math.inf]
@@ -378,3 +389,37 @@ def test_a_short_name_of_a_network_is_a_name_of_the_registry(kind: type[RunConfi
     config = make(kind, **{kind.network_field: "pyramidnet"})
     assert config.network == config.to_mapping()[kind.network_field] == "pyramidnet272_a200"
     assert make(kind, **{kind.network_field: "resnet18"}).network == "resnet18"
+
+
+# ---- what a policy cannot be learned with
+
+OTHER = {"mixup": 0.2, "cutmix": 1.0, "ema_decay": 0.99, "keep_best": True, "early_stopping": 3, "last_batch": "keep"}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_a_search_cannot_do_is_refused_with_its_reason(name: str) -> None:
+    assert OTHER.keys() == NOT_IN_SEARCH.keys()
+    with pytest.raises(InputError, match=f"{name} in a search: {NOT_IN_SEARCH[name]}; leave it out; `train` has it"):
+        make(SearchConfig, **{name: OTHER[name]})
+    make(TrainConfig, **{name: OTHER[name]})
+    if name in NOT_WHILE_LEARNING:
+        with pytest.raises(InputError, match=f"{name} in mode finetune: {NOT_IN_SEARCH[name]}; use --mode frozen"):
+            make(TrainConfig, mode="finetune", **{name: OTHER[name]})
+    else:
+        make(TrainConfig, mode="finetune", **{name: OTHER[name]})
+
+
+def test_the_best_epoch_needs_images_that_are_not_trained_on() -> None:
+    for name in ("early_stopping", "keep_best"):
+        with pytest.raises(InputError, match="the best epoch is found on the meta-validation images"):
+            make(TrainConfig, include_validation=True, **{name: OTHER[name]})
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "mixup", "cutmix"])
+def test_labels_of_several_classes_need_the_cross_entropy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    LOSSES.register("other", "for the test")(lambda logits, labels: logits)
+    try:
+        with pytest.raises(InputError, match=f"{name}: the loss 'other' takes whole labels"):
+            make(TrainConfig, training_loss="other", **{name: 0.1})
+    finally:
+        LOSSES.remove("other")

@@ -458,3 +458,17 @@ def test_what_cannot_be_saved_is_found_before_the_first_iteration(make_train_con
     monkeypatch.setattr("mapolicy.train.Trainer", lambda *_: pytest.fail("the training began"))
     with pytest.raises(ValueError, match="cannot be saved"):
         train_network(make_train_config(policy="none"), run_dir=tmp_path / "run")
+
+
+def test_stochastic_depth_is_an_argument_of_the_network(make_train_config, bundle: PolicyBundle) -> None:
+    """It changes the training, frozen and fine-tuned, and is off where accuracy is measured."""
+    for mode in ("frozen", "finetune"):
+        config = make_train_config(mode=mode, arch="test_convnext", image_size=32, batch_size=512)
+        plain, dropped = (
+            train_network(config.with_changes(epochs=1, model_args=arguments), bundle).network
+            for arguments in ({}, {"drop_path_rate": 0.5})
+        )
+        assert any(type(module).__name__ == "DropPath" for module in dropped.modules())
+        assert not torch.equal(plain.head.fc.weight, dropped.head.fc.weight)
+        images = torch.randn(4, 1, 32, 32)
+        assert torch.equal(dropped(images), dropped(images))

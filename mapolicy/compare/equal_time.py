@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..data.batch_sampler import training_plan
 from ..data.splits import load_splits
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.device import reproducible, resolve_device
@@ -117,7 +116,7 @@ def seconds_per_iteration(
 def _period(iteration: Iteration, number: int) -> Callable[[], None]:
     """One period of the iteration's work, on the first batch of epoch `number`, which is loaded now."""
     setup, period = iteration.setup, iteration.period
-    ((_, order), *_) = training_plan(setup.config, len(setup.training), number)
+    ((_, order), *_) = setup.plan(number)
     ((_, batch, validation_batch),) = setup.iteration_batches([(number, order)], lambda step: True)
 
     def work() -> None:

@@ -4,26 +4,56 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import WeightedRandomSampler
 
 from ..config import RunConfig
+from ..distributed import communicator
 from ..runtime.random import generator
 
 Plan = Sequence[tuple[int, Tensor]]  # for each batch: iteration number, and int64 [b] positions in the split
 
 
-def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0) -> Plan:
-    """The batches of one epoch: the images in random order, without an incomplete last batch.
+def batches_per_epoch(config: RunConfig, images: int) -> int:
+    """Batches of an epoch over so many images."""
+    whole, last = _sizes(config, images)
+    return whole + bool(last)
+
+
+def left_out(config: RunConfig, images: int) -> int:
+    """Images that an epoch leaves out because they are too few for a batch; they are others in each epoch."""
+    whole, last = _sizes(config, images)
+    return images - whole * config.batch_size - last
+
+
+def _sizes(config: RunConfig, images: int) -> tuple[int, int]:
+    """How many whole batches an epoch has, and the size of its last, incomplete one; 0 where there is none."""
+    whole, rest = divmod(images, config.batch_size)
+    parts = config.accumulate * communicator().size  # a batch divides into equal parts, and a part has two images
+    rest -= rest % parts
+    return whole, rest if config.last_batch == "keep" and rest >= 2 * parts else 0
+
+
+def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0, labels: Tensor | None = None) -> Plan:
+    """The batches of one epoch: the images in random order, or drawn so that each class is equally frequent.
 
     Args:
-        config: its seed, stage and batch_size are used.
+        config: its seed, stage, batch_size, last_batch, accumulate and balance are used.
         images: number of images in the split.
         epoch: from 0.
         start: number of batches to skip at the beginning of the epoch.
+        labels: int64 [images] of the split; needed where `balance` is `sampler`.
     """
-    per_epoch = images // config.batch_size
-    order = torch.randperm(images, generator=generator(config.seed, config.stage, "order", epoch))
-    batches = order[: per_epoch * config.batch_size].split(config.batch_size)
-    return [(epoch * per_epoch + number, batch) for number, batch in enumerate(batches)][start:]
+    draws = generator(config.seed, config.stage, "order", epoch)
+    if config.balance == "sampler":
+        assert labels is not None, "classes are drawn by their labels"
+        rarity = (1 / labels.bincount()[labels].double()).tolist()
+        order = torch.tensor(list(WeightedRandomSampler(rarity, images, replacement=True, generator=draws)))
+    else:
+        order = torch.randperm(images, generator=draws)
+    whole, last = _sizes(config, images)
+    batches = order[: whole * config.batch_size + last].split(config.batch_size)
+    first = epoch * batches_per_epoch(config, images)
+    return [(first + number, batch) for number, batch in enumerate(batches)][start:]
 
 
 def validation_plan(config: RunConfig, images: int, steps: list[int]) -> Plan:

@@ -17,6 +17,7 @@ from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
 from ..runtime.sanitize import printable
+from .batch_sampler import batches_per_epoch
 from .dataset_factory import open_source
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
@@ -130,7 +131,7 @@ def load_splits(
     if stage == "train":
         _check_test_split(source, config)
     indices = draw_splits(source, config, meta_validation, partial(_corrupt, pool, config.skip_corrupt))
-    if len(indices.train) < config.batch_size:
+    if batches_per_epoch(config, len(indices.train)) == 0:
         why = f"has {len(indices.train)} training images, fewer than batch_size = {config.batch_size}"
         raise InputError(source.where, why, "lower batch_size or raise train_per_class")
 

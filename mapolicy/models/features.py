@@ -40,6 +40,20 @@ def head(network: nn.Module, maps: Tensor, pre_logits: bool = False) -> Tensor:
     return result
 
 
+def last_map(network: nn.Module, image_size: int, channels: int) -> tuple[int, int] | None:
+    """Height and width of a timm model's last feature map; None for a network whose features are no map."""
+    training, device = network.training, next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            maps = feature_maps(network.eval(), torch.zeros(1, channels, image_size, image_size, device=device))
+    finally:
+        network.train(training)
+    if not isinstance(maps, Tensor) or maps.ndim != 4:
+        return None
+    sides = maps.shape[1:3] if getattr(network, "output_fmt", "NCHW") == "NHWC" else maps.shape[2:4]
+    return sides[0], sides[1]
+
+
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Inside the block normalisation layers in training mode do not update their running statistics."""

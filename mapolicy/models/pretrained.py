@@ -17,7 +17,7 @@ from timm.data import resolve_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
-from ..config import RunConfig
+from ..config import INTERPOLATIONS, RunConfig
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..runtime.files import read_regular_file
 
@@ -109,7 +109,8 @@ def network_input(config: RunConfig) -> NetworkInput | None:
         return None
     data = resolve_data_config(pretrained_cfg=known)
     mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
-    return NetworkInput(int(data["input_size"][-1]), str(data["interpolation"]), mean, std)
+    interpolation = data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bicubic"  # timm's default
+    return NetworkInput(int(data["input_size"][-1]), interpolation, mean, std)
 
 
 def normalisation_of(config: RunConfig, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -102,7 +102,7 @@ def build_bilevel_run(
         options=StepOptions.of(config),
         extractor=extractor,
         communicator=setup.communicator,
-        training_loss=find_loss(config.training_loss),
+        training_loss=setup.training_loss,
         validation_loss=find_loss(config.validation_loss),
     )
     monitor = PolicyMonitor.of(
@@ -110,7 +110,7 @@ def build_bilevel_run(
     )
     modules: dict[str, nn.Module] = {"network": setup.network, "policy": policy, "rate": rate, "monitor": monitor}
     state = RunState(
-        modules=modules | ({} if extractor is None else {"extractor": extractor}),
+        modules=modules | setup.selection.modules | ({} if extractor is None else {"extractor": extractor}),
         optimizers={"network": setup.optimizer, "policy": policy_optimizer},
         sampler=sampler,
     )

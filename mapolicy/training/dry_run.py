@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ..data.batch_sampler import training_plan
 from ..data.splits import worker_faults
 from .checkpoint import RunState
 from .iteration import Iteration
@@ -74,7 +73,7 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     # The first batch again and again: a real iteration that learns, and one that does not where there are such.
     kinds = [0] if iteration.period == 1 or not iteration.learns_policy(0) else [0, 1]
     steps = [0] * WARM_UP + [step for step in kinds for _ in range(SAMPLES)]
-    _, positions = training_plan(config, len(setup.training), 0)[0]
+    _, positions = setup.plan(0)[0]
     batches = setup.iteration_batches([(step, positions) for step in steps], iteration.learns_policy)
     timer = StepTimer(device, [1, iteration.period - 1][: len(kinds)], WARM_UP)
     before = state.tensors()

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..bilevel.bilevel_step import BilevelStep, StepRecord
 from ..bilevel.diagnostics import PolicyMonitor, weight_spread
-from ..bilevel.sample_loss import find_loss
 from ..bilevel.weighted_step import weighted_step
 from ..models.features import running_statistics
 from ..models.sync_batch_norm import batch_statistics
@@ -18,6 +17,7 @@ from ..policy.sampler import Observation, Sampler, likeliest, relative_entropy
 from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
+from .mixing import mix, mixes
 from .setup import LabelledImages, TrainingSetup
 
 Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]
@@ -157,7 +157,7 @@ class WeightedIteration:
         weights: Weights | None = None,
     ) -> None:
         self.setup, self.augmentation, self.weights = setup, augmentation, weights
-        self.loss = find_loss(setup.config.training_loss)
+        self.loss = setup.training_loss
 
     def learns_policy(self, step: int) -> bool:
         """Never."""
@@ -178,24 +178,28 @@ class WeightedIteration:
             weights = torch.full((shard.whole,), 1 / shard.whole, device=augmented.inputs.device)
         else:
             weights = self.weights(augmented)
-        own = shard.of(weights).chunk(config.accumulate)
+        inputs, labels, own = augmented.inputs, augmented.labels, shard.of(weights)
+        if mixes(config):
+            inputs, labels, own = mix(config, inputs, labels, own, len(setup.splits.classes), step)
         setup.network.train()
-        losses = self._losses(augmented, step)
-        loss = weighted_step(losses, own, setup.network, setup.optimizer, config.clip_norm, communicator)
+        losses = self._losses(inputs, labels, step)
+        loss = weighted_step(
+            losses, own.chunk(config.accumulate), setup.network, setup.optimizer, config.clip_norm, communicator
+        )
         communicator.average(running_statistics(setup.network))
         return loss, lambda: {
             "weight_spread": float(weight_spread(weights)),
             "learning_rate": setup.optimizer.param_groups[0]["lr"],
         }
 
-    def _losses(self, augmented: AugmentedBatch, step: int) -> Iterator[Tensor]:
+    def _losses(self, inputs: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
         """Of each part of the batch, float [n], with their graph; each draws noise of its own."""
         setup, config = self.setup, self.setup.config
         seed = seed_for(config.seed, config.stage, "noise", step)
-        halves = (half.chunk(config.accumulate) for half in (augmented.inputs, augmented.labels))
-        for number, (inputs, labels) in enumerate(zip(*halves, strict=True)):
+        parts = (tensor.chunk(config.accumulate) for tensor in (inputs, labels))
+        for number, (images, targets) in enumerate(zip(*parts, strict=True)):
             torch.manual_seed(seed + 2 * (setup.communicator.rank * config.accumulate + number))
             synchronised = batch_statistics(config.batch_norm == "synchronised", setup.communicator)
-            with autocast(config.precision, inputs.device), synchronised:
-                logits = setup.network(inputs)
-            yield self.loss(at_least_float32(logits), labels)
+            with autocast(config.precision, images.device), synchronised:
+                logits = setup.network(images)
+            yield self.loss(at_least_float32(logits), targets)

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable
 
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler import CosineLRScheduler, StepLRScheduler, create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from ..bilevel.inner_rate import InnerRate
-from ..config import RunConfig
+from ..config import RunConfig, TrainConfig
 from ..errors import UsageError
 
 
@@ -68,12 +68,20 @@ class RateSchedule:
 
 
 def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch: int) -> RateSchedule:
-    """Cosine from `learning_rate` to 0 over all iterations, after a linear warm-up; or Theorem 1's constant rate."""
+    """From `learning_rate` to 0 over all iterations, after a linear warm-up; or Theorem 1's constant rate.
+
+    Cosine, or another of timm's schedules (`timm.scheduler.create_scheduler_v2`), a function of the iteration.
+
+    Raises:
+        UsageError: timm does not accept the schedule's settings.
+    """
     iterations = config.epochs * iterations_per_epoch
     if config.constant_rates:
         for group in optimizer.param_groups:
             group["lr"] = theorem1_rate(config.learning_rate, iterations)
         return RateSchedule(StepLRScheduler(optimizer, decay_t=iterations + 1, t_in_epochs=False), optimizer)
+    if isinstance(config, TrainConfig) and config.schedule != "cosine":
+        return RateSchedule(_timm_schedule(config, optimizer, iterations_per_epoch), optimizer)
     warmup = config.warmup_epochs * iterations_per_epoch
     cosine = CosineLRScheduler(
         optimizer,
@@ -83,6 +91,28 @@ def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch:
         t_in_epochs=False,
     )
     return RateSchedule(cosine, optimizer)
+
+
+def _timm_schedule(config: TrainConfig, optimizer: Optimizer, iterations_per_epoch: int) -> Scheduler:
+    epochs = config.epochs - config.warmup_epochs
+    schedule: Scheduler
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=epochs,
+            decay_epochs=config.decay_epochs * (epochs if config.decay_epochs < 1 else 1),
+            decay_rate=config.decay_rate,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=0.0,
+            warmup_prefix=True,
+            stable_timescale=config.warmup_epochs or 1,
+            step_on_epochs=False,
+            updates_per_epoch=iterations_per_epoch,
+        )
+    except ValueError as problem:
+        raise UsageError(f"schedule {config.schedule}", str(problem).splitlines()[0], "set decay_epochs") from None
+    return schedule
 
 
 def make_policy_optimizer(

@@ -2,25 +2,29 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig
-from ..data.batch_sampler import Plan, validation_plan
+from ..bilevel.sample_loss import SampleLoss, training_loss
+from ..config import RunConfig, TrainConfig
+from ..data.batch_sampler import Plan, batches_per_epoch, left_out, training_plan, validation_plan
 from ..data.splits import Check, DataSplits, Split, load_splits
 from ..distributed import ALONE, Communicator, communicator
 from ..errors import UsageError
 from ..inference.measures import Evaluation
 from ..models.factory import build_network, check_arch
-from ..models.features import feature_width
+from ..models.features import feature_width, last_map
 from ..models.pretrained import StartWeights, freeze_body, load_weights, start_weights
 from ..policy.pipeline import Pipeline
 from ..runtime.random import seed_for
 from .evaluate import Accuracy, evaluate, evaluate_fully
 from .optim import RateSchedule, make_optimizer, make_schedule
+from .selection import Selection
+
+NOTABLE_SHARE = 0.1  # of the images, left out of an epoch
 
 LabelledImages = tuple[Tensor, Tensor]
 
@@ -38,6 +42,7 @@ class TrainingSetup:
         feature_width: of the network's deep feature.
         optimizer, schedule: of the network.
         communicator: to the processes that train the same network on other parts of a batch.
+        selection: which of the weights that a run has had are measured and saved.
         weights: what the network starts from; None for random weights.
         left_out: what of these weights was not loaded, in sentences.
     """
@@ -51,6 +56,7 @@ class TrainingSetup:
     optimizer: torch.optim.Optimizer
     schedule: RateSchedule
     communicator: Communicator = ALONE
+    selection: Selection = field(default_factory=Selection)
     weights: StartWeights | None = None
     left_out: tuple[str, ...] = ()
 
@@ -103,16 +109,17 @@ class TrainingSetup:
             network=network,
             feature_width=feature_width(network, config.image_size, splits.channels),
             optimizer=optimizer,
-            schedule=make_schedule(config, optimizer, len(training) // config.batch_size),
+            schedule=make_schedule(config, optimizer, batches_per_epoch(config, len(training))),
             communicator=group,
+            selection=Selection.of(config, network),
             weights=None if weights is None else replace(weights, tensors={}),  # they are the network's now
             left_out=left_out,
         )
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Whole batches in the split to train on."""
-        return len(self.training) // self.config.batch_size
+        """Batches of one pass over the split to train on."""
+        return batches_per_epoch(self.config, len(self.training))
 
     @property
     def iterations(self) -> int:
@@ -124,8 +131,19 @@ class TrainingSetup:
         return self.accuracy(self.splits.meta_validation)
 
     def accuracy(self, split: Split) -> Accuracy:
-        """Accuracy of the network on a split."""
-        return evaluate(self.network, split, self.pipeline, self.config.batch_size, self.communicator)
+        """Accuracy on a split of the network, or of the average of its weights where `ema_decay` asks for one."""
+        return evaluate(
+            self.selection.measured(self.network), split, self.pipeline, self.config.batch_size, self.communicator
+        )
+
+    def plan(self, epoch: int, start: int = 0) -> Plan:
+        """The batches of one epoch of the split to train on, from its batch `start` on."""
+        return training_plan(self.config, len(self.training), epoch, start, self.training.labels)
+
+    @property
+    def training_loss(self) -> SampleLoss:
+        """The loss of a training sample, with the settings `label_smoothing` and `balance`."""
+        return training_loss(self.config, self.training.labels, len(self.splits.classes), self.pipeline.device)
 
     def evaluation(self, split: Split) -> Evaluation:
         """Accuracy of the network on a split, with figures for each class and the calibration."""
@@ -165,6 +183,8 @@ class TrainingSetup:
             "classes": str(len(splits.classes)),
             "network": f"{parameters / 1e6:.2f} million parameters{self._trained()}",
             **self._start(),
+            **self.selection.facts(),
+            **self._warnings(),
             "device": str(self.pipeline.device),
             **({"processes": f"{processes}, batch normalisation {self.config.batch_norm}"} if processes > 1 else {}),
         }
@@ -172,6 +192,21 @@ class TrainingSetup:
     def _trained(self) -> str:
         trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         return f", {trained} of them are trained" if self.config.freeze else ""
+
+    def _warnings(self) -> dict[str, str]:
+        """What a user may want to change before the first iteration."""
+        config, images, found = self.config, len(self.training), {}
+        lost = left_out(config, images)
+        if lost >= NOTABLE_SHARE * images:
+            parts = config.accumulate * self.communicator.size
+            fits = images // -(-images // config.batch_size) // parts * parts
+            keep = "last_batch=keep or " if isinstance(config, TrainConfig) and config.mode == "frozen" else ""
+            found["left out"] = f"{lost} of {images} images, others in each epoch; set {keep}batch_size={fits}"
+        size = config.image_size
+        if last_map(self.network, size, self.splits.channels) == (1, 1):
+            remedy = f"set image_size={2 * size} or {4 * size}, or a smaller stem (docs/networks.md)"
+            found["feature map"] = f"1 x 1 at {size} pixels, so positions are lost; {remedy}"
+        return found
 
     def _start(self) -> dict[str, str]:
         """What the network starts from."""

@@ -15,7 +15,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..config import MACHINE_FIELDS, RunConfig
-from ..data.batch_sampler import training_plan
 from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.lock import folder_lock
@@ -183,17 +182,22 @@ class Trainer:
                     self._roll_back(problem)
             self._agree()
         self._stop.raise_if_stopped()
+        self.setup.selection.finish(self.setup.network)
         return self._cost_ratio
 
     def _to_the_end(self, iteration: Iteration, meter: CostMeter) -> None:
-        while self._evaluated_epochs < self.config.epochs:
+        selection = self.setup.selection
+        while self._evaluated_epochs < self.config.epochs and not selection.ends(self._evaluated_epochs):
             self._epoch(iteration, meter)
+        if self._evaluated_epochs < self.config.epochs:
+            best = f"epoch {selection.best_epoch} was the best for {self.config.early_stopping} epochs"
+            self.reporter.on_note(f"training ends after epoch {self._evaluated_epochs}: {best}")
         self.checkpoint()
 
     def _epoch(self, iteration: Iteration, meter: CostMeter) -> None:
         """What is left of an epoch: its iterations, then its line in the log."""
         epoch = self._evaluated_epochs
-        plan = training_plan(self.config, len(self.setup.training), epoch, self.iteration - epoch * self.per_epoch)
+        plan = self.setup.plan(epoch, self.iteration - epoch * self.per_epoch)
         batches = self.setup.iteration_batches(plan, iteration.learns_policy)
         for _ in plan:
             try:
@@ -211,6 +215,7 @@ class Trainer:
         except (KeyboardInterrupt, SystemExit):
             self.checkpoint()
             raise
+        self.setup.selection.after_epoch(self.setup.network, epoch + 1, measures.get("top1", 0.0))
         record = {"iteration": self.iteration, "epoch": epoch + 1}
         record |= {f"validation_{name}": value for name, value in measures.items()}
         self._folder.log(record)
@@ -224,6 +229,7 @@ class Trainer:
         if not math.isfinite(value := float(loss)):
             raise self._diverged(f"the loss is {value}")
         self.iteration += 1
+        self.setup.selection.after_iteration(self.setup.network, self.iteration)
         now = time.monotonic()
         each = (now - self._started) / max(1, self.iteration - self._began_at)
         self.reporter.on_step(self.iteration, each * (self.iterations - self.iteration))
@@ -270,6 +276,7 @@ class Trainer:
             "seconds": self._seconds,
             "cost_ratio": self._cost_ratio,
             "rollbacks": self.rollbacks,
+            "selection": self.setup.selection.state(),
         }
         self._folder.save(tensors, facts)
 
@@ -283,6 +290,11 @@ class Trainer:
         splits, weights = self.setup.splits, self.setup.weights
         facts = {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
         return settings | facts | {"weights": "" if weights is None else weights.digest}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are done."""
+        return self._evaluated_epochs
 
     def open_test_split(self) -> Split:
         """The test split; its images that cannot be decoded are reported."""
@@ -329,6 +341,8 @@ class Trainer:
 
     def _take_over(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Mapping[str, Any]:
         self.state.restore(tensors, facts["iteration"])
+        if "selection" in facts:  # a checkpoint of an earlier version has none, and needs none
+            self.setup.selection.restore(facts["selection"])
         self.iteration, self._evaluated_epochs = facts["iteration"], facts["evaluated_epochs"]
         self._slow_down(facts["rollbacks"] - self.rollbacks)
         records = self._folder.go_on(self.config, facts["lines"])

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..bundle.manifest import LEARNED, UNIFORM, Verification, VerifiedPolicy
 from ..config import SearchConfig
-from ..data.batch_sampler import training_plan
 from ..data.splits import DataSplits, Split
 from ..errors import InputError, TrainingError
 from ..policy.augmentations import Augmentation, SampledTransformations
@@ -104,7 +103,7 @@ def verification_seconds(config: SearchConfig, splits: DataSplits, device: torch
     compared = candidates(config.alignment_strength)
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
     iteration = WeightedIteration(setup, _augmentation(config, splits, compared[-1], log_levels))
-    plan = [training_plan(setup.config, len(setup.training), 0)[0]] * MEASURED
+    plan = [setup.plan(0)[0]] * MEASURED
     timer = StepTimer(device, warm_up=1)
     for batch in setup.iteration_batches(plan, iteration.learns_policy):
         timer(partial(iteration, *batch))
@@ -135,7 +134,7 @@ def _trained(
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
     iteration = WeightedIteration(setup, _augmentation(config, splits, candidate, log_levels))
     for epoch in range(config.epochs):
-        plan = training_plan(setup.config, len(setup.training), epoch)
+        plan = setup.plan(epoch)
         for (step, _), batch in zip(plan, setup.batches(setup.training, plan, augment=True), strict=True):
             loss, _ = iteration(step, batch, None)
             if not bool(loss.isfinite()):

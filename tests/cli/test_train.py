@@ -181,7 +181,8 @@ def test_weights_from_a_file_bring_their_input_and_their_recipe(mapolicy, start:
     assert "train-finetune" in outcome.err
     assert "the classifier is new: the weights have 20 classes, the data has 10" in " ".join(outcome.err.split())
     settings = saved(tmp_path)
-    assert (settings["image_size"], settings["optimizer"], settings["pretrained"]) == (12, "adamw", False)
+    assert (settings["image_size"], settings["interpolation"], settings["optimizer"]) == (12, "bicubic", "adamw")
+    assert not settings["pretrained"]
     assert mapolicy(*command, *FEW, "--force", "--set", "image_size=8", "--freeze").code == 0
     assert (saved(tmp_path)["image_size"], saved(tmp_path)["freeze"]) == (8, True)
     again = mapolicy("train", "--recipe", "run/config.toml", "--run-dir", "again", "--json")

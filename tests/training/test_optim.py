@@ -5,11 +5,12 @@ import math
 import pytest
 import timm
 import torch
+from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
 from mapolicy.bilevel.inner_rate import InnerRate
-from mapolicy.config import TrainConfig
+from mapolicy.config import TRAIN_SCHEDULES, TrainConfig
 from mapolicy.errors import UsageError
 from mapolicy.policy.network import PolicyNetwork
 from mapolicy.training.optim import (
@@ -200,3 +201,35 @@ def test_theorem_1_has_constant_rates(make_search_config) -> None:
     assert rate().item() == pytest.approx(0.1)
     assert theorem1_rate(0.5, 100) == pytest.approx(0.5 * 4.605170186 / 100)
     assert theorem1_policy_rate(1.0, 2) == 0
+
+
+@pytest.mark.parametrize("schedule", TRAIN_SCHEDULES[1:])
+@pytest.mark.parametrize("warmup_epochs", [0, 1])
+def test_other_schedules_are_timms(schedule: str, warmup_epochs: int) -> None:
+    optimizer = make_optimizer(BASE, nn.Linear(2, 2))
+    own, _ = create_scheduler_v2(
+        optimizer,
+        schedule,
+        num_epochs=5 - warmup_epochs,
+        decay_epochs=(5 - warmup_epochs) * 0.3,
+        decay_rate=0.1,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=0.0,
+        warmup_prefix=True,
+        stable_timescale=1,
+        step_on_epochs=False,
+        updates_per_epoch=PER_EPOCH,
+    )
+    expected = []
+    for step in range(5 * PER_EPOCH):
+        own.step_update(step)
+        expected.append(optimizer.param_groups[0]["lr"])
+    found = rates(schedule=schedule, warmup_epochs=warmup_epochs)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert max(found) == pytest.approx(0.3)
+    assert min(found[PER_EPOCH:]) < 0.29 or schedule == "constant"
+
+
+def test_a_schedule_that_does_not_fit_says_so() -> None:
+    with pytest.raises(UsageError, match=r"schedule wsd: .*requires"):
+        rates(schedule="wsd", decay_epochs=30.0)

@@ -74,3 +74,35 @@ def test_facts_name_what_a_user_wants_to_know(make_train_config) -> None:
     assert facts["images"] == "1349 training, 179 meta-validation"
     assert facts["classes"] == "10"
     assert "million parameters" in facts["network"]
+
+
+def test_images_that_no_epoch_sees_are_told_before_the_start(make_train_config) -> None:
+    facts = TrainingSetup.build(make_train_config(policy="none", train_per_class=22, batch_size=128), CPU).facts()
+    assert facts["left out"] == "92 of 220 images, others in each epoch; set last_batch=keep or batch_size=110"
+    learning = TrainingSetup.build(make_train_config(mode="finetune", train_per_class=22, batch_size=128), CPU).facts()
+    assert learning["left out"].endswith("; set batch_size=110")
+    for changes in ({"last_batch": "keep"}, {"batch_size": 110}, {"batch_size": 216}):
+        config = make_train_config(policy="none", **{"train_per_class": 22, "batch_size": 128, **changes})
+        assert "left out" not in TrainingSetup.build(config, CPU).facts(), changes
+    few = TrainingSetup.build(make_train_config(policy="none", train_per_class=4, last_batch="keep"), CPU)
+    assert few.iterations_per_epoch == 1, "40 images are a batch"
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "model_args", "lost"),
+    [
+        ("resnet10t", 32, {}, True),
+        ("resnet10t", 64, {}, False),
+        ("resnet10t", 32, {"output_stride": 8}, False),
+        ("wrn10_1", 8, {}, False),
+        ("test_vit", 32, {"img_size": 32}, False),
+    ],
+)
+def test_a_last_feature_map_of_one_pixel_is_told(
+    arch: str, size: int, model_args, lost: bool, make_train_config
+) -> None:
+    config = make_train_config(policy="none", arch=arch, image_size=size, model_args=model_args)
+    facts = TrainingSetup.build(config, CPU).facts()
+    assert ("feature map" in facts) == lost
+    if lost:
+        assert facts["feature map"].startswith("1 x 1 at 32 pixels, so positions are lost; set image_size=64 or 128")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mapolicy import search_policy, train_network
-from mapolicy.data.batch_sampler import training_plan, validation_plan
+from mapolicy.data.batch_sampler import batches_per_epoch, left_out, training_plan, validation_plan
 from mapolicy.data.splits import ResidentSplit
 from mapolicy.errors import DivergenceError, EnvironmentFault, TrainingError, UsageError
 from mapolicy.policy.augmentations import NoAugmentation
@@ -55,6 +55,36 @@ def test_a_started_epoch_goes_on_where_it_stopped(make_train_config) -> None:
     for (step, batch), (expected_step, expected) in zip(rest, whole[4:], strict=True):
         assert step == expected_step
         assert torch.equal(batch, expected)
+
+
+def test_the_last_images_may_be_a_batch_of_their_own(make_train_config) -> None:
+    config = make_train_config(batch_size=32, last_batch="keep")
+    plan = training_plan(config, 100, epoch=1)
+    assert [len(batch) for _, batch in plan] == [32, 32, 32, 4]
+    assert [step for step, _ in plan] == [4, 5, 6, 7]
+    assert sorted(torch.cat([batch for _, batch in plan]).tolist()) == list(range(100))
+    assert (batches_per_epoch(config, 100), left_out(config, 100)) == (4, 0)
+    dropping = config.with_changes(last_batch="drop")
+    assert (batches_per_epoch(dropping, 100), left_out(dropping, 100)) == (3, 4)
+    whole = torch.cat([batch for _, batch in training_plan(dropping, 100, 1)])
+    assert torch.equal(torch.cat([batch for _, batch in plan])[:96], whole), "the other batches are the same"
+    # Each of four parts has two images or the batch is left out.
+    assert left_out(config.with_changes(accumulate=4), 100) == 4
+    assert left_out(config.with_changes(accumulate=4), 107) == 3
+    assert [len(batch) for _, batch in training_plan(config.with_changes(batch_size=128), 100, 0)] == [100]
+
+
+def test_classes_of_unequal_size_are_drawn_equally_often(make_train_config) -> None:
+    labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
+    config = make_train_config(batch_size=100, balance="sampler")
+    plan = training_plan(config, 1000, epoch=0, labels=labels)
+    drawn = labels[torch.cat([batch for _, batch in plan])].bincount()
+    assert len(plan) == 10
+    assert drawn.tolist() == pytest.approx([333, 333, 333], abs=60)
+    again = training_plan(config, 1000, 0, 4, labels)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(plan[4:], again, strict=True))
+    other = training_plan(config, 1000, 1, labels=labels)
+    assert not torch.equal(plan[0][1], other[0][1])
 
 
 def test_validation_batches_are_drawn_anew_for_each_step(make_search_config) -> None:
