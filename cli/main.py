@@ -27,6 +27,7 @@ from . import (
     import_policy,
     inspect,
     listing,
+    preview,
     pull,
     push,
     report,
@@ -66,6 +67,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]] = {
         "compare": compare.compare,
     },
     "Policies": {
+        "preview": preview.preview,
         "inspect": inspect.inspect,
         "explain": explain.explain,
         "explore": explore.explore,

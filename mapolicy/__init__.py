@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .policy.policy_augment import PolicyAugment as PolicyAugment
     from .policy.policy_bundle import PolicyBundle as PolicyBundle
     from .policy.sampler import TransformationSampler as TransformationSampler
+    from .report.preview import preview as preview
     from .search import search_policy as search_policy
     from .train import TrainResult as TrainResult
     from .train import train_network as train_network
@@ -40,6 +41,7 @@ _HOMES = {
     "apply_operation": "transforms.functional",
     "compare_policies": "compare.comparison",
     "hypergradient": "bilevel.hypergradients",
+    "preview": "report.preview",
     "search_policy": "search",
     "train_network": "train",
 }

@@ -216,6 +216,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "sta
                     "explore",
                     "settings",
                     "doctor",
+                    "preview",
                 ),
             )
         ),
@@ -265,7 +266,7 @@ def test_public_names_resolve() -> None:
     expected = {
         "Comparison", "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig",
         "TrainConfig", "TrainResult", "Transformation", "TransformationSampler", "apply_operation", "compare_policies",
-        "hypergradient", "search_policy", "train_network",
+        "hypergradient", "preview", "search_policy", "train_network",
     }  # fmt: skip
     assert set(mapolicy.__all__) == expected
     assert sorted(mapolicy.__all__) == mapolicy.__all__ == dir(mapolicy)

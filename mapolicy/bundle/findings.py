@@ -70,12 +70,7 @@ def at_levels(operation: str, low: float, high: float, space: OperationSpace) ->
     spread = space.ranges[operation]
     if spread is None:
         return operation
-
-    def value(level: float) -> float:
-        found = spread.at_zero + (spread.at_ten - spread.at_zero) * abs(level) / MAX_LEVEL
-        return -found if spread.signed and level < 0 else found
-
-    return f"{operation} at {_in_unit(value(low), value(high), OPERATION_SPECS[operation].unit)}"
+    return f"{operation} at {_in_unit(spread.value(low), spread.value(high), OPERATION_SPECS[operation].unit)}"
 
 
 def _in_unit(low: float, high: float, unit: str) -> str:

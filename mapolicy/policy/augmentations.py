@@ -15,11 +15,13 @@ from ..config import TrainConfig
 from ..errors import EnvironmentFault
 from ..registries import ZERO_COST_POLICIES
 from ..runtime.shard import Shard, whole_batch
-from ..transforms.auto_augment import RandAugment, TrivialAugmentWide
+from ..transforms.auto_augment import AppliedOperations, RandAugment, TrivialAugmentWide
 from ..transforms.functional import operation_function
-from ..transforms.space import SPACES
+from ..transforms.space import OPERATION_SPECS, SPACES, OperationSpace
 from ..transforms.transformation import Transformation
 from .sampler import Draws, TransformationSampler
+
+NOTHING = "unchanged"  # what was done to an image that no operation changed
 
 
 class Augmentation(Protocol):
@@ -48,8 +50,21 @@ class FollowsProgress(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesOperations(Protocol):
+    """An augmentation that can say what it did to each image."""
+
+    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Augment a whole batch as `Augmentation` does; also the operations of each image, one a line."""
+        ...
+
+
 class NoAugmentation:
     """Leaves the base augmentation's images as they are."""
+
+    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """The images themselves."""
+        return images, [NOTHING] * len(images)
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
@@ -82,6 +97,14 @@ class SampledTransformations:
         transformation = self.sampler.sample(shard.whole, generator, self._progress).shard(shard).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
 
+    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """The transformed images, and both operations of each in the operations' own units."""
+        augmented, transformation = self(images, fill, generator)
+        assert transformation is not None
+        operations = torch.stack([transformation.first, transformation.second], 1)
+        levels = torch.stack([transformation.magnitude1, transformation.magnitude2], 1)
+        return augmented, _spelled(operations, levels, SPACES[self.space])
+
 
 class SampledSubPolicies:
     """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
@@ -108,20 +131,38 @@ class SampledSubPolicies:
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
-        shard = shard or whole_batch(len(images))
+        return self._applied(images, fill, *self._drawn(generator, shard or whole_batch(len(images)))), None
+
+    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Augmented images, and the steps that were taken for each, in the operations' own units."""
+        operation, value, taken = self._drawn(generator, whole_batch(len(images)))
+        named = []
+        for row, values, wanted in zip(operation.tolist(), value.tolist(), taken.tolist(), strict=True):
+            steps = [
+                (self._names[each], number)
+                for each, number, is_taken in zip(row, values, wanted, strict=True)
+                if is_taken
+            ]
+            named.append("\n".join(_short(name, number) for name, number in steps) or NOTHING)
+        return self._applied(images, fill, operation, value, taken), named
+
+    def _drawn(self, generator: torch.Generator, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
+        """Operation, value, and whether it is taken, each [B, longest sub-policy]."""
         chosen = shard.of(torch.randint(0, len(self._operation), (shard.whole,), generator=generator))
         shape = (shard.whole, self._operation.shape[1])
         taken = shard.of(torch.rand(shape, generator=generator)) < self._probability[chosen]
         turned = (shard.of(torch.randint(0, 2, shape, generator=generator)) == 1) & self._mirrored[chosen]
-        operation, value = self._operation[chosen], self._value[chosen]
-        value = torch.where(turned, -value, value)
+        value = self._value[chosen]
+        return self._operation[chosen], torch.where(turned, -value, value), taken
+
+    def _applied(self, images: Tensor, fill: Tensor, operation: Tensor, value: Tensor, taken: Tensor) -> Tensor:
         images = images.clone()
-        for step in range(shape[1]):
+        for step in range(operation.shape[1]):
             for index in operation[taken[:, step], step].unique().tolist():
                 rows = (taken[:, step] & (operation[:, step] == index)).nonzero().flatten()
                 values, rows = value[rows, step].to(images.device), rows.to(images.device)
                 images[rows] = operation_function(self._names[index])(images[rows], values, fill)
-        return images, None
+        return images
 
 
 class PublishedPolicy:
@@ -139,11 +180,19 @@ class PublishedPolicy:
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; there is no transformation, since the levels are not those of one of our spaces."""
+        shard = shard or whole_batch(len(images))
+        drawn = self._drawn(images, fill, generator, shard.whole)
+        return drawn[shard.first : shard.first + shard.count].apply(images), None
+
+    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Augmented images, and the operations of each in the operations' own units."""
+        drawn = self._drawn(images, fill, generator, len(images))
+        return drawn.apply(images), _spelled(drawn.operations, drawn.magnitudes, drawn.space)
+
+    def _drawn(self, images: Tensor, fill: Tensor, generator: torch.Generator, whole: int) -> AppliedOperations:
         if self._augment is None:
             self._augment = self._build(fill=fill.tolist())
-        shard = shard or whole_batch(len(images))
-        drawn = self._augment.draw(images[:1].expand(shard.whole, -1, -1, -1), generator)
-        return drawn[shard.first : shard.first + shard.count].apply(images), None
+        return self._augment.draw(images[:1].expand(whole, -1, -1, -1), generator)
 
 
 class AutoAugment:
@@ -180,6 +229,25 @@ class AutoAugment:
         for operation, probability, _ in steps:
             if torch.rand(()) <= probability and operation in self._signed:
                 torch.rand(())
+
+
+def _spelled(operations: Tensor, levels: Tensor, space: OperationSpace) -> list[str]:
+    """The operations [B, N] of each image, one a line; Identity is left out."""
+    found = []
+    for row, own in zip(operations.tolist(), levels.tolist(), strict=True):
+        lines = []
+        for index, level in zip(row, own, strict=True):
+            name, spread = space.names[index], space.ranges[space.names[index]]
+            if name != "Identity":
+                lines.append(_short(name, None if spread is None else spread.value(level)))
+        found.append("\n".join(lines) or NOTHING)
+    return found
+
+
+def _short(operation: str, value: float | None) -> str:
+    """An operation and its parameter in few characters: "Rotate 12.5°", "Solarize 96", "Equalize"."""
+    spec = OPERATION_SPECS[operation]
+    return operation if value is None or spec.range is None else f"{operation} {spec.short(value)}"
 
 
 def build_augmentation(config: TrainConfig, dataset: str) -> Augmentation:

@@ -39,6 +39,11 @@ class Range:
     at_ten: float
     signed: bool = False
 
+    def value(self, level: float) -> float:
+        """The parameter at a level of -10 to 10, whose sign counts where the range is signed."""
+        found = self.at_zero + (self.at_ten - self.at_zero) * abs(level) / MAX_LEVEL
+        return -found if self.signed and level < 0 else found
+
 
 @dataclass(frozen=True)
 class OperationSpec:
@@ -46,7 +51,8 @@ class OperationSpec:
 
     Attributes:
         range: of its parameter in the default space; None for an operation without a magnitude.
-        unit: of the parameter, as `mapolicy operations` prints it.
+        unit: of the parameter, as `mapolicy operations` prints it; "as NAME" gives the parameter a name instead, and
+            "as NAME less 1" says that the parameter is 1 less.
         limits: least and greatest value that the operation accepts in a dataset-level policy.
         function: images uint8 [n, C, H, W], values float64 [n] and fill uint8 [C], all on one device, to new images of
             the same shape; it draws nothing at random. None for the 14, whose code is in `functional`.
@@ -58,6 +64,10 @@ class OperationSpec:
     limits: tuple[float, float]
     function: Callable[..., Any] | None = None
     cpu_function: Callable[..., Any] | None = None
+
+    def short(self, value: float) -> str:
+        """A value of the parameter in few characters: 12.5 degrees as 12.5°, a factor as its number."""
+        return f"{value + self.unit.endswith(' less 1'):.3g}{'°' if self.unit == 'degrees' else ''}"
 
 
 @dataclass(frozen=True)
