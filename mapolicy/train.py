@@ -22,7 +22,13 @@ from .inference.measures import Evaluation
 from .inference.save import check_savable, describe_network, save_network
 from .models.noise import has_unequal_noise
 from .policy.augmentations import build_augmentation
-from .policy.compatibility import FREE_DATA_SETTINGS, SPLIT_SETTINGS, DatasetComparison, check_settings
+from .policy.compatibility import (
+    FREE_DATA_SETTINGS,
+    SPLIT_SETTINGS,
+    DatasetComparison,
+    check_before_download,
+    check_settings,
+)
 from .policy.frozen import FrozenExtractor
 from .policy.policy_bundle import PolicyBundle
 from .policy.protocol import policy_of, searched_bundle
@@ -199,6 +205,8 @@ def _prepared(
         check_settings(config, searched, FREE_DATA_SETTINGS | (SPLIT_SETTINGS if allow_dataset_mismatch else set()))
     held_out = None if searched is None or allow_dataset_mismatch else searched.meta_validation
     comparison = None if searched is None else DatasetComparison(searched, allow_dataset_mismatch)
+    if searched is not None and not allow_dataset_mismatch:
+        check_before_download(config, searched)
     setup = TrainingSetup.build(config, device, held_out, comparison)
     differences = () if comparison is None else comparison.differences
     if differences:

@@ -204,20 +204,8 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "sta
             f"help({line!r})"
             for line in (
                 *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
-                *(
-                    "bench step",
-                    "push",
-                    "pull",
-                    "slim",
-                    "export",
-                    "import",
-                    "report",
-                    "explain",
-                    "explore",
-                    "settings",
-                    "doctor",
-                    "preview",
-                ),
+                *("bench step", "push", "pull", "slim", "export", "import", "report", "explain", "explore"),
+                *("settings", "doctor", "preview"),
             )
         ),
     ],

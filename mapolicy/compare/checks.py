@@ -9,7 +9,7 @@ from ..config import TrainConfig
 from ..data.splits import load_splits
 from ..errors import InputError, UsageError
 from ..models.factory import check_arch
-from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_settings
+from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_before_download, check_settings
 from ..policy.policy_bundle import PolicyBundle
 from ..registries import policy_names
 from ..runtime.device import reproducible
@@ -97,6 +97,8 @@ def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[Tr
             own = with_split_of(configs[0], owner)
             held_out = None if owner is None else owner.meta_validation
             check = None if owner is None else DatasetComparison(owner, False)
+            if owner is not None:
+                check_before_download(own, owner)
             splits = load_splits(own, cpu, own.stage, held_out, check)
             for config in configs if owner is split_owners[0] else ():
                 TrainingSetup.over(config, splits, cpu)

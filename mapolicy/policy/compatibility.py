@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Set
 
 from ..config import TrainConfig
-from ..errors import InputError
-from ..runtime.sanitize import invalid_bundle, quoted
+from ..data.splits import open_dataset
+from ..errors import InputError, UsageError
+from ..runtime.sanitize import invalid_bundle, printable, quoted
 from .policy_bundle import PolicyBundle
 
 # A target may see the data at another size and under another base augmentation than the proxy did.
@@ -60,6 +61,27 @@ class DatasetComparison:
                 f"its images are not those of the bundle's {searched.name} "
                 f"(fingerprint {fingerprint[:12]}, the bundle's {searched.fingerprint[:12]})"
             )
+
+
+def check_before_download(config: TrainConfig, bundle: PolicyBundle) -> None:
+    """Reject a data set of another name than the bundle's that would have to be downloaded to be compared.
+
+    One that is there is compared by its classes and images, whatever its name (`DatasetComparison`).
+
+    Raises:
+        InputError: it is not there, and has another name.
+    """
+    searched = bundle.manifest.dataset.name
+    if not config.download or config.dataset == searched or config.dataset.startswith("folder:"):
+        return
+    try:
+        open_dataset(config.with_changes(download=False))
+    except UsageError:  # one of timm's readers, of which nobody knows whether it would download
+        return
+    except InputError:
+        why = f"is not the bundle's data set, which is {printable(searched)}, and would have to be downloaded"
+        remedy = "name the data set that the policy was searched on"
+        raise InputError(printable(config.dataset), why, remedy) from None
 
 
 def check_settings(config: TrainConfig, bundle: PolicyBundle, free: Set[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mapolicy import PolicyBundle
-from tests.helpers.command_line import LAUNCHED, SHORT, snapshot
+from tests.helpers.command_line import LAUNCHED, SHORT, TRAIN, snapshot
 
 COMPARE = ("compare", "--arch", "test_resnet", "--against", "none,uniform", *SHORT)
 
@@ -97,6 +97,23 @@ def test_compare_takes_bundles_of_either_kind_with_the_expected_digests(
     assert f"{listed} (RandAugment, N 2, M 9 of 30" in compared.out
     mapolicy(*COMPARE, "--bundle", bundle_file, "--expect-digest", "0" * 64).is_error(3, bundle.digest[:12])
     mapolicy(*COMPARE, "--bundle", "missing.safetensors").is_error(3, "missing.safetensors")
+
+
+@pytest.mark.parametrize("command", [(*COMPARE, "--seeds", "1"), ("train", *TRAIN)], ids=["compare", "train"])
+def test_another_data_set_than_the_bundles_is_refused_before_it_is_downloaded(
+    mapolicy, bundle_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    asked = []
+
+    def ask(url: str, **_) -> None:
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", ask)
+    outcome = mapolicy(*command[:1], "cifar10", *command[1:], "--bundle", bundle_file, "--quiet")
+    outcome.is_error(3, "cifar10: is not the bundle's data set, which is digits, and would have to be downloaded")
+    assert asked == []
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_comparison_is_not_for_several_processes(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
