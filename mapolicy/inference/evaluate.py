@@ -1,0 +1,149 @@
+"""A trained network on a labelled data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.decode import CorruptImageError, bombs_as_errors
+from ..data.image_dataset import ImageSet, Source
+from ..data.stratify import per_class, shuffled_classes, take
+from ..errors import InputError
+from ..runtime.sanitize import printable
+from .measures import Evaluation, Outcomes, confusion
+from .network import TrainedNetwork
+from .read_ahead import read_ahead
+
+OWN_TEST, HELD_OUT, ALL = "its test split", "the test images that training held out", "all its images"
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images to evaluate a network on.
+
+    Attributes:
+        images: an image set.
+        indices: int64 [n]: those of its images that are used.
+        labels: int64 [n], in the order of the network's classes.
+        what: which images of the data set they are.
+    """
+
+    images: ImageSet
+    indices: Tensor
+    labels: Tensor
+    what: str
+
+
+@dataclass(frozen=True)
+class NetworkOnImages:
+    """A network's evaluation.
+
+    Attributes:
+        evaluation: its figures.
+        labels, predicted: int64 [n].
+        what: which images of the data set were used.
+        corrupt: images that cannot be decoded, each as `name: reason`.
+    """
+
+    evaluation: Evaluation
+    labels: Tensor
+    predicted: Tensor
+    what: str
+    corrupt: tuple[str, ...]
+
+    def confusion(self) -> list[list[int]]:
+        """How many images of each class (row) are predicted as each class (column)."""
+        counts: list[list[int]] = confusion(self.labels, self.predicted, len(self.evaluation.classes)).tolist()
+        return counts
+
+
+def images_to_evaluate(source: Source, network: TrainedNetwork, every_image: bool = False) -> LabelledImages:
+    """The images of a data set that a network is evaluated on.
+
+    That is the data set's own test split. Of a data set without one: the test images that the network's training held
+    out, if it is the same data set; otherwise all images.
+
+    Args:
+        source: the data set; its classes may be in another order than the network's, or fewer.
+        network: knows how its training split its data set.
+        every_image: all images outside the data set's own test split, images that the network learned from included.
+
+    Raises:
+        InputError: a class that the network does not know, or no images.
+    """
+    known = {name: label for label, name in enumerate(network.classes)}
+    for name in source.classes:
+        if name not in known:
+            remedy = "name a data set with the network's classes"
+            raise InputError(source.where, f"class {printable(name)!r} is not one of the network's", remedy)
+    images, what = source.pool, ALL
+    indices = torch.arange(len(source.pool))
+    trained_on = network.config.mapolicy.dataset
+    if not every_image and source.open_test is not None:
+        images, what = source.open_test(), OWN_TEST
+        indices = torch.arange(len(images))
+    elif not every_image and (trained_on.name, trained_on.images) == (source.name, len(source.pool)):
+        if trained_on.test_per_class:
+            indices, what = _held_out(source, trained_on.split_seed, trained_on.test_per_class), HELD_OUT
+    if not len(indices):
+        raise InputError(source.where, "its test split has no images", "add some")
+    in_network = torch.tensor([known[name] for name in source.classes])
+    return LabelledImages(images, indices, in_network[images.labels[indices]], what)
+
+
+def _held_out(source: Source, seed: int, count: float) -> Tensor:
+    """The test images that `stratify.draw_splits` drew for the network's training."""
+    labels, classes = source.pool.labels, source.classes
+    sizes = torch.bincount(labels, minlength=len(classes)).tolist()
+    test, _ = take(shuffled_classes(labels, classes, seed), per_class(count, sizes), classes, "test_per_class")
+    return test
+
+
+def evaluate_network(
+    network: TrainedNetwork,
+    chosen: LabelledImages,
+    batch_size: int = 64,
+    skip_corrupt: bool = False,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> NetworkOnImages:
+    """Evaluate a network on images of any size.
+
+    Args:
+        network: as `load_network` returned it.
+        chosen: the images, from `images_to_evaluate`.
+        batch_size: images in one forward.
+        skip_corrupt: leave out images that cannot be decoded instead of stopping.
+        on_progress: called after each batch with the number of images that are done.
+
+    Raises:
+        InputError: an image cannot be decoded, or none can.
+    """
+    parts, used, corrupt = [], [], []
+
+    def read(position: int) -> Tensor | CorruptImageError:
+        index = int(chosen.indices[position])
+        try:
+            return torch.tensor(network.reading.pixels(chosen.images.read(index), chosen.images.name(index)))
+        except CorruptImageError as problem:
+            return problem
+
+    with bombs_as_errors(), torch.inference_mode():
+        for positions, found in read_ahead(range(len(chosen.indices)), read, batch_size):
+            for each in found:
+                if isinstance(each, CorruptImageError):
+                    if not skip_corrupt:
+                        raise each
+                    corrupt.append(f"{each.what}: {each.why}")
+            fine = [at for at, each in zip(positions, found, strict=True) if isinstance(each, Tensor)]
+            if fine:
+                batch = torch.stack([each for each in found if isinstance(each, Tensor)]).to(network.mean.device)
+                parts.append(Outcomes.of(network(batch), chosen.labels[fine].to(batch.device)))
+                used += fine
+            on_progress(positions[-1] + 1)
+    if not used:
+        raise InputError("data set", f"none of its {len(chosen.indices)} images can be decoded", "check the files")
+    outcomes, labels = Outcomes.joined(parts), chosen.labels[used]
+    figures = Evaluation.of(labels, outcomes, network.classes)
+    return NetworkOnImages(figures, labels, outcomes.predicted, chosen.what, tuple(corrupt))
+
