@@ -1,5 +1,6 @@
 """`mapolicy train`: train a network with a bundle's policy, or with a baseline."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ def train(
         display.print_json({"run": str(folder), **reporter.result, **refined})
         return
     print(f"{printable(accuracy_sentence(config, result, reporter.result['test_images']))}\n")
-    files = {"network": str(folder / NETWORK_FILE)} | {name.replace("_", " "): text for name, text in refined.items()}
+    files = {"network": str(folder / NETWORK_FILE)}
+    files["to use it"] = f"{shlex.join(['mapolicy', 'predict', str(folder)])} IMAGE..."
+    files |= {name.replace("_", " "): text for name, text in refined.items()}
     if built is not None and config.policy == "learned":
         settings_of_bundle = built.data_settings()
         files["whether it helped"] = next_command.whether_it_helps(config, str(bundle), settings_of_bundle)

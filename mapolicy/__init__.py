@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .compare.comparison import compare_policies as compare_policies
     from .config import SearchConfig as SearchConfig
     from .config import TrainConfig as TrainConfig
+    from .inference.network import TrainedNetwork as TrainedNetwork
+    from .inference.network import load_network as load_network
     from .policy.network import PolicyNetwork as PolicyNetwork
     from .policy.policy_augment import PolicyAugment as PolicyAugment
     from .policy.policy_bundle import PolicyBundle as PolicyBundle
@@ -36,11 +38,13 @@ _HOMES = {
     "SearchConfig": "config",
     "TrainConfig": "config",
     "TrainResult": "train",
+    "TrainedNetwork": "inference.network",
     "Transformation": "transforms.transformation",
     "TransformationSampler": "policy.sampler",
     "apply_operation": "transforms.functional",
     "compare_policies": "compare.comparison",
     "hypergradient": "bilevel.hypergradients",
+    "load_network": "inference.network",
     "preview": "report.preview",
     "search_policy": "search",
     "train_network": "train",

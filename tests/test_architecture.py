@@ -172,6 +172,7 @@ def test_data_files_are_packaged() -> None:
 OPTIONAL = {
     **dict.fromkeys(("albumentations", "cv2", "kornia"), "bench.other_libraries"),
     **dict.fromkeys(("starlette", "uvicorn"), "report.explore_server"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "inference.export_network"),
 }
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
@@ -205,7 +206,7 @@ HEAVY = ("torch", "timm", "torchvision", "sklearn", "matplotlib", "jinja2", "sta
             for line in (
                 *("", "search", "train", "compare", "inspect", "archs", "recipes", "datasets", "operations"),
                 *("bench step", "push", "pull", "slim", "export", "import", "report", "explain", "explore"),
-                *("settings", "doctor", "preview"),
+                *("settings", "doctor", "preview", "predict", "evaluate", "export-network"),
             )
         ),
     ],
@@ -254,7 +255,7 @@ def test_public_names_resolve() -> None:
     expected = {
         "Comparison", "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig",
         "TrainConfig", "TrainResult", "Transformation", "TransformationSampler", "apply_operation", "compare_policies",
-        "hypergradient", "preview", "search_policy", "train_network",
+        "hypergradient", "load_network", "preview", "search_policy", "train_network", "TrainedNetwork",
     }  # fmt: skip
     assert set(mapolicy.__all__) == expected
     assert sorted(mapolicy.__all__) == mapolicy.__all__ == dir(mapolicy)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from mapolicy.cli import options
+from PIL import Image
 from torchvision.transforms import v2
 
-from mapolicy import recipes
+from mapolicy import recipes, train_network
 from mapolicy.registries import DATASETS, LOSSES, SAMPLERS, ZERO_COST_POLICIES
 from mapolicy.transforms.space import OPERATION_SPECS, SPACES
 from tests.helpers.hub_server import HubServer
@@ -88,6 +89,9 @@ def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) ->
     for name in ("artifacts/c100.safetensors", "artifacts/digits.safetensors", "c100.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(bundle_file, tmp_path / name)
+    for name in ("cat.jpg", "dog.png", "photos/bird.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(tmp_path / name)
     return tmp_path
 
 
@@ -147,7 +151,11 @@ def registries() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
-def test_python_runs(block: Block, small: Path, monkeypatch: pytest.MonkeyPatch, registries: None) -> None:
+def test_python_runs(
+    block: Block, small: Path, monkeypatch: pytest.MonkeyPatch, registries: None, make_train_config
+) -> None:
+    if "runs/my-train" in block.text:
+        train_network(make_train_config(policy="none", epochs=1), run_dir=Path("runs/my-train"))
     load = recipes.load
     monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | {"epochs": 1, "batch_size": 512}))
     gray = "PolicyAugment" in block.text
@@ -161,6 +169,10 @@ def test_python_runs(block: Block, small: Path, monkeypatch: pytest.MonkeyPatch,
     exec(block.text, names)
     if "loss" in names:
         assert torch.isfinite(names["loss"])
+    if "transform" in names:  # timm's, with the network that it loaded
+        with torch.no_grad(), Image.open("cat.jpg") as image:
+            logits = names["network"](names["transform"](image.convert("L"))[None])
+        assert logits.shape == (1, len(names["classes"]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -15,7 +15,8 @@ from .measures import Evaluation, Outcomes, confusion
 from .network import TrainedNetwork
 from .read_ahead import read_ahead
 
-OWN_TEST, HELD_OUT, ALL = "its test split", "the test images that training held out", "all its images"
+OWN_TEST, HELD_OUT, ALL = "its test split", "the test images that training held out", "all of them"
+LEARNED = "all of them, those included that the network learned from"
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,14 @@ def images_to_evaluate(source: Source, network: TrainedNetwork, every_image: boo
     images, what = source.pool, ALL
     indices = torch.arange(len(source.pool))
     trained_on = network.config.mapolicy.dataset
+    same_data = (trained_on.name, trained_on.images) == (source.name, len(source.pool))
     if not every_image and source.open_test is not None:
         images, what = source.open_test(), OWN_TEST
         indices = torch.arange(len(images))
-    elif not every_image and (trained_on.name, trained_on.images) == (source.name, len(source.pool)):
-        if trained_on.test_per_class:
-            indices, what = _held_out(source, trained_on.split_seed, trained_on.test_per_class), HELD_OUT
+    elif not every_image and trained_on.test_per_class and same_data:
+        indices, what = _held_out(source, trained_on.split_seed, trained_on.test_per_class), HELD_OUT
+    elif same_data:
+        what = LEARNED
     if not len(indices):
         raise InputError(source.where, "its test split has no images", "add some")
     in_network = torch.tensor([known[name] for name in source.classes])
@@ -146,4 +149,3 @@ def evaluate_network(
     outcomes, labels = Outcomes.joined(parts), chosen.labels[used]
     figures = Evaluation.of(labels, outcomes, network.classes)
     return NetworkOnImages(figures, labels, outcomes.predicted, chosen.what, tuple(corrupt))
-

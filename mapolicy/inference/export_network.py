@@ -92,8 +92,7 @@ def export_network(network: TrainedNetwork, form: str) -> Exported:
         raise InputError(arch, f"cannot be exported to {form} ({reason})", "try another --to") from None
     scale = float(expected.abs().max().clamp(min=1e-6))
     difference = max(
-        float((got - wanted).abs().max()) / scale
-        for got, wanted in zip(found, (expected, expected[:1]), strict=True)
+        float((got - wanted).abs().max()) / scale for got, wanted in zip(found, (expected, expected[:1]), strict=True)
     )
     if not difference <= TOLERANCE:  # also if it is not a number
         why = f"as {form} it gives other logits than torch: {difference:.2g} of the largest, allowed {TOLERANCE:g}"

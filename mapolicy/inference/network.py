@@ -1,7 +1,7 @@
 """A trained network in use, from Python.
 
-    network = mapolicy.load_network("runs/my-train")
-    probabilities = network.predict(["cat.jpg", "dog.png"])
+network = mapolicy.load_network("runs/my-train")
+probabilities = network.predict(["cat.jpg", "dog.png"])
 """
 
 import os
@@ -105,7 +105,7 @@ class TrainedNetwork(nn.Module):
         except CorruptImageError as problem:
             raise InputError(problem.what, problem.why, "name images that Pillow can read") from None
         with torch.inference_mode():
-            return self(batch.to(self.mean.device)).float().softmax(dim=1).cpu()
+            return self.forward(batch.to(self.mean.device)).float().softmax(dim=1).cpu()
 
 
 def _listed(images: AnImage | Sequence[AnImage]) -> Sequence[AnImage]:

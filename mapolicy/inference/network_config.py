@@ -17,6 +17,7 @@ from ..runtime.sanitize import invalid_bundle, quoted
 FORMAT = 1
 MAX_DEPTH, MAX_KEYS, MAX_ENTRIES = 5, 200, 1_000
 SIZE_ARGUMENTS = ("num_classes", "in_chans")  # of timm's `create_model`, which `model_args` holds as timm writes them
+EXPORT_FORMS = ("onnx", "torchscript", "exported")  # what `export_network` writes
 LARGEST_SIDE = 4096  # pixels
 MOST_ARGUMENTS = 50
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ..bundle.manifest_base import first_problem
-from ..config import RunConfig
+from ..config import RunConfig, untagged
 from ..data.splits import DataSplits
 from ..errors import UsageError
 from ..models.factory import unique_tensors
@@ -35,17 +35,20 @@ def describe_network(
     """
     known: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     images, classes = splits.reading.to_dict(), len(splits.classes)
+    arguments = {**config.model_args, "num_classes": classes, "in_chans": splits.channels}
+    fixed_size = bool(known.get("fixed_input_size", False))
+    if fixed_size:
+        arguments.setdefault("img_size", splits.image_size)  # a tag may have another size than its name alone
     try:
         return NetworkConfig.model_validate(
             {
-                # A tag names pretrained weights, and the file has its own.
-                "architecture": config.network.partition(".")[0],
+                "architecture": untagged(config.network),  # a tag names other weights than the file's
                 "num_classes": classes,
                 "label_names": splits.classes,
-                "model_args": {**config.model_args, "num_classes": classes, "in_chans": splits.channels},
+                "model_args": arguments,
                 "pretrained_cfg": {
                     "input_size": (splits.channels, splits.image_size, splits.image_size),
-                    "fixed_input_size": bool(known.get("fixed_input_size", False)),
+                    "fixed_input_size": fixed_size,
                     "interpolation": images["interpolation"],
                     "crop_pct": images["share"],
                     "crop_mode": CROP_MODES[images["resize"]],
