@@ -145,6 +145,7 @@ class PreparedSearch:
         # A search whose bundle could not be written or loaded would only be found out at its end.
         check_input_size(config.image_size, "the proxy")
         setup = TrainingSetup.build(config, device)
+        setup.splits.tell(reporter.on_note)
         describe(config, setup, threads, device, Accuracy(0.0, 0.0))  # raises; the figures are not known yet
         proxy, splits = manifest.Extractor(**describe_extractor(config, setup)), setup.splits
         fresh = check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")

@@ -208,6 +208,7 @@ def _prepared(
     if searched is not None and not allow_dataset_mismatch:
         check_before_download(config, searched)
     setup = TrainingSetup.build(config, device, held_out, comparison)
+    setup.splits.tell(reporter.on_note)
     differences = () if comparison is None else comparison.differences
     if differences:
         reporter.on_note(_what_is_given_up(config, setup.splits.name, differences))

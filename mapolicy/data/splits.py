@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,25 @@ class DataSplits:
             self._test, corrupt = self._open_test()
             self.corrupt += corrupt
         return self._test
+
+    def tell(self, on_note: Callable[[str], None]) -> None:
+        """Say what the user should know of the data set before the run."""
+        for note in self.notes:
+            on_note(note)
+
+    def document(self) -> dict[str, Any]:
+        """What is known of the data set as plain values, for JSON; opens no split."""
+        return {
+            "dataset": self.name,
+            "fingerprint": self.fingerprint,
+            "splits": {"train": len(self.train), "meta_validation": len(self.meta_validation)},
+            "classes": dict(zip(self.classes, self.counts, strict=True)),
+            "reading": self.reading.to_dict(),
+            "images": None if self.survey is None else self.survey.figures(),
+            "notes": list(self.notes),
+            "left_out": [vars(each) for each in self.left_out],
+            "corrupt": list(self.corrupt),
+        }
 
     def train_with_validation(self) -> Split:
         """One split with the training and meta-validation images."""

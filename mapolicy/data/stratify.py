@@ -68,8 +68,11 @@ def without(orders: Sequence[Tensor], leave_out: Container[int]) -> list[Tensor]
     return [order[[index not in leave_out for index in order.tolist()]] for order in orders]
 
 
+Taken = Sequence[tuple[str, Sequence[int]]]  # what a split is for, and its number of images of each class
+
+
 def take(
-    orders: Sequence[Tensor], counts: Sequence[int], classes: Sequence[str], setting: str
+    orders: Sequence[Tensor], counts: Sequence[int], classes: Sequence[str], setting: str, taken: Taken = ()
 ) -> tuple[Tensor, list[Tensor]]:
     """Take the first images of every class.
 
@@ -78,6 +81,7 @@ def take(
         counts: how many to take of each class.
         classes: names of the classes, for an error.
         setting: name of the setting with the counts, for an error.
+        taken: the splits before this one, for an error.
 
     Returns:
         The images taken, ascending int64, and the orders without them.
@@ -85,15 +89,23 @@ def take(
     Raises:
         InputError: a class has too few images left.
     """
-    for order, count, name in zip(orders, counts, classes, strict=True):
+    for label, (order, count) in enumerate(zip(orders, counts, strict=True)):
         if len(order) < count:
-            raise InputError(
-                setting,
-                f"asks for {count} images of class {printable(name)!r}, which has {len(order)} left",
-                "lower the images per class or add some",
-            )
-    taken = torch.cat([order[:count] for order, count in zip(orders, counts, strict=True)])
-    return taken.sort().values, [order[count:] for order, count in zip(orders, counts, strict=True)]
+            raise _too_few(classes[label], len(order), count, setting, [(use, every[label]) for use, every in taken])
+    chosen = torch.cat([order[:count] for order, count in zip(orders, counts, strict=True)])
+    return chosen.sort().values, [order[count:] for order, count in zip(orders, counts, strict=True)]
+
+
+def _too_few(name: str, left: int, count: int, setting: str, taken: Sequence[tuple[str, int]]) -> InputError:
+    parts = [f"{number} for {use}" for use, number in taken if number]
+    total = left + sum(number for _, number in taken)
+    why = f"has {total} images: {', '.join(parts)}, and {left} left" if parts else f"has {total} images"
+    if count == 1:  # a fraction of a small class, or all that are left: not a number that the user has given
+        use = {"train_per_class": "training", "validation_per_class": "meta-validation"}.get(setting, "testing")
+        why, remedy = f"{why} for {use}", "add images to the class, or remove it"
+    else:
+        why, remedy = f"{why}, fewer than {setting} = {count}", f"add images to the class, or lower {setting}"
+    return InputError(f"class {printable(name)!r}", why, remedy)
 
 
 def check_given(given: Tensor, total: int, test: Tensor, name: str) -> Tensor:
@@ -163,6 +175,7 @@ def draw_splits(
     orders = shuffled_classes(labels, classes, config.split_seed)
     test_counts = per_class(0 if source.open_test else config.test_per_class, sizes)
     test, orders = take(orders, test_counts, classes, "test_per_class")
+    taken = [("testing", test_counts)]
     corrupt = find_corrupt(torch.cat(orders).sort().values)
     usable = orders = without(orders, corrupt)
     if meta_validation is None and source.meta_validation is not None:
@@ -170,7 +183,8 @@ def draw_splits(
         orders = without(orders, set(validation.tolist()))
     elif meta_validation is None:
         counts = per_class(config.validation_per_class, sizes)
-        validation, orders = take(orders, counts, classes, "validation_per_class")
+        validation, orders = take(orders, counts, classes, "validation_per_class", taken)
+        taken.append(("meta-validation", counts))
     else:
         validation = check_given(meta_validation, len(labels), test, source.name)
         if lost := [index for index in validation.tolist() if index in corrupt]:
@@ -179,5 +193,5 @@ def draw_splits(
         orders = without(orders, set(validation.tolist()))
     # `train_per_class` 0 takes all that are left; a class without any is an error all the same.
     counts = per_class(config.train_per_class, sizes) if config.train_per_class else [max(1, len(o)) for o in orders]
-    train, _ = take(orders, counts, classes, "train_per_class")
+    train, _ = take(orders, counts, classes, "train_per_class", taken)
     return SplitIndices(train, validation, test, usable, corrupt)

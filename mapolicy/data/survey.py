@@ -3,7 +3,8 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,15 @@ class Survey:
     def size(self) -> str:
         """The median size in words."""
         return f"{self.width} x {self.height}"
+
+    def fact(self, reading: ImageReading) -> str:
+        """The images' size, and the size that they are used at, in words."""
+        each = "" if self.smallest == self.largest else " (median)"
+        return f"{self.size}{each}, used at {reading.image_size} x {reading.image_size}"
+
+    def figures(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return asdict(self) | {"wide": len(self.wide), "unreadable": len(self.unreadable)}
 
 
 def survey(images: ImageSet, indices: Tensor) -> Survey:

@@ -14,6 +14,7 @@ from ..errors import InputError, UsageError
 from ..runtime.files import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
+    DATA_FILE,
     METRICS_FILE,
     PREVIOUS_CHECKPOINT_FILE,
     RESULT_FILE,
@@ -153,6 +154,11 @@ class RunFolder:
         """What becomes of the run, for whoever watches it from outside."""
         if self.path is not None:
             write_atomically(self.path / STATUS_FILE, (json.dumps(status) + "\n").encode())
+
+    def write_data(self, facts: Mapping[str, Any]) -> None:
+        """What the run's data set is, and what of it is not used."""
+        if self.path is not None:
+            write_atomically(self.path / DATA_FILE, (json.dumps(facts, indent=1) + "\n").encode())
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """The run's figures."""

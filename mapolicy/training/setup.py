@@ -181,6 +181,7 @@ class TrainingSetup:
         return {
             "images": f"{len(self.training)} training, {len(splits.meta_validation)} meta-validation",
             "classes": str(len(splits.classes)),
+            **({} if splits.survey is None else {"image size": splits.survey.fact(splits.reading)}),
             "network": f"{parameters / 1e6:.2f} million parameters{self._trained()}",
             **self._start(),
             **self.selection.facts(),

@@ -121,6 +121,7 @@ class Trainer:
                 self.reporter.on_note(f"goes on after iteration {self.iteration}")
             else:
                 self._folder.begin(self.config)
+            self._folder.write_data(self.setup.splits.document())
             self.reporter.on_open(self.config.to_mapping(), self._folder.path, self.iteration)
             self._logged_iteration = self._began_at = self.iteration
             self._next_checkpoint = self._started + 60 * self.config.checkpoint_minutes

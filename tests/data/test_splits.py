@@ -149,9 +149,18 @@ def test_bad_indices_of_a_bundle(zoo, given, says):
     [
         ({"train_per_class": 2.5}, UsageError, "not a count of images"),
         ({"validation_per_class": 0}, UsageError, "validation_per_class"),
-        ({"train_per_class": 8}, InputError, "asks for 8 images of class 'ant', which has 7 left"),
-        ({"test_per_class": 13}, InputError, "test_per_class"),
-        ({"validation_per_class": 9, "train_per_class": 0}, InputError, "has 0 left"),
+        (
+            {"train_per_class": 8},
+            InputError,
+            "class 'ant': has 12 images: 3 for testing, 2 for meta-validation, and 7 left, fewer than "
+            "train_per_class = 8; add images to the class, or lower train_per_class",
+        ),
+        ({"test_per_class": 13}, InputError, "class 'ant': has 12 images, fewer than test_per_class = 13"),
+        (
+            {"validation_per_class": 9, "train_per_class": 0},
+            InputError,
+            "class 'ant': has 12 images: 3 for testing, 9 for meta-validation, and 0 left for training",
+        ),
         ({"batch_size": 16}, InputError, "fewer than batch_size = 16"),
         ({"dataset": "folder:nowhere"}, InputError, "No such file"),
     ],
