@@ -14,7 +14,7 @@ from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError,
 from ..registries import ZERO_COST_POLICIES
 from ..runtime import rank_environment
 from ..runtime.files import write_atomically
-from . import bundles, comparison_table, display, options
+from . import bundles, comparison_table, data_folder, display, options
 from .grouped import grouped
 from .outputs import slug
 
@@ -130,7 +130,10 @@ def compare(
     plan.check()
     opened = files.open()
     configs, recipes = _configurations(dataset, opened, plan, settings)
-    folder = run.folder(f"compare-{slug(configs[0].dataset)}-{'-'.join(slug(name) for name in plan.arch or ())}")
+    searched = next((each for each in opened if each.policy.has_network), None)
+    configs = [data_folder.with_known_folder(config, searched, dataset is not None) for config in configs]
+    name = data_folder.dataset_slug(configs[0].dataset, configs[0].data_dir)
+    folder = run.folder(f"compare-{name}-{'-'.join(slug(name) for name in plan.arch or ())}")
     run.check_folder(folder)
     if plan.chart is not None:
         run.check_file(plan.chart, "--chart")

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from inspect import signature
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +19,7 @@ from ..runtime.signals import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,
     compare,
+    data,
     demo,
     doctor,
     evaluate,
@@ -45,7 +47,8 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 LONGEST_ERROR, SHORTEST_PATH = 240, 60
 BUG_EXIT = 1
-INTERRUPTED = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
+RESUMABLE = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
+INTERRUPTED = "interrupted: the command stopped; give it again"
 
 app = typer.Typer(
     name="mapolicy",
@@ -65,6 +68,7 @@ def _show_version(asked: bool) -> None:
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]] = {
     "Start": {
         "demo": demo.demo,
+        "data": data.data,
         "search": search.search,
         "train": train.train,
         "compare": compare.compare,
@@ -142,10 +146,10 @@ def main() -> NoReturn:
     except ClickException as problem:
         code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail(INTERRUPTED, INTERRUPT_EXIT, debug)
+        code = _fail(_interrupted(), INTERRUPT_EXIT, debug)
     except (BrokenPipeError, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code == TERMINATE_EXIT:
-            sys.exit(_fail(INTERRUPTED, TERMINATE_EXIT, debug))
+            sys.exit(_fail(_interrupted(), TERMINATE_EXIT, debug))
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
             raise
         # The reader closed the pipe, which is no error. Python must not complain when it closes stdout.
@@ -161,6 +165,14 @@ def main() -> NoReturn:
         fault = plugin_fault(problem)
         code = _fail(text, BUG_EXIT, debug) if fault is None else fail(fault, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted() -> str:
+    """What to do after a signal: only a command with --resume goes on."""
+    commands = {name: command for panel in COMMANDS.values() for name, command in panel.items()}
+    command = commands.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+    resumes = command is not None and callable(command) and "resume" in signature(command).parameters
+    return RESUMABLE if resumes and "--dry-run" not in sys.argv else INTERRUPTED
 
 
 class _Forgiving(io.FileIO):
@@ -189,7 +201,7 @@ def _line(what: str, why: str, remedy: str) -> str:
 def _fail(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    if rank_environment.rank() > 0 and (code == UsageError.exit_code or text == INTERRUPTED):
+    if rank_environment.rank() > 0 and (code == UsageError.exit_code or text in (RESUMABLE, INTERRUPTED)):
         return code  # rank 0 has the same error and shows it
     line = f"mapolicy: error: {' '.join(text.split())}"
     printable = line.encode("ascii", "backslashreplace").decode()

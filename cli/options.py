@@ -121,7 +121,18 @@ class BundleChecks:
 
 # Settings with an option of the same meaning in every command that trains.
 OWN_OPTIONS = (
-    *("weights", "epochs", "image_size", "batch_size", "learning_rate", "workers", "data_dir", "seed", "device"),
+    *(
+        "weights",
+        "epochs",
+        "image_size",
+        "resize",
+        "batch_size",
+        "learning_rate",
+        "workers",
+        "data_dir",
+        "seed",
+        "device",
+    ),
 )
 # What to type for a setting, where there is something shorter than `--set`.
 OPTION_OF: Mapping[str, str] = {
@@ -131,6 +142,7 @@ OPTION_OF: Mapping[str, str] = {
     "model_args": "--model-arg",
     "pretrained": "--pretrained",
     "freeze": "--freeze",
+    "nested_classes": "--nested-classes",
     "skip_corrupt": "--skip-corrupt",
     "on_divergence": "--on-divergence",
     "proxy": "--proxy",
@@ -171,17 +183,30 @@ class Settings:
     learning_rate: Annotated[
         float | None, typer.Option("--lr", help="Learning rate of the network, after warm-up.")
     ] = None
+    resize: Annotated[
+        str | None,
+        typer.Option(help="How images become square: crop (keep the centre), pad or squash.", metavar="NAME"),
+    ] = None
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images of data sets that do not fit in memory.")
     ] = None
     data_dir: DataDir = None
     seed: Annotated[int | None, typer.Option(help="Seed of everything but the splits.")] = None
     device: Device = None
+    nested_classes: Annotated[
+        bool,
+        typer.Option("--nested-classes", help="Take the class folders as they are: their images lie in subfolders."),
+    ] = False
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Skip images that cannot be decoded.")] = False
 
     def flags(self) -> dict[str, Any]:
         """Settings that have an option of their own, by name; None where the option was not given."""
-        switches = ("pretrained", "freeze", "skip_corrupt")  # off is no setting: it leaves the recipe's
+        switches = (
+            "pretrained",
+            "freeze",
+            "nested_classes",
+            "skip_corrupt",
+        )  # off is no setting: it leaves the recipe's
         given = {name: getattr(self, name) for name in OWN_OPTIONS}
         return given | {name: getattr(self, name) or None for name in switches}
 

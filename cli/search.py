@@ -10,6 +10,7 @@ from ..bundle.findings import Findings, better_policy, levels_document, verifica
 from ..config import SearchConfig
 from ..runtime import rank_environment
 from . import display, next_command, options
+from .data_folder import dataset_slug
 from .grouped import grouped
 from .outputs import slug
 
@@ -36,7 +37,7 @@ def search(
     Example: mapolicy search cifar100 --proxy wrn28_10
     """
     config, recipe = settings.resolve(SearchConfig, proxy, dataset, extractor_dtype=extractor_dtype, verify=verify)
-    name = slug(config.dataset)
+    name = dataset_slug(config.dataset, config.data_dir)
     out = out or Path("artifacts") / f"{name}.safetensors"
     folder = run.folder(f"search-{name}-{slug(config.proxy)}-seed{config.seed}")
     reporter, listeners = run.begin(folder, out, recipe)

@@ -15,7 +15,7 @@ from ..registries import policy_names
 from ..runtime import rank_environment
 from ..runtime.files import NETWORK_FILE
 from ..runtime.sanitize import printable
-from . import bundles, completion, display, next_command, options
+from . import bundles, completion, data_folder, display, next_command, options
 from .grouped import grouped
 from .outputs import slug
 
@@ -76,13 +76,15 @@ def train(
     file = None if opened is None else opened.policy
     from_bundle = None if file is None else file.data_settings()
     config, recipe = settings.resolve(TrainConfig, arch, dataset, from_bundle, **choice.settings())
+    config = data_folder.with_known_folder(config, opened, dataset is not None)
     if config.mode != "finetune":
         for flag, given in (("--fast", settings.fast), ("--out", out is not None)):
             if given:
                 raise UsageError(flag, "only fine-tuning learns a policy", f"add --mode finetune or leave {flag} out")
     config.check_bundle(file is not None, file is not None and not file.has_network, choice.allow_dataset_mismatch)
     label = config.policy if config.policy != "learned" else config.mode
-    folder = run.folder(f"train-{slug(config.dataset)}-{slug(config.arch)}-{label}-seed{config.seed}")
+    name = data_folder.dataset_slug(config.dataset, config.data_dir)
+    folder = run.folder(f"train-{name}-{slug(config.arch)}-{label}-seed{config.seed}")
     reporter, listeners = run.begin(folder, out, recipe)
 
     from ..distributed import process_group

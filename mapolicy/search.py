@@ -57,7 +57,7 @@ def search_policy(
         config: the search, complete.
         reporter: hears of the progress; None for silence.
         run_dir: folder for configuration, log, checkpoints and result; None writes nothing.
-        resume: go on from the checkpoint in `run_dir`.
+        resume: go on from the checkpoint in `run_dir`; without one, start from the beginning.
         overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
         out: file that the bundle is written to before the run counts as done; None leaves saving it to the caller.
 

@@ -28,7 +28,7 @@ def open_record(
 
     Raises:
         UsageError: the folder holds files, and neither `resume` nor `overwrite` was given.
-        InputError: the folder holds another comparison, or none although `resume` was given.
+        InputError: the folder holds another comparison, or with `resume` files that are none's.
     """
     path = run_dir / COMPARISON_FILE
     new: dict[str, Any] = {"budget": budget, "bundles": list(bundles)}
@@ -36,8 +36,10 @@ def open_record(
         if has_files(run_dir) and not overwrite:
             raise UsageError(str(run_dir), "holds a run", "use --resume, --force or another --run-dir")
         return new
-    if not path.exists():
-        raise InputError(str(run_dir), "holds no comparison to resume", "leave --resume out")
+    if not path.exists() and has_files(run_dir) and not overwrite:
+        raise InputError(str(run_dir), "holds files, but no comparison to resume", "use another --run-dir, or --force")
+    if not path.exists():  # stopped before its first run began
+        return new
     old = read_json_object(path)
     known = old.get("bundles", [])
     if old.get("budget") != budget:

@@ -194,7 +194,7 @@ def _probably_meant(folder: Path, listing: Listing) -> Path | None:
     able = [parent for parent, names in children.items() if len(names) > 1 and parent.name]
     if not able:
         return None
-    best = max(able, key=lambda parent: (images[parent], parent.as_posix()))
+    best = min(able, key=lambda parent: (-images[parent], parent.as_posix()))
     if split_role(best.name) and any(other != best and other.parent == best.parent for other in able):
         return folder / best.parent
     return folder / best

@@ -164,6 +164,7 @@ def load_splits(
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
+    counts = tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist())
     digest = fingerprint(classes, pool, used)
     if check is not None:
         check(source.name, classes, len(pool), digest)
@@ -173,7 +174,7 @@ def load_splits(
         channels=reading.channels,
         image_size=config.image_size,
         pool_size=len(pool),
-        counts=tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist()),
+        counts=counts,
         train=train,
         meta_validation=validation,
         mean=mean,
@@ -183,7 +184,7 @@ def load_splits(
         resident=isinstance(train, ResidentSplit),
         reading=reading,
         survey=found,
-        notes=(*source.notes, *_left_out_note(source), *notes(config, found, reading, len(train))),
+        notes=(*source.notes, *_left_out_note(source), *notes(config, found, reading, len(train), counts)),
         left_out=source.left_out,
         own_validation=meta_validation is None and source.meta_validation is not None,
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),

@@ -21,6 +21,7 @@ MEASURED = 20_000  # images that are decoded to find out the range of their valu
 USUAL_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
 WIDE_SHARE = 0.6  # of a median image: a central square that keeps less gets a hint
 FAIR_SHARE = 0.1  # of an epoch: batches that leave out more get a warning
+UNEVEN = 5  # times as many images in the largest class as in the smallest
 FULL_RANGE = (32768, 65535)  # the largest value of images that use all of 16 bits lies between these
 
 
@@ -166,7 +167,7 @@ def measured_range(images: ImageSet, indices: Sequence[int]) -> tuple[float, flo
     return (low, high) if low < high else (min(low, LARGEST_VALUE - 1), min(low, LARGEST_VALUE - 1) + 1)
 
 
-def notes(config: RunConfig, found: Survey, reading: ImageReading, training: int) -> list[str]:
+def notes(config: RunConfig, found: Survey, reading: ImageReading, training: int, classes: Sequence[int]) -> list[str]:
     """Sentences for the user about images that are read in a way that they may not expect, and about the batches.
 
     Args:
@@ -174,8 +175,14 @@ def notes(config: RunConfig, found: Survey, reading: ImageReading, training: int
         found: headers of the pool.
         reading: how they are read.
         training: number of images in the training split.
+        classes: number of images of each class.
     """
     lines = []
+    if max(classes) >= UNEVEN * min(classes):
+        lines.append(
+            f"classes have {min(classes)} to {max(classes)} images: accuracy is mostly that of the large ones, so look "
+            "at the balanced accuracy and at each class"
+        )
     if found.images < found.total:
         lines.append(f"the headers of {found.images} of {found.total} images were read, evenly spaced")
     if 0 < found.colour < found.images:

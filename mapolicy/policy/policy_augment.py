@@ -262,6 +262,7 @@ class PolicyAugment:
     def _check(self, images: Tensor) -> None:
         """Images are what the policy was searched on; the first ones decide the device."""
         channels = self._bundle.manifest.input.channels
+        _check_tensor("images", images, f"uint8 [B, {channels}, H, W]")
         if images.dtype != torch.uint8:
             raise ValueError(
                 f"images are {images.dtype}, expected torch.uint8; end the loader's transform with PILToTensor, "
@@ -279,6 +280,7 @@ class PolicyAugment:
             raise ValueError(f"images are on {images.device}, the policy is on {self._device}; move them there first")
 
     def _check_labels(self, labels: Tensor, images: Tensor) -> None:
+        _check_tensor("labels", labels, "int64 [B]")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 ({len(images)},): class "
@@ -289,3 +291,13 @@ class PolicyAugment:
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= len(self.classes):
             raise ValueError(f"labels lie in [{low}, {high}], the bundle's {len(self.classes)} classes from 0 on")
+
+
+def _check_tensor(name: str, given: object, expected: str) -> None:
+    if isinstance(given, Tensor):
+        return
+    kind = type(given).__name__
+    how = {"list": "torch.stack(LIST)", "tuple": "torch.stack(LIST)", "ndarray": "torch.from_numpy(ARRAY)"}
+    raise ValueError(
+        f"{name} are a {kind}, expected a torch.Tensor, {expected}; pass {how.get(kind, 'a tensor')} instead"
+    )

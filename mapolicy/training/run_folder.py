@@ -27,9 +27,9 @@ from ..runtime.files import (
     sync,
     write_atomically,
 )
+from ..runtime.lock import LOCK_FILE
+from ..runtime.sanitize import printable
 from .checkpoint import load_checkpoint, save_checkpoint
-
-NO_CHECKPOINT = "has no checkpoint yet, so there is nothing to resume"
 
 
 class RunFolder:
@@ -46,14 +46,17 @@ class RunFolder:
     def check(self, resume: bool, overwrite: bool) -> None:
         """Refuse to mix two runs; nothing is changed.
 
+        A folder without a checkpoint may be resumed: its run was stopped before the first one, and starts again.
+
         Raises:
             UsageError: it holds a run, and neither resume nor overwrite was asked for.
-            InputError: there is nothing to resume.
+            InputError: it is to be resumed, and holds files that are no run's.
         """
         if self.path is None:
             return
-        if resume and not any((self.path / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
-            raise InputError(str(self.path), NO_CHECKPOINT, "use --force")
+        if resume and not overwrite and self.checkpoint() is None and (odd := self._foreign()):
+            why = f"has no checkpoint, and holds {printable(odd)}, which is no run's"
+            raise InputError(str(self.path), why, "use another --run-dir, or --force")
         if not (resume or overwrite) and has_files(self.path):
             raise UsageError(str(self.path), "holds a run", "use --resume, --force or another --run-dir")
 
@@ -129,7 +132,7 @@ class RunFolder:
                 Path(bad.what).unlink()
             told = "".join(f"{bad.what}: {bad.why}; falls back to {path.name}" for bad in damaged)
             return tensors, facts, told
-        raise damaged[0] if damaged else InputError(str(self.path), NO_CHECKPOINT, "use --force")
+        raise damaged[0] if damaged else InputError(str(self.path), "has no checkpoint", "use --force")
 
     def write_table(self) -> None:
         """The log as comma-separated values, for spreadsheets: a column for each name, empty where a line has none."""
@@ -142,6 +145,14 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(records)
         write_atomically(self.path / TABLE_FILE, table.getvalue().encode())
+
+    def _foreign(self) -> str:
+        """The name of a visible file that no run writes; empty where there is none."""
+        if self.path is None or not self.path.exists():
+            return ""
+        files = (path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
+        names = {path.name for path in files}
+        return next(iter(sorted(names - {*RUN_FILES, LOCK_FILE})), "")
 
     def checkpoint(self) -> Path | None:
         """The newest checkpoint's file, if there is one."""

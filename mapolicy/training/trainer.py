@@ -4,8 +4,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +56,7 @@ class Trainer:
         setup: what is trained.
         reporter: hears of the progress.
         folder: the run folder, or None to write nothing.
-        resume: go on from the folder's newest whole checkpoint.
+        resume: go on from the folder's newest whole checkpoint; without one, start from the beginning.
         overwrite: remove the files of an earlier run from the folder.
         digest: of the bundle that the run uses, or None.
         facts: passed to `on_start` with the setup's own.
@@ -69,7 +69,7 @@ class Trainer:
 
     Raises:
         UsageError: the folder holds a run and `resume` was not asked for; or there is no folder to roll back to.
-        InputError: there is nothing to resume, or it is another configuration's.
+        InputError: what is to be resumed is another configuration's, or is damaged.
         EnvironmentFault: the folder cannot be written.
         FolderInUseError: another run is in the folder.
     """
@@ -114,12 +114,14 @@ class Trainer:
             self._started = self._logged = time.monotonic()
             identity = json.dumps(self._identity(), sort_keys=True)
             self._group.check_equal("its configuration or data set", identity)
-            goes_on = self._resume and self._folder.path is not None
+            goes_on = self._resume and self._folder.checkpoint() is not None
             if any(self._group.largest(goes_on)):  # rank 0 alone has a folder
                 facts = self._go_on()
                 self._seconds_before, self._cost_ratio = facts["seconds"], facts["cost_ratio"]
                 self.reporter.on_note(f"goes on after iteration {self.iteration}")
             else:
+                if self._resume and self._folder.path is not None:
+                    self.reporter.on_note(f"{self._folder.path} has no checkpoint yet: starts from the beginning")
                 self._folder.begin(self.config)
             self._folder.write_data(self.setup.splits.document())
             self.reporter.on_open(self.config.to_mapping(), self._folder.path, self.iteration)
@@ -221,8 +223,9 @@ class Trainer:
         record |= {f"validation_{name}": value for name, value in measures.items()}
         self._folder.log(record)
         self._evaluated_epochs += 1
-        self.reporter.on_evaluate(record)
-        self.reporter.on_policy(iteration.likeliest(SHOWN_TRANSFORMATIONS))
+        with self._saved_if_interrupted():
+            self.reporter.on_evaluate(record)
+            self.reporter.on_policy(iteration.likeliest(SHOWN_TRANSFORMATIONS))
         self._logged = time.monotonic()
 
     def after_iteration(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:
@@ -233,7 +236,8 @@ class Trainer:
         self.setup.selection.after_iteration(self.setup.network, self.iteration)
         now = time.monotonic()
         each = (now - self._started) / max(1, self.iteration - self._began_at)
-        self.reporter.on_step(self.iteration, each * (self.iterations - self.iteration))
+        with self._saved_if_interrupted():
+            self.reporter.on_step(self.iteration, each * (self.iterations - self.iteration))
         if self.iteration % self._log_every == 0 or self.iteration == self.iterations:
             seconds = (now - self._logged) / (self.iteration - self._logged_iteration)
             self._logged, self._logged_iteration = now, self.iteration
@@ -247,11 +251,22 @@ class Trainer:
             }
             self.last_record = record
             self._folder.log(record)
-            self.reporter.on_log(record)
+            with self._saved_if_interrupted():
+                self.reporter.on_log(record)
         if self._agree(now >= self._next_checkpoint) or self._stop.number is not None:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
         self._stop.raise_if_stopped()
+
+    @contextmanager
+    def _saved_if_interrupted(self) -> Iterator[None]:
+        """Save the state where a callback raises the exception that ends a run, unless a second signal hurries it."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if self._stop.number is None:
+                self.checkpoint()
+            raise
 
     def _agree(self, due: bool = False) -> bool:
         """Whether it is time to save, for any process; all stop where one has heard a signal."""

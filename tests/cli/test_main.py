@@ -63,7 +63,6 @@ def test_usage_errors_exit_2_and_write_nothing(mapolicy, tmp_path: Path, argumen
         (("search", "folder:none", "--proxy", "wrn10_1"), ("none",)),
         (("search", "digits", "--proxy", "wrn10_1", "--recipe", "none"), ("recipe none",)),
         (("search", "digits", "--proxy", "wrn10_1", "--set", "batch_size=5000"), ("batch_size",)),
-        (("search", "digits", "--proxy", "wrn10_1", "--resume"), ("checkpoint",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

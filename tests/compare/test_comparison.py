@@ -194,7 +194,9 @@ def test_the_folder_of_another_comparison_is_rejected_and_left_unchanged(
     other = config.with_changes(split_seed=1)
     with pytest.raises(InputError, match=f"bundle {bundle.digest[:12]} -> {other_bundle.digest[:12]}"):
         compare_policies([other_bundle], [other], folder, ("none",), resume=True)
-    with pytest.raises(InputError, match="holds no comparison to resume"):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="holds files, but no comparison to resume"):
         compare_policies([bundle], [config], tmp_path / "elsewhere", ("none",), resume=True)
     assert trained == []
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

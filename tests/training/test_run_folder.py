@@ -119,9 +119,13 @@ def test_refusals(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a run"):
         folder.check(resume=False, overwrite=False)
     folder.check(resume=False, overwrite=True)
-    with pytest.raises(InputError, match="nothing to resume"):
-        RunFolder(tmp_path / "none").check(resume=True, overwrite=False)
+    RunFolder(tmp_path / "none").check(resume=True, overwrite=False)  # a run that was stopped before it began
     assert not (tmp_path / "none").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"has no checkpoint, and holds cat\.jpg, which is no run's"):
+        RunFolder(tmp_path / "photos").check(resume=True, overwrite=False)
+    RunFolder(tmp_path / "photos").check(resume=True, overwrite=True)
 
 
 def test_without_a_path_nothing_is_written(make_train_config, tmp_path: Path, monkeypatch) -> None:

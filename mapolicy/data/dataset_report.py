@@ -1,0 +1,215 @@
+"""A data set looked at before a run: classes, splits, kinds of images, what is left out, duplicates, likely trouble."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..errors import InputError, UsageError
+from ..runtime.sanitize import printable
+from .decode import CorruptImageError, bombs_as_errors
+from .folders import LeftOut
+from .image_dataset import ImageSet, Source
+from .loader import threaded_map
+from .reading import ImageReading
+from .splits import open_dataset
+from .stratify import draw_splits
+from .survey import Survey, choose_reading, notes, survey
+
+UNUSED = "unused"
+SHOWN = 3  # names in a sentence
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images that have the same content.
+
+    Attributes:
+        names: of the images, relative to the data set.
+        splits: of the images, in the same order.
+        classes: of the images, likewise.
+    """
+
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " = ".join(f"{name} ({split})" for name, split in zip(self.names, self.splits, strict=True))
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a data set is, as a run with a configuration would use it.
+
+    Attributes:
+        name, where: the data set's name, and its folder or name.
+        images: number of images of each split by its name; `unused` are those that the settings leave over.
+        classes: for each class by name the same.
+        pool: headers of the images that are not test images.
+        test: headers of the test images; None where there are none.
+        reading: how images are read.
+        notes: sentences that a run says at its start.
+        trouble: sentences on what is likely to go wrong.
+        left_out: files and folders that are not used.
+        unreadable: images without a header, as `name: why`.
+        copies: groups of images with the same content.
+    """
+
+    name: str
+    where: str
+    images: Mapping[str, int]
+    classes: Mapping[str, Mapping[str, int]]
+    pool: Survey
+    test: Survey | None
+    reading: ImageReading
+    notes: tuple[str, ...]
+    trouble: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    unreadable: tuple[str, ...]
+    copies: tuple[Copies, ...]
+
+    def document(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {
+            "dataset": self.name,
+            "where": self.where,
+            "images": dict(self.images),
+            "classes": {name: dict(counts) for name, counts in self.classes.items()},
+            "headers": {"pool": self.pool.figures(), "test": None if self.test is None else self.test.figures()},
+            "reading": self.reading.to_dict(),
+            "notes": list(self.notes),
+            "trouble": list(self.trouble),
+            "left_out": [vars(each) for each in self.left_out],
+            "unreadable": list(self.unreadable),
+            "copies": [{name: list(values) for name, values in vars(each).items()} for each in self.copies],
+        }
+
+
+def report_dataset(config: RunConfig) -> DatasetReport:
+    """Look at a data set as a run with this configuration would use it. Reads headers, and files of equal size.
+
+    Raises:
+        UsageError, InputError, EnvironmentFault: the data set cannot be opened, as in a run.
+    """
+    source = open_dataset(config)
+    trouble: list[str] = []
+    parts = _parts(source, config, trouble)
+    drawn_test = parts.pop("testing", torch.empty(0, dtype=torch.int64))
+    order = torch.cat(list(parts.values())).sort().values
+    found = survey(source.pool, order)
+    images, counted = source.pool, {name: (source.pool, at) for name, at in parts.items() if len(at)}
+    if len(drawn_test):
+        counted["testing"] = (images, drawn_test)
+    elif source.open_test is not None:
+        tests = source.open_test()
+        counted["testing"] = (tests, torch.arange(len(tests)))
+    test = survey(*counted["testing"]) if "testing" in counted else None
+    training = parts.get("training", order)
+    readable = torch.tensor([index for index in training.tolist() if index not in found.unreadable], dtype=torch.int64)
+    reading = choose_reading(config, found, images, readable)
+    copies = find_copies(source.classes, counted)
+    unreadable = [f"{printable(images.name(index))}: {why}" for index, why in found.unreadable.items()]
+    if test is not None:
+        own = counted["testing"][0]
+        unreadable += [f"{printable(own.name(index))}: {why}" for index, why in test.unreadable.items()]
+    by_class = {
+        name: {part: int((of.labels[at] == label).sum()) for part, (of, at) in counted.items()}
+        for label, name in enumerate(source.classes)
+    }
+    sizes = [sum(counts.values()) for counts in by_class.values()]
+    return DatasetReport(
+        name=source.name,
+        where=source.where,
+        images={name: len(at) for name, (_, at) in counted.items()},
+        classes=by_class,
+        pool=found,
+        test=test,
+        reading=reading,
+        notes=(*source.notes, *notes(config, found, reading, len(training), sizes)),
+        trouble=(*trouble, *_trouble(unreadable, copies)),
+        left_out=tuple(source.left_out),
+        unreadable=tuple(unreadable),
+        copies=copies,
+    )
+
+
+def find_copies(classes: Sequence[str], parts: Mapping[str, tuple[ImageSet, Tensor]]) -> tuple[Copies, ...]:
+    """Groups of images with the same content, in the order of the first image of each.
+
+    Args:
+        classes: names, by label.
+        parts: for each split its image set, and int64 positions in it.
+    """
+    places = [(part, images, index) for part, (images, at) in parts.items() for index in at.tolist()]
+
+    def size(number: int) -> int:
+        _, images, index = places[number]
+        try:
+            return images.size(index)
+        except CorruptImageError:
+            return -1
+
+    def digest(number: int) -> bytes:
+        _, images, index = places[number]
+        try:
+            return hashlib.sha256(images.content(index)).digest()
+        except CorruptImageError:
+            return b""
+
+    sizes = threaded_map(range(len(places)), size)
+    often = Counter(sizes)
+    alike = [number for number, each in enumerate(sizes) if often[each] > 1 and each >= 0]  # a lone size has no copy
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    with bombs_as_errors():
+        for number, content in zip(alike, threaded_map(alike, digest), strict=True):
+            groups[content].append(number)
+    return tuple(
+        Copies(
+            names=tuple(printable(places[n][1].name(places[n][2])) for n in numbers),
+            splits=tuple(places[n][0] for n in numbers),
+            classes=tuple(classes[int(places[n][1].labels[places[n][2]])] for n in numbers),
+        )
+        for content, numbers in groups.items()
+        if content and len(numbers) > 1
+    )
+
+
+def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, Tensor]:
+    """Positions in the pool for each split; all are unused where the settings cannot split it, which is trouble."""
+    everything = torch.arange(len(source.pool))
+    try:
+        drawn = draw_splits(source, config, None, lambda _: {})
+    except (InputError, UsageError) as problem:
+        trouble.append(str(problem))
+        return {UNUSED: everything}
+    if len(drawn.train) < config.batch_size:
+        trouble.append(f"{len(drawn.train)} training images are fewer than batch_size = {config.batch_size}: lower it")
+    used = {"training": drawn.train, "meta-validation": drawn.meta_validation, "testing": drawn.test}
+    return used | {UNUSED: everything[~torch.isin(everything, torch.cat(list(used.values())))]}
+
+
+def _trouble(unreadable: Sequence[str], copies: Sequence[Copies]) -> list[str]:
+    lines = []
+    if unreadable:
+        lines.append(f"{len(unreadable)} images cannot be read ({_some(unreadable)}): mend them, or use --skip-corrupt")
+    across = [group for group in copies if len(set(group.splits)) > 1]
+    if across:
+        pairs = Counter(tuple(dict.fromkeys(group.splits)) for group in across)
+        found = ", ".join(f"{count} in {' and '.join(splits)}" for splits, count in pairs.most_common(SHOWN))
+        named = _some([str(group) for group in across])
+        lines.append(f"{len(across)} images are in several splits, {found} ({named}): accuracies will be too high")
+    contradictory = [group for group in copies if len(set(group.classes)) > 1]
+    if contradictory:
+        named = _some([str(group) for group in contradictory])
+        lines.append(f"{len(contradictory)} images are in several classes ({named}): one of the labels is wrong")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
