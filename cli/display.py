@@ -42,22 +42,23 @@ LABELS = {
 }
 
 
-SPARKED = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
+WITH_SPARKLINE = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 NARROW = 50  # characters; a narrower terminal gets numbers without a bar
-LONGEST_COURSE, TEXT_WIDTH = 40, 36  # characters; the second is the width of labels and figures
+LONGEST_SPARKLINE = 40  # characters
+TEXT_WIDTH = 36  # characters of labels and figures together
 
 LONGEST_ROW = len("learned, strength 30")
 
-# What is known of an extractor without importing torch.
+# What a command says of a bundle's network when it has not built it.
 NOT_BUILT = "its tensors are checked; its first use also checks the architecture and that features are finite"
 
 
 class QuietReporter(Reporter):
-    """Shows only warnings and notes; keeps the result.
+    """Prints only messages on stderr, and keeps the result for the command to print.
 
     Attributes:
-        facts: shown at the start, beside the run's own.
+        facts: lines to show when the run starts, besides the facts that the run itself gives.
         result: the figures of the last run.
     """
 
@@ -70,37 +71,37 @@ class QuietReporter(Reporter):
         note(text)
 
     def on_complete(self, result: Mapping[str, Any]) -> None:
-        """Keep the result; the command prints it."""
+        """Keep the result until the command prints it."""
         self.result = result
 
 
 class PlainReporter(QuietReporter):
-    """Shows one line for each epoch, for logs."""
+    """Prints one line for each epoch, for log files and pipes."""
 
     def on_compare(self, done: int, runs: int, text: str, seconds_left: float) -> None:
-        """Show a finished run of a comparison."""
+        """Print one line about the run of a comparison that just ended."""
         self.on_note(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
 
     def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """Show what runs, and its facts."""
+        """Print the run's name, its number of iterations and its facts on one line."""
         self._latest: dict[str, float] = {}
         self._likeliest = ""
         details = ", ".join(f"{key} {value}" for key, value in {**facts, **self.facts}.items())
         self.on_note(f"{what}: {iterations} iterations; {details}")
 
     def on_log(self, record: Record) -> None:
-        """Keep the figures until the epoch ends."""
+        """Keep the figures; `on_evaluate` prints the latest ones."""
         self._latest |= record
 
     def on_evaluate(self, record: Record) -> None:
-        """Show the epoch's figures."""
+        """Print the latest figures and the estimated time left on one line."""
         self._latest |= record
         figures = "  ".join(f"{LABELS.get(key, key)} {value}" for key, value in shown(self._latest).items())
         left = duration(self._latest.get("seconds_left", 0))
         self.on_note(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
 
     def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """Show the likeliest transformations, if they are others than before."""
+        """Print the most probable transformations when they have changed."""
         named = "; ".join(f"{first}, {second}" for first, second, _ in likeliest)
         if named != self._likeliest:
             self._likeliest = named
@@ -108,7 +109,7 @@ class PlainReporter(QuietReporter):
 
 
 class LiveReporter(QuietReporter):
-    """A live display on a terminal: progress bar, figures with sparklines, likeliest transformations."""
+    """Redraws a display on a terminal: a progress bar, figures with sparklines, the most probable transformations."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -118,12 +119,12 @@ class LiveReporter(QuietReporter):
 
     def _clear(self) -> None:
         self._latest: dict[str, float] = {}
-        self._courses: dict[str, list[float]] = {name: [] for name in SPARKED}
+        self._history: dict[str, list[float]] = {name: [] for name in WITH_SPARKLINE}
         self._likeliest: Sequence[tuple[str, str, float]] = ()
         self._before: Mapping[tuple[str, str], float] = {}
 
     def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """Start the display."""
+        """Print the facts, then start to redraw the display four times a second."""
         self._clear()
         for key, value in {**facts, **self.facts}.items():
             self._console.print(Text(printable(f"{key:>16}  {value}")))
@@ -141,45 +142,45 @@ class LiveReporter(QuietReporter):
         self._live.start()
 
     def on_step(self, iteration: int, seconds_left: float) -> None:
-        """Move the bar."""
+        """Move the progress bar and update the time left."""
         self._progress.update(self._bar, completed=iteration, left=duration(seconds_left))
 
     def on_log(self, record: Record) -> None:
-        """Show the figures."""
+        """Show these figures from the next redraw on."""
         self._note(record)
 
     def on_evaluate(self, record: Record) -> None:
-        """Show the accuracy."""
+        """Show the accuracy from the next redraw on."""
         self._note(record)
 
     def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """Show the likeliest transformations, and whether each became more or less likely."""
+        """Show the most probable transformations, with an arrow where a probability rose or fell."""
         self._before = {(first, second): p for first, second, p in self._likeliest}
         self._likeliest = likeliest
 
     def on_note(self, text: str) -> None:
-        """Show a line above the display."""
+        """Print a line above the display; warnings are yellow."""
         self._console.print(Text(printable(text), style="yellow" if text.startswith("warning") else ""))
 
     def on_finish(self) -> None:
-        """Stop the display; its last state stays on the screen."""
+        """Stop redrawing; the last state stays on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def _note(self, record: Record) -> None:
         self._latest |= record
-        for name, course in self._courses.items():
+        for name, values in self._history.items():
             if name in record:
-                course.append(record[name])
+                values.append(record[name])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Render the display for the present width of the terminal."""
+        """Render the display; rich calls this for each redraw with the terminal's current width."""
         figures = Table.grid(padding=(0, 2))
-        room = min(LONGEST_COURSE, options.max_width - TEXT_WIDTH)
+        room = min(LONGEST_SPARKLINE, options.max_width - TEXT_WIDTH)
         for key, value in shown(self._latest).items():
-            course = self._courses.get(key, [])
-            line = sparkline(course, room) if room > 0 and not options.ascii_only else ""
+            values = self._history.get(key, [])
+            line = sparkline(values, room) if room > 0 and not options.ascii_only else ""
             figures.add_row(Text(LABELS.get(key, key), style="dim"), Text(value), Text(line, style="cyan"))
         if options.max_width < NARROW:
             task = self._progress.tasks[self._bar]
@@ -190,12 +191,12 @@ class LiveReporter(QuietReporter):
         if self._likeliest:
             transformations = Table.grid(padding=(0, 2))
             for first, second, p in self._likeliest:
-                moved = self._moved(first, second, p, options.ascii_only)
-                transformations.add_row(Text(f"{first}, {second}"), Text(f"{100 * p:.3f} %"), Text(moved))
+                trend = self._trend(first, second, p, options.ascii_only)
+                transformations.add_row(Text(f"{first}, {second}"), Text(f"{100 * p:.3f} %"), Text(trend))
             yield Text("likeliest transformations", style="dim")
             yield transformations
 
-    def _moved(self, first: str, second: str, p: float, ascii_only: bool) -> str:
+    def _trend(self, first: str, second: str, p: float, ascii_only: bool) -> str:
         if not self._before:
             return ""
         old = self._before.get((first, second), -1.0)
@@ -204,7 +205,12 @@ class LiveReporter(QuietReporter):
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Draw values in at most `width` characters, each the mean of an equal share; the largest gets the highest bar."""
+    """Draw a series of values as a row of block characters.
+
+    Args:
+        values: in their order. Fewer than two give an empty text.
+        width: largest number of characters. Where there are more values, each character shows the mean of several.
+    """
     if len(values) < 2:
         return ""
     count = min(width, len(values))
@@ -217,7 +223,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporter:
-    """The display together with the loggers of `--logger`.
+    """A reporter that calls the display and the loggers that `--logger` names.
 
     Raises:
         UsageError: there is no such logger, or its package is not installed.
@@ -230,7 +236,15 @@ def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporte
 
 
 def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
-    """The display for stderr, live on a terminal; it first shows where the settings come from."""
+    """The display of a run, which writes to stderr.
+
+    Args:
+        quiet: whether to print messages only.
+        settings_from: name of the recipe, printed when the run starts; None prints none.
+
+    Returns:
+        A `LiveReporter` on a terminal, a `PlainReporter` elsewhere, a `QuietReporter` if `quiet`.
+    """
     if quiet:
         return QuietReporter()
     console = Console(stderr=True)
@@ -252,7 +266,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def print_figures(figures: Mapping[str, str]) -> None:
-    """Print names and values on stdout, one pair a line; characters that are not printable are replaced."""
+    """Print names and values on stdout, one pair on each line. Unprintable characters are replaced."""
     width = max(len(name) for name in figures)
     for name, value in figures.items():
         print(printable(f"{name:<{width}}  {value}"))
@@ -298,7 +312,7 @@ def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: b
 
 
 def effect_on_weights(effect: Mapping[str, Any]) -> dict[str, str]:
-    """How another dtype of the extractor changes the weights, for `print_figures`.
+    """Two lines about how another dtype of the extractor changes the weights.
 
     Args:
         effect: the fields of a `compress.WeightEffect`.
@@ -310,7 +324,7 @@ def effect_on_weights(effect: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shown(record: Record) -> dict[str, str]:
-    """The figures of a record, formatted for the display."""
+    """The figures of a record that the display shows, formatted, by name."""
     return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record}
 
 
@@ -322,7 +336,7 @@ def duration(seconds: float) -> str:
 
 
 def class_figures(evaluation: "Evaluation") -> dict[str, str]:
-    """Lines about classes and calibration, for `print_figures`."""
+    """Three lines about the accuracy of each class and the calibration."""
     weakest = evaluation.weakest()
     return {
         "balanced accuracy": f"{evaluation.balanced_accuracy:.2f} %, the mean over the classes",
@@ -342,7 +356,13 @@ def ratio(value: float | None) -> str:
 
 
 def with_interval(figures: Mapping[str, Any], name: str, meaning: str) -> dict[str, str]:
-    """A line with a figure of the search and its interval; no line if a bundle does not have them."""
+    """One line with a figure of the search and its interval.
+
+    Args:
+        figures: of a search or a bundle; where one of the three numbers is missing there is no line.
+        name: of the figure; its interval is in `NAME_low` and `NAME_high`.
+        meaning: what the interval is of.
+    """
     found = [figures.get(key) for key in (name, f"{name}_low", f"{name}_high")]
     if None in found:
         return {}
@@ -351,7 +371,7 @@ def with_interval(figures: Mapping[str, Any], name: str, meaning: str) -> dict[s
 
 
 def weight_shares(figures: Mapping[str, Any]) -> dict[str, str]:
-    """A line with the shares of the weights' variance; no line if a bundle does not have them."""
+    """One line with the shares of the weights' variance; an old bundle has none, and gives no line."""
     found = [figures.get(f"weight_share_{of}") for of in ("class", "operations")]
     if None in found:
         return {}
@@ -360,10 +380,10 @@ def weight_shares(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def spread_of_weights(figures: Mapping[str, Any]) -> dict[str, str]:
-    """Lines about the weights of samples; none of equal weights."""
+    """Two lines about how the weights of samples differ; equal weights give none."""
     return {**with_interval(figures, "weight_spread", "of 95 % of the last epoch's batches"), **weight_shares(figures)}
 
 
 def signal_to_noise(figures: Mapping[str, Any]) -> dict[str, str]:
-    """A line with the signal-to-noise ratio."""
+    """One line with the signal-to-noise ratio of the hypergradient."""
     return with_interval(figures, "signal_to_noise", "of a hypergradient, 95 % interval")
