@@ -80,7 +80,7 @@ def predict(
 
 def _print_text(prediction: "Prediction") -> None:
     if not prediction.error:
-        likeliest = ", ".join(f"{name} {share:.1%}" for name, share in prediction.likeliest)
+        likeliest = ", ".join(f"{name} {100 * share:.1f} %" for name, share in prediction.likeliest)
         print(printable(f"{prediction.path}  {likeliest}"))
 
 

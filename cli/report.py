@@ -105,6 +105,7 @@ def report(
         "bytes": len(content),
         "samples": 0 if gathered.samples is None else len(gathered.samples.weights),
         "without_data": gathered.no_data or None,
+        "on_test_images": (gathered.run and gathered.run.on_test_images) or None,
         "figures": [str(path) for path in pictures],
         "seconds": time.monotonic() - started,
     }
@@ -154,6 +155,7 @@ def _lines(document: Mapping[str, Any], files: Files) -> dict[str, str]:
         "digest": document["digest"],
         "size": f"{document['bytes']:,} bytes",
         "samples": f"{document['samples']} images" if document["samples"] else no_samples,
+        "test images": document["on_test_images"],
         "figures": f"{len(document['figures'])} files in {files.figures}" if document["figures"] else "",
         "time": display.duration(document["seconds"]),
     }

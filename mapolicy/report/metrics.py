@@ -42,6 +42,15 @@ class RunLog:
         found = (self.result.get(name) for name in ("digest", "refined_digest"))
         return frozenset(digest for digest in found if isinstance(digest, str))
 
+    @property
+    def on_test_images(self) -> str:
+        """How good the run's network is on the test images, in words; empty if that is not known."""
+        names = {"test_top1": "top-1", "test_balanced_accuracy": "balanced accuracy", "test_calibration_error": "ECE"}
+        values = [self.result.get(name) for name in names]
+        if not all(type(value) in (int, float) for value in values):
+            return ""
+        return ", ".join(f"{value:.2f} % {name}" for value, name in zip(values, names.values(), strict=True))
+
 
 def read_run(folder: Path) -> RunLog:
     """Read the run folder of a `search` or a `train`.

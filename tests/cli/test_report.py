@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mapolicy import PolicyBundle
+from mapolicy import PolicyBundle, train_network
 from tests.helpers.command_line import snapshot
 from tests.helpers.make_bundles import DATA
 
@@ -22,6 +22,16 @@ def test_report_of_a_bundle_and_its_run(mapolicy, bundle_file: Path, tmp_path: P
     assert document["without_data"] is None, "the digits come with scikit-learn"
     assert b'id="learning"' in page
     mapolicy("report", bundle_file, "--out", "r.html").is_error(2, "r.html: exists", "--force")
+
+
+def test_report_of_a_training_says_how_good_its_network_is(mapolicy, make_train_config, tmp_path: Path) -> None:
+    result = train_network(make_train_config(policy="none", epochs=1), run_dir=tmp_path / "run")
+    expected = f"{result.test_top1:.2f} % top-1, {result.test.balanced_accuracy:.2f} % balanced accuracy, "
+    shown = mapolicy("report", "run")
+    assert f"test images  {expected}" in shown.out
+    assert f"On the test images its network has {expected}" in (tmp_path / "report.html").read_text()
+    document = mapolicy("report", "run", "--out", "again.html", "--json").json
+    assert document["on_test_images"].startswith(expected)
 
 
 def test_report_of_a_dataset_level_policy_with_pictures(mapolicy, tmp_path: Path) -> None:
