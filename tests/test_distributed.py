@@ -523,7 +523,14 @@ def test_an_extractor_of_its_own_does_not_come_in_parts(searched: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"policy": "none"}, {}, {"mode": "finetune"}], ids=["baseline", "frozen", "finetuned"]
+    "changes",
+    [
+        {"policy": "none"},
+        {},
+        {"mode": "finetune"},
+        {"label_smoothing": 0.1, "balance": "loss", "ema_decay": 0.9, "keep_best": True},
+    ],
+    ids=["baseline", "frozen", "finetuned", "everything"],
 )
 def test_training_in_parts_and_on_processes_is_training(
     changes: dict[str, Any],

@@ -133,6 +133,17 @@ def test_a_run_with_everything_resumes_to_the_same_bytes(
     assert (tmp_path / "straight" / "network.safetensors").read_bytes() == second.read_bytes()
 
 
+def test_a_run_that_ended_early_resumes_to_its_end(make_train_config, interrupted_after, tmp_path: Path) -> None:
+    """Without a learning rate every epoch is as good as the first: it ends after three of six."""
+    config = make_train_config(policy="none", arch="test_vit", image_size=16, model_args={"img_size": 16})
+    config = config.with_changes(learning_rate=0.0, batch_size=512, epochs=6, early_stopping=2)
+    with interrupted_after(5):
+        train_network(config, run_dir=tmp_path / "run")
+    for _ in range(2):  # to its end, and once more when it has ended
+        result = train_network(config, run_dir=tmp_path / "run", resume=True)
+        assert (result.epochs, result.best_epoch) == (3, 1)
+
+
 def test_a_finetuned_policy_beside_an_average(
     make_train_config, bundle: PolicyBundle, interrupted_after, tmp_path
 ) -> None:
