@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from ..bundle.findings import EQUAL_WEIGHTS
+from ..bundle.findings import what_it_sees
 from ..errors import UsageError
 from ..runtime.files import check_readable, write_atomically
 from . import bundles, display, options, outputs
@@ -97,7 +97,7 @@ def explain(
         display.print_json({"digest": policy.digest, "out": out and str(out), "images": documents})
         return
     if policy.manifest.equal_weights:
-        print(f"{EQUAL_WEIGHTS}\n")
+        print(f"{what_it_sees(policy.manifest)}\n")
     for explanation in found:
         _print(explanation)
     if out is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ..bundle.dataset_level import DatasetPolicy, spelled_step
-from ..bundle.describe import describe, log_levels
+from ..bundle.describe import describe, log_levels, sample_effects
 from ..bundle.findings import Findings
 from ..bundle.load import SearchedFile
 from ..bundle.source import Fetched
@@ -64,7 +64,7 @@ def _show_searched(policy: SearchedFile, fetched: Fetched, output: options.Outpu
         "licence": manifest.licence or "not stated",
         "note": " ".join(manifest.note.split()) or "none",
     }
-    display.print_findings(Findings.of(manifest, log_levels(policy.tensors)))
+    display.print_findings(Findings.of(manifest, log_levels(policy.tensors), sample_effects(policy.tensors)))
     display.print_figures(lines)
     for title, key in (("likeliest transformations", "likeliest"), ("unlikeliest", "unlikeliest")):
         print(f"\n{title} (uniform: {1 / len(manifest.operations.names) ** 2:.4%})")

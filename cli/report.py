@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from ..bundle.findings import EQUAL_WEIGHTS
+from ..bundle.findings import what_it_sees
 from ..bundle.load import Opened
 from ..bundle.manifest import Manifest
 from ..config import TrainConfig
@@ -142,7 +142,7 @@ def _gathered(opened: Opened | None, run: Path | None, other: Opened | None, stu
     # Equal weights have nothing to say of images.
     needs_data = searched is not None and not searched.manifest.equal_weights
     if searched is not None and not needs_data and study.data_dir is not None:
-        display.note(f"--data-dir is not used: {EQUAL_WEIGHTS}")
+        display.note(f"--data-dir is not used: {what_it_sees(searched.manifest)}")
     splits, no_data = _data(searched, study.data_dir, where) if searched is not None and needs_data else (None, "")
     before = None if other is None else bundles.build_searched(other)
     return gather(opened, searched, curves, splits, no_data, before, study.samples, where)

@@ -70,6 +70,7 @@ def _tell(
     """Say what was found, in sentences; then the file and what to type next; then the figures."""
     manifest = bundle.manifest
     log_levels = None if bundle.log_levels is None else bundle.log_levels.double().numpy()
+    effects = None if bundle.sample_effects is None else bundle.sample_effects.table.double().numpy()
     check, settings_of_bundle = manifest.verification, manifest.data_settings()
     better = None if check is None else better_policy(check, bundle.strength)
     commands = {
@@ -77,11 +78,12 @@ def _tell(
         "whether it helps": next_command.whether_it_helps(config, out, settings_of_bundle),
     }
     if output.as_json:
-        learned = {"levels": levels_document(manifest, log_levels), "verification": verification_document(manifest)}
+        learned = {"levels": levels_document(manifest, log_levels, effects)}
+        learned["verification"] = verification_document(manifest)
         document = {"bundle": str(out), "run": str(folder), **result, **learned, "next": commands["next"]}
         display.print_json(document)
         return
-    findings = Findings.of(manifest, log_levels)
+    findings = Findings.of(manifest, log_levels, effects)
     if not findings.verdict:
         print(f"The search is done. {UNCHECKED}\n")
     display.print_sentences(findings)

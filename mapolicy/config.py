@@ -44,6 +44,8 @@ PRECISIONS = ("float32", "bfloat16")
 STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
 DEVICES = ("auto", "cpu", "cuda")
 WEIGHTINGS = ("policy", "equal")
+CLASS, FEATURES = "class", "features"
+SAMPLER_INPUTS = ("none", CLASS, FEATURES)
 AS_SEARCHED = "as-searched"
 BATCH_NORMS = ("local", "synchronised")
 COMPILE = ("auto", "never", "always")
@@ -69,6 +71,7 @@ LATER: Mapping[str, Any] = {
     "alignment_rate": 0.1,
     "alignment_decay": 0.02,
     "level_bins": 4,
+    "sampler_input": "none",
     "verify": False,
     "pretrained": False,
     "normalisation": "auto",
@@ -93,7 +96,7 @@ LATER: Mapping[str, Any] = {
 # Settings that a recipe may leave out: their defaults change nothing.
 OPTIONAL = frozenset(
     {
-        *("pretrained", "normalisation", "freeze", "layer_decay"),
+        *("sampler_input", "pretrained", "normalisation", "freeze", "layer_decay"),
         *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
         *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
         *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
@@ -305,6 +308,10 @@ class RunConfig:
     )
     level_bins: int = Field(
         4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"
+    )
+    sampler_input: Annotated[str, OneOf(SAMPLER_INPUTS)] = Field(
+        "none",
+        description="what the alignment sampler sees of an image before augmentation: none, its class, or its features",
     )
     epsilon: float = Field(
         0.1, ge=0, le=1, description="share of uniform exploration of the sampler mean-weight (Eq. 5)"
@@ -529,6 +536,15 @@ class SearchConfig(RunConfig):
         if self.freeze and self.alpha == "per-layer":
             why = "frozen parameters take no virtual step, so they have no alpha"
             raise UsageError("freeze", why, "use alpha=scalar")
+        if self.sampler_input != "none" and self.sampler == "mean-weight":
+            why = "mean-weight draws the same for every image"
+            raise UsageError(f"sampler_input {self.sampler_input}", why, "set sampler=alignment")
+        if self.sampler_input == FEATURES and self.extractor == "own":
+            why = "the sampler would see the proxy's features, and the bundle would hold the other network"
+            raise UsageError("sampler_input features", why, "set extractor=shared")
+        if self.sampler == "mean-weight" and self.weighting == "equal" and self.meta_fraction < 1:
+            why = "equal weights compute no policy outputs for the whole batch, so p_jk would learn nothing"
+            raise UsageError("sampler mean-weight", why, "set meta_fraction=1, weighting=policy or sampler=alignment")
         if self.extractor == "own" and self.policy_input == "embedding":
             raise UsageError("extractor own", "the policy sees no features", "use another policy_input, or shared")
 
@@ -548,6 +564,9 @@ class TrainConfig(RunConfig):
     arch: Network = Field(description="timm name of the network to train")
     sampler: Annotated[str, OneOf(lambda: (AS_SEARCHED, *SAMPLERS))] = Field(
         AS_SEARCHED, description="what fine-tuned draws learn from: as in its search, or otherwise"
+    )
+    sampler_input: Annotated[str, OneOf((AS_SEARCHED, *SAMPLER_INPUTS))] = Field(
+        AS_SEARCHED, description="what fine-tuned draws see of an image: as in its search"
     )
     weighting: Annotated[str, OneOf((AS_SEARCHED, *WEIGHTINGS))] = Field(
         AS_SEARCHED,

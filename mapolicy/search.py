@@ -14,7 +14,7 @@ from torch import nn
 from .bilevel.inner_rate import InnerRate
 from .bundle import manifest
 from .bundle.format import check_input_size
-from .config import SearchConfig, untagged
+from .config import CLASS, FEATURES, SearchConfig, untagged
 from .distributed import communicator
 from .errors import UsageError
 from .inference.save import check_savable, describe_network, save_network
@@ -25,7 +25,7 @@ from .policy.extractor import check_extractor
 from .policy.network import HIDDEN_UNITS, PolicyNetwork
 from .policy.policy_bundle import PolicyBundle
 from .policy.sampler import relative_entropy
-from .policy.samplers import SamplerPlan, build_sampler, learned_draws
+from .policy.samplers import LearnedDraws, SamplerPlan, build_sampler, learned_draws
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, VERIFICATION_FILE
 from .runtime.machine import versions
@@ -35,6 +35,7 @@ from .training.callbacks import Reporter
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
+from .training.sample_context import DIRECTIONS, ProxyContext, SampleContext, build_context
 from .training.setup import TrainingSetup, start_network
 from .training.trainer import Trainer
 from .training.verify import verification_seconds, verify
@@ -85,6 +86,8 @@ def search_policy(
             config, search.run.state, search.setup, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
         ) as run:
             cost_ratio = run.loop(search.run.iteration)
+            if isinstance(search.context, ProxyContext):
+                search.context.refresh()  # the bundle's extractor is the proxy as it is now
             accuracy, figures = search.setup.validation_accuracy(), search.run.figures()
             for warning in search.run.warnings():
                 reporter.on_note(warning)
@@ -134,6 +137,7 @@ class PreparedSearch:
     setup: TrainingSetup
     run: BilevelRun
     threads: int
+    context: SampleContext | None = None
 
     @classmethod
     def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "PreparedSearch":
@@ -162,40 +166,46 @@ class PreparedSearch:
             )
         alpha = theorem1_rate(config.alpha_initial, setup.iterations) if constant else config.alpha_initial
         rate = InnerRate(alpha, tensors).to(device)
+        inputs = {CLASS: len(splits.classes), FEATURES: min(DIRECTIONS, setup.feature_width)}
+        plan = SamplerPlan(config, setup.iterations_per_epoch, inputs=inputs.get(config.sampler_input, 0))
+        sampler = build_sampler(plan)
+        context = build_context(setup, sampler)
         run = build_bilevel_run(
             config,
             setup,
             device,
             policy=policy,
             rate=rate,
-            sampler=build_sampler(SamplerPlan(config, setup.iterations_per_epoch)),
+            sampler=sampler,
             on_note=reporter.on_note,
             extractor=_own_extractor(config, setup, device),
+            context=context,
         )
-        return cls(setup, run, threads)
+        return cls(setup, run, threads, context)
 
-    def log_levels(self, config: SearchConfig) -> torch.Tensor | None:
-        """What the sampler has learned of levels, float [stages, K, bins]; None where it learns none."""
-        return learned_draws(self.run.sampler, config.operation_space).log_levels
+    def draws(self, config: SearchConfig, strength: float | None = None) -> LearnedDraws:
+        """What the sampler has learned; `strength` replaces its own."""
+        features = self.context.features if isinstance(self.context, ProxyContext) else None
+        return learned_draws(self.run.sampler, config.operation_space, strength, features)
 
     def check_seconds(self, config: SearchConfig, device: torch.device) -> float:
         """How long the policy's own check will take; 0 without one."""
-        log_levels = self.log_levels(config)
-        if not config.verify or log_levels is None:
+        draws = self.draws(config)
+        if not config.verify or draws.log_levels is None:
             return 0.0
-        return verification_seconds(config, self.setup.splits, device, log_levels)
+        return verification_seconds(config, self.setup.splits, device, draws, self.context)
 
     def verified(
         self, config: SearchConfig, device: torch.device, reporter: Reporter, run_dir: Path | None
     ) -> tuple[manifest.Verification | None, float | None]:
         """How the policy does in its own check, and the strength that does best; None where it is not checked."""
-        log_levels = self.log_levels(config)
-        if not config.verify or log_levels is None:
+        draws = self.draws(config)
+        if not config.verify or draws.log_levels is None:
             if config.verify:
                 reporter.on_note(f"the policy is not checked: sampler {config.sampler} learns no levels")
             return None, None
         record = None if run_dir is None else run_dir / VERIFICATION_FILE
-        return verify(config, self.setup.splits, device, log_levels, reporter, record)
+        return verify(config, self.setup.splits, device, draws, reporter, record, self.context)
 
     def bundle(
         self,
@@ -206,7 +216,7 @@ class PreparedSearch:
         strength: float | None = None,
     ) -> PolicyBundle:
         """What has been found; `strength` replaces the sampler's own."""
-        draws = learned_draws(self.run.sampler, config.operation_space, strength)
+        draws = self.draws(config, strength)
         return PolicyBundle.assemble(
             describe(
                 config,
@@ -223,6 +233,7 @@ class PreparedSearch:
             probabilities=draws.probabilities,
             means=draws.means,
             log_levels=draws.log_levels,
+            effects=draws.effects,
             extractor=(self.run.step.extractor or self.setup.network).state_dict(),
             meta_validation=self.setup.splits.meta_validation.indices,
         )

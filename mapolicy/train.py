@@ -43,6 +43,7 @@ from .training.callbacks import Reporter
 from .training.checkpoint import RunState
 from .training.dry_run import Forecast, forecast, forecast_before
 from .training.iteration import BilevelIteration, Iteration, WeightedIteration
+from .training.sample_context import SampleContext
 from .training.setup import TrainingSetup
 from .training.trainer import Trainer
 
@@ -237,24 +238,45 @@ def plan(
         config = as_searched(config, searched)
     if config.mode == "frozen":
         weights = frozen.weights(config, device, setup.communicator)
-        return WeightedIteration(setup, frozen.augmentation(config), weights), RunState(modules, optimizers)
+        context = None if searched is None or config.policy == "weights-only" else seen_by(searched, setup, device)
+        return WeightedIteration(setup, frozen.augmentation(config), weights, context), RunState(modules, optimizers)
 
     assert searched is not None
     extractor, policy = FrozenExtractor(searched, device), searched.build_policy().to(device)
     # An alpha for each of the proxy's tensors means nothing to another network: it starts from their mean.
     rate = InnerRate(float(searched.alpha.log().mean().exp())).to(device)
-    start = SamplerStart(searched.probabilities, searched.means, searched.log_levels)
+    effects = searched.sample_effects
+    start = SamplerStart(searched.probabilities, searched.means, searched.log_levels, effects)
+    inputs = 0 if effects is None else len(effects.table)
     run = build_bilevel_run(
         config,
         setup,
         device,
         policy=policy,
         rate=rate,
-        sampler=build_sampler(SamplerPlan(config, setup.iterations_per_epoch, start)),
+        sampler=build_sampler(SamplerPlan(config, setup.iterations_per_epoch, start, inputs)),
         on_note=on_note,
         features=lambda batch: extractor(batch.images),
+        context=seen_by(searched, setup, device),
     )
     return run.iteration, run.state
+
+
+def seen_by(bundle: PolicyBundle, setup: TrainingSetup, device: torch.device) -> SampleContext | None:
+    """What a bundle's draws see of the training images; None where they see nothing.
+
+    Raises:
+        InputError: they see the class, and the classes are others than the search's.
+    """
+    effects = bundle.sample_effects
+    if effects is None:
+        return None
+    if effects.features is None:
+        if len(setup.splits.classes) != len(effects.table):
+            why = f"its draws depend on the class, of {len(effects.table)}; {setup.splits.name} has others"
+            raise InputError(bundle.origin or "bundle", why, "search on this data set")
+        return SampleContext.of_classes(setup)
+    return SampleContext.of_features(setup, effects.features, FrozenExtractor(bundle, device, always=True))
 
 
 def as_searched(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
@@ -265,7 +287,7 @@ def as_searched(config: TrainConfig, bundle: PolicyBundle) -> TrainConfig:
     Raises:
         InputError: the policy is fine-tuned, and its search's sampler is not registered here.
     """
-    names = ("sampler", "weighting") if config.mode == "finetune" else ("weighting",)
+    names = ("sampler", "sampler_input", "weighting") if config.mode == "finetune" else ("weighting",)
     # `LATER` has what a search did before it had these settings.
     searched = {name: bundle.manifest.search.settings.get(name, LATER[name]) for name in names}
     chosen = {name: value for name, value in searched.items() if getattr(config, name) == AS_SEARCHED}
@@ -313,7 +335,9 @@ def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iterati
         if name.startswith(EXTRACTOR_PREFIX)
     }
     noise = " Hypergradient with the noise at its mean." if has_unequal_noise(state.modules["network"]) else ""
-    draws = learned_draws(state.sampler, config.operation_space)
+    effects = bundle.sample_effects
+    features = None if effects is None else effects.features
+    draws = learned_draws(state.sampler, config.operation_space, features=features)
     return PolicyBundle.assemble(
         bundle.manifest.draft(
             levels=draws.levels,
@@ -327,6 +351,7 @@ def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iterati
         probabilities=draws.probabilities,
         means=draws.means,
         log_levels=draws.log_levels,
+        effects=draws.effects,
         extractor=extractor,
         meta_validation=bundle.meta_validation,
         limits=bundle.limits,

@@ -171,6 +171,29 @@ def test_an_interrupted_search_with_the_alignment_sampler_gives_the_same_bytes(
     assert aligned.log_levels.abs().max() > 1e-3, "the levels have moved"
 
 
+@pytest.mark.parametrize("seen", ["class", "features"])
+def test_draws_that_see_images_go_through_search_training_and_resume(
+    make_search_config, make_train_config, tmp_path, interrupted_after, seen: str
+) -> None:
+    config = make_search_config(**ALIGNMENT | {"sampler_input": seen, "meta_every": 1})
+    whole = search_policy(config)
+    with interrupted_after(6):
+        search_policy(config, run_dir=tmp_path / "run")
+    assert search_policy(config, run_dir=tmp_path / "run", resume=True).to_bytes() == whole.to_bytes()
+    levels, effects = whole.manifest.levels, whole.sample_effects
+    assert levels is not None
+    assert effects is not None
+    assert (levels.input, len(effects.table)) == (seen, levels.context)
+    assert (effects.features is not None) == (seen == "features")
+    again = PolicyBundle.from_bytes(whole.to_bytes())
+    trained = train_network(make_train_config(epochs=1), again)
+    assert trained.digest == whole.digest
+    refined = train_network(make_train_config(epochs=1, mode="finetune"), again).refined
+    assert refined is not None
+    assert refined.manifest.levels is not None
+    assert refined.manifest.levels.input == seen
+
+
 def test_only_a_search_with_levels_writes_a_later_format(bundle: PolicyBundle, aligned: PolicyBundle) -> None:
     """A bundle of the paper's sampler is read by every version, and its bytes say nothing of levels or checks."""
     content = bundle.to_bytes()

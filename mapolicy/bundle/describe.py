@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .findings import Table, levels_document, verification_document
-from .format import ALPHA, LOG_LEVELS, MEANS, PROBABILITIES
+from .format import ALPHA, LOG_LEVELS, MEANS, PROBABILITIES, SAMPLE_EFFECTS
 from .manifest import Manifest
 from .safetensors_reader import RawTensor
 
@@ -18,6 +18,11 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # not counted 
 def log_levels(tensors: Mapping[str, RawTensor]) -> Table | None:
     """What an alignment sampler learned, float64 [stages, K, bins]; None for another sampler."""
     return np.asarray(tensors[LOG_LEVELS].array(), np.float64) if LOG_LEVELS in tensors else None
+
+
+def sample_effects(tensors: Mapping[str, RawTensor]) -> Table | None:
+    """How images change these levels, float64 [D, K, bins]; None for draws that do not see images."""
+    return np.asarray(tensors[SAMPLE_EFFECTS].array(), np.float64) if SAMPLE_EFFECTS in tensors else None
 
 
 def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def describe(manifest: Manifest, tensors: Mapping[str, RawTensor], size: int) ->
             for part in ("extractor", "policy")
         },
         "equal_weights": manifest.equal_weights,
-        "levels": levels_document(manifest, log_levels(tensors)),
+        "levels": levels_document(manifest, log_levels(tensors), sample_effects(tensors)),
         "verification": verification_document(manifest),
         "versions": manifest.versions,
         "licence": manifest.licence,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..transforms.space import MAX_LEVEL, OPERATION_NAMES, SPACES, OperationSpace, Range, default_ranges
 from .describe import log_levels
+from .findings import SEEN
 from .format import PROBABILITIES, level_probabilities
 from .manifest import Manifest, ManifestDraft
 from .safetensors_reader import RawTensor
@@ -54,7 +55,11 @@ _LEVEL_OMISSIONS = {
 
 
 def omissions(
-    form: str, names: Iterable[str] = OPERATION_NAMES, stages: int = 0, equal_weights: bool = False
+    form: str,
+    names: Iterable[str] = OPERATION_NAMES,
+    stages: int = 0,
+    equal_weights: bool = False,
+    sees: str = "none",
 ) -> tuple[str, ...]:
     """What an exported policy leaves out or does differently.
 
@@ -63,12 +68,14 @@ def omissions(
         names: the policy's operations.
         stages: of its levels; 0 for a policy without levels.
         equal_weights: its search weighed all samples alike, so no weights are lost.
+        sees: what its draws see of an image, as `Levels.input`.
     """
     registered = [name for name in names if name not in OPERATION_NAMES]
     text = f"{', '.join(registered)}: {form} has no such operation; Identity takes its place"
     return (
         *([] if equal_weights else [_WEIGHTS]),
         *([_STAGES] if stages > 1 else []),
+        *([f"draws that depend on the image's {SEEN[sees]}: all images have the data set's"] if sees in SEEN else []),
         *(_LEVEL_OMISSIONS if stages else _OMISSIONS)[form],
         *([text] if registered else []),
     )
@@ -76,8 +83,9 @@ def omissions(
 
 def omissions_of(manifest: ManifestDraft, form: str) -> tuple[str, ...]:
     """The `omissions` of a bundle's policy in this form."""
-    stages = 0 if manifest.levels is None else manifest.levels.stages
-    return omissions(form, manifest.operations.names, stages, manifest.equal_weights)
+    levels = manifest.levels
+    stages, sees = (0, "none") if levels is None else (levels.stages, levels.input)
+    return omissions(form, manifest.operations.names, stages, manifest.equal_weights, sees)
 
 
 def export(manifest: Manifest, tensors: Mapping[str, RawTensor], form: str) -> str:

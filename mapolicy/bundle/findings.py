@@ -18,7 +18,9 @@ RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 NEGLIGIBLE = 0.02
 HARMS, MAY_HARM = "harms", "may harm"
 NO_AUGMENTATION = "none"
-EQUAL_WEIGHTS = "this policy sees the transformation, not the image: all samples have the same weight"
+SEEN = {"class": "class", "features": "deep feature"}
+DEPENDS = 0.2  # of the logarithm of a frequency: a smaller deviation between images is not worth a word
+MOST_NAMED = 4
 
 Table = npt.NDArray[np.float64]
 
@@ -254,12 +256,13 @@ class Findings:
     rows: Sequence[tuple[str, str]] = ()
 
     @classmethod
-    def of(cls, manifest: ManifestDraft, log_levels: Table | None) -> Self:
+    def of(cls, manifest: ManifestDraft, log_levels: Table | None, effects: Table | None = None) -> Self:
         """Those of a bundle.
 
         Args:
             manifest: the bundle's.
             log_levels: float [stages, K, bins] where the manifest has levels, else None.
+            effects: float [D, K, bins] where the draws depend on the image, else None.
         """
         learned: Sequence[str] = ()
         strength = 0.0
@@ -267,14 +270,45 @@ class Findings:
             strength = manifest.levels.strength
             space = SPACES[manifest.operations.space]
             learned = what_was_learned(log_levels, strength, space, effect=effect_of(manifest))
-        weights, check = EQUAL_WEIGHTS if manifest.equal_weights else "", manifest.verification
+            if effects is not None:
+                learned = [*learned, what_depends_on_images(manifest, effects, space)]
+        weights, check = what_it_sees(manifest) if manifest.equal_weights else "", manifest.verification
         if check is None:
             return cls(weights, learned)
         rows = verification_lines(check, strength)
         return cls(weights, learned, verdict(check, strength), how_it_was_checked(check), rows)
 
 
-def levels_document(manifest: ManifestDraft, log_levels: Table | None) -> dict[str, Any] | None:
+def what_it_sees(manifest: ManifestDraft) -> str:
+    """What a policy with equal weights sees of an image, as a sentence."""
+    seen = "" if manifest.levels is None else SEEN.get(manifest.levels.input, "")
+    if seen:
+        return f"this policy's draws depend on the image's {seen}; all samples have the same weight"
+    return "this policy sees the transformation, not the image: all samples have the same weight"
+
+
+def what_depends_on_images(manifest: ManifestDraft, effects: Table, space: OperationSpace) -> str:
+    """For which operations the draws depend on the image, as a sentence.
+
+    Args:
+        manifest: with levels.
+        effects: float [D, K, bins], V; h(x) has uncorrelated coordinates of unit variance.
+        space: the operations.
+    """
+    assert manifest.levels is not None
+    spread = manifest.levels.strength * np.sqrt((effects**2).sum(0)).mean(1)
+    order = [int(row) for row in np.argsort(-spread, kind="stable") if spread[row] > DEPENDS]
+    seen = SEEN[manifest.levels.input]
+    if not order:
+        return f"no operation's share depends on the image's {seen}"
+    names = ", ".join(space.names[row] for row in order[:MOST_NAMED])
+    more = f" and {len(order) - MOST_NAMED} more" if len(order) > MOST_NAMED else ""
+    return f"how often an operation is drawn depends on the image's {seen} for {names}{more}"
+
+
+def levels_document(
+    manifest: ManifestDraft, log_levels: Table | None, effects: Table | None = None
+) -> dict[str, Any] | None:
     """What was learned of levels as JSON-compatible values; None without levels.
 
     Returns:
@@ -283,11 +317,12 @@ def levels_document(manifest: ManifestDraft, log_levels: Table | None) -> dict[s
     if manifest.levels is None or log_levels is None:
         return None
     strength, space = manifest.levels.strength, SPACES[manifest.operations.space]
+    more = [] if effects is None else [what_depends_on_images(manifest, effects, space)]
     return {
         **manifest.levels.model_dump(),
         "edges": list(manifest.levels.edges),
         "relative_frequencies": relative_frequencies(log_levels, strength).tolist(),
-        "learned": what_was_learned(log_levels, strength, space, effect=effect_of(manifest)),
+        "learned": [*what_was_learned(log_levels, strength, space, effect=effect_of(manifest)), *more],
     }
 
 

@@ -17,7 +17,7 @@ from ..transforms.space import SPACES
 from . import canonical_json
 from .fetch import fetch_container
 from .limits import Limits
-from .manifest import Levels, Manifest, ManifestDraft, check_manifest
+from .manifest import LEVEL_INPUTS, Levels, Manifest, ManifestDraft, check_manifest
 from .manifest_base import check_digest, check_spelling, read_json
 from .safetensors_reader import RawTensor, read_container, write_container
 
@@ -34,6 +34,9 @@ EXTRACTOR_PREFIX = "extractor."
 POLICY_PREFIX = "policy."
 ALPHA, PROBABILITIES, MEANS = "alpha", "sampler.probabilities", "sampler.means"
 LOG_LEVELS = "sampler.log_levels"
+SAMPLE_EFFECTS = "sampler.sample_effects"
+FEATURE_CENTER, FEATURE_DIRECTIONS = "sampler.feature_center", "sampler.feature_directions"
+MAX_FEATURE = 1e12  # of the mean feature; directions are inverse deviations
 META_VALIDATION = "split.meta_validation"
 STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -201,7 +204,14 @@ def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str,
     yield PROBABILITIES, ("F32", pairs)
     yield MEANS, ("F32", pairs)
     if manifest.levels is not None:
-        yield LOG_LEVELS, ("F32", (manifest.levels.stages, pairs[0], len(manifest.levels.edges) - 1))
+        cells = (pairs[0], len(manifest.levels.edges) - 1)
+        yield LOG_LEVELS, ("F32", (manifest.levels.stages, *cells))
+        if manifest.levels.context:
+            yield SAMPLE_EFFECTS, ("F32", (manifest.levels.context, *cells))
+        if manifest.levels.input == LEVEL_INPUTS[2]:
+            width = manifest.extractor.feature_width
+            yield FEATURE_CENTER, ("F32", (width,))
+            yield FEATURE_DIRECTIONS, ("F32", (manifest.levels.context, width))
     yield META_VALIDATION, ("I64", (manifest.dataset.counts.meta_validation,))
 
 
@@ -233,6 +243,17 @@ def _check_values(manifest: ManifestDraft, tensors: Mapping[str, RawTensor], sou
         _check_levels(
             manifest, manifest.levels, np.asarray(tensors[LOG_LEVELS].array(), np.float64), probabilities, source
         )
+        for name, most in (
+            (SAMPLE_EFFECTS, MAX_LOG_LEVEL),
+            (FEATURE_CENTER, MAX_FEATURE),
+            (FEATURE_DIRECTIONS, MAX_FEATURE),
+        ):
+            for value in tensors[name].bounds() if name in tensors else ():
+                if abs(value) > most:
+                    why = f"{name} has the value {value:.6g}, expected {most:g} at most, either sign"
+                    raise invalid_bundle(source, why)
+        if SAMPLE_EFFECTS in tensors:
+            _check_shared(manifest, np.asarray(tensors[SAMPLE_EFFECTS].array(), np.float64), SAMPLE_EFFECTS, source)
     alpha = np.asarray(tensors[ALPHA].array(), dtype=np.float64)
     for value in (alpha.min(), alpha.max()):
         if not 0 < value <= MAX_ALPHA:
@@ -257,16 +278,21 @@ def _check_levels(
         if not -MAX_LOG_LEVEL <= value <= 0:
             why = f"{LOG_LEVELS} has the value {value:.6g}, expected {-MAX_LOG_LEVEL:g} to 0"
             raise invalid_bundle(source, why)
-    for row, (name, spread) in enumerate(SPACES[manifest.operations.space].ranges.items()):
-        cells = log_levels[:, row]
-        if spread is None and (cells != cells[:, :1]).any():
-            raise invalid_bundle(source, f"{LOG_LEVELS} differs between levels of {name}, which has none")
-        if spread is not None and not spread.signed and (cells != cells[:, ::-1]).any():
-            raise invalid_bundle(source, f"{LOG_LEVELS} differs between directions of {name}, which has none")
+    _check_shared(manifest, log_levels, LOG_LEVELS, source)
     marginals = level_probabilities(log_levels, levels.strength).sum(1)
     if (odd := float(np.abs(probabilities - marginals[:, None] * marginals).max())) > SUM_TOLERANCE:
         why = f"{PROBABILITIES} is {odd:.3g} from the product of the operations' marginals of {LOG_LEVELS}"
         raise invalid_bundle(source, f"{why}, expected {SUM_TOLERANCE:g} at most")
+
+
+def _check_shared(manifest: ManifestDraft, tables: Numbers, tensor: str, source: str) -> None:
+    """Tables [n, K, bins] have one value for cells that the space cannot tell apart."""
+    for row, (name, spread) in enumerate(SPACES[manifest.operations.space].ranges.items()):
+        cells = tables[:, row]
+        if spread is None and (cells != cells[:, :1]).any():
+            raise invalid_bundle(source, f"{tensor} differs between levels of {name}, which has none")
+        if spread is not None and not spread.signed and (cells != cells[:, ::-1]).any():
+            raise invalid_bundle(source, f"{tensor} differs between directions of {name}, which has none")
 
 
 def level_probabilities(log_levels: Numbers, strength: float) -> Numbers:

@@ -84,6 +84,8 @@ CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "bfloat16")
 
 MAX_STAGES, MAX_BINS, MAX_STRENGTH, MAX_ROWS = 100, 64, 1000.0, 32
+MAX_CONTEXT = 65_536
+LEVEL_INPUTS = ("none", "class", "features")  # what the draws see of an image
 LEARNED, UNIFORM = "learned", "uniform"  # rows of a verification
 
 SCHEMA_FILE = "bundle.schema.json"
@@ -329,6 +331,26 @@ class Levels(ManifestPart):
         FailFast(),
     ] = Field(description="signed levels between which the bins lie, ascending from -10 to 10, of equal width")
     strength: Annotated[float, Field(ge=0, le=MAX_STRENGTH)] = Field(description="kappa; 0 draws uniformly")
+    input: Annotated[str, one_of(LEVEL_INPUTS)] = Field(
+        LEVEL_INPUTS[0], description="what the draws see of an image before augmentation; absent for none"
+    )
+    context: Annotated[int, Field(ge=0, le=MAX_CONTEXT)] = Field(
+        0, description="how many numbers describe an image: classes, or directions of the features; absent for none"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One content has one spelling: draws that do not see images do not say so."""
+        found: dict[str, Any] = handler(self)
+        if self.context == 0:
+            del found["input"], found["context"]
+        return found
+
+    @model_validator(mode="after")
+    def _sees_what_it_says(self) -> Self:
+        if (self.input == LEVEL_INPUTS[0]) != (self.context == 0):
+            raise ValueError(f"input is {self.input!r}, context {self.context}")
+        return self
 
     @model_validator(mode="after")
     def _has_even_bins(self) -> Self:
@@ -504,6 +526,16 @@ class ManifestDraft(Draft):
             if row.only_this > self.verification.images - kept.correct:
                 why = f"{row.only_this} images more than {kept.correct} of {self.verification.images}"
                 raise ValueError(f"verification of {row.policy}: {why} cannot be correct")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_its_own_classes_or_features(self) -> Self:
+        if self.levels is not None and self.levels.input != LEVEL_INPUTS[0]:
+            by_class = self.levels.input == LEVEL_INPUTS[1]
+            most = len(self.dataset.classes) if by_class else self.extractor.feature_width
+            if self.levels.context > most or (by_class and self.levels.context != most):
+                what = "classes" if by_class else "features"
+                raise ValueError(f"levels.context is {self.levels.context}, there are {most} {what}")
         return self
 
     @model_validator(mode="after")

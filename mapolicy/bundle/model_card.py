@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..runtime.files import CONFIG_FILE, RESULT_FILE, read_regular_file
 from ..runtime.sanitize import printable
 from .dataset_level import DatasetPolicy, PublishedManifest
-from .describe import log_levels
+from .describe import log_levels, sample_effects
 from .findings import Findings, Table, relative_frequencies, verification_document
 from .format import PROBABILITIES
 from .load import SearchedFile
@@ -113,7 +113,7 @@ def model_card(
         runs: results to list in the card.
     """
     licence = manifest.licence or licence
-    findings = Findings.of(manifest, log_levels(tensors))
+    findings = Findings.of(manifest, log_levels(tensors), sample_effects(tensors))
     settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(manifest.search.settings.items()))
     return _page(
         {"digest": manifest.digest, "format": manifest.format, "proxy": manifest.extractor.arch},

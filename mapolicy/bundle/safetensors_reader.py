@@ -60,7 +60,8 @@ BUNDLE = FileKind(
     "policy bundle",
     "mapolicy",
     re.compile(
-        r"alpha|sampler\.(probabilities|means|log_levels)|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
+        r"alpha|sampler\.(probabilities|means|log_levels|sample_effects|feature_center|feature_directions)"
+        r"|split\.meta_validation|policy\.[a-z_]+\.(weight|bias)"
         r"|extractor(\.[A-Za-z0-9_]+)+"
     ),
 )

@@ -10,9 +10,11 @@ than the rest:
 
 for operation o and level bin b, with u uniform and g the mean score of the batch's samples with (o, b). The bound at 0
 is the point of the method: what does not harm keeps its share, since a large s_i only says what helps in the next step.
-s_i is measured under the present q, so what is drawn rarely no longer disturbs the measurement of the rest.
-`docs/algorithm.md` has the reasons. Related: Mueller, Biedenkapp and Hutter, "In-Loop Meta-Learning with
-Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al., ICLR 2022).
+s_i is measured under the present q, so what is drawn rarely no longer disturbs the measurement of the rest. With
+`inputs`, phi depends on the image too: phi(o, b | x) = min(0, phi(o, b) + V(o, b) . h(x)), with V learned from the same
+scores and shrunk to 0 where it is not more than chance. `docs/algorithm.md` has the reasons. Related: Mueller,
+Biedenkapp and Hutter, "In-Loop Meta-Learning with Gradient-Alignment Reward" (arXiv 2102.03275); DeepAA (Zheng et al.,
+ICLR 2022).
 """
 
 import math
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from ..transforms.space import OperationSpace
 from ..transforms.transformation import Transformation
-from .levels import LevelGrid, marginals
+from .levels import LevelGrid, context_cells, marginals
 from .sampler import Observation
 
 STAGES = 20  # tables that a run records, so that another run can follow the same course
@@ -31,6 +33,7 @@ LARGEST_SCORE = 3.0  # standard deviations; limits the influence of a single out
 ENOUGH = 5.0  # observations; a level with fewer has no effect of its own yet
 COUNT_MEMORY = 20.0  # iterations with a hypergradient that the running count of a cell averages
 LOWEST = -100.0  # of phi; well within what a bundle may hold
+EVIDENCE = 2.0  # standard errors by which an operation's effects must differ between images more than chance
 PRIOR_COUNT = 2.0  # observations; a rare cell's few scores do not move phi far
 THINNED = 0.5  # of a uniform draw's frequency
 
@@ -84,6 +87,13 @@ def estimate_effects(counts: Tensor, sums: Tensor, squares: Tensor, operation_of
     return Effects(shrunk[operation_of] + level, math.sqrt(between), math.sqrt(within))
 
 
+def _shrunk(values: Tensor, noise: Tensor) -> Tensor:
+    """Values float64 [n, m], each row shrunk towards 0 by how much its mean square exceeds the sampling variances."""
+    error = EVIDENCE * math.sqrt(2 / values.shape[1]) * noise.mean(1)  # of the mean of as many chi-squared values
+    true = ((values**2).mean(1) - noise.mean(1) - error).clamp(min=0)[:, None]
+    return values * true / (true + noise).clamp(min=1e-30)
+
+
 class AlignmentSampler:
     """Learns a distribution over operations and signed levels from s_i; both positions are drawn from it.
 
@@ -95,6 +105,8 @@ class AlignmentSampler:
         decay: lambda; phi decays to 1/e in 1 / (rate * decay) updates without evidence.
         iterations: of the whole run, which `STAGES` equal shares record.
         start: float [K, 2 * bins], at most 0: `log_levels` at the end of another run; None starts uniform.
+        inputs: D, how many numbers h(x) describe an image before augmentation; 0 for draws that do not see images.
+        start_effects: float [D, K, 2 * bins]: `sample_effects` of another run; None starts at 0.
 
     Attributes:
         log_levels: float64 [K, 2 * bins], phi of the present iteration.
@@ -110,6 +122,8 @@ class AlignmentSampler:
         decay: float = 0.02,
         iterations: int = 600,
         start: Tensor | None = None,
+        inputs: int = 0,
+        start_effects: Tensor | None = None,
     ) -> None:
         self.grid = LevelGrid(space, bins)
         self.strength, self.rate, self.decay = strength, rate, decay
@@ -120,6 +134,10 @@ class AlignmentSampler:
         self._running = torch.full((groups,), -1.0, dtype=torch.float64)  # -1: no update yet
         # For `effects`: observations, their scores and squared weights; older ones count less.
         self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
+        self.inputs = inputs
+        self._seen, self._seen_variance = torch.zeros(2, groups, inputs, dtype=torch.float64)  # V, and its noise
+        if start_effects is not None:
+            self._seen = torch.stack([self._shared(table) for table in start_effects.double()], 1)
         pairs = self.grid.operations**2
         self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
         self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
@@ -166,9 +184,65 @@ class AlignmentSampler:
         courses = self._courses[reached] / self._stage_counts[reached, None]
         return courses[:, self.grid.group]
 
-    def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
-        """Draw `batch` transformations on the CPU from the present q; `progress` is not used."""
-        return self.grid.draw(self.cells.flatten(), batch, generator)
+    @property
+    def sample_effects(self) -> Tensor | None:
+        """V, float64 [D, K, 2 * bins], shrunk; None for draws that do not see images.
+
+        V is a sum of noisy scores. As in `estimate_effects`, an operation's mean over its levels is shrunk, and each
+        level's deviation from it. The variance of the true values is what their mean square exceeds the sampling
+        variance by, less `EVIDENCE` standard errors of that difference, for each operation by itself. An operation
+        whose effect does not depend on the image has V = 0.
+        """
+        if not self.inputs:
+            return None
+        owner, noise = self.grid.operation_of, self._seen_variance
+        sizes = torch.bincount(owner, minlength=self.grid.operations).double()[:, None]
+
+        def mean(values: Tensor) -> Tensor:
+            return torch.zeros(len(sizes), values.shape[1], dtype=torch.float64).index_add_(0, owner, values) / sizes
+
+        operations = _shrunk(mean(self._seen), mean(noise) / sizes)
+        deviations = self._seen - mean(self._seen)[owner]
+        levels = torch.zeros_like(deviations)
+        for operation in range(len(sizes)):
+            own = owner == operation
+            if own.sum() > 1:
+                rows = (deviations[own].reshape(1, -1), (noise[own] * (1 - 1 / sizes[operation])).reshape(1, -1))
+                levels[own] = _shrunk(*rows).reshape(-1, self.inputs)
+        found = operations[owner] + levels
+        return found[self.grid.group].permute(2, 0, 1).contiguous()
+
+    def turn(self, change: Tensor) -> None:
+        """Express V in other coordinates of h(x), so that V . h(x) stays what it was as nearly as it can.
+
+        Args:
+            change: float [new D, old D], the mean over images of new h(x) times old h(x).
+        """
+        change = change.double().cpu()
+        self._seen = self._seen @ change.T
+        self._seen_variance = self._seen_variance @ (change**2).T
+
+    def sample(
+        self,
+        batch: int,
+        generator: torch.Generator,
+        progress: float | None = None,
+        context: Tensor | None = None,
+    ) -> Transformation:
+        """Draw `batch` transformations on the CPU from the present q; `progress` is not used.
+
+        Args:
+            batch: how many.
+            generator: on the CPU.
+            progress: not used.
+            context: h(x) of the images, float [batch, D]; None draws from the data set's q.
+        """
+        effects = None if context is None else self.sample_effects
+        if context is None or effects is None:
+            return self.grid.draw(self.cells.flatten(), batch, generator)
+        return self.grid.draw(
+            context_cells(self.log_levels, effects, context, self.strength).flatten(1), batch, generator
+        )
 
     def code(self, transformation: Transformation) -> Tensor:
         """Each transformation's pair of cells as one number, int64 [n]."""
@@ -184,7 +258,9 @@ class AlignmentSampler:
     def observe(self, observation: Observation) -> None:
         """Record an iteration; if it has a hypergradient, q is updated."""
         if observation.alignment is not None and observation.rows is not None:
-            self._learn(observation.code[observation.rows].cpu(), observation.alignment.detach().double().cpu())
+            rows = observation.rows
+            context = None if observation.context is None else observation.context[rows.cpu()].double()
+            self._learn(observation.code[rows].cpu(), observation.alignment.detach().double().cpu(), context)
         if observation.raw is not None:
             pair = self.pair(observation.code).cpu()
             self._raw_sums.index_add_(0, pair, observation.raw.detach().double().cpu())
@@ -194,7 +270,7 @@ class AlignmentSampler:
         self._stage_counts[stage] += 1
         self.iteration += 1
 
-    def _learn(self, code: Tensor, alignment: Tensor) -> None:
+    def _learn(self, code: Tensor, alignment: Tensor, context: Tensor | None) -> None:
         deviation = alignment.std(correction=0)
         if not bool(deviation > 0) or not bool(alignment.isfinite().all()):
             return  # all s_i are equal, or the step will be rejected as not finite
@@ -206,6 +282,12 @@ class AlignmentSampler:
         self._running = drawn if bool(self._running[0] < 0) else self._running.lerp(drawn, 1 / COUNT_MEMORY)
         keep = 1 - self.rate * self.decay
         self._phi = (keep * self._phi + self.rate * summed / (self._running + PRIOR_COUNT)).clamp(LOWEST, 0)
+        if context is not None and self.inputs:
+            moved = (scores[:, None] * context).repeat(2, 1)
+            step = self.rate / (self._running + PRIOR_COUNT)[:, None]
+            self._seen = keep * self._seen + step * torch.zeros_like(self._seen).index_add_(0, values, moved)
+            noise = torch.zeros_like(self._seen).index_add_(0, values, moved**2)
+            self._seen_variance = keep**2 * self._seen_variance + step**2 * noise
         self._counts.mul_(keep).add_(drawn)
         self._squares.mul_(keep**2).add_(drawn)
         self._sums.mul_(keep).add_(summed)
@@ -247,12 +329,15 @@ class AlignmentSampler:
             "stage_counts": self._stage_counts,
             "raw_sums": self._raw_sums,
             "raw_counts": self._raw_counts,
+            **({"seen": self._seen, "seen_variance": self._seen_variance} if self.inputs else {}),
         }
 
     def restore(self, state: dict[str, Tensor], iteration: int) -> None:
         """Set the state as it was after `iteration` iterations."""
         self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
         self._phi, self._running = state["phi"].clone(), state["running"].clone()
+        if self.inputs:
+            self._seen, self._seen_variance = state["seen"].clone(), state["seen_variance"].clone()
         self._courses = state["courses"].clone()
         self._stage_counts = state["stage_counts"].clone()
         self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()

@@ -80,21 +80,30 @@ class SampledTransformations:
         sampler: draws the transformations.
         space: name of the operation space.
         progress: share of the run that is done; None where the run's length is not known.
+        context: h(x) of the batch's images, float [whole batch, D], for a sampler that sees images.
     """
 
-    def __init__(self, sampler: Draws, space: str, progress: float | None = None) -> None:
-        self.sampler, self.space, self._progress = sampler, space, progress
+    def __init__(
+        self, sampler: Draws, space: str, progress: float | None = None, context: Tensor | None = None
+    ) -> None:
+        self.sampler, self.space, self._progress, self._context = sampler, space, progress, context
 
     def at(self, progress: float | None) -> "SampledTransformations":
         """The same sampler at this share of the run."""
-        return SampledTransformations(self.sampler, self.space, progress)
+        return SampledTransformations(self.sampler, self.space, progress, self._context)
+
+    def seeing(self, context: Tensor) -> "SampledTransformations":
+        """The same sampler, for images with this h(x)."""
+        return SampledTransformations(self.sampler, self.space, self._progress, context)
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """The transformed images and their transformations."""
         shard = shard or whole_batch(len(images))
-        transformation = self.sampler.sample(shard.whole, generator, self._progress).shard(shard).to(images.device)
+        seen = {} if self._context is None else {"context": self._context}
+        drawn = self.sampler.sample(shard.whole, generator, self._progress, **seen)
+        transformation = drawn.shard(shard).to(images.device)
         return transformation.apply(images, self.space, fill), transformation
 
     def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:

@@ -87,6 +87,8 @@ def _repacked(bundle: PolicyBundle, dtype: str, drop_classifier: bool, note: str
         alpha=bundle.alpha,
         probabilities=bundle.probabilities,
         means=bundle.means,
+        log_levels=bundle.log_levels,
+        effects=bundle.sample_effects,
         extractor=part(EXTRACTOR_PREFIX),
         meta_validation=bundle.meta_validation,
         limits=bundle.limits,

@@ -40,14 +40,17 @@ class FrozenExtractor:
         bundle: whose extractor it is.
         device: of the computation.
         dtype: of the computation; None takes `extractor_dtype`.
+        always: build the network even if the policy network reads no features: the draws do.
     """
 
-    def __init__(self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype | None = None, always: bool = False
+    ) -> None:
         contract = bundle.manifest.input
         self._size, self._dtype = contract.size, torch.float32
         self._normalisation = Normalisation(contract.mean, contract.std, device)
         self._network: nn.Module | None = None
-        if bundle.manifest.policy.input != "embedding":
+        if always or bundle.manifest.policy.input != "embedding":
             self._build(bundle, device, extractor_dtype(device) if dtype is None else dtype)
 
     def _build(self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype) -> None:

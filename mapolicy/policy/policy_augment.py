@@ -23,6 +23,7 @@ from ..transforms.basic import Normalisation
 from ..transforms.transformation import Transformation
 from .augmentations import SampledTransformations
 from .frozen import FrozenExtractor, FrozenWeights
+from .levels import SampleEffects, class_context
 from .pipeline import Pipeline, PipelineSettings
 from .policy_bundle import PolicyBundle
 
@@ -154,6 +155,7 @@ class PolicyAugment:
             stage=f"adapter-{rank}",
         )
         sampler = bundle.sampler()
+        self._effects = bundle.sample_effects
         self._augmentation = SampledTransformations(sampler, operations.space)
         self._device: torch.device | None = None
         if device is not None:
@@ -167,6 +169,8 @@ class PolicyAugment:
         self._pipeline = Pipeline(self._settings, contract.mean, contract.std, device)
         self._normalisation = Normalisation(self._mean, self._std, device)
         self._frozen: FrozenWeights | None = None
+        reads = self._effects is not None and self._effects.features is not None
+        self._seen = FrozenExtractor(self._bundle, device, always=True) if reads else None
         if self._mode == "frozen" and not self._bundle.manifest.equal_weights:
             self._frozen = FrozenWeights(FrozenExtractor(self._bundle, device), self._bundle.build_policy().to(device))
         self._device = device
@@ -188,13 +192,17 @@ class PolicyAugment:
         """
         self._check(images)
         self._check_labels(labels, images)
-        augmented, transformation = self.sample(images)
+        augmented, transformation = self.sample(images, labels)
         weights = self.weights(augmented, transformation)
         targets = weighted_targets(labels, weights, len(self.classes), self._label_smoothing)
         return self.normalise(augmented), targets
 
-    def sample(self, images: Tensor) -> tuple[Tensor, Transformation]:
+    def sample(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Transformation]:
         """Augmented uint8 images [B, C, H, W] and what was done to them; counts as one step.
+
+        Args:
+            images: uint8 [B, C, H, W], left as they are.
+            labels: int64 [B]; only a policy whose draws depend on the class needs them.
 
         Raises:
             ValueError, RuntimeError: as `__call__`.
@@ -205,10 +213,23 @@ class PolicyAugment:
                 "PolicyAugment was called in a DataLoader worker, where each worker would make the same draws; "
                 "call it in the training loop, on the batch that the loader yields"
             )
-        augmented, transformation = self._pipeline.transform(images, self._augmentation, self.step)
+        augmentation = self._augmentation
+        if self._effects is not None:
+            augmentation = augmentation.seeing(self._context(self._effects, images, labels))
+        augmented, transformation = self._pipeline.transform(images, augmentation, self.step)
         assert transformation is not None
         self.step += 1
         return augmented, transformation
+
+    def _context(self, effects: SampleEffects, images: Tensor, labels: Tensor | None) -> Tensor:
+        """h(x) of the images before augmentation, float32 [B, D]."""
+        if effects.features is None:
+            if labels is None:
+                raise ValueError("this policy's draws depend on the class; give the labels too")
+            self._check_labels(labels, images)
+            return class_context(labels, len(effects.table))
+        assert self._seen is not None
+        return effects.features.context(self._seen(images))
 
     def weights(self, images: Tensor, transformation: Transformation) -> Tensor:
         """P_i of Eq. 4, float32 [B] with sum 1; 1 / B each in mode "sampler".

@@ -19,14 +19,25 @@ from torch import Tensor, nn
 
 from ..bundle import format as bundle_format
 from ..bundle.fetch import fetch_container
-from ..bundle.format import ALPHA, EXTRACTOR_PREFIX, LOG_LEVELS, MEANS, META_VALIDATION, POLICY_PREFIX, PROBABILITIES
+from ..bundle.format import (
+    ALPHA,
+    EXTRACTOR_PREFIX,
+    FEATURE_CENTER,
+    FEATURE_DIRECTIONS,
+    LOG_LEVELS,
+    MEANS,
+    META_VALIDATION,
+    POLICY_PREFIX,
+    PROBABILITIES,
+    SAMPLE_EFFECTS,
+)
 from ..bundle.limits import Limits
 from ..bundle.manifest import Manifest, ManifestDraft
 from ..bundle.manifest_base import PolicyFile
 from ..bundle.safetensors_reader import RawTensor
 from ..transforms.space import SPACES, OperationSpace
 from .extractor import check_architecture, classifier_tensors, fresh_extractor, probe_extractor
-from .levels import StagedLevels
+from .levels import FeatureDirections, SampleEffects, StagedLevels
 from .network import PolicyNetwork
 from .sampler import Draws, TransformationSampler
 
@@ -124,6 +135,7 @@ class PolicyBundle(PolicyFile):
         extractor: Mapping[str, Tensor],
         meta_validation: Tensor,
         log_levels: Tensor | None = None,
+        effects: SampleEffects | None = None,
         limits: Limits | None = None,
     ) -> Self:
         """The bundle of a finished search.
@@ -138,6 +150,7 @@ class PolicyBundle(PolicyFile):
             meta_validation: int64 [n], positions of the meta-validation images, in any order.
             log_levels: float [stages, K, bins], at most 0, of an alignment sampler, which the draft's `levels`
                 describes.
+            effects: how images change these levels; None for draws that do not see images.
             limits: with which it must be readable; None takes the default ones.
 
         Raises:
@@ -149,6 +162,11 @@ class PolicyBundle(PolicyFile):
         tensors[META_VALIDATION] = meta_validation.long().sort().values
         if log_levels is not None:
             tensors[LOG_LEVELS] = log_levels.float()
+        if effects is not None:
+            tensors[SAMPLE_EFFECTS] = effects.table.float()
+            if effects.features is not None:
+                tensors[FEATURE_CENTER] = effects.features.center.float()
+                tensors[FEATURE_DIRECTIONS] = effects.features.directions.float()
         for name, tensor in extractor.items():
             tensors[f"{EXTRACTOR_PREFIX}{name}"] = tensor.to(stored) if tensor.is_floating_point() else tensor.long()
         raw = {name: to_raw(tensor) for name, tensor in tensors.items()}
@@ -186,6 +204,16 @@ class PolicyBundle(PolicyFile):
         return self.tensors[LOG_LEVELS].clone() if LOG_LEVELS in self.tensors else None
 
     @property
+    def sample_effects(self) -> SampleEffects | None:
+        """How images change the levels; a copy. None for draws that do not see images."""
+        if SAMPLE_EFFECTS not in self.tensors:
+            return None
+        features = None
+        if FEATURE_DIRECTIONS in self.tensors:
+            features = FeatureDirections(self.tensors[FEATURE_CENTER].clone(), self.tensors[FEATURE_DIRECTIONS].clone())
+        return SampleEffects(self.tensors[SAMPLE_EFFECTS].clone(), features)
+
+    @property
     def strength(self) -> float:
         """Kappa: how strongly the draws follow `log_levels`; 0 without them."""
         return 0.0 if self.manifest.levels is None else self.manifest.levels.strength
@@ -195,7 +223,7 @@ class PolicyBundle(PolicyFile):
         table = self.log_levels
         if table is None:
             return TransformationSampler(probabilities=self.probabilities, space=self.operation_space)
-        return StagedLevels(self.operation_space, table, self.strength)
+        return StagedLevels(self.operation_space, table, self.strength, self.sample_effects)
 
     @property
     def alpha(self) -> Tensor:

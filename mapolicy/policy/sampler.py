@@ -23,12 +23,14 @@ class Observation:
         alignment: float [m], s_i = < alpha v, grad L_i >, how much a step along a sample's gradient lowers the
             meta-validation loss; None without a hypergradient.
         rows: int64 [m], the samples that `alignment` belongs to.
+        context: float [n, D], h(x) of each image before augmentation; None for a sampler that does not see images.
     """
 
     code: Tensor
     raw: Tensor | None = None
     alignment: Tensor | None = None
     rows: Tensor | None = None
+    context: Tensor | None = None
 
 
 class Draws(Protocol):
@@ -41,6 +43,8 @@ class Draws(Protocol):
 
     def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
         """Draw `batch` transformations on the CPU.
+
+        A sampler that sees images takes their h(x), float [batch, D], as a fourth argument `context`.
 
         Args:
             batch: how many.

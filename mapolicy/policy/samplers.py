@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..bundle.manifest import Levels
-from ..config import RunConfig
+from ..config import CLASS, FEATURES, RunConfig
 from ..registries import SAMPLERS
-from ..transforms.space import SPACES, level_edges
+from ..transforms.space import SPACES, OperationSpace, level_edges
 from .alignment_sampler import AlignmentSampler
-from .levels import StagedLevels
+from .levels import FeatureDirections, SampleEffects, StagedLevels
 from .sampler import Sampler, TransformationSampler
 
 
@@ -21,11 +21,13 @@ class SamplerStart:
         probabilities: p_jk, float [K, K].
         means: mean policy outputs, float [K, K].
         log_levels: float [stages, K, bins] of an alignment sampler, or None.
+        effects: how images change these levels, or None.
     """
 
     probabilities: Tensor
     means: Tensor
     log_levels: Tensor | None = None
+    effects: SampleEffects | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class SamplerPlan:
         config: of the run.
         iterations_per_epoch: whole batches of an epoch.
         start: what it goes on from; None starts uniform.
+        inputs: D, how many numbers describe an image to a sampler that sees images; 0 for others.
     """
 
     config: RunConfig
     iterations_per_epoch: int
     start: SamplerStart | None = None
+    inputs: int = 0
 
     @property
     def iterations(self) -> int:
@@ -70,6 +74,8 @@ def alignment(plan: SamplerPlan) -> AlignmentSampler:
         config.alignment_decay,
         plan.iterations,
         None if table is None else table[len(table) // 2 :].mean(0),
+        plan.inputs,
+        None if plan.start is None or plan.start.effects is None else plan.start.effects.table,
     )
 
 
@@ -88,26 +94,44 @@ class LearnedDraws:
         means: mean policy outputs, float [K, K].
         levels: how `log_levels` is read; None for a sampler of pairs.
         log_levels: float32 [stages, K, bins]; None for a sampler of pairs.
+        effects: how images change these levels; None for draws that do not see images.
     """
 
     probabilities: Tensor
     means: Tensor
     levels: Levels | None = None
     log_levels: Tensor | None = None
+    effects: SampleEffects | None = None
+
+    def at(self, space: OperationSpace, strength: float) -> StagedLevels:
+        """The draws of another strength; for draws with levels."""
+        assert self.log_levels is not None
+        return StagedLevels(space, self.log_levels, strength, self.effects)
 
 
-def learned_draws(sampler: Sampler, space: str, strength: float | None = None) -> LearnedDraws:
+def learned_draws(
+    sampler: Sampler, space: str, strength: float | None = None, features: FeatureDirections | None = None
+) -> LearnedDraws:
     """What a sampler has learned, for a bundle.
 
     Args:
         sampler: of a finished run.
         space: name of the operation space.
         strength: kappa of the draws from the bundle; None takes the sampler's.
+        features: the directions of the features that the sampler sees; None where it sees the class, or nothing.
     """
     if not isinstance(sampler, AlignmentSampler):
         return LearnedDraws(sampler.probabilities, sampler.means)
     log_levels = sampler.stages.float()
     strength = sampler.strength if strength is None else strength
-    levels = Levels(stages=len(log_levels), edges=level_edges(sampler.grid.bins // 2), strength=strength)
+    table = sampler.sample_effects
+    effects = None if table is None else SampleEffects(table.float(), features)
+    levels = Levels(
+        stages=len(log_levels),
+        edges=level_edges(sampler.grid.bins // 2),
+        strength=strength,
+        input="none" if effects is None else CLASS if features is None else FEATURES,
+        context=sampler.inputs,
+    )
     probabilities = StagedLevels(SPACES[space], log_levels, strength).probabilities
-    return LearnedDraws(probabilities, sampler.means, levels, log_levels)
+    return LearnedDraws(probabilities, sampler.means, levels, log_levels, effects)

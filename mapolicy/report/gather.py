@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..bundle.dataset_level import PublishedManifest
-from ..bundle.describe import describe, log_levels
+from ..bundle.describe import describe, log_levels, sample_effects
 from ..bundle.findings import Findings
 from ..bundle.load import Opened, SearchedFile
 from ..data.splits import DataSplits
@@ -130,7 +130,7 @@ def gather(
     return Report(
         origin=opened.fetched.origin,
         described=describe(manifest, opened.policy.tensors, len(opened.fetched.content)),
-        findings=Findings.of(manifest, table),
+        findings=Findings.of(manifest, table, sample_effects(opened.policy.tensors)),
         levels=None if table is None else level_table(table, bundle.strength, bundle.operation_space),
         probabilities=probability_table(bundle.probabilities.numpy(), bundle.means.numpy(), names),
         response=response,

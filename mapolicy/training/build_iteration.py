@@ -19,6 +19,7 @@ from ..transforms.space import SPACES
 from .checkpoint import RunState
 from .iteration import BilevelIteration, Features
 from .optim import make_policy_optimizer
+from .sample_context import ProxyContext, SampleContext
 from .setup import TrainingSetup
 
 
@@ -71,6 +72,7 @@ def build_bilevel_run(
     on_note: Callable[[str], None],
     extractor: nn.Module | None = None,
     features: Features | None = None,
+    context: SampleContext | None = None,
 ) -> BilevelRun:
     """Put the parts of a run with a learned policy together.
 
@@ -84,6 +86,7 @@ def build_bilevel_run(
         on_note: told of what a user should know about the step.
         extractor: a network that is trained with theta (ablation), or None.
         features: of a frozen extractor; None takes the task network's own.
+        context: what the sampler sees of the images; None for one that sees nothing.
 
     Raises:
         UsageError: the step cannot be done like this.
@@ -109,9 +112,11 @@ def build_bilevel_run(
         policy, setup.iterations_per_epoch, len(setup.splits.classes), SPACES[config.operation_space].size
     )
     modules: dict[str, nn.Module] = {"network": setup.network, "policy": policy, "rate": rate, "monitor": monitor}
+    modules |= {} if extractor is None else {"extractor": extractor}
+    modules |= {"context": context} if isinstance(context, ProxyContext) else {}  # others never move
     state = RunState(
-        modules=modules | setup.selection.modules | ({} if extractor is None else {"extractor": extractor}),
+        modules=modules | setup.selection.modules,
         optimizers={"network": setup.optimizer, "policy": policy_optimizer},
         sampler=sampler,
     )
-    return BilevelRun(BilevelIteration(setup, sampler, step, monitor, features), state, rate)
+    return BilevelRun(BilevelIteration(setup, sampler, step, monitor, features, context), state, rate)

@@ -18,6 +18,7 @@ from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
 from .mixing import mix, mixes
+from .sample_context import SampleContext
 from .setup import LabelledImages, TrainingSetup
 
 Outcome = tuple[Tensor, Callable[[], Mapping[str, float]]]
@@ -69,6 +70,7 @@ class BilevelIteration:
         bilevel: the step.
         monitor: watches it.
         features: of a frozen extractor, float [n, F]; None takes the task network's own.
+        context: what the sampler sees of the images; None for one that sees nothing.
     """
 
     def __init__(
@@ -78,10 +80,11 @@ class BilevelIteration:
         bilevel: BilevelStep,
         monitor: PolicyMonitor,
         features: Features | None = None,
+        context: SampleContext | None = None,
     ) -> None:
         self.setup, self.sampler, self.bilevel, self.monitor = setup, sampler, bilevel, monitor
         self.augmentation = SampledTransformations(sampler, setup.config.operation_space)
-        self.features = features
+        self.features, self.context = features, context
         self.period = setup.config.meta_every
         self._validation_loss: Tensor | None = None
 
@@ -97,7 +100,8 @@ class BilevelIteration:
         """One iteration; arguments and result as in `Iteration`."""
         setup, config, sampler = self.setup, self.setup.config, self.sampler
         setup.schedule.step_update(step)
-        augmented = setup.pipeline.augment(*batch, self.augmentation, step, step / setup.iterations)
+        augmentation, context = seeing(self.augmentation, self.context, step)
+        augmented = setup.pipeline.augment(*batch, augmentation, step, step / setup.iterations)
         transformation = augmented.transformation
         assert transformation is not None
         record = self.bilevel(
@@ -111,7 +115,7 @@ class BilevelIteration:
         # One number for both, so that they travel once.
         both = setup.communicator.gather(augmented.labels * sampler.codes + sampler.code(transformation))
         code = both % sampler.codes
-        sampler.observe(observation_of(record, code))
+        sampler.observe(observation_of(record, code, context))
         labels = both // sampler.codes
         self.monitor.observe(record.theta_gradient, record.weights, labels=labels, pair=sampler.pair(code))
         if record.hypergradient is not None:
@@ -130,13 +134,27 @@ class BilevelIteration:
         }
 
 
-def observation_of(record: StepRecord, code: Tensor) -> Observation:
-    """What a step tells the sampler; `code` int64 [n] names the samples' transformations.
+def observation_of(record: StepRecord, code: Tensor, context: Tensor | None = None) -> Observation:
+    """What a step tells the sampler.
 
     dL_val/dP_i = -s_i: what lowers the validation loss has a positive s_i.
+
+    Args:
+        record: of the step.
+        code: int64 [n], names the samples' transformations.
+        context: float [n, D], h(x) of their images; None for a sampler that does not see them.
     """
     found = record.hypergradient
-    return Observation(code, record.raw, None if found is None else -found.weights, record.rows)
+    return Observation(code, record.raw, None if found is None else -found.weights, record.rows, context)
+
+
+def seeing(augmentation: Augmentation, context: SampleContext | None, step: int) -> tuple[Augmentation, Tensor | None]:
+    """The augmentation for the images of an iteration, and their h(x) float [n, D] where it sees them."""
+    if context is None or not isinstance(augmentation, SampledTransformations):
+        return augmentation, None
+    context.prepare(step)
+    seen = context.at(step)
+    return augmentation.seeing(seen), seen
 
 
 class WeightedIteration:
@@ -146,6 +164,7 @@ class WeightedIteration:
         setup: of the run.
         augmentation: the policy's part of the pipeline.
         weights: of the whole of an augmented batch, float [n] with sum 1; None weighs all samples equally.
+        context: what the augmentation sees of the images; None for one that sees nothing.
     """
 
     period = 1
@@ -155,8 +174,9 @@ class WeightedIteration:
         setup: TrainingSetup,
         augmentation: Augmentation,
         weights: Weights | None = None,
+        context: SampleContext | None = None,
     ) -> None:
-        self.setup, self.augmentation, self.weights = setup, augmentation, weights
+        self.setup, self.augmentation, self.weights, self.context = setup, augmentation, weights, context
         self.loss = setup.training_loss
 
     def learns_policy(self, step: int) -> bool:
@@ -171,7 +191,8 @@ class WeightedIteration:
         """One iteration; arguments and result as in `Iteration`, but `held_out` is not used."""
         setup, config = self.setup, self.setup.config
         setup.schedule.step_update(step)
-        augmented = setup.pipeline.augment(*batch, self.augmentation, step, step / setup.iterations)
+        augmentation, _ = seeing(self.augmentation, self.context, step)
+        augmented = setup.pipeline.augment(*batch, augmentation, step, step / setup.iterations)
         communicator = setup.communicator
         shard = communicator.shard(len(augmented.labels) * communicator.size)
         if self.weights is None:

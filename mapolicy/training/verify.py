@@ -19,12 +19,13 @@ from ..config import SearchConfig
 from ..data.splits import DataSplits, Split
 from ..errors import InputError, TrainingError
 from ..policy.augmentations import Augmentation, SampledTransformations
-from ..policy.levels import StagedLevels
+from ..policy.samplers import LearnedDraws
 from ..registries import ZERO_COST_POLICIES
 from ..runtime.files import read_regular_file, write_atomically
 from ..transforms.space import SPACES
 from .callbacks import Reporter
 from .iteration import WeightedIteration
+from .sample_context import SampleContext
 from .setup import TrainingSetup
 from .step_time import StepTimer
 
@@ -57,9 +58,10 @@ def verify(
     config: SearchConfig,
     splits: DataSplits,
     device: torch.device,
-    log_levels: Tensor,
+    draws: LearnedDraws,
     reporter: Reporter,
     record: Path | None = None,
+    context: SampleContext | None = None,
 ) -> tuple[Verification, float]:
     """Train once under each candidate.
 
@@ -67,9 +69,10 @@ def verify(
         config: of the search.
         splits: its data set; the meta-validation split measures, of which the policy has seen `unseen` nothing.
         device: of the networks.
-        log_levels: float [stages, K, bins], what the search learned.
+        draws: what the search learned, with levels.
         reporter: told of each training.
         record: file in which finished trainings are kept, so that a resumed search does not repeat them.
+        context: what the draws see of the training images; None for draws that see nothing.
 
     Returns:
         The rows, and the strength that did best; 0 where uniform draws did.
@@ -77,14 +80,14 @@ def verify(
     Raises:
         TrainingError: a loss is not finite.
     """
-    held_out, identity = splits.meta_validation, _identity(config, log_levels)
+    held_out, identity = splits.meta_validation, _identity(config, draws)
     known = _read(record, identity)
     right: dict[Candidate, Tensor] = {}
     for candidate in candidates(config.alignment_strength):
         if candidate.key in known:
             right[candidate] = torch.tensor(known[candidate.key], dtype=torch.bool)
         else:
-            right[candidate] = _trained(config, splits, device, candidate, log_levels, held_out)
+            right[candidate] = _trained(config, splits, device, candidate, draws, context)
             known[candidate.key] = right[candidate].int().tolist()
             if record is not None:
                 text = json.dumps({"identity": identity, "right": known}, sort_keys=True)
@@ -98,11 +101,17 @@ def verify(
     return Verification(images=len(held_out), unseen=False, epochs=config.epochs, rows=tuple(rows)), strengths[best]
 
 
-def verification_seconds(config: SearchConfig, splits: DataSplits, device: torch.device, log_levels: Tensor) -> float:
+def verification_seconds(
+    config: SearchConfig,
+    splits: DataSplits,
+    device: torch.device,
+    draws: LearnedDraws,
+    context: SampleContext | None = None,
+) -> float:
     """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
     compared = candidates(config.alignment_strength)
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
-    iteration = WeightedIteration(setup, _augmentation(config, splits, compared[-1], log_levels))
+    iteration = _iteration(setup, config, compared[-1], draws, context)
     plan = [setup.plan(0)[0]] * MEASURED
     timer = StepTimer(device, warm_up=1)
     for batch in setup.iteration_batches(plan, iteration.learns_policy):
@@ -126,27 +135,35 @@ def _trained(
     splits: DataSplits,
     device: torch.device,
     candidate: Candidate,
-    log_levels: Tensor,
-    held_out: Split,
+    draws: LearnedDraws,
+    context: SampleContext | None,
 ) -> Tensor:
     """Which held-out images a network is right about that was trained under a candidate, bool [images]."""
     # The search's own settings but for copies: each training costs plain steps.
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
-    iteration = WeightedIteration(setup, _augmentation(config, splits, candidate, log_levels))
+    iteration = _iteration(setup, config, candidate, draws, context)
     for epoch in range(config.epochs):
         plan = setup.plan(epoch)
         for (step, _), batch in zip(plan, setup.batches(setup.training, plan, augment=True), strict=True):
             loss, _ = iteration(step, batch, None)
             if not bool(loss.isfinite()):
                 raise TrainingError(f"verification of {candidate.key}", "the loss is not finite", "use --no-verify")
-    return right_images(setup, held_out)
+    return right_images(setup, splits.meta_validation)
 
 
-def _augmentation(config: SearchConfig, splits: DataSplits, candidate: Candidate, log_levels: Tensor) -> Augmentation:
+def _iteration(
+    setup: TrainingSetup,
+    config: SearchConfig,
+    candidate: Candidate,
+    draws: LearnedDraws,
+    context: SampleContext | None,
+) -> WeightedIteration:
     if candidate.strength is None:
-        return cast(Augmentation, ZERO_COST_POLICIES.find(candidate.policy)(config, splits.name))
-    space = SPACES[config.operation_space]
-    return SampledTransformations(StagedLevels(space, log_levels, candidate.strength), config.operation_space)
+        free = ZERO_COST_POLICIES.find(candidate.policy)(config, setup.splits.name)
+        return WeightedIteration(setup, cast(Augmentation, free))
+    sampler = draws.at(SPACES[config.operation_space], candidate.strength)
+    seen = None if context is None else SampleContext(setup, context.table)
+    return WeightedIteration(setup, SampledTransformations(sampler, config.operation_space), context=seen)
 
 
 def right_images(setup: TrainingSetup, split: Split) -> Tensor:
@@ -163,10 +180,13 @@ def right_images(setup: TrainingSetup, split: Split) -> Tensor:
     return group.sum([found])[0].cpu().bool()
 
 
-def _identity(config: SearchConfig, log_levels: Tensor) -> str:
+def _identity(config: SearchConfig, draws: LearnedDraws) -> str:
     """What the kept trainings belong to."""
     digest = hashlib.sha256(json.dumps(config.portable(), sort_keys=True).encode())
-    digest.update(log_levels.float().contiguous().numpy().tobytes())
+    tables = [draws.log_levels, None if draws.effects is None else draws.effects.table]
+    for table in tables:
+        if table is not None:
+            digest.update(table.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

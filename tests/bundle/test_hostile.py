@@ -23,6 +23,7 @@ from tests.helpers.bundle_factory import (
     DELETE,
     HELD_OUT,
     IMAGES,
+    LEVEL_BINS,
     ROWS,
     Payload,
     container,
@@ -76,6 +77,14 @@ def with_value(name: str, value: float, dtype="F32") -> bytes:
 
 def p_jk(values) -> bytes:
     return forge(sampler__probabilities=raw(values))
+
+
+def effects(count: int, value: float = 0.1, shared: bool = True) -> np.ndarray:
+    """V of so many classes or directions, float32 [count, 14, 4]."""
+    table = np.full((count, 14, LEVEL_BINS), value, np.float32)
+    if not shared:
+        table[0, :, 0] = 0
+    return table
 
 
 def with_level(value: float, operation="Rotate") -> bytes:
@@ -346,6 +355,45 @@ HOSTILE = {
     "A22 directions of an operation without a direction": (
         with_level(-0.5, "Solarize"),
         "sampler.log_levels differs between directions of Solarize, which has none",
+    ),
+    "A19 draws that see the class without a table": (
+        forge2({"levels.input": "class", "levels.context": 4}),
+        "'sampler.sample_effects' is missing",
+    ),
+    "A19 draws that see features without directions": (
+        forge2({"levels.input": "features", "levels.context": 3}, sampler__sample_effects=raw(effects(3))),
+        "'sampler.feature_center' is missing",
+    ),
+    "A19 effects of another number of classes": (
+        forge2({"levels.input": "class", "levels.context": 4}, sampler__sample_effects=raw(effects(3))),
+        "shape '(3, 14, 4)', expected (4, 14, 4)",
+    ),
+    "A22 effects beyond 1000": (
+        forge2({"levels.input": "class", "levels.context": 4}, sampler__sample_effects=raw(effects(4, 1e4))),
+        "sampler.sample_effects has the value",
+    ),
+    "A21 nan in the effects": (
+        forge2({"levels.input": "class", "levels.context": 4}, sampler__sample_effects=raw(effects(4, np.nan))),
+        "'sampler.sample_effects' has NaN",
+    ),
+    "A22 effects of an operation without levels": (
+        forge2({"levels.input": "class", "levels.context": 4}, sampler__sample_effects=raw(effects(4, shared=False))),
+        "sampler.sample_effects differs between levels of",
+    ),
+    "A23 draws that see something else": (forge2({"levels.input": "labels", "levels.context": 2}), "levels.input"),
+    "A23 draws that see nothing, with a context": (forge2({"levels.context": 2}), "input is 'none', context 2"),
+    "A23 draws that see the class of other classes": (
+        forge2({"levels.input": "class", "levels.context": 7}),
+        "levels.context is 7, there are",
+    ),
+    "A23 more directions than features": (
+        forge2({"levels.input": "features", "levels.context": 60_000}),
+        "levels.context is 60000, there are",
+    ),
+    "A23 context negative": (forge2({"levels.input": "class", "levels.context": -1}), "levels.context: found -1"),
+    "A23 no context, spelled out": (
+        forge2({"levels.input": "none", "levels.context": 0}),
+        "not spelled as mapolicy writes it",
     ),
     "A23 strength negative": (forge2({"levels.strength": -1.0}), "levels.strength: found -1.0, expected greater"),
     "A23 strength inf": (infinite_strength(), "number Infinity"),

@@ -7,7 +7,13 @@ import torch
 from scipy.stats import chisquare
 
 from mapolicy.policy.alignment_sampler import STAGES, AlignmentSampler, estimate_effects
-from mapolicy.policy.levels import LevelGrid, StagedLevels
+from mapolicy.policy.levels import (
+    FeatureDirections,
+    LevelGrid,
+    SampleEffects,
+    StagedLevels,
+    class_context,
+)
 from mapolicy.policy.sampler import Observation
 from mapolicy.transforms.space import SPACES, level_edges
 from mapolicy.transforms.transformation import Transformation
@@ -205,3 +211,104 @@ def test_codes_name_pairs() -> None:
     code = sampler.code(drawn)
     assert code.max() < sampler.codes
     assert torch.equal(sampler.pair(code), drawn.pair)
+
+
+def seen(harm, context_of, inputs: int, iterations: int = 400, sign: float = 1.0) -> AlignmentSampler:
+    """A sampler that sees images: `harm(images, drawn)` float [n], from images drawn by `context_of(step)`."""
+    sampler = AlignmentSampler(SPACE, iterations=iterations, inputs=inputs)
+    for step in range(iterations):
+        images, context = context_of(step)
+        drawn = sampler.sample(BATCH, generator(step), context=context)
+        noise = torch.randn(BATCH, generator=generator(10_000 + step))
+        alignment = sign * harm(images, drawn) + noise
+        rows = torch.arange(BATCH)
+        sampler.observe(Observation(sampler.code(drawn), None, alignment, rows, context))
+    return sampler
+
+
+def shares(sampler: AlignmentSampler, context: torch.Tensor) -> torch.Tensor:
+    """How often each cell is drawn for images with this h(x), over a uniform draw's, [n, 14, 8]."""
+    effects = sampler.sample_effects
+    assert effects is not None
+    return StagedLevels(SPACE, sampler.log_levels[None], 3.0, SampleEffects(effects)).cells(0.0, context) * 112
+
+
+def classes(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.randint(10, (BATCH,), generator=generator(20_000 + step))
+    return labels, class_context(labels, 10)
+
+
+def harm_of_five_classes(labels: torch.Tensor, drawn: Transformation) -> torch.Tensor:
+    """Rotation destroys the label of classes 0 to 4."""
+    rotated = (drawn.first == ROTATE).float() + (drawn.second == ROTATE).float()
+    return -2 * rotated * (labels < 5)
+
+
+def test_classes_that_rotation_harms_are_told_from_the_others() -> None:
+    sampler = seen(harm_of_five_classes, classes, inputs=10)
+    rotated = shares(sampler, class_context(torch.arange(10), 10))[:, ROTATE].mean(1)
+    assert rotated[:5].max() < 0.1
+    assert rotated[5:].min() > 0.5
+    assert rotated[5:].mean() > 0.8
+    other = seen(harm_of_five_classes, classes, inputs=10, sign=-1.0)
+    rotated = shares(other, class_context(torch.arange(10), 10))[:, ROTATE].mean(1)
+    assert rotated[:5].min() > rotated[5:].max(), "the sign counts"
+
+
+TRANSLATE = NAMES.index("TranslateX")
+SIDES = FeatureDirections(torch.zeros(6), torch.eye(6)[:3])
+
+
+def sides(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Deep features of six numbers; the second one says where the object is."""
+    features = torch.randn(BATCH, 6, generator=generator(30_000 + step))
+    return features[:, 1], SIDES.context(features)
+
+
+def harm_out_of_the_frame(side: torch.Tensor, drawn: Transformation) -> torch.Tensor:
+    """Moving an object further to its own side moves it out of the frame."""
+    found = torch.zeros(BATCH)
+    for operation, magnitude in ((drawn.first, drawn.magnitude1), (drawn.second, drawn.magnitude2)):
+        found -= 3 * ((operation == TRANSLATE) & (magnitude * side > 0)).float() * side.abs()
+    return found
+
+
+def test_an_object_on_the_left_is_not_moved_further_left() -> None:
+    sampler = seen(harm_out_of_the_frame, sides, inputs=3)
+    extreme = torch.tensor([[0.0, -2.0, 0.0], [0.0, 2.0, 0.0]])
+    left, right = shares(sampler, extreme)[:, TRANSLATE]
+    assert left[:4].mean() < 0.5 * left[4:].mean()
+    assert right[4:].mean() < 0.5 * right[:4].mean()
+
+
+def test_without_evidence_draws_stay_those_of_the_data_set() -> None:
+    sampler = seen(lambda labels, drawn: torch.zeros(BATCH), classes, inputs=10)
+    effects = sampler.sample_effects
+    assert effects is not None
+    own = shares(sampler, class_context(torch.arange(10), 10))
+    common = sampler.cells * 112
+    assert float((own - common).abs().mean()) < 0.01
+    assert float(effects.abs().mean()) < 0.003
+
+
+def test_turned_directions_keep_the_draws() -> None:
+    sampler = seen(harm_out_of_the_frame, sides, inputs=3, iterations=100)
+    quarter = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    context = torch.randn(50, 3, generator=generator(5))
+    raw = sampler.state()["seen"] @ context.double().T
+    sampler.turn(quarter)  # the mean of new times old, where the old coordinates are uncorrelated
+    torch.testing.assert_close(sampler.state()["seen"] @ (context @ quarter.T).double().T, raw)
+
+
+def test_leading_directions_are_standardised_principal_components() -> None:
+    mixing = torch.randn(5, 5, generator=generator(1)) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.0])[:, None]
+    features = torch.randn(400, 5, generator=generator(2)) @ mixing + 7
+    found = FeatureDirections.leading(features, 3)
+    context = (features - found.center) @ found.directions.T
+    torch.testing.assert_close(context.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(context.T @ context / 400, torch.eye(3), rtol=0, atol=1e-3)
+    axes = torch.linalg.svd(features - features.mean(0), full_matrices=False).Vh
+    cosines = (torch.nn.functional.normalize(found.directions, dim=1) * axes[:3]).sum(1).abs()
+    torch.testing.assert_close(cosines, torch.ones(3), rtol=0, atol=1e-3)
+    assert torch.equal(FeatureDirections.leading(features, 3).directions, found.directions)
+    assert (FeatureDirections.leading(torch.ones(10, 2), 4).directions == 0).all()

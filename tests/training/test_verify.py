@@ -9,6 +9,7 @@ import torch
 
 from mapolicy import PolicyBundle, search_policy
 from mapolicy.errors import TrainingError
+from mapolicy.policy.samplers import LearnedDraws
 from mapolicy.search import forecast_search
 from mapolicy.training.callbacks import Reporter
 from mapolicy.training.setup import TrainingSetup
@@ -56,7 +57,11 @@ def from_record(checked: SimpleNamespace, splits, record: Path, **right: list[in
     kept = json.loads(record.read_text())
     kept["right"] |= {key.replace("_", " "): value for key, value in right.items()}
     record.write_text(json.dumps(kept))
-    return verify(checked.config, splits, CPU, log_levels(checked.bundle), Reporter(), record)
+    return verify(checked.config, splits, CPU, draws(checked.bundle), Reporter(), record)
+
+
+def draws(bundle: PolicyBundle) -> LearnedDraws:
+    return LearnedDraws(bundle.probabilities, bundle.means, bundle.manifest.levels, log_levels(bundle))
 
 
 def log_levels(bundle: PolicyBundle) -> torch.Tensor:
@@ -134,7 +139,7 @@ def test_a_record_that_is_damaged_or_of_another_search_is_not_used(
 ) -> None:
     record = tmp_path / "verification.json"
     record.write_text(text)
-    found, _ = verify(checked.config, splits, CPU, log_levels(checked.bundle), Reporter(), record)
+    found, _ = verify(checked.config, splits, CPU, draws(checked.bundle), Reporter(), record)
     assert found == checked.bundle.manifest.verification
 
 
@@ -162,7 +167,7 @@ def test_a_strength_of_zero_is_uniform() -> None:
 def test_divergence_names_the_training(checked: SimpleNamespace, splits) -> None:
     hot = checked.config.with_changes(learning_rate=1e6, clip_norm=0.0, epochs=4)
     with pytest.raises(TrainingError, match="verification of none: the loss is not finite; use --no-verify"):
-        verify(hot, splits, CPU, log_levels(checked.bundle), Reporter())
+        verify(hot, splits, CPU, draws(checked.bundle), Reporter())
 
 
 def test_the_forecast_counts_the_trainings(checked: SimpleNamespace) -> None:
