@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..compare.stats import share_interval
 from ..config import SearchConfig, TrainConfig
 from . import display, options, outputs
 from .grouped import grouped
@@ -63,6 +64,7 @@ def _print(results: Mapping[str, Mapping[str, Any]], likeliest: Mapping[str, lis
     from rich.console import Console
     from rich.table import Table
 
+    print(f"{_sentence({name: result for name, result in results.items() if 'test_top1' in result})}\n")
     table = Table(title=f"{ARCH} on {DATASET}; policy searched with {PROXY}, written to {out}", title_justify="left")
     table.add_column("policy")
     for name in ("test top-1 %", "weights' spread", "x plain step", "seconds"):
@@ -80,6 +82,18 @@ def _print(results: Mapping[str, Mapping[str, Any]], likeliest: Mapping[str, lis
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
     console.print("In brackets: the proxy's accuracy on the meta-validation split, which the policy was learned on.")
+    print("\nyour own images, one folder a class  mapolicy search folder:PHOTOS --proxy wrn16_2")
+
+
+def _sentence(trained: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the trainings reached, and how much of a difference chance alone makes."""
+    accuracies = ", ".join(f"{result['test_top1']:.1f} % with policy {name}" for name, result in trained.items())
+    images = next(iter(trained.values()))["test_images"]
+    low, high = share_interval(max(result["test_top1"] for result in trained.values()), images)
+    return (
+        f"{ARCH} is right about {accuracies}, of {images} test images. Each comes from one seed, and the 95 % interval "
+        f"of the best is {low:.1f} to {high:.1f}: differences of that size may be chance."
+    )
 
 
 def _likeliest(bundle: "PolicyBundle") -> list[str]:

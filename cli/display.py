@@ -48,7 +48,6 @@ NARROW = 50  # characters; a narrower terminal gets numbers without a bar
 LONGEST_SPARKLINE = 40  # characters
 TEXT_WIDTH = 36  # characters of labels and figures together
 
-LONGEST_ROW = len("learned, strength 30")
 
 # What a command says of a bundle's network when it has not built it.
 NOT_BUILT = "its tensors are checked; its first use also checks the architecture and that features are finite"
@@ -288,7 +287,8 @@ def print_sentences(findings: Findings) -> None:
 
 def print_check(findings: Findings) -> None:
     """Print on stdout how a policy was checked, and the accuracy under each policy that was compared."""
-    _print_paragraph(findings.checked, [f"{name:<{LONGEST_ROW}}  {text}" for name, text in findings.rows])
+    width = max((len(name) for name, _ in findings.rows), default=0)
+    _print_paragraph(findings.checked, [f"{name:<{width}}  {text}" for name, text in findings.rows])
 
 
 def _print_paragraph(title: str, lines: Sequence[str] = ()) -> None:

@@ -16,6 +16,8 @@ NORMAL_95 = 1.96
 RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 # Standard deviations of a batch's scores. Levels that are known to harm have 0.04 to 0.22 (docs/evidence.md).
 NEGLIGIBLE = 0.02
+# Of a uniform draw's frequency: where nothing harms, the search thins down to this by chance (docs/algorithm.md).
+BY_CHANCE = math.exp(-1.5)
 HARMS, MAY_HARM = "harms", "may harm"
 NO_AUGMENTATION = "none"
 SEEN = {"class": "class", "features": "deep feature"}
@@ -120,7 +122,9 @@ def what_was_learned(
     relative = relative_frequencies(log_levels, strength)
     rare = thinned(relative, space)
     unsure = effect is not None and effect < NEGLIGIBLE
-    sentences = [each.sentence(space, MAY_HARM if unsure else HARMS) for each in rare[:most]]
+    sentences = [
+        each.sentence(space, MAY_HARM if unsure or each.frequency > BY_CHANCE else HARMS) for each in rare[:most]
+    ]
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more ranges of levels are drawn less often than at random")
     if not rare:
@@ -154,7 +158,11 @@ class Gain:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.points:+.1f} points (95 % interval {self.low:+.1f} to {self.high:+.1f})"
+        return f"{_signed(self.points)} points (95 % interval {_signed(self.low)} to {_signed(self.high)})"
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # the sum makes 0.0 of -0.0
 
 
 def gain_over(row: VerifiedPolicy, images: int) -> Gain:
@@ -214,7 +222,7 @@ def _epochs(verification: Verification) -> str:
 def _interval(gain: Gain) -> str:
     """Of the gain's size, whichever of the two is ahead."""
     low, high = (-gain.high, -gain.low) if gain.points < 0 else (gain.low, gain.high)
-    return f"95 % interval {low:+.1f} to {high:+.1f}" + ("; this may be chance" if low <= 0 <= high else "")
+    return f"95 % interval {_signed(low)} to {_signed(high)}" + ("; this may be chance" if low <= 0 <= high else "")
 
 
 def verification_lines(verification: Verification, strength: float) -> list[tuple[str, str]]:

@@ -145,6 +145,19 @@ def test_small_effects_get_softer_words(effect: float | None, verb: str) -> None
     assert any("may be chance" in sentence for sentence in sentences) == (verb == "may harm")
 
 
+def test_what_may_be_thinned_by_chance_gets_a_softer_word() -> None:
+    table = np.zeros((1, 14, 2))
+    table[0, OPERATION_NAMES.index("Rotate"), 0] = -0.1  # drawn exp(-3) times as often
+    table[0, OPERATION_NAMES.index("Color"), 0] = -0.03
+    found = findings.what_was_learned(table, 30.0, SPACE, effect=0.1)
+    assert "Rotate at -30 to 0 degrees harms" in found[0]
+    assert "Color at factor 0.1 to 1 may harm" in found[1]
+
+
+def test_no_difference_has_no_sign_of_its_own() -> None:
+    assert str(findings.Gain("none", -0.01, -0.04, 0.0)) == "+0.0 points (95 % interval +0.0 to +0.0)"
+
+
 def test_the_effect_is_the_larger_of_operations_and_levels() -> None:
     results = {"validation_top1": 50.0, "operation_effects": 0.01, "level_effects": 0.03}
     assert findings.effect_of(draft2(results=results)) == 0.03

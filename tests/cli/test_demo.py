@@ -29,6 +29,12 @@ def test_demo_searches_trains_and_prints_one_table(tmp_path, monkeypatch, capsys
     for part in ("learned", "none", "trivialaugment", "resnet10t", "wrn10_1", "test top-1", names[best // 14]):
         assert part in table, part
 
+    sentence = table.splitlines()[0]
+    assert sentence.startswith("resnet10t is right about ")
+    for policy in ("learned", "none", "trivialaugment"):
+        assert f" % with policy {policy}" in sentence
+    assert "mapolicy search folder:PHOTOS" in table.splitlines()[-1]
+
     rows = {row["policy"]: row for row in json.loads(demo("--json", "--quiet"))["rows"]}
     assert set(rows) == {"learned", "none", "trivialaugment"}
     assert len(rows["learned"]["likeliest"]) == 5
