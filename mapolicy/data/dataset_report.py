@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
+from .batch_sampler import batches_per_epoch, left_out
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
@@ -22,6 +23,7 @@ from .stratify import draw_splits
 from .survey import Survey, choose_reading, notes, survey
 
 UNUSED = "unused"
+FAIR_SHARE = 0.1  # of an epoch's images: more left out is trouble
 SHOWN = 3  # names in a sentence
 
 
@@ -131,7 +133,7 @@ def report_dataset(config: RunConfig) -> DatasetReport:
         pool=found,
         test=test,
         reading=reading,
-        notes=(*source.notes, *notes(config, found, reading, len(training), sizes)),
+        notes=(*source.notes, *notes(found, reading, sizes)),
         trouble=(*trouble, *_trouble(unreadable, copies)),
         left_out=tuple(source.left_out),
         unreadable=tuple(unreadable),
@@ -188,8 +190,15 @@ def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, T
     except (InputError, UsageError) as problem:
         trouble.append(str(problem))
         return {UNUSED: everything}
-    if len(drawn.train) < config.batch_size:
-        trouble.append(f"{len(drawn.train)} training images are fewer than batch_size = {config.batch_size}: lower it")
+    images, lost = len(drawn.train), left_out(config, len(drawn.train))
+    if batches_per_epoch(config, images) == 0:
+        trouble.append(f"{images} training images are fewer than batch_size = {config.batch_size}: lower it")
+    elif lost > FAIR_SHARE * images:
+        fits = images // -(-images // config.batch_size)
+        trouble.append(
+            f"{images} training images make {batches_per_epoch(config, images)} batches of {config.batch_size} an "
+            f"epoch, which leave out {lost} of them: set batch_size={fits}"
+        )
     used = {"training": drawn.train, "meta-validation": drawn.meta_validation, "testing": drawn.test}
     return used | {UNUSED: everything[~torch.isin(everything, torch.cat(list(used.values())))]}
 

@@ -78,7 +78,7 @@ class SplitFolders:
 
 def split_role(name: str) -> str | None:
     """The split that a folder's name stands for: `train`, `validation`, `test` or None. `Training_Set` is `train`."""
-    plain = re.sub("[^a-z]", "", name.lower())
+    plain = re.sub("[^a-z0-9]", "", name.lower())
     for role, pattern in _ROLES.items():
         if re.fullmatch(f"({pattern})(set|data|images|split)?", plain):
             return role

@@ -184,7 +184,7 @@ def load_splits(
         resident=isinstance(train, ResidentSplit),
         reading=reading,
         survey=found,
-        notes=(*source.notes, *_left_out_note(source), *notes(config, found, reading, len(train), counts)),
+        notes=(*source.notes, *_left_out_note(source), *notes(found, reading, counts)),
         left_out=source.left_out,
         own_validation=meta_validation is None and source.meta_validation is not None,
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),

@@ -20,7 +20,6 @@ SURVEYED = 100_000  # images of which all headers are read; of a larger set so m
 MEASURED = 20_000  # images that are decoded to find out the range of their values, likewise
 USUAL_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
 WIDE_SHARE = 0.6  # of a median image: a central square that keeps less gets a hint
-FAIR_SHARE = 0.1  # of an epoch: batches that leave out more get a warning
 UNEVEN = 5  # times as many images in the largest class as in the smallest
 FULL_RANGE = (32768, 65535)  # the largest value of images that use all of 16 bits lies between these
 
@@ -167,21 +166,19 @@ def measured_range(images: ImageSet, indices: Sequence[int]) -> tuple[float, flo
     return (low, high) if low < high else (min(low, LARGEST_VALUE - 1), min(low, LARGEST_VALUE - 1) + 1)
 
 
-def notes(config: RunConfig, found: Survey, reading: ImageReading, training: int, classes: Sequence[int]) -> list[str]:
-    """Sentences for the user about images that are read in a way that they may not expect, and about the batches.
+def notes(found: Survey, reading: ImageReading, classes: Sequence[int]) -> list[str]:
+    """Sentences for the user about uneven classes, and about images that are read in a way that they may not expect.
 
     Args:
-        config: of the run.
         found: headers of the pool.
         reading: how they are read.
-        training: number of images in the training split.
         classes: number of images of each class.
     """
     lines = []
     if max(classes) >= UNEVEN * min(classes):
         lines.append(
-            f"classes have {min(classes)} to {max(classes)} images: accuracy is mostly that of the large ones, so look "
-            "at the balanced accuracy and at each class"
+            f"classes have {min(classes)} to {max(classes)} images: top-1 is mostly that of the large ones, so look at "
+            "the balanced accuracy and at each class; --set balance=sampler or balance=loss makes up for it"
         )
     if found.images < found.total:
         lines.append(f"the headers of {found.images} of {found.total} images were read, evenly spaced")
@@ -200,7 +197,7 @@ def notes(config: RunConfig, found: Survey, reading: ImageReading, training: int
             f"{len(found.wide)} images have more than 8 bits a pixel: their values {low} to {high}, the range of the "
             "training split, become black to white (value_range)"
         )
-    return [*lines, *_size_notes(found, reading), *_batch_notes(config, training)]
+    return [*lines, *_size_notes(found, reading)]
 
 
 def _size_notes(found: Survey, reading: ImageReading) -> list[str]:
@@ -215,18 +212,6 @@ def _size_notes(found: Survey, reading: ImageReading) -> list[str]:
             "seen; --resize pad or --resize squash keeps all of it"
         )
     return lines
-
-
-def _batch_notes(config: RunConfig, training: int) -> list[str]:
-    batches = training // config.batch_size
-    left = training - batches * config.batch_size
-    if not batches or left <= FAIR_SHARE * training:
-        return []
-    better = training // (batches + 1)
-    return [
-        f"warning: {training} training images make {batches} batches of {config.batch_size} an epoch, and {left} "
-        f"images are left out of each epoch; --set batch_size={better} leaves out {training - (batches + 1) * better}"
-    ]
 
 
 def _headers(images: ImageSet, order: Sequence[int]) -> list[Header | str]:
