@@ -111,6 +111,8 @@ def report_dataset(config: RunConfig) -> DatasetReport:
     elif source.open_test is not None:
         tests = source.open_test()
         counted["testing"] = (tests, torch.arange(len(tests)))
+    if UNUSED in counted:
+        counted[UNUSED] = counted.pop(UNUSED)  # last
     test = survey(*counted["testing"]) if "testing" in counted else None
     training = parts.get("training", order)
     readable = torch.tensor([index for index in training.tolist() if index not in found.unreadable], dtype=torch.int64)

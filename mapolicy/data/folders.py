@@ -180,7 +180,10 @@ def check_level(folder: Path, listing: Listing) -> None:
         raise InputError(where, why, f"use {repeated[0]}/CLASS/IMAGE instead of CLASS/{repeated[0]}/IMAGE, or {NESTED}")
     why = f"{shown} hold{'s' * (' and ' not in shown)} folders of images, so it may be one level too high"
     meant = _probably_meant(folder, listing)
-    raise InputError(where, why, f"use folder:{printable(meant)}, or {as_they_are}" if meant else as_they_are)
+    if meant is None:
+        raise InputError(where, why, as_they_are)
+    shorter = min(str(meant), os.path.relpath(meant), key=len)
+    raise InputError(where, why, f"use folder:{printable(shorter)}, or {as_they_are}")
 
 
 def _probably_meant(folder: Path, listing: Listing) -> Path | None:

@@ -1,0 +1,132 @@
+"""`mapolicy data`, what runs say of their data at the start, and where a bundle's folder is found."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from mapolicy.cli.data_folder import dataset_slug
+
+from tests.helpers.command_line import SHORT, snapshot
+from tests.helpers.image_folders import write_folder
+
+SIZES = ("--set", "train_per_class=5", "--set", "validation_per_class=2", "--set", "test_per_class=3")
+SMALL = (*SHORT, *SIZES, "--set", "batch_size=5", "--image-size", "8", "--set", "validation_batch_size=4")
+SEARCH = ("--proxy", "wrn10_1", "--no-verify", *SMALL)
+
+
+def test_data_says_what_a_run_would_use(mapolicy, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "zoo", size=(60, 20))
+    (root / "ant" / "notes.txt").write_text("x")
+    (root / "__MACOSX").mkdir()
+    before = snapshot(tmp_path)
+    outcome = mapolicy("data", "folder:zoo", *SIZES)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    for expected in (
+        "classes 3",
+        "images 36: 15 training, 6 meta-validation, 9 testing, 6 unused",
+        "size 60 x 20 (median), used at 32 x 32; sides 20 to 60",
+        "formats 27 PNG",
+        "pixels 27 RGB; read as colour",
+        "class training meta-validation testing unused",
+        "ant 5 2 3 2",
+        "not used: 2 files and folders",
+        "__MACOSX/: left by another program",
+        "ant/notes.txt: .txt is not the ending of an image format",
+        "likely trouble",
+        "15 training images are fewer than batch_size = 128: lower it",
+    ):
+        assert expected in lines, expected
+    assert any("--resize pad or --resize squash" in line for line in lines)
+    assert snapshot(tmp_path) == before
+    document = mapolicy("data", "folder:zoo", *SIZES, "--json").json
+    assert document["images"]["training"] == 15
+    assert [each["path"] for each in document["left_out"]] == ["__MACOSX/", "ant/notes.txt"]
+    assert mapolicy("data", "digits").code == 0
+    mapolicy("data", "folder:none").is_error(3, "No such file")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_runs_say_at_the_start_what_they_found(mapolicy, tmp_path: Path, dry: tuple[str, ...]) -> None:
+    root = write_folder(tmp_path / "zoo", size=(60, 20))
+    (root / "ant" / "notes.txt").write_text("x")
+    outcome = mapolicy("search", "folder:zoo", *SEARCH, *dry)
+    assert outcome.code == 0, outcome.err
+    assert "1 files and folders are not used: 1 .txt is not the ending of an image format" in outcome.err
+    assert "--resize pad or --resize squash keeps all of it" in outcome.err
+    if dry:
+        assert "--resize" not in mapolicy("search", "folder:zoo", *SEARCH, "--resize", "pad", *dry).err
+
+
+def test_one_level_too_high_is_refused_with_the_folder_and_a_flag(mapolicy, tmp_path: Path) -> None:
+    write_folder(tmp_path / "repository" / "Dataset")
+    write_folder(tmp_path / "repository" / "Other", classes=("x", "y"), per_class=12)
+    refused = mapolicy("search", "folder:repository", *SEARCH)
+    refused.is_error(3, "use folder:", "/repository/Dataset", "--nested-classes")
+    assert mapolicy("search", "folder:repository", *SEARCH, "--nested-classes").code == 0
+    # The bundle knows that the class folders are meant.
+    again = ("--arch", "wrn10_1", "--set", "batch_size=5", "--epochs", "1", "--set", "threads=1")
+    assert mapolicy("train", "folder:repository", "--bundle", "artifacts/repository.safetensors", *again).code == 0
+
+
+# ---- where a bundle's folder is
+
+
+def test_a_bundles_folder_is_found_through_the_search_or_the_command_is_printed(mapolicy, tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos" / "zoo")
+    assert mapolicy("search", "folder:photos/zoo", *SEARCH).code == 0
+    train = ("train", "--bundle", "artifacts/zoo.safetensors", "--arch", "wrn10_1")
+    run = ("--epochs", "1", "--set", "threads=1", "--set", "batch_size=5")
+    outcome = mapolicy(*train, *run)
+    assert outcome.code == 0, outcome.err
+    assert "data set: photos/zoo, from runs/search-zoo-wrn10_1-seed0/config.toml" in outcome.err
+    shutil.rmtree("runs")
+    mapolicy(*train).is_error(
+        3,
+        "folder:zoo: the bundle has the folder's name, not its place",
+        "type mapolicy train folder:PATH/zoo --bundle artifacts/zoo.safetensors --arch wrn10_1",
+    )
+    assert mapolicy("train", "folder:photos/zoo", *train[1:], *run).code == 0
+
+
+def test_folders_of_one_name_have_bundles_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def name_and_run(dataset: str) -> str:
+        """The name for a data set's bundle and run; then the run is there."""
+        name = dataset_slug(dataset, "data")
+        run = Path("runs") / f"search-{name}-wrn10_1-seed0"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.toml").write_text(f'dataset = "{dataset}"\ndata_dir = "data"\n')
+        return name
+
+    for dataset, expected in (
+        ("folder:signs/Dataset", "Dataset"),
+        ("folder:birds/Dataset", "birds-Dataset"),
+        ("folder:signs/Dataset", "Dataset"),  # as with --resume
+        (f"folder:{tmp_path}/birds/Dataset/", "birds-Dataset"),
+        ("folder:signs/Dataset-small", "Dataset-small"),
+        ("folder:Dataset", "data-Dataset"),  # in data_dir
+        ("cifar10", "cifar10"),
+        ("hfds/somebody/birds", "birds"),
+    ):
+        assert name_and_run(dataset) == expected, dataset
+    hashed = name_and_run("folder:other/birds/Dataset")
+    assert re.fullmatch("Dataset-[0-9a-f]{6}", hashed)
+    assert name_and_run("folder:other/birds/Dataset") == hashed
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(mapolicy, tmp_path: Path) -> None:
+    write_folder(tmp_path / "zoo")
+    first = mapolicy("search", "folder:zoo", *SEARCH, "--resume")
+    assert first.code == 0, first.err
+    assert "has no checkpoint yet: starts from the beginning" in first.err
+    bundle = Path("artifacts/zoo.safetensors").read_bytes()
+    folder = Path("runs/search-zoo-wrn10_1-seed0")
+    for path in folder.glob("checkpoint*"):
+        path.unlink()
+    again = mapolicy("search", "folder:zoo", *SEARCH, "--resume", "--force")
+    assert again.code == 0, again.err
+    assert "has no checkpoint yet: starts from the beginning" in again.err
+    assert Path("artifacts/zoo.safetensors").read_bytes() == bundle

@@ -1,0 +1,86 @@
+"""A data set looked at before a run."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mapolicy.config import TrainConfig
+from mapolicy.data.dataset_report import DatasetReport, find_copies, report_dataset
+from mapolicy.data.image_dataset import ArrayImages
+from tests.helpers.image_folders import CLASSES, write_folder
+from tests.helpers.settings import TINY
+
+BASE = TrainConfig(
+    dataset="folder:zoo", arch="none", workers=0, **TINY | {"validation_per_class": 2, "test_per_class": 3}
+)
+
+
+def report(root: Path, **changes: Any) -> DatasetReport:
+    return report_dataset(replace(BASE, data_dir=str(root.parent), **changes))
+
+
+def distinct(root: Path) -> Path:
+    """The folder with every image another one."""
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def test_a_drawn_split_is_reported_as_a_run_would_draw_it(tmp_path: Path) -> None:
+    root = distinct(write_folder(tmp_path / "zoo"))
+    (root / "ant" / "notes.txt").write_text("x")
+    found = report(root)
+    assert found.images == {"training": 15, "meta-validation": 6, "testing": 9, "unused": 6}
+    each = {"training": 5, "meta-validation": 2, "testing": 3, "unused": 2}
+    assert found.classes == dict.fromkeys(CLASSES, each)
+    assert [each.path for each in found.left_out] == ["ant/notes.txt"]
+    assert found.pool.formats == {"PNG": 27}
+    assert found.test is not None
+    assert found.test.formats == {"PNG": 9}
+    assert (found.copies, found.unreadable) == ((), ())
+    assert found.trouble == (
+        "15 training images make 3 batches of 4 an epoch, which leave out 3 of them: set batch_size=3",
+    )
+    document = json.loads(json.dumps(found.document()))
+    assert document["classes"]["ant"]["training"] == 5
+
+
+def test_copies_across_splits_and_classes_are_found_by_content(tmp_path: Path) -> None:
+    root = tmp_path / "zoo"
+    for part, count in (("train", 6), ("test", 3)):
+        write_folder(root / part, per_class=count)
+    distinct(root)
+    shutil.copy(root / "train" / "ant" / "00.png", root / "test" / "ant" / "another name.png")
+    shutil.copy(root / "train" / "ant" / "01.png", root / "train" / "bee" / "99.png")
+    found = report(root, train_per_class=0)
+    assert len(found.copies) == 2
+    groups = {tuple(sorted(group.names)) for group in found.copies}
+    assert groups == {("ant/00.png", "ant/another name.png"), ("ant/01.png", "bee/99.png")}
+    (line,) = (line for line in found.trouble if "in several splits" in line)
+    assert line.endswith("ant/another name.png (testing)): accuracies will be too high")
+    assert any("1 images are in several classes" in line for line in found.trouble)
+
+
+def test_arrays_are_compared_too() -> None:
+    arrays = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    arrays[5] = arrays[0]
+    images = ArrayImages(arrays, [0, 0, 0, 1, 1, 1])
+    (group,) = find_copies(("a", "b"), {"x": (images, torch.arange(3)), "y": (images, torch.arange(3, 6))})
+    assert (group.names, group.splits, group.classes) == (("0", "5"), ("x", "y"), ("a", "b"))
+
+
+def test_trouble_does_not_end_the_report(tmp_path: Path) -> None:
+    root = distinct(write_folder(tmp_path / "zoo"))
+    (root / "bee" / "00.png").write_text("no image")
+    found = report(root, train_per_class=100)
+    assert found.images == {"unused": 36}
+    assert any("fewer than train_per_class = 100" in line for line in found.trouble)
+    assert any("1 images cannot be read (bee/00.png: is not an image" in line for line in found.trouble)
+    small = report(root, batch_size=64)
+    assert any("15 training images are fewer than batch_size = 64" in line for line in small.trouble)
