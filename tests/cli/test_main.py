@@ -240,3 +240,26 @@ def test_of_several_processes_one_says_what_was_typed_wrongly(mapolicy, monkeypa
         assert outcome.code == 2
         said.append(len(outcome.err.splitlines()))
     assert said == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("command", "resumes"),
+    [
+        (("search", "digits", "--proxy", "wrn10_1"), True),
+        (("search", "digits", "--proxy", "wrn10_1", "--dry-run"), False),
+        (("data", "digits"), False),
+        (("inspect", "x.safetensors"), False),
+        (("archs",), False),
+    ],
+)
+@pytest.mark.parametrize(("problem", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_only_commands_that_resume_speak_of_resume(
+    mapolicy, monkeypatch: pytest.MonkeyPatch, command: tuple, resumes: bool, problem: BaseException, code: int
+) -> None:
+    def stopped(**_) -> None:
+        raise problem
+
+    monkeypatch.setattr("mapolicy.cli.main.app", stopped)
+    outcome = mapolicy(*command)
+    outcome.is_error(code, "interrupted")
+    assert ("--resume" in outcome.err) == resumes

@@ -399,3 +399,17 @@ def test_a_policy_that_was_searched_with_equal_weights_builds_no_extractor(
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     config = make_train_config(mode="frozen")
     assert policy_of(levels).weights(as_searched(config, levels), torch.device("cpu"), ALONE) is None
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [(list, r"torch\.stack\(LIST\)"), (tuple, r"torch\.stack\(LIST\)"), (np.asarray, r"torch\.from_numpy\(ARRAY\)")],
+)
+def test_lists_and_arrays_are_refused_with_the_call_that_makes_a_tensor(
+    bundle: PolicyBundle, name: str, kind: Callable[[Tensor], object], call: str
+) -> None:
+    given = dict(zip(("images", "labels"), batch(), strict=True))
+    given[name] = kind(given[name])
+    with pytest.raises(ValueError, match=rf"{name} are a \w+, expected a torch\.Tensor, u?int.*; pass {call} instead"):
+        PolicyAugment(bundle)(given["images"], given["labels"])

@@ -407,3 +407,41 @@ def test_memory_is_flat_over_ten_thousand_iterations(make_search_config, tiny: P
     warm = max(used for iteration, used in heard.bytes.items() if 4000 <= iteration <= 5000)
     late = max(used for iteration, used in heard.bytes.items() if iteration >= 9000)
     assert late < warm + 2 * 2**20, {key: heard.bytes[key] for key in range(500, 10_001, 500)}
+
+
+class Interrupting(Reporter):
+    """Raises KeyboardInterrupt from one of its methods, as a notebook's stop button does."""
+
+    def __init__(self, method: str, iteration: int) -> None:
+        self.method, self.iteration, self.seen = method, iteration, 0
+
+    def on_step(self, iteration, seconds_left) -> None:
+        self.seen = iteration
+        self.interrupt("on_step")
+
+    def on_log(self, record) -> None:
+        self.interrupt("on_log")
+
+    def on_evaluate(self, record) -> None:
+        self.interrupt("on_evaluate")
+
+    def interrupt(self, method: str) -> None:
+        if method == self.method and self.seen >= self.iteration:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("method", "after"), [("on_step", 4), ("on_log", 4), ("on_evaluate", 5)])
+def test_an_interrupt_in_a_callback_leaves_a_checkpoint(
+    make_train_config, tmp_path: Path, method: str, after: int
+) -> None:
+    config = make_train_config(policy="none", epochs=2, train_per_class=128)  # five iterations an epoch
+    with pytest.raises(KeyboardInterrupt):
+        train_network(config, reporter=Interrupting(method, 4), run_dir=tmp_path / "run")
+    _, facts = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
+    assert facts["iteration"] == after
+    assert facts["evaluated_epochs"] == (method == "on_evaluate")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
+    whole = train_network(config)
+    again = train_network(config, run_dir=tmp_path / "run", resume=True)
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name]), name
