@@ -18,6 +18,8 @@ from ..runtime.files import read_regular_file, write_atomically
 
 LARGEST_CHECKPOINT = 64 * 2**30
 METADATA_KEY, DIGEST_KEY = "mapolicy", "sha256"
+COUNTERS = frozenset({"step", "lookahead_step"})  # that timm's Adan, LAMB and Lookahead keep beside their parameters
+GROUP = "group"
 NO_DIGEST = "0" * 64  # stands where the digest of the whole file goes
 
 
@@ -41,9 +43,13 @@ class RunState:
         for name, module in self.modules.items():
             found |= {f"module.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
         for name, optimizer in self.optimizers.items():
-            for index, values in optimizer.state_dict()["state"].items():
+            whole = optimizer.state_dict()
+            for index, values in whole["state"].items():
                 entries = {key: value for key, value in values.items() if value is not None}
                 found |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+            for index, group in enumerate(whole["param_groups"]):
+                counts = {key: group[key] for key in COUNTERS & group.keys()}
+                found |= {f"optimizer.{name}.{GROUP}{index}.{key}": torch.as_tensor(n) for key, n in counts.items()}
         if self.sampler is not None:
             found |= {f"sampler.{key}": tensor for key, tensor in self.sampler.state().items()}
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.items()}
@@ -59,15 +65,20 @@ class RunState:
                 module.load_state_dict(_below(tensors, f"module.{name}."))
             for name, optimizer in self.optimizers.items():
                 values: dict[int, dict[str, Tensor]] = {}
+                now = optimizer.state_dict()["param_groups"]
+                groups: list[dict[str, Any]] = [{key: group[key] for key in group.keys() - COUNTERS} for group in now]
                 for key, tensor in _below(tensors, f"optimizer.{name}.").items():
                     index, _, entry = key.partition(".")
-                    values.setdefault(int(index), {})[entry] = tensor
-                groups = optimizer.state_dict()["param_groups"]
+                    if index.startswith(GROUP):
+                        whole = not tensor.is_floating_point()
+                        groups[int(index.removeprefix(GROUP))][entry] = int(tensor) if whole else tensor
+                    else:
+                        values.setdefault(int(index), {})[entry] = tensor
                 optimizer.load_state_dict({"state": values, "param_groups": groups})
                 _lay_out(optimizer)
             if self.sampler is not None:
                 self.sampler.restore(_below(tensors, "sampler."), iteration)
-        except (KeyError, RuntimeError, ValueError) as problem:
+        except (KeyError, IndexError, RuntimeError, ValueError) as problem:
             raise InputError("checkpoint", str(problem).split("\n")[0], "start the run again with --force") from None
 
 
@@ -122,7 +133,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:
     """Give the state its parameters' order in memory, as it had: kernels round differently where orders are mixed."""
-    for parameter, values in optimizer.state.items():
+    for parameter, values in getattr(optimizer, "_base_optimizer", optimizer).state.items():  # Lookahead's
         for name, value in values.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -84,5 +84,5 @@ class Selection:
         if self._best is not None:
             what.append("best epoch on the meta-validation images")
         if self._patience:
-            what.append(f"ends after {self._patience} epochs without a better one")
+            what.append(f"ends after {self._patience} epoch{'s' * (self._patience > 1)} without a better one")
         return {"measured and saved": "; ".join(what)} if what else {}

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from mapolicy.errors import InputError
@@ -67,6 +68,35 @@ def test_the_optimisers_state_lies_in_memory_as_it_did() -> None:
         layouts.append([values["momentum_buffer"].stride() for values in optimizer.state.values()])
     assert layouts[0] == layouts[1]
     assert layouts[1][0] == (27, 1, 9, 3), "channels-last"
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "adan", "lamb", "lion", "lookahead_sgd", "lookahead_adamw"])
+def test_timms_optimisers_go_on_as_if_they_had_not_stopped(name: str) -> None:
+    """Some keep a counter beside their parameters; a restored one is put back, also to before the first step."""
+
+    def begun() -> RunState:
+        torch.manual_seed(0)
+        network = nn.Linear(4, 3)
+        return RunState({"network": network}, {"network": create_optimizer_v2(network, opt=name, lr=0.01)})
+
+    def stepped(one: RunState, steps: int) -> list[torch.Tensor]:
+        network, optimizer = one.modules["network"], one.optimizers["network"]
+        for _ in range(steps):
+            optimizer.zero_grad()
+            network(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+        return [parameter.detach().clone() for parameter in network.parameters()]
+
+    straight = stepped(begun(), 9)
+    first = begun()
+    fresh = first.tensors()
+    stepped(first, 4)
+    stopped, second = first.tensors(), begun()
+    second.restore(stopped, 4)
+    for found in (stepped(second, 5), stepped(first, 5)):
+        assert all(torch.equal(one, other) for one, other in zip(straight, found, strict=True))
+    first.restore(fresh, 0)
+    assert all(torch.equal(one, other) for one, other in zip(straight, stepped(first, 9), strict=True))
 
 
 def test_tensors_are_a_copy() -> None:
