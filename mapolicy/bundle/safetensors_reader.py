@@ -47,12 +47,14 @@ class FileKind:
         full_name: the same where it is not clear from the command.
         metadata_key: the only key of the header's metadata.
         tensor_name: pattern of a tensor's whole name.
+        remedy: what to do about a safetensors file without this metadata.
     """
 
     noun: str
     full_name: str
     metadata_key: str
     tensor_name: re.Pattern[str]
+    remedy: str = NEW_COPY
 
 
 BUNDLE = FileKind(
@@ -65,7 +67,13 @@ BUNDLE = FileKind(
         r"|extractor(\.[A-Za-z0-9_]+)+"
     ),
 )
-NETWORK = FileKind("network file", "network file", "config.json", re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*"))
+NETWORK = FileKind(
+    "network file",
+    "network file",
+    "config.json",
+    re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*"),
+    "an older mapolicy or another program wrote it; train again, or use it in timm",
+)
 KINDS = (BUNDLE, NETWORK)
 
 
@@ -225,7 +233,7 @@ def _metadata(found: object, kind: FileKind) -> str:
         for other in KINDS:
             if isinstance(found, dict) and other.metadata_key in found:
                 raise _ContainerError(f"is a {other.full_name}, expected a {kind.full_name}", f"name a {kind.noun}")
-        raise _ContainerError(f"is not a {kind.full_name}: its header has no metadata {expected!r}")
+        raise _ContainerError(f"is not a {kind.full_name}: its header has no metadata {expected!r}", kind.remedy)
     for key in found:
         if key != expected:
             raise _ContainerError(f"has metadata {quoted(key)}, expected {expected!r} alone")

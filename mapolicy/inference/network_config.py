@@ -115,9 +115,19 @@ class NetworkConfig(ManifestPart):
         for name in ("mean", "std"):
             if len(getattr(about, name)) != channels:
                 raise ValueError(f"{name} has {len(getattr(about, name))} numbers, input_size has {channels} channels")
-        for name, value in (("channels", channels), ("image_size", height)):
-            if self.mapolicy.images.get(name) != value:
-                raise ValueError(f"mapolicy.images.{name} is not the {value} of input_size")
+        reading = self.mapolicy.images
+        same = {
+            "channels": channels,
+            "image_size": height,
+            "interpolation": about.interpolation,
+            "share": about.crop_pct,
+            "resize": next(name for name, mode in CROP_MODES.items() if mode == about.crop_mode),
+        }
+        for name, value in same.items():
+            if reading.get(name) != value:
+                raise ValueError(
+                    f"mapolicy.images.{name} is {quoted(reading.get(name))}, pretrained_cfg says {value!r}"
+                )
         return self
 
     @property

@@ -13,6 +13,7 @@ from mapolicy.compare.process_pool import gpu_environments
 from mapolicy.compare.stats import PROXY
 from mapolicy.data.splits import load_splits
 from mapolicy.errors import InputError, TrainingError, UsageError
+from mapolicy.inference.network_file import read_network_file
 from mapolicy.policy.import_policy import import_policy
 from mapolicy.runtime.random import generator
 from mapolicy.training.callbacks import Reporter
@@ -96,6 +97,8 @@ def test_a_row_is_an_ordinary_training(bundle: PolicyBundle, config: TrainConfig
         result = json.loads((folder / "result.json").read_text())
         assert (result["test_top1"], result["seconds"], result["digest"]) == (row.test_top1, row.seconds, bundle.digest)
         assert result["test_images"] == row.test_images == 269
+        kept = read_network_file(folder).config
+        assert (kept.architecture, kept.mapolicy.bundle) == (row.arch, bundle.digest)
     means = {(e.policy, e.mode): e.test_top1 for e in compared.summary}
     for key, mean in means.items():
         assert mean == pytest.approx(statistics.mean(r.test_top1 for r in compared.rows if (r.policy, r.mode) == key))

@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "zip polyglot": (lambda c: c + zip_of(b""), "after its last tensor|zip archive"),
     "a pickle": (lambda c: pickle.dumps({"a": 1}), "looks like a pickle"),
     "an array": (lambda c: framed(b"[1]"), "does not begin with"),
-    "plain safetensors": (lambda c: save({"weight": torch.zeros(2)}), "has no metadata 'config.json'"),
+    "plain safetensors": (lambda c: save({"weight": torch.zeros(2)}), "has no metadata 'config.json'; an older map"),
     "another key": (
         lambda c: container({"config.json": "{}", "format": "pt"}, parse_network_file(c, "f").tensors),
         "has metadata 'format'",
@@ -230,6 +230,10 @@ CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "deviation 0": (lambda c: changed(c, {"pretrained_cfg.std": [0.0]}), "std"),
     "three means": (lambda c: changed(c, {"pretrained_cfg.mean": [0.5] * 3}), "mean has 3 numbers"),
     "crop of nothing": (lambda c: changed(c, {"pretrained_cfg.crop_pct": 0.0}), "crop_pct"),
+    "two ways to make an image square": (
+        lambda c: changed(c, {"mapolicy.images.resize": "pad"}),
+        "images.resize is 'pad', pretrained_cfg says 'crop'",
+    ),
     "digest of nothing": (lambda c: changed(c, {"mapolicy.bundle": "../x"}), "bundle"),
     "tensor missing": (lambda c: with_tensors(c, **{BIAS: DELETE}), "'fc.bias' of test_resnet is missing"),
     "tensor too many": (lambda c: with_tensors(c, other=raw([1.0])), "'other' is not one of"),
