@@ -96,7 +96,7 @@ LATER: Mapping[str, Any] = {
 # Settings that a recipe may leave out: their defaults change nothing.
 OPTIONAL = frozenset(
     {
-        *("sampler_input", "pretrained", "normalisation", "freeze", "layer_decay"),
+        *("sampler_input", "weight_limit", "pretrained", "normalisation", "freeze", "layer_decay"),
         *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
         *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
         *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
@@ -578,6 +578,12 @@ class TrainConfig(RunConfig):
     mode: Annotated[str, OneOf(MODES)] = Field(
         "frozen", description="keep the bundle's policy frozen, or go on training it"
     )
+    weight_limit: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="largest factor between a frozen policy's weight and the batch's mean, above 1; 0 for no limit",
+    )
     include_validation: bool = Field(False, description="train on the meta-validation images as well")
     schedule: Annotated[str, OneOf(TRAIN_SCHEDULES)] = Field(
         "cosine", description="timm's schedule of the learning rate after the warm-up"
@@ -598,6 +604,10 @@ class TrainConfig(RunConfig):
             )
         if self.mode == "finetune":
             self._refuse(NOT_WHILE_LEARNING, "mode finetune", "use --mode frozen or leave it out")
+        if self.weight_limit and (self.weight_limit <= 1 or self.mode == "finetune"):
+            why = "it is a factor, so 1 or less leaves nothing"
+            why = why if self.weight_limit <= 1 else "a policy that is learned needs the derivatives of its own weights"
+            raise UsageError("weight_limit", why, "give a factor above 1 with --mode frozen, or 0 for no limit")
         if self.include_validation and self.keeps_best:
             why = "the best epoch is found on the meta-validation images, so they cannot be trained on"
             raise UsageError("include_validation", why, "leave it out, or leave early_stopping and keep_best out")

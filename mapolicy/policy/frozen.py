@@ -11,7 +11,7 @@ from ..models.features import deep_features
 from ..models.fuse import agree, fuse_conv_bn
 from ..transforms.basic import Normalisation
 from ..transforms.transformation import Transformation
-from .network import PolicyNetwork, reject_below_mean, weights_of_logits
+from .network import PolicyNetwork, limited, reject_below_mean, weights_of_logits
 from .pipeline import AugmentedBatch
 from .policy_bundle import PolicyBundle
 
@@ -93,6 +93,7 @@ class FrozenWeights:
         policy: of the bundle; not changed.
         rejects: leave out samples with a weight below the batch's mean and weigh the others equally (ablation).
         communicator: to the processes that have the other parts of a batch.
+        limit: largest factor between a weight and the batch's mean (`network.limited`); 0 for no limit.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class FrozenWeights:
         policy: PolicyNetwork,
         rejects: bool = False,
         communicator: Communicator = ALONE,
+        limit: float = 0.0,
     ) -> None:
         self._extractor, self._policy, self._rejects = extractor, policy, rejects
-        self._communicator = communicator
+        self._communicator, self._limit = communicator, limit
 
     def __call__(self, batch: AugmentedBatch) -> Tensor:
         """P_i of Eq. 4, float [n] with sum 1, of the whole batch; this part of it must carry its transformations."""
@@ -115,4 +117,5 @@ class FrozenWeights:
         with torch.no_grad():
             logits = self._policy.logits(self._extractor(images), transformation.embed())
             weights = weights_of_logits(self._communicator.gather(logits))
+            weights = limited(weights, self._limit) if self._limit else weights
             return reject_below_mean(weights) if self._rejects else weights

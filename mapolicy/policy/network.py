@@ -79,6 +79,16 @@ def weights_of_logits(logits: Tensor) -> Tensor:
     return torch.where(raw.amax() < SATURATED, torch.softmax(logits, 0), normalise_weights(raw))
 
 
+def limited(weights: Tensor, limit: float) -> Tensor:
+    """Weights [B] with sum 1, each kept within a factor `limit` of the batch's mean, then normalised again.
+
+    A weight spread of c leaves 1 / (1 + c^2) of a batch; the limit bounds what single samples can cost or gain.
+    """
+    mean = 1 / len(weights)
+    kept = weights.clamp(mean / limit, mean * limit)
+    return kept / kept.sum()
+
+
 def reject_below_mean(weights: Tensor) -> Tensor:
     """Set weights [B] below the mean to 0 and the others to one value, so that the sum is 1.
 

@@ -66,7 +66,7 @@ class SearchedPolicy(Policy):
         if config.policy == "sampler-only" or (config.policy == "learned" and config.weighting == "equal"):
             return None
         policy, extractor = self.searched.build_policy().to(device), FrozenExtractor(self.searched, device)
-        return FrozenWeights(extractor, policy, config.reject_below_mean, communicator)
+        return FrozenWeights(extractor, policy, config.reject_below_mean, communicator, config.weight_limit)
 
 
 class DatasetLevelPolicy(Policy):

@@ -6,6 +6,7 @@ import torch
 from mapolicy.policy.network import (
     SATURATED,
     PolicyNetwork,
+    limited,
     normalise_weights,
     reject_below_mean,
     weights_of_logits,
@@ -84,6 +85,14 @@ def test_rejection_leaves_out_what_lies_below_the_mean() -> None:
     assert kept.tolist() == pytest.approx([0, 0, 0.5, 0.5])
     for count in (3, 7, 49):  # rounding puts the mean of equal weights above them
         assert reject_below_mean(torch.full((count,), 1 / count)).tolist() == pytest.approx([1 / count] * count)
+
+
+def test_limited_weights_stay_within_a_factor_of_the_mean() -> None:
+    weights = torch.tensor([0.01, 0.19, 0.2, 0.6])
+    found = limited(weights, 2.0)
+    expected = torch.tensor([0.125, 0.19, 0.2, 0.5]) / 1.015
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(limited(weights, 100.0), weights)
 
 
 def test_unknown_input_is_refused() -> None:
