@@ -36,6 +36,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy  # noqa: E402
 from mapolicy.bench.synthetic import synthetic_images  # noqa: E402
 from mapolicy.training.trainer import Trainer  # noqa: E402
+from tests.helpers.settings import PAPER  # noqa: E402
 
 # The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
 torch.set_num_threads(1)
@@ -44,7 +45,7 @@ torch.set_num_threads(1)
 def search_config(**changes) -> SearchConfig:
     """The recipe for digits, shortened."""
     _, values = recipes.load("search-digits")
-    return SearchConfig.from_mapping(values | {"epochs": 2, "batch_size": 256, "threads": 1} | changes)
+    return SearchConfig.from_mapping(values | PAPER | {"epochs": 2, "batch_size": 256, "threads": 1} | changes)
 
 
 def train_config(**changes) -> TrainConfig:

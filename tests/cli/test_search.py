@@ -11,7 +11,8 @@ from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
 
 
 def test_search_then_train_then_inspect(mapolicy, tmp_path: Path) -> None:
-    searched = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT)
+    paper = ("--set", "sampler=mean-weight", "--set", "weighting=policy")
+    searched = mapolicy("search", "digits", "--proxy", "wrn10_1", *SHORT, *paper)
     assert searched.code == 0, searched.err
     digest = PolicyBundle.load(tmp_path / "artifacts" / "digits.safetensors").digest
     assert digest in searched.out

@@ -11,13 +11,14 @@ from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_po
 from mapolicy.compare.comparison import compare_policies
 from mapolicy.runtime.files import write_atomically
 from mapolicy.training.run_folder import RunFolder
+from tests.helpers.settings import PAPER
 
 SHORT = {"epochs": 2, "batch_size": 256, "threads": 1, "checkpoint_minutes": 0.0}
 
 
 def search(folder: Path, bundle: Path) -> None:
     _, values = recipes.load("search-digits")
-    config = SearchConfig.from_mapping(values | SHORT)
+    config = SearchConfig.from_mapping(values | PAPER | SHORT)
     resume = RunFolder(folder / "run").checkpoint() is not None
     search_policy(config, run_dir=folder / "run", resume=resume, overwrite=not resume).save(folder / "product")
 

@@ -17,6 +17,7 @@ from mapolicy.policy.compress import slim
 from mapolicy.policy.import_policy import import_policy
 from mapolicy.transforms.basic import Normalisation
 from mapolicy.transforms.transformation import Transformation
+from tests.helpers.settings import PAPER
 
 DATA = Path(__file__).resolve().parents[1] / "bundle" / "kept"
 EXPECTED = DATA / "expected.json"
@@ -48,7 +49,7 @@ DATASET_LEVEL = "format-1-dataset-level"
 def make(settings: dict, dtype: str) -> PolicyBundle:
     _, values = recipes.load("search-digits")
     short = {"epochs": 2, "batch_size": 128, "threads": 1}
-    bundle = search_policy(SearchConfig.from_mapping(values | short | settings))
+    bundle = search_policy(SearchConfig.from_mapping(values | PAPER | short | settings))
     extractor = bundle.manifest.extractor.model_copy(update={"dtype": dtype})
     return PolicyBundle.assemble(
         bundle.manifest.draft(extractor=extractor.model_dump()),

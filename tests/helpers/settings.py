@@ -1,7 +1,11 @@
-"""Settings that every configuration needs: a tiny run whose rates are 0 unless a test says otherwise."""
+"""Settings that tests share."""
 
 from typing import Any
 
+# The paper's sampler and weights; the recipe for digits has the alignment sampler and equal weights.
+PAPER: dict[str, Any] = {"sampler": "mean-weight", "weighting": "policy", "policy_input": "both"}
+
+# What every configuration needs: a tiny run whose rates are 0 unless a test says otherwise.
 TINY: dict[str, Any] = {
     "image_size": 8,
     "train_per_class": 5,
