@@ -63,7 +63,7 @@ def test_one_level_too_high_is_refused_with_the_folder_and_a_flag(mapolicy, tmp_
     write_folder(tmp_path / "repository" / "Dataset")
     write_folder(tmp_path / "repository" / "Other", classes=("x", "y"), per_class=12)
     refused = mapolicy("search", "folder:repository", *SEARCH)
-    refused.is_error(3, "use folder:", "/repository/Dataset", "--nested-classes")
+    refused.is_error(3, "use folder:repository/Dataset", "--nested-classes")
     assert mapolicy("search", "folder:repository", *SEARCH, "--nested-classes").code == 0
     # The bundle knows that the class folders are meant.
     again = ("--arch", "wrn10_1", "--set", "batch_size=5", "--epochs", "1", "--set", "threads=1")
