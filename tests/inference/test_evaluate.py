@@ -49,6 +49,19 @@ def test_it_finds_the_test_images_of_the_training(network: TrainedNetwork, train
         assert 100 * row[label] / sum(row) == pytest.approx(found.evaluation.classes[label].recall)
 
 
+def test_weights_that_training_chose_are_the_ones_that_are_kept(make_train_config, tmp_path: Path) -> None:
+    """The moving average or the best epoch: what was measured, returned and saved is one network."""
+    for changes in ({"ema_decay": 0.9}, {"early_stopping": 1}):
+        config = make_train_config(policy="none", epochs=3, batch_size=128, learning_rate=0.3, **changes)
+        folder = tmp_path / next(iter(changes))
+        result = train_network(config, run_dir=folder)
+        network = load_network(folder)
+        found = evaluate_network(network, images_to_evaluate(open_source("digits", DATA), network))
+        assert found.evaluation.top1 == pytest.approx(result.test_top1)
+        saved = network.network.state_dict()
+        assert all(torch.equal(saved[name], tensor) for name, tensor in result.network.state_dict().items())
+
+
 def test_all_images_are_said_to_be_known(network: TrainedNetwork) -> None:
     chosen = images_to_evaluate(open_source("digits", DATA), network, every_image=True)
     assert (len(chosen.indices), chosen.what) == (1797, LEARNED)
