@@ -8,8 +8,10 @@ than the rest:
     q(o, b)    is proportional to  u(o, b) exp(kappa * phi(o, b)),        phi <= 0
     phi(o, b)  <-  min(0, (1 - eta * lambda) * phi(o, b) + eta * g(o, b))
 
-for operation o and level bin b, with u uniform and g the mean score of the batch's samples with (o, b). The bound at 0
-is the point of the method: what does not harm keeps its share, since a large s_i only says what helps in the next step.
+for operation o and level bin b, with u uniform and g the mean score of the batch's samples with (o, b), counted from
+the typical cell's where that is below the batch's mean. The bound at 0 is the point of the method: what does not harm
+keeps its share, since a large s_i only says what helps in the next step. For the same reason a few cells with large
+scores must not make all others look harmful: they raise the batch's mean, not the typical cell.
 s_i is measured under the present q, so what is drawn rarely no longer disturbs the measurement of the rest. With
 `inputs`, phi depends on the image too: phi(o, b | x) = min(0, phi(o, b) + V(o, b) . h(x)), with V learned from the same
 scores and shrunk to 0 where it is not more than chance. `docs/algorithm.md` has the reasons. Related: Mueller,
@@ -31,7 +33,7 @@ from .sampler import Observation
 STAGES = 20  # tables that a run records, so that another run can follow the same course
 LARGEST_SCORE = 3.0  # standard deviations; limits the influence of a single outlier of s_i
 ENOUGH = 5.0  # observations; a level with fewer has no effect of its own yet
-COUNT_MEMORY = 20.0  # iterations with a hypergradient that the running count of a cell averages
+RUNNING_MEMORY = 20.0  # iterations with a hypergradient that the running count and sum of a cell average
 LOWEST = -100.0  # of phi; well within what a bundle may hold
 EVIDENCE = 2.0  # standard errors by which an operation's effects must differ between images more than chance
 PRIOR_COUNT = 2.0  # observations; a rare cell's few scores do not move phi far
@@ -131,7 +133,9 @@ class AlignmentSampler:
         self.iteration = 0
         groups = self.grid.groups
         self._phi = torch.zeros(groups, dtype=torch.float64) if start is None else self._shared(start.double())
-        self._running = torch.full((groups,), -1.0, dtype=torch.float64)  # -1: no update yet
+        # How often a batch has a cell, and the sum of its scores; a count of -1: no update yet.
+        self._running = torch.full((groups,), -1.0, dtype=torch.float64)
+        self._running_sums = torch.zeros(groups, dtype=torch.float64)
         # For `effects`: observations, their scores and squared weights; older ones count less.
         self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
         self.inputs = inputs
@@ -279,15 +283,20 @@ class AlignmentSampler:
         values = self.grid.group.flatten()[cells]
         drawn = torch.bincount(values, minlength=self.grid.groups).double()
         summed = torch.zeros_like(self._phi).index_add_(0, values, scores.repeat(2))
-        self._running = drawn if bool(self._running[0] < 0) else self._running.lerp(drawn, 1 / COUNT_MEMORY)
+        first = bool(self._running[0] < 0)
+        self._running = drawn if first else self._running.lerp(drawn, 1 / RUNNING_MEMORY)
+        self._running_sums = summed if first else self._running_sums.lerp(summed, 1 / RUNNING_MEMORY)
+        means = self._running_sums / self._running.clamp(min=1e-9)
+        typical = means[self.grid.group].flatten().median().clamp(max=0)
         keep = 1 - self.rate * self.decay
-        self._phi = (keep * self._phi + self.rate * summed / (self._running + PRIOR_COUNT)).clamp(LOWEST, 0)
+        step = self.rate * (summed - typical * drawn) / (self._running + PRIOR_COUNT)
+        self._phi = (keep * self._phi + step).clamp(LOWEST, 0)
         if context is not None and self.inputs:
             moved = (scores[:, None] * context).repeat(2, 1)
-            step = self.rate / (self._running + PRIOR_COUNT)[:, None]
-            self._seen = keep * self._seen + step * torch.zeros_like(self._seen).index_add_(0, values, moved)
+            each = self.rate / (self._running + PRIOR_COUNT)[:, None]
+            self._seen = keep * self._seen + each * torch.zeros_like(self._seen).index_add_(0, values, moved)
             noise = torch.zeros_like(self._seen).index_add_(0, values, moved**2)
-            self._seen_variance = keep**2 * self._seen_variance + step**2 * noise
+            self._seen_variance = keep**2 * self._seen_variance + each**2 * noise
         self._counts.mul_(keep).add_(drawn)
         self._squares.mul_(keep**2).add_(drawn)
         self._sums.mul_(keep).add_(summed)
@@ -321,6 +330,7 @@ class AlignmentSampler:
         """Everything that a resumed run needs, except the number of the iteration."""
         return {
             "running": self._running,
+            "running_sums": self._running_sums,
             "counts": self._counts,
             "sums": self._sums,
             "squares": self._squares,
@@ -336,6 +346,7 @@ class AlignmentSampler:
         """Set the state as it was after `iteration` iterations."""
         self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
         self._phi, self._running = state["phi"].clone(), state["running"].clone()
+        self._running_sums = state["running_sums"].clone()
         if self.inputs:
             self._seen, self._seen_variance = state["seen"].clone(), state["seen_variance"].clone()
         self._courses = state["courses"].clone()

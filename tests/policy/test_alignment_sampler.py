@@ -89,6 +89,18 @@ def test_two_updates_in_closed_form() -> None:
     torch.testing.assert_close(sampler.probabilities, q.sum(1)[:, None] * q.sum(1), rtol=0, atol=1e-12)
 
 
+def test_a_few_cells_with_large_scores_do_not_make_the_others_look_harmful() -> None:
+    """The batch's mean is above most cells; the typical cell is not."""
+
+    def helps_a_lot(operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+        return 2 * (operation == SOLARIZE).float()
+
+    row = trained(helps_a_lot).cells * 112
+    others = torch.cat([row[:SOLARIZE], row[SOLARIZE + 1 :]])
+    assert others.mean() > 0.9, "without the typical cell as reference: 0.01"
+    assert row[SOLARIZE].mean() < 2.5
+
+
 def test_shrinkage_against_its_definition() -> None:
     """A single level for each operation: James and Stein's factor, operation by operation."""
     counts = torch.tensor([100.0, 400.0, 50.0], dtype=torch.float64)
