@@ -73,6 +73,7 @@ LATER: Mapping[str, Any] = {
     "level_bins": 4,
     "sampler_input": "none",
     "verify": False,
+    "verify_per_class": 0.0,
     "pretrained": False,
     "normalisation": "auto",
     "freeze": False,
@@ -96,7 +97,7 @@ LATER: Mapping[str, Any] = {
 # Settings that a recipe may leave out: their defaults change nothing.
 OPTIONAL = frozenset(
     {
-        *("sampler_input", "weight_limit", "pretrained", "normalisation", "freeze", "layer_decay"),
+        *("sampler_input", "weight_limit", "verify_per_class", "pretrained", "normalisation", "freeze", "layer_decay"),
         *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
         *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
         *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
@@ -522,6 +523,12 @@ class SearchConfig(RunConfig):
         False,
         description="end with a check: the proxy is trained anew under several policies and measured on the "
         "meta-validation images",
+    )
+    verify_per_class: float = Field(
+        0.0,
+        ge=0,
+        description="training images of each class that the search sets aside for its check, a count or a fraction; "
+        "0: the check uses the meta-validation images, which the policy has learned from",
     )
     extractor_dtype: Annotated[str, OneOf(STORED_DTYPES)] = Field(
         "float32", description="dtype of the proxy's weights in the bundle"

@@ -322,7 +322,7 @@ def describe(
             "classes": splits.classes,
             "counts": {
                 "images": splits.pool_size,
-                "train": len(splits.train),
+                "train": len(splits.train) + (0 if splits.aside is None else len(splits.aside)),
                 "meta_validation": len(splits.meta_validation),
             },
             "fingerprint": splits.fingerprint,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import RunConfig, SearchConfig
 from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
@@ -25,7 +25,7 @@ from .folders import LeftOut
 from .image_dataset import ImageSet, Source
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
-from .stratify import check_sizes, draw_splits
+from .stratify import check_sizes, draw_splits, set_aside
 from .survey import Survey, choose_reading, notes, survey
 
 __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits", "worker_faults"]
@@ -63,6 +63,8 @@ class DataSplits:
         notes: sentences for the user on how the data set was understood and its images are read.
         left_out: files and folders of the data set that are not used; the first call of `test` adds those of its split.
         own_validation: whether the meta-validation split is the data set's own.
+        aside: training images that a search keeps from training, for its check (`verify_per_class`); None without any.
+            Later trainings use them.
     """
 
     name: str
@@ -84,6 +86,7 @@ class DataSplits:
     notes: tuple[str, ...] = ()
     left_out: list[LeftOut] = field(default_factory=list)
     own_validation: bool = False
+    aside: Split | None = None
     _test: Split | None = field(default=None, init=False, repr=False)
 
     def test(self) -> Split:
@@ -151,8 +154,11 @@ def load_splits(
     if stage == "train":
         _check_test_split(source, config)
     indices = draw_splits(source, config, meta_validation, partial(_corrupt, pool, config.skip_corrupt))
-    if batches_per_epoch(config, len(indices.train)) == 0:
-        why = f"has {len(indices.train)} training images, fewer than batch_size = {config.batch_size}"
+    kept, aside = indices.train, torch.empty(0, dtype=torch.int64)
+    if isinstance(config, SearchConfig) and config.verify_per_class:
+        kept, aside = set_aside(indices.train, pool.labels, classes, config.verify_per_class, config.split_seed)
+    if batches_per_epoch(config, len(kept)) == 0:
+        why = f"has {len(kept)} training images, fewer than batch_size = {config.batch_size}"
         raise InputError(source.where, why, "lower batch_size or raise train_per_class")
 
     found = survey(pool, torch.cat(indices.usable).sort().values)
@@ -160,7 +166,7 @@ def load_splits(
     random = config.base_augmentation == "random_resized_crop"
     cropper = Cropper(reading, random, config.seed, stage)
     loader = SplitLoader(cropper, device, config.workers, config.memory_limit_gib)
-    train, validation = loader.load(pool, [indices.train, indices.meta_validation])
+    train, validation, *rest = loader.load(pool, [kept, indices.meta_validation, *([aside] if len(aside) else [])])
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
@@ -187,6 +193,7 @@ def load_splits(
         notes=(*source.notes, *_left_out_note(source), *notes(found, reading, counts)),
         left_out=source.left_out,
         own_validation=meta_validation is None and source.meta_validation is not None,
+        aside=rest[0] if rest else None,
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
     )
 
@@ -243,6 +250,7 @@ def _check_settings(config: RunConfig, drawn: bool) -> None:
         train_per_class=config.train_per_class,
         validation_per_class=config.validation_per_class,
         test_per_class=config.test_per_class,
+        **({"verify_per_class": config.verify_per_class} if isinstance(config, SearchConfig) else {}),
     )
     if drawn and config.validation_per_class == 0:
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")

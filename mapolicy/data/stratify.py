@@ -134,6 +134,33 @@ def check_given(given: Tensor, total: int, test: Tensor, name: str) -> Tensor:
     raise InputError(name, why, "name the data set that the policy was searched on")
 
 
+def set_aside(train: Tensor, labels: Tensor, classes: Sequence[str], value: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Take images of each class out of a training split.
+
+    Args:
+        train: int64, ascending positions in the pool.
+        labels: int64 [N], of the pool.
+        classes: names, by label.
+        value: `verify_per_class`: a count, or a fraction of the class's training images below 1.
+        seed: `split_seed`.
+
+    Returns:
+        The training images that stay, and those taken; both ascending.
+
+    Raises:
+        InputError: a class would have no training image left.
+    """
+    own = labels[train]
+    orders = [train[order] for order in shuffled_classes(own, classes, seed)]
+    counts = per_class(value, [len(order) for order in orders])
+    for name, order, count in zip(classes, orders, counts, strict=True):
+        if count >= len(order):
+            why = f"has {len(order)} training images, and verify_per_class sets {count} aside"
+            raise InputError(f"class {printable(name)!r}", why, "lower verify_per_class or raise train_per_class")
+    aside, rest = take(orders, counts, classes, "verify_per_class")
+    return torch.cat(rest).sort().values, aside
+
+
 @dataclass(frozen=True)
 class SplitIndices:
     """Which images of a pool are in which split.

@@ -67,7 +67,7 @@ def verify(
 
     Args:
         config: of the search.
-        splits: its data set; the meta-validation split measures, of which the policy has seen `unseen` nothing.
+        splits: its data set; `measured_on` says which images measure.
         device: of the networks.
         draws: what the search learned, with levels.
         reporter: told of each training.
@@ -80,7 +80,7 @@ def verify(
     Raises:
         TrainingError: a loss is not finite.
     """
-    held_out, identity = splits.meta_validation, _identity(config, draws)
+    held_out, identity = measured_on(splits), _identity(config, draws)
     known = _read(record, identity)
     right: dict[Candidate, Tensor] = {}
     for candidate in candidates(config.alignment_strength):
@@ -98,7 +98,14 @@ def verify(
     # The strongest of equally good ones comes first: it is what the search itself trained with.
     best = max(strengths, key=lambda each: (int(right[each].sum()), strengths[each]))
     rows = [_row(candidate, found, right[best]) for candidate, found in right.items()]
-    return Verification(images=len(held_out), unseen=False, epochs=config.epochs, rows=tuple(rows)), strengths[best]
+    return Verification(
+        images=len(held_out), unseen=splits.aside is not None, epochs=config.epochs, rows=tuple(rows)
+    ), strengths[best]
+
+
+def measured_on(splits: DataSplits) -> Split:
+    """The images that were set aside for the check, which the policy has not seen, or the meta-validation split."""
+    return splits.meta_validation if splits.aside is None else splits.aside
 
 
 def verification_seconds(
@@ -148,7 +155,7 @@ def _trained(
             loss, _ = iteration(step, batch, None)
             if not bool(loss.isfinite()):
                 raise TrainingError(f"verification of {candidate.key}", "the loss is not finite", "use --no-verify")
-    return right_images(setup, splits.meta_validation)
+    return right_images(setup, measured_on(splits))
 
 
 def _iteration(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mapolicy import PolicyBundle, search_policy
-from mapolicy.errors import TrainingError
+from mapolicy.errors import InputError, TrainingError
 from mapolicy.policy.samplers import LearnedDraws
 from mapolicy.search import forecast_search
 from mapolicy.training.callbacks import Reporter
@@ -162,6 +162,25 @@ def test_a_sampler_without_levels_is_not_checked_and_says_so(make_search_config)
 def test_a_strength_of_zero_is_uniform() -> None:
     assert [each.key for each in candidates(0.0)] == KEYS[:4]
     assert [each.key for each in candidates(3.0)] == KEYS
+
+
+def test_a_check_may_use_images_that_the_policy_has_not_seen(make_search_config) -> None:
+    config = make_search_config(epochs=1, verify=True, verify_per_class=3, **ALIGNMENT)
+    setup = TrainingSetup.build(config, CPU)
+    splits, whole = setup.splits, TrainingSetup.build(config.with_changes(verify_per_class=0.0), CPU).splits
+    assert splits.aside is not None
+    assert torch.bincount(splits.aside.labels).tolist() == [3] * 10
+    taken, kept = set(splits.aside.indices.tolist()), set(splits.train.indices.tolist())
+    assert not taken & (kept | set(splits.meta_validation.indices.tolist()))
+    assert taken | kept == set(whole.train.indices.tolist())
+    assert splits.fingerprint == whole.fingerprint, "a training uses them, and it is the same data"
+    bundle = search_policy(config)
+    check = bundle.manifest.verification
+    assert check is not None
+    assert (check.images, check.unseen) == (30, True)
+    assert bundle.manifest.dataset.counts.train == len(whole.train)
+    with pytest.raises(InputError, match="verify_per_class sets 500 aside"):
+        TrainingSetup.build(config.with_changes(verify_per_class=500.0), CPU)
 
 
 def test_divergence_names_the_training(checked: SimpleNamespace, splits) -> None:
