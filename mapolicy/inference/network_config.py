@@ -123,11 +123,9 @@ class NetworkConfig(ManifestPart):
             "share": about.crop_pct,
             "resize": next(name for name, mode in CROP_MODES.items() if mode == about.crop_mode),
         }
-        for name, value in same.items():
-            if reading.get(name) != value:
-                raise ValueError(
-                    f"mapolicy.images.{name} is {quoted(reading.get(name))}, pretrained_cfg says {value!r}"
-                )
+        for name, said in same.items():
+            if reading.get(name) != said:
+                raise ValueError(f"mapolicy.images.{name} is {quoted(reading.get(name))}, pretrained_cfg says {said!r}")
         return self
 
     @property
