@@ -202,7 +202,9 @@ def searched(make_search_config: Callable[..., SearchConfig]) -> Callable[..., d
     return search
 
 
-@pytest.mark.parametrize("changes", [{}, ALIGNMENT], ids=["mean-weight", "alignment"])
+@pytest.mark.parametrize(
+    "changes", [{}, ALIGNMENT, ALIGNMENT | {"sampler_input": "class"}], ids=["mean-weight", "alignment", "class"]
+)
 def test_a_search_on_two_processes_finds_the_same_bundle(
     changes: dict[str, Any], searched: Callable[..., dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -215,6 +217,20 @@ def test_a_search_on_two_processes_finds_the_same_bundle(
     lines = [json.loads(line) for line in (runs / METRICS_FILE).read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 5], "rank 0 alone writes"
     assert json.loads((runs / STATUS_FILE).read_text())["state"] == "done"
+
+
+def test_draws_that_see_features_are_the_same_on_two_processes(
+    searched: Callable[..., dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Directions of nearly equal variance may turn into each other by rounding, so their effects are not compared."""
+    store = tmp_path / "store"
+    store.mkdir()
+    changes = ALIGNMENT | {"sampler_input": "features"}
+    bundles = on_ranks(2, partial(searched, tmp_path / "runs", **changes), store)
+    assert distance(*bundles) == 0
+    alone = searched(**changes)
+    for name in ("sampler.feature_center", "sampler.log_levels"):
+        torch.testing.assert_close(bundles[0][name], alone[name], rtol=0, atol=1e-4)
 
 
 def test_a_search_on_two_processes_repeats_itself(
