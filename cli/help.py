@@ -62,12 +62,12 @@ def show(command: Any, ctx: Any, commands: dict[str, list[Row]]) -> None:
     console.print()
     for title, rows in commands.items():
         _print_panel(console, title, rows)
-    for title, rows in _parameters(command, ctx).items():
+    for title, rows in parameters(command, ctx).items():
         if rows:
             _print_panel(console, title, rows)
 
 
-def _parameters(command: Any, ctx: Any) -> dict[str, list[Row]]:
+def parameters(command: Any, ctx: Any) -> dict[str, list[Row]]:
     """The rows of a command's arguments and options by panel."""
     panels: dict[str, list[Row]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):

@@ -1,8 +1,13 @@
 """Sphinx: `sphinx-build -W docs build/docs` makes the site of README.md and these pages."""
 
+from mapolicy import __version__
+
 project = "mapolicy"
-author = "the mapolicy team"
-extensions = ["myst_parser"]
+author = "mapolicy developers"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature has enough to read; shapes and dtypes are in the text
 html_theme = "furo"
 html_title = "mapolicy"
 myst_heading_anchors = 3

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from .runtime.lazy import lazy_names
 
+__version__ = "0.1.0"  # the only place; the package's metadata and `mapolicy --version` have it from here
+
 if TYPE_CHECKING:
     from .bilevel.hypergradients import hypergradient as hypergradient
     from .bundle.limits import Limits as Limits

@@ -3,6 +3,7 @@
 Where a block names a large data set or network, smaller ones stand in; the words typed are the documentation's.
 """
 
+import itertools
 import re
 import shlex
 import shutil
@@ -22,13 +23,14 @@ from torchvision.transforms import v2
 from mapolicy import recipes, train_network
 from mapolicy.registries import DATASETS, LOSSES, SAMPLERS, ZERO_COST_POLICIES
 from mapolicy.transforms.space import OPERATION_SPECS, SPACES
+from tests.helpers.command_pages import PAGES as GENERATED
 from tests.helpers.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(ROOT.glob("*/README.md")),
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -86,12 +88,16 @@ def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) ->
     monkeypatch.setattr(recipes, "find", smaller)
     monkeypatch.setattr(options, "resolve", standing_in)
     monkeypatch.chdir(tmp_path)
-    for name in ("artifacts/c100.safetensors", "artifacts/digits.safetensors", "c100.safetensors"):
+    bundles = ("artifacts/c100.safetensors", "artifacts/digits.safetensors", "artifacts/birds.safetensors")
+    for name in (*bundles, "c100.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(bundle_file, tmp_path / name)
     for name in ("cat.jpg", "dog.png", "photos/bird.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(tmp_path / name)
+    for name, photo in itertools.product(("owl", "robin", "wren"), range(8)):
+        (tmp_path / "birds" / name).mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").rotate(10 * photo).resize((60, 40)).save(tmp_path / "birds" / name / f"{photo}.png")
     return tmp_path
 
 
@@ -207,6 +213,19 @@ def test_the_guard_sees_paths() -> None:
     assert len(found) > 40
 
 
+@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
+def test_pages_made_from_the_command_line_are_up_to_date(page: Path) -> None:
+    assert page.read_text(encoding="utf-8") == GENERATED[page](), "python tests/helpers/command_pages.py"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = {name for block in re.findall(r"```{toctree}(.*?)```", index, re.DOTALL) for name in block.split()}
+    pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - listed == {"index"}
+    assert re.findall(r":caption: (.+)", index) == ["Tutorials", "How-to", "Reference", "Explanation", "Help"]
+
+
 def test_the_tree_of_files_is_complete() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     tree = page.split("## Files\n")[1].split("```")[1]
@@ -227,8 +246,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    for page in (ROOT / "docs").glob("*.md"):
-        assert (tmp_path / f"{page.stem}.html").exists()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (tmp_path / page.relative_to(ROOT / "docs").with_suffix(".html")).exists()
     front = (tmp_path / "index.html").read_text()
     assert 'href="algorithm.html"' in front
     assert "<h1>mapolicy" in front

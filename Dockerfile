@@ -1,0 +1,22 @@
+# mapolicy in a container. It runs the demo, or any command:
+#
+#     docker build -t mapolicy .                                     # CPU
+#     docker build -t mapolicy:cuda --build-arg TORCH=cu128 .        # CUDA 12.8; run with --gpus all
+#     docker run --rm mapolicy
+#     docker run --rm -v "$PWD:/data" mapolicy search folder:birds
+#
+# TORCH is the name of an index of PyTorch's: cpu, cu126, cu128, ...
+FROM python:3.12-slim
+ARG TORCH=cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+
+RUN pip install "torch>=2.11" "torchvision>=0.26" --index-url "https://download.pytorch.org/whl/${TORCH}"
+COPY . /src
+RUN pip install /src && rm -rf /src
+
+# numba keeps compiled operations beside its cache folder, and Hugging Face keeps downloads there.
+RUN useradd --create-home mapolicy && mkdir /data && chown mapolicy /data
+USER mapolicy
+WORKDIR /data
+ENTRYPOINT ["mapolicy"]
+CMD ["demo"]
