@@ -55,7 +55,7 @@ def test_compare_says_which_run_failed_and_shows_the_others(mapolicy, bundle_fil
     [
         (("--arch", "test_resnet"), ("--bundle",)),
         (("--bundle", "BUNDLE"), ("--arch",)),
-        (("--bundle", "BUNDLE", "--arch", "wrn11_2"), ("wrn10_1", "closest")),
+        (("--bundle", "BUNDLE", "--arch", "wrn11_2"), ("closest are wrn",)),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--against", "none,best"), ("'best'", "uniform")),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--mode", "thawed"), ("'thawed'",)),
         (("--bundle", "BUNDLE", "--arch", "test_resnet", "--seeds", "0"), ("--seeds",)),

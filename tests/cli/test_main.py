@@ -24,7 +24,7 @@ def test_no_arguments_show_the_help(mapolicy) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("search", "digits", "--proxy", "wrn11_2"), ("wrn10_1", "closest")),
+        (("search", "digits", "--proxy", "wrn11_2"), ("closest are wrn",)),
         (("search", "digits", "--proxy", "hf-hub:timm/resnet18"), ("registry",)),
         (("search", "digits", "--proxy", "local-dir:/tmp"), ("registry",)),
         (("search", "digit", "--proxy", "wrn10_1"), ("digits",)),
