@@ -296,13 +296,24 @@ def _print_paragraph(title: str, lines: Sequence[str] = ()) -> None:
         print("\n".join(map(printable, (title, *(f"  {line}" for line in lines)))), end="\n\n")
 
 
-def print_forecast(forecast: "Forecast", network: str, settings: str, as_json: bool) -> None:
-    """Print on stdout what a run would cost."""
+def print_forecast(
+    forecast: "Forecast",
+    network: str,
+    settings: str,
+    as_json: bool,
+    plan: Mapping[str, str] | None = None,
+    document: Mapping[str, Any] | None = None,
+) -> None:
+    """Print on stdout what a run would cost; `plan` and `document` are what else there is to say, in words and values.
+
+    A name of the plan may end in spaces, which tell several warnings apart.
+    """
     if as_json:
-        print_json({"network": network, "settings": settings, **forecast.figures()})
+        print_json({"network": network, "settings": settings, **forecast.figures(), **(document or {})})
         return
     print_figures(
         {
+            **(plan or {}),
             "settings": f"from {settings}",
             "network": f"{network}, {forecast.parameters / 1e6:.2f} million parameters",
             "iterations": str(forecast.iterations),

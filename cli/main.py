@@ -120,7 +120,7 @@ def _before_any_command(
 ) -> None:
     """Search a sample-aware augmentation policy once, keep it in one file, train any network with it.
 
-    Two lines to begin with: mapolicy demo, and mapolicy search folder:PHOTOS --proxy wrn16_2.
+    Two lines to begin with: mapolicy demo, and mapolicy search folder:PHOTOS.
     """
 
 

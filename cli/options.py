@@ -14,7 +14,7 @@ from ..config import DEVICES, FAST, STORED_DTYPES
 from ..registries import DATASETS
 from ..runtime import rank_environment
 from . import completion, display, outputs
-from .resolve import Config, resolve
+from .resolve import Config, resolve, typed
 
 if TYPE_CHECKING:
     from ..training.callbacks import Reporter
@@ -216,6 +216,7 @@ class Settings:
         network: str | None,
         dataset: str | None,
         bundle_settings: Mapping[str, Any] | None = None,
+        usual: Mapping[str, Any] | None = None,
         **flags: Any,
     ) -> tuple[Config, str]:
         """The configuration and the recipe's name, as `resolve.resolve`; `flags` are the command's own."""
@@ -228,7 +229,12 @@ class Settings:
             flags=self.flags() | flags,
             settings=self.settings,
             model_arguments=self.model_arguments,
+            usual=usual,
         )
+
+    def typed(self, **flags: Any) -> frozenset[str]:
+        """Names of the settings that the user typed; `flags` are the command's own."""
+        return frozenset(typed(self.flags() | flags, self.settings, self.model_arguments))
 
 
 @dataclass(frozen=True)

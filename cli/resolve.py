@@ -23,6 +23,7 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     settings: Sequence[str] | None = None,
     model_arguments: Sequence[str] | None = None,
+    usual: Mapping[str, Any] | None = None,
 ) -> tuple[Config, str]:
     """The configuration, and the recipe's name: settings of the recipe, then the bundle, the flags and `--set`.
 
@@ -39,15 +40,13 @@ def resolve(
         flags: settings by name; None stands for a flag that was not given.
         settings: `key=value` of `--set`.
         model_arguments: `key=value` of `--model-arg`.
+        usual: settings that the general recipe lacks.
 
     Raises:
         UsageError: a flag or `--set` is wrong, or no data set was named.
         InputError: the recipe is wrong.
     """
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    given |= dict(_key_value("--set", text) for text in settings or [])
-    if arguments := dict(_key_value("--model-arg", text) for text in model_arguments or []):
-        given["model_args"] = arguments
+    given = typed(flags, settings, model_arguments)
     from_bundle = dict(bundle_settings or {})
     named = dataset or given.get("dataset") or from_bundle.get("dataset")
     if "weights" in given:
@@ -59,7 +58,7 @@ def resolve(
     if dataset or "dataset" in given:
         from_bundle.pop("download", None)  # the user named the data set, so it may be downloaded
     source, values = recipes.load(recipe) if recipe else recipes.find(kind.stage, str(named), network)
-    values = {**values, **from_bundle}
+    values = {**(usual or {} if source == general_recipe(kind) else {}), **values, **from_bundle}
     if named is not None:
         values["dataset"] = named
     if network is not None:
@@ -77,6 +76,28 @@ def resolve(
     own = network_input(config)
     found = {} if own is None else {"image_size": own.size, "interpolation": own.interpolation}
     return config.with_changes(**{name: found[name] for name in (found.keys() & set(kind.settings())) - users}), source
+
+
+def typed(
+    flags: Mapping[str, Any] | None = None,
+    settings: Sequence[str] | None = None,
+    model_arguments: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The settings that the user typed, by name; arguments as of `resolve`.
+
+    Raises:
+        UsageError: a text is not KEY=VALUE.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    given |= dict(_key_value("--set", text) for text in settings or [])
+    if arguments := dict(_key_value("--model-arg", text) for text in model_arguments or []):
+        given["model_args"] = arguments
+    return given
+
+
+def general_recipe(kind: type[RunConfig]) -> str:
+    """What `resolve` calls the recipe of data sets that have none of their own."""
+    return f"recipe {kind.stage}-{recipes.ANY}"
 
 
 def _key_value(flag: str, text: str) -> tuple[str, Any]:

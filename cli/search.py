@@ -1,15 +1,17 @@
 """`mapolicy search`: search a policy and write its bundle."""
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from ..bundle.findings import Findings, better_policy, levels_document, verification_document
 from ..config import SearchConfig
 from ..runtime import rank_environment
-from . import display, next_command, options
+from . import display, next_command, options, planned
 from .data_folder import dataset_slug
 from .grouped import grouped
 from .outputs import slug
@@ -24,7 +26,10 @@ UNCHECKED = "Whether training with its policy helps was not checked; a compariso
 def search(
     *,
     dataset: options.DatasetArgument = None,
-    proxy: Annotated[str | None, typer.Option(help="timm name of the proxy network.")] = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="timm name of the proxy network.", show_default="the recipe's, or a small one")
+    ] = None,
+    budget: planned.Budget = None,
     settings: options.StageSettings,
     extractor_dtype: options.ExtractorDtype = None,
     verify: options.Verify = None,
@@ -34,29 +39,61 @@ def search(
 ) -> None:
     """Search a policy with a proxy network and write it to a bundle.
 
-    Example: mapolicy search cifar100 --proxy wrn28_10
+    A data set without a recipe needs no option: settings are chosen from the images, the machine and the time.
+
+    Example: mapolicy search folder:photos
     """
-    config, recipe = settings.resolve(SearchConfig, proxy, dataset, extractor_dtype=extractor_dtype, verify=verify)
-    name = dataset_slug(config.dataset, config.data_dir)
-    out = out or Path("artifacts") / f"{name}.safetensors"
-    folder = run.folder(f"search-{name}-{slug(config.proxy)}-seed{config.seed}")
-    reporter, listeners = run.begin(folder, out, recipe)
+    started, given = time.monotonic(), {"extractor_dtype": extractor_dtype, "verify": verify}
+    typed = settings.typed(**given, proxy=proxy)
+    usual = {} if typed & {"pretrained", "weights"} else {"proxy": planned.UNDECIDED}
+    config, recipe = settings.resolve(SearchConfig, proxy, dataset, usual=usual, **given)
+    planner = planned.Planner.of(recipe, typed, budget, started)
+    place = Place.of(config, out, run)
+    if planner is None:
+        reporter, listeners = run.begin(place.folder, place.out, recipe)  # before torch is imported
 
     from ..distributed import process_group
     from ..runtime.device import resolve_device
     from ..search import forecast_search, search_policy
 
+    plan = splits = None
     with process_group(resolve_device(config.device), config.patience_seconds):
+        if planner is not None:
+            config = planner.choose(config)
+            place = Place.of(config, out, run)
+            kept = planned.of_run(settings, place.folder) if run.resume else None
+            if kept is not None:
+                config, recipe = kept.resolve(SearchConfig, proxy, dataset, **given)
+            reporter, listeners = run.begin(place.folder, place.out, recipe)
+            if kept is None:
+                plan = planner.fit(config, reporter)
+                config, splits = plan.config, plan.splits
+                planned.tell(plan, reporter, run)
         if run.dry_run:
-            expected = forecast_search(config, reporter)
+            expected = forecast_search(config, reporter, splits)
         else:
-            bundle = search_policy(config, listeners, folder, run.resume, run.force, out)
+            bundle = search_policy(config, listeners, place.folder, run.resume, run.force, place.out, splits)
     if rank_environment.rank() > 0:
         return
     if run.dry_run:
-        display.print_forecast(expected, config.proxy, recipe, output.as_json)
+        display.print_forecast(expected, config.proxy, recipe, output.as_json, *planned.shown(plan))
         return
-    _tell(config, bundle, reporter.result, out, folder, output)
+    _tell(config, bundle, reporter.result, place.out, place.folder, output)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search writes its run and its bundle."""
+
+    folder: Path
+    out: Path
+
+    @classmethod
+    def of(cls, config: SearchConfig, out: Path | None, run: options.Run) -> Self:
+        """The usual place for what the command line does not name."""
+        name = dataset_slug(config.dataset, config.data_dir)
+        folder = run.folder(f"search-{name}-{slug(config.proxy)}-seed{config.seed}")
+        return cls(folder, out or Path("artifacts") / f"{name}.safetensors")
 
 
 def _tell(

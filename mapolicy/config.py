@@ -54,6 +54,7 @@ ON_DIVERGENCE = ("stop", "rollback")
 NORMALISATIONS = ("auto", "data", "network")
 BALANCES = ("none", "sampler", "loss")
 LAST_BATCHES = ("drop", "keep")
+VERIFICATIONS = ("full", "short")
 TRAIN_SCHEDULES = ("cosine", "tanh", "poly", "step", "wsd", "rsqrt", "constant")
 
 SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # of networks
@@ -74,6 +75,7 @@ LATER: Mapping[str, Any] = {
     "sampler_input": "none",
     "verify": False,
     "verify_per_class": 0.0,
+    "verification": "full",
     "pretrained": False,
     "normalisation": "auto",
     "freeze": False,
@@ -97,7 +99,16 @@ LATER: Mapping[str, Any] = {
 # Settings that a recipe may leave out: their defaults change nothing.
 OPTIONAL = frozenset(
     {
-        *("sampler_input", "weight_limit", "verify_per_class", "pretrained", "normalisation", "freeze", "layer_decay"),
+        *(
+            "verification",
+            "sampler_input",
+            "weight_limit",
+            "verify_per_class",
+            "pretrained",
+            "normalisation",
+            "freeze",
+            "layer_decay",
+        ),
         *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
         *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
         *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
@@ -529,6 +540,11 @@ class SearchConfig(RunConfig):
         ge=0,
         description="training images of each class that the search sets aside for its check, a count or a fraction; "
         "0: the check uses the meta-validation images, which the policy has learned from",
+    )
+    verification: Annotated[str, OneOf(VERIFICATIONS)] = Field(
+        "full",
+        description="trainings of the check: full (none, uniform, trivialaugment, randaugment, the learned policy, and "
+        "the same at half its strength), or short (uniform, trivialaugment, the learned policy)",
     )
     extractor_dtype: Annotated[str, OneOf(STORED_DTYPES)] = Field(
         "float32", description="dtype of the proxy's weights in the bundle"

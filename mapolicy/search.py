@@ -3,7 +3,10 @@
 Algorithm 1 of MetaAugment (Zhou et al., AAAI 2021). Its twin, `train.py`, uses the bundle.
 """
 
-from collections.abc import Mapping
+import json
+import statistics
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,12 @@ from torch import nn
 from .bilevel.inner_rate import InnerRate
 from .bundle import manifest
 from .bundle.format import check_input_size
-from .config import CLASS, FEATURES, SearchConfig, untagged
+from .config import CLASS, FEATURES, VERIFICATIONS, SearchConfig, untagged
+from .data.splits import DataSplits
 from .distributed import communicator
 from .errors import UsageError
 from .inference.save import check_savable, describe_network, save_network
+from .models.features import last_map
 from .models.noise import has_unequal_noise
 from .models.pretrained import start_weights
 from .policy.compress import slim
@@ -32,14 +37,20 @@ from .runtime.machine import versions
 from .runtime.random import seed_for
 from .training.build_iteration import BilevelRun, build_bilevel_run
 from .training.callbacks import Reporter
-from .training.dry_run import Forecast, forecast, forecast_before
+from .training.dry_run import Forecast, forecast, forecast_before, time_iterations
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
+from .training.plan import FITTED, Choice, Costs, Outline, fit, most_epochs, problems
 from .training.sample_context import DIRECTIONS, ProxyContext, SampleContext, build_context
 from .training.setup import TrainingSetup, start_network
+from .training.step_time import timed
 from .training.trainer import Trainer
-from .training.verify import verification_seconds, verify
+from .training.verify import candidates, verification_seconds, verification_step_seconds, verify
 from .transforms.space import SPACES
+
+MEASURED = 20  # iterations of each kind, to plan
+MEASURED_SHARE = 0.02  # of the budget, for each measurement
+OVERHEAD = 2.0  # seconds of a search besides its iterations, such as building the networks
 
 
 def search_policy(
@@ -49,6 +60,7 @@ def search_policy(
     resume: bool = False,
     overwrite: bool = False,
     out: Path | None = None,
+    splits: DataSplits | None = None,
 ) -> PolicyBundle:
     """Search a policy; the test split is not opened.
 
@@ -61,6 +73,7 @@ def search_policy(
         resume: go on from the checkpoint in `run_dir`; without one, start from the beginning.
         overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
         out: file that the bundle is written to before the run counts as done; None leaves saving it to the caller.
+        splits: the data set, where it has been loaded with these settings already (`plan_search`); None loads it.
 
     Returns:
         The bundle.
@@ -75,7 +88,7 @@ def search_policy(
     reporter = reporter or Reporter()
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
-        search = PreparedSearch.prepared(config, reporter, threads, device)
+        search = PreparedSearch.prepared(config, reporter, threads, device, splits)
         if run_dir is not None:
             check_savable(config, search.setup.splits, search.setup.network)
         expected = forecast_before(search.run.iteration, search.run.state, resume)
@@ -117,17 +130,81 @@ def search_policy(
     return bundle
 
 
-def forecast_search(config: SearchConfig, reporter: Reporter | None = None) -> Forecast:
+def forecast_search(
+    config: SearchConfig, reporter: Reporter | None = None, splits: DataSplits | None = None
+) -> Forecast:
     """What `search_policy` would take: it does a few iterations and writes nothing.
+
+    Args:
+        config, reporter, splits: as of `search_policy`.
 
     Raises:
         UsageError, InputError, TrainingError: as `search_policy`.
     """
     device = resolve_device(config.device)
     with reproducible(config.threads, device) as threads:
-        search = PreparedSearch.prepared(config, reporter or Reporter(), threads, device)
+        search = PreparedSearch.prepared(config, reporter or Reporter(), threads, device, splits)
         expected = forecast(search.run.iteration, search.run.state)
         return expected.with_check(search.check_seconds(config, device))
+
+
+@dataclass(frozen=True)
+class PlannedSearch:
+    """A search that has been fitted into a time.
+
+    Attributes:
+        config: of the search, complete.
+        splits: its data set.
+        choices: what was chosen, with reasons.
+        problems: what is likely to make it useless, each with what to change.
+    """
+
+    config: SearchConfig
+    splits: DataSplits
+    choices: tuple[Choice, ...]
+    problems: tuple[str, ...]
+
+
+def plan_search(
+    config: SearchConfig,
+    budget: float | None,
+    given: Collection[str] = (),
+    general: bool = True,
+    started: float | None = None,
+    reporter: Reporter | None = None,
+) -> PlannedSearch:
+    """Load a search's data set, measure a few iterations and choose as many epochs as fit into a budget.
+
+    Args:
+        config: of the search; its epochs are the most that are needed.
+        budget: seconds from `started` to the end of the policy's check; None measures and chooses nothing.
+        given: names of the settings that stay.
+        general: whether the settings are the general recipe's; a tiny data set then gets more epochs than its.
+        started: `time.monotonic()` at the start; None is now.
+        reporter: hears what the user should know of the data set.
+
+    Raises:
+        UsageError, InputError, TrainingError: as `search_policy`.
+    """
+    began = time.monotonic() if started is None else started
+    if communicator().rank:
+        reporter = None  # rank 0 tells
+    device, costs, choices = resolve_device(config.device), None, ()
+    fits = budget is not None and "epochs" not in given
+    measured = config.with_changes(compile="never")  # compiling would be most of the measurement
+    if fits and "meta_every" not in given:
+        measured = measured.with_changes(meta_every=2)  # iterations of both kinds
+    with reproducible(config.threads, device) as threads:
+        search = PreparedSearch.prepared(measured if fits else config, reporter or Reporter(), threads, device)
+        outline = search.outline(config)
+        if fits and budget is not None:
+            costs = search.costs(measured, device, bool(outline.checked), began, MEASURED_SHARE * budget)
+            most = most_epochs(config, outline, general)
+            config, choices = fit(budget, config, outline, costs, given, most)
+    # Clocks differ between processes: all do what the first one chose.
+    chosen = {name: getattr(config, name) for name in sorted(FITTED)}
+    config = config.with_changes(**json.loads(communicator().broadcast(json.dumps(chosen).encode())))
+    return PlannedSearch(config, search.setup.splits, choices, problems(config, outline, costs, budget))
 
 
 @dataclass(frozen=True)
@@ -140,16 +217,26 @@ class PreparedSearch:
     context: SampleContext | None = None
 
     @classmethod
-    def prepared(cls, config: SearchConfig, reporter: Reporter, threads: int, device: torch.device) -> "PreparedSearch":
-        """Build everything that a search needs.
+    def prepared(
+        cls,
+        config: SearchConfig,
+        reporter: Reporter,
+        threads: int,
+        device: torch.device,
+        splits: DataSplits | None = None,
+    ) -> "PreparedSearch":
+        """Build everything that a search needs; `splits` as of `search_policy`.
 
         Raises:
             UsageError, InputError: as `search_policy`.
         """
         # A search whose bundle could not be written or loaded would only be found out at its end.
         check_input_size(config.image_size, "the proxy")
-        setup = TrainingSetup.build(config, device)
-        setup.splits.tell(reporter.on_note)
+        if splits is None:
+            setup = TrainingSetup.build(config, device)
+            setup.splits.tell(reporter.on_note)
+        else:
+            setup = TrainingSetup.over(config, splits, device)
         describe(config, setup, threads, device, Accuracy(0.0, 0.0))  # raises; the figures are not known yet
         proxy, splits = manifest.Extractor(**describe_extractor(config, setup)), setup.splits
         fresh = check_extractor(proxy, len(splits.classes), splits.channels, "the proxy")
@@ -182,6 +269,30 @@ class PreparedSearch:
             context=context,
         )
         return cls(setup, run, threads, context)
+
+    def outline(self, config: SearchConfig) -> Outline:
+        """The search's size, with all its trainings."""
+        setup, checked = self.setup, {}
+        if config.verify and self.draws(config).log_levels is not None:
+            checked = {name: len(candidates(config.alignment_strength, name)) for name in VERIFICATIONS}
+        return Outline(
+            per_epoch=setup.iterations_per_epoch,
+            training=len(setup.training),
+            held_out=len(setup.splits.meta_validation),
+            checked=checked,
+            last_map=last_map(setup.network, config.image_size, setup.splits.channels),
+        )
+
+    def costs(self, config: SearchConfig, device: torch.device, checked: bool, started: float, at_most: float) -> Costs:
+        """Measure the parts of a search that has not begun, each for `at_most` seconds."""
+        each = time_iterations(self.run.iteration, self.run.state, MEASURED, at_most).each(statistics.mean)
+        check = 0.0
+        if checked:
+            draws, splits = self.draws(config), self.setup.splits
+            check = verification_step_seconds(config, splits, device, draws, self.context, MEASURED, at_most)
+        self.setup.validation_accuracy()
+        _, evaluation = timed(self.setup.validation_accuracy, device)
+        return Costs(each[0], each[-1], check, evaluation, time.monotonic() - started + OVERHEAD)
 
     def draws(self, config: SearchConfig, strength: float | None = None) -> LearnedDraws:
         """What the sampler has learned; `strength` replaces its own."""

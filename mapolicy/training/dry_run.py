@@ -1,6 +1,8 @@
 """What a run will take: parameters, memory, iterations, time. Found by a few iterations that are undone."""
 
+import math
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -68,27 +70,8 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
     Raises:
         TrainingError: memory has run out.
     """
-    setup, config = iteration.setup, iteration.setup.config
-    device = setup.pipeline.device
-    # The first batch again and again: a real iteration that learns, and one that does not where there are such.
-    kinds = [0] if iteration.period == 1 or not iteration.learns_policy(0) else [0, 1]
-    steps = [0] * WARM_UP + [step for step in kinds for _ in range(SAMPLES)]
-    _, positions = setup.plan(0)[0]
-    batches = setup.iteration_batches([(step, positions) for step in steps], iteration.learns_policy)
-    timer = StepTimer(device, [1, iteration.period - 1][: len(kinds)], WARM_UP)
-    before = state.tensors()
-    try:
-        with worker_faults():
-            for step in steps:  # loading a batch is part of an iteration
-                timer(lambda: iteration(*next(batches)), step)
-    except (RuntimeError, MemoryError) as problem:
-        translated = out_of_memory(problem, config, 0)
-        raise problem if translated is None else translated from problem
-    state.restore(before, 0)
-    setup.schedule.step_update(0)
-    for module in state.modules.values():
-        module.zero_grad()
-    each = timer.seconds
+    setup, device = iteration.setup, iteration.setup.pipeline.device
+    each = time_iterations(iteration, state).seconds
     assert each is not None
     return Forecast(
         parameters=sum(parameter.numel() for parameter in setup.network.parameters()),
@@ -98,6 +81,44 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
         memory_bytes=_memory(device),
         device=device.type,
     )
+
+
+def time_iterations(
+    iteration: Iteration, state: RunState, samples: int = SAMPLES, at_most: float = math.inf
+) -> StepTimer:
+    """Time a few iterations of a run that has not begun; what moves in them is put back.
+
+    Args:
+        iteration: of the run.
+        state: all that moves.
+        samples: of each kind of iteration: one that learns the policy, and one that does not where there are such.
+        at_most: seconds after which no more samples are taken, once there is one of each kind.
+
+    Raises:
+        TrainingError: memory has run out.
+    """
+    setup = iteration.setup
+    # The first batch again and again: a real iteration that learns, and one that does not where there are such.
+    kinds = [0] if iteration.period == 1 or not iteration.learns_policy(0) else [0, 1]
+    steps = [0] * WARM_UP + kinds * samples
+    _, positions = setup.plan(0)[0]
+    batches = setup.iteration_batches([(step, positions) for step in steps], iteration.learns_policy)
+    timer = StepTimer(setup.pipeline.device, [1, iteration.period - 1][: len(kinds)], WARM_UP)
+    before, end = state.tensors(), time.monotonic() + at_most
+    try:
+        with worker_faults():
+            for step in steps:  # loading a batch is part of an iteration
+                timer(lambda: iteration(*next(batches)), step)
+                if time.monotonic() > end and timer.seconds is not None:
+                    break
+    except (RuntimeError, MemoryError) as problem:
+        translated = out_of_memory(problem, setup.config, 0)
+        raise problem if translated is None else translated from problem
+    state.restore(before, 0)
+    setup.schedule.step_update(0)
+    for module in state.modules.values():
+        module.zero_grad()
+    return timer
 
 
 def forecast_before(iteration: Iteration, state: RunState, resume: bool) -> Forecast | None:

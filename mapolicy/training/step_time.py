@@ -49,8 +49,12 @@ class StepTimer:
         """Mean over a period of each kind's median; None before every kind has a sample."""
         if not all(self._samples):
             return None
-        medians = [statistics.median(seconds) for seconds in self._samples]
+        medians = self.each(statistics.median)
         return sum(count * median for count, median in zip(self._counts, medians, strict=True)) / sum(self._counts)
+
+    def each(self, average: Callable[[Sequence[float]], float]) -> list[float]:
+        """The average of each kind's samples, of which every kind has one at least."""
+        return [average(seconds) for seconds in self._samples]
 
 
 class CostMeter:

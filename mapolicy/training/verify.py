@@ -6,6 +6,10 @@ transformations. None of them sees a test image.
 
 import hashlib
 import json
+import math
+import statistics
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from ..bundle.manifest import LEARNED, UNIFORM, Verification, VerifiedPolicy
 from ..config import SearchConfig
+from ..data.batch_sampler import batches_per_epoch
 from ..data.splits import DataSplits, Split
 from ..errors import InputError, TrainingError
 from ..policy.augmentations import Augmentation, SampledTransformations
@@ -29,15 +34,19 @@ from .sample_context import SampleContext
 from .setup import TrainingSetup
 from .step_time import StepTimer
 
-BASELINES = ("none", UNIFORM, "trivialaugment", "randaugment")
-SHARES_OF_STRENGTH = (1.0, 0.5)  # of the search's own; uniform draws are a strength of 0
+# What a check compares by the setting `verification`: baselines, and the learned policy at shares of the search's own
+# strength; uniform draws are a strength of 0.
+COMPARED: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
+    "full": (("none", UNIFORM, "trivialaugment", "randaugment"), (1.0, 0.5)),
+    "short": ((UNIFORM, "trivialaugment"), (1.0,)),
+}
 LARGEST_RECORD = 2**24
-MEASURED = 3  # iterations for a forecast; the first one warms up
+SAMPLES = 2  # iterations for a forecast
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to train with: one of `BASELINES`, or the learned levels at a strength."""
+    """A policy to train with: a baseline, or the learned levels at a strength."""
 
     policy: str
     strength: float | None = None
@@ -48,10 +57,11 @@ class Candidate:
         return self.policy if self.strength is None else f"{self.policy} {self.strength:g}"
 
 
-def candidates(strength: float) -> list[Candidate]:
+def candidates(strength: float, verification: str = "full") -> list[Candidate]:
     """Everything that a search with this strength compares; one of strength 0 draws as `uniform` does."""
-    learned = [Candidate(LEARNED, share * strength) for share in SHARES_OF_STRENGTH if strength > 0]
-    return [*(Candidate(name) for name in BASELINES), *learned]
+    baselines, shares = COMPARED[verification]
+    learned = [Candidate(LEARNED, share * strength) for share in shares if strength > 0]
+    return [*(Candidate(name) for name in baselines), *learned]
 
 
 def verify(
@@ -83,7 +93,7 @@ def verify(
     held_out, identity = measured_on(splits), _identity(config, draws)
     known = _read(record, identity)
     right: dict[Candidate, Tensor] = {}
-    for candidate in candidates(config.alignment_strength):
+    for candidate in candidates(config.alignment_strength, config.verification):
         if candidate.key in known:
             right[candidate] = torch.tensor(known[candidate.key], dtype=torch.bool)
         else:
@@ -116,15 +126,34 @@ def verification_seconds(
     context: SampleContext | None = None,
 ) -> float:
     """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
-    compared = candidates(config.alignment_strength)
+    compared, per_epoch = (
+        candidates(config.alignment_strength, config.verification),
+        batches_per_epoch(config, len(splits.train)),
+    )
+    each = verification_step_seconds(config, splits, device, draws, context)
+    return each * config.epochs * per_epoch * len(compared)
+
+
+def verification_step_seconds(
+    config: SearchConfig,
+    splits: DataSplits,
+    device: torch.device,
+    draws: LearnedDraws,
+    context: SampleContext | None = None,
+    samples: int = SAMPLES,
+    at_most: float = math.inf,
+) -> float:
+    """Seconds of one iteration of `verify`'s trainings: the mean of a few, for which it takes `at_most` seconds."""
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
-    iteration = _iteration(setup, config, compared[-1], draws, context)
-    plan = [setup.plan(0)[0]] * MEASURED
-    timer = StepTimer(device, warm_up=1)
-    for batch in setup.iteration_batches(plan, iteration.learns_policy):
+    learned = candidates(config.alignment_strength)[-1]
+    iteration = _iteration(setup, config, learned, draws, context)
+    timer, end = StepTimer(device, warm_up=1), time.monotonic() + at_most
+    for batch in setup.iteration_batches([setup.plan(0)[0]] * (1 + samples), iteration.learns_policy):
         timer(partial(iteration, *batch))
-    assert timer.seconds is not None
-    return timer.seconds * setup.iterations * len(compared)
+        if time.monotonic() > end and timer.seconds is not None:
+            break
+    (each,) = timer.each(statistics.mean)
+    return each
 
 
 def _row(candidate: Candidate, found: Tensor, kept: Tensor) -> VerifiedPolicy:

@@ -1,6 +1,7 @@
 """`mapolicy search`: the bundle, its run, and what it writes before and after."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,65 @@ def test_a_dry_run_is_not_refused_for_what_is_there(mapolicy, tmp_path: Path) ->
     assert outcome.code == 0, outcome.err
     assert snapshot(tmp_path) == ["there.safetensors"]
     assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+# ---- a search without options: what is chosen, and that it stays
+
+
+def test_a_folder_alone_is_enough(mapolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned once: a resumed search and one from its config.toml have the same bytes, and plan nothing."""
+    save_greys(tmp_path / "greys")
+    command = ("search", "folder:greys", "--budget", "5s", "--set", "threads=1", "--json")
+    first = mapolicy(*command)
+    assert first.code == 0, first.err
+    run = tmp_path / "runs" / "search-greys-wrn10_1-seed0"
+    made = (run / "config.toml").read_bytes()
+    settings = tomllib.loads(made.decode())
+    expected = {"image_size": 8, "batch_size": 24, "validation_per_class": 0.25, "base_augmentation": "flip_crop"}
+    assert {name: settings[name] for name in expected} == expected
+    for name in ("image_size 8: ", "proxy wrn10_1: ", "batch_size 24: ", f"epochs {settings['epochs']}: "):
+        assert f"mapolicy: {name}" in first.err
+    assert "flip_crop: images are mirrored and shifted" in first.err
+    assert "(--set base_augmentation=)" in first.err
+    assert "warning: 10 meta-validation images are too few" in first.err
+    assert first.json["verification"] is not None
+
+    monkeypatch.setattr("mapolicy.search.plan_search", None)
+    resumed = mapolicy(*command, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["digest"] == first.json["digest"]
+    assert (run / "config.toml").read_bytes() == made
+    (tmp_path / "same.toml").write_bytes(made)
+    again = mapolicy("search", "--recipe", "same.toml", "--force", "--json", "--quiet")
+    assert again.code == 0, again.err
+    assert again.json["digest"] == first.json["digest"]
+
+
+def test_what_is_typed_is_not_chosen(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys")
+    typed = ("--epochs", "1", "--image-size", "16", "--set", "base_augmentation=none", "--no-verify")
+    outcome = mapolicy("search", "folder:greys", *typed, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    chosen = {each["setting"]: each["value"] for each in outcome.json["plan"]}
+    assert chosen == {"proxy": "wrn10_1", "cutout": 0, "validation_per_class": 0.25, "batch_size": 24}
+    assert any("1 iterations are too few" in problem for problem in outcome.json["problems"])
+    told = mapolicy("search", "folder:greys", *typed, "--dry-run").out
+    assert re.search(r"^proxy  +wrn10_1: .*\(--proxy\)$", told, re.M)
+    assert re.search(r"^warning  +1 iterations are too few", told, re.M)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_has_no_limit_unless_one_is_typed(mapolicy) -> None:
+    limited = mapolicy("search", "digits", "--budget", "1m", "--set", "threads=1", "--dry-run", "--json")
+    assert limited.code == 0, limited.err
+    assert {each["setting"] for each in limited.json["plan"]} <= {"epochs", "verification", "meta_every"}
+    assert limited.json["iterations"] <= 20 * 10
+
+
+@pytest.mark.parametrize("budget", ["soon", "10", "0s", "-1m", "1e3s", "10 m"])
+def test_a_budget_is_a_time(mapolicy, budget: str) -> None:
+    mapolicy("search", "digits", f"--budget={budget}").is_error(2, "--budget", "10m")
+
+
+def test_a_budget_and_epochs_contradict_each_other(mapolicy) -> None:
+    mapolicy("search", "digits", "--budget", "1m", "--epochs", "3").is_error(2, "--budget", "epochs")

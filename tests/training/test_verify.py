@@ -198,3 +198,16 @@ def test_the_forecast_counts_the_trainings(checked: SimpleNamespace) -> None:
     assert with_check.seconds == pytest.approx(iterations + with_check.check_seconds)
     assert "of it check the policy" in with_check.facts()["time"]
     assert "check" not in without.facts()["time"]
+
+
+def test_a_short_check_compares_three_trainings(checked: SimpleNamespace, splits) -> None:
+    """The same three trainings as in a full one."""
+    config = checked.config.with_changes(verification="short")
+    log = Notes()
+    found, strength = verify(config, splits, CPU, draws(checked.bundle), log)
+    assert log.verified() == ["uniform", "trivialaugment", "learned 3"]
+    full = {(row.policy, row.strength): row.correct for row in checked.bundle.manifest.verification.rows}
+    assert all(row.correct == full[row.policy, row.strength] for row in found.rows)
+    assert found.kept(strength) is not None
+    assert [each.key for each in candidates(3.0, "short")] == log.verified()
+    assert [each.key for each in candidates(0.0, "short")] == ["uniform", "trivialaugment"]

@@ -1,0 +1,328 @@
+"""What a search on one's own images is set to: chosen from the data and the machine, and fitted into a time.
+
+Pure functions: from a `DataProfile`, a `Machine` and measured `Costs` to choices, each with its reason. `RULES` lists
+the settings that are chosen, in order. What the user typed is never chosen.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import SearchConfig
+from ..data.profile import DataProfile
+from ..data.stratify import per_class
+
+CPU_MINUTES, GPU_MINUTES = 10, 30  # of a search on one's own images, where the user names no budget
+SHARE = 0.9  # of the budget that is planned; the rest is for what a measurement of seconds does not see
+ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
+MOST_ITERATIONS = 2000  # of a set so small that the recipe's epochs are fewer
+ENOUGH_BATCHES = 5  # of an epoch
+ENOUGH_HELD_OUT = 50  # meta-validation images
+WANTED_HELD_OUT = 100
+SHARES = (0.15, 0.2, 0.25)  # of the images for meta-validation, where the recipe's share is too few
+USUAL_BATCH, SMALLEST_BATCH = 128, 16
+SMALL_SIDE, LARGE_SIDE = 24, 64  # pixels
+USUAL_PROXY = "wrn10_1"  # of the measurements in docs/evidence.md
+SIGN = re.compile(r"\d+|[^\W\d_]")  # a number or a letter
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes.
+
+    Attributes:
+        cuda: whether it is a GPU.
+        parts: that a batch is divided into: processes times micro-batches.
+    """
+
+    cuda: bool = False
+    parts: int = 1
+
+    @property
+    def usual_seconds(self) -> float:
+        """Budget of a search on one's own images, where the user names none."""
+        return 60.0 * (GPU_MINUTES if self.cuda else CPU_MINUTES)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen.
+
+    Attributes:
+        setting: its name.
+        value: the value.
+        reason: why, in words.
+    """
+
+    setting: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, measured on this machine.
+
+    Attributes:
+        learning: an iteration that learns the policy.
+        other: an iteration that does not.
+        check: an iteration of a training of the check.
+        evaluation: the accuracy on the meta-validation images.
+        once: what has passed since the command was typed, and what a search takes besides its iterations.
+    """
+
+    learning: float
+    other: float
+    check: float
+    evaluation: float
+    once: float
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The size of a search.
+
+    Attributes:
+        per_epoch: iterations of an epoch.
+        training, held_out: number of training and meta-validation images.
+        checked: number of trainings of the check by the setting `verification`; empty without a check.
+        last_map: height and width of the proxy's last feature map; None where its features are no map.
+    """
+
+    per_epoch: int
+    training: int
+    held_out: int
+    checked: Mapping[str, int] = field(default_factory=dict)
+    last_map: tuple[int, int] | None = None
+
+
+def in_words(seconds: float) -> str:
+    """A time as `--budget` takes it, rounded up: 45s, 10m, 1.5h."""
+    if seconds < 120:
+        return f"{-int(-seconds // 1)}s"
+    minutes = -int(-seconds // 60)
+    return f"{minutes}m" if minutes < 120 else f"{-int(-minutes // 6) / 10:g}h"
+
+
+# ---- from the data
+
+
+def choose(
+    data: DataProfile, machine: Machine, config: SearchConfig, given: Collection[str]
+) -> tuple[SearchConfig, tuple[Choice, ...]]:
+    """Choose the settings that follow from the data and the machine.
+
+    Args:
+        data: the data set.
+        machine: where the search runs.
+        config: of the general recipe and the user.
+        given: names of the settings that the user typed; they stay.
+
+    Returns:
+        The configuration, and what was chosen in the order of `RULES`.
+    """
+    fixed, choices = {*given}, []
+    if "proxy" in fixed:
+        fixed.add("model_args")  # they are another network's
+    if config.pretrained or config.weights:
+        fixed |= {"proxy", "model_args", "image_size"}  # they go with the weights
+    for setting, rule in RULES.items():
+        found = None if setting in fixed else rule(data, machine, config)
+        if found is not None:
+            value, reason = found
+            config = config.with_changes(**{setting: value})
+            choices.append(Choice(setting, value, reason))
+    return config, tuple(choices)
+
+
+Found = tuple[Any, str] | None
+
+
+def _image_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    size = f"images have {data.side} pixels (median)"
+    if data.side < SMALL_SIDE:
+        return max(8, data.side // 4 * 4), size
+    if data.side < LARGE_SIDE:
+        return 32, size
+    if machine.cuda:
+        return 64, f"{size}; 64 is quick on a GPU, and more shows finer details"
+    return 32, f"{size}; 64 takes four times as long on a CPU"
+
+
+def _proxy(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    if machine.cuda:
+        return "wrn16_2", "a GPU trains it about as fast as a smaller one"
+    return USUAL_PROXY, "a CPU trains it in minutes; the policy serves larger networks too"
+
+
+def _model_args(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    if config.image_size < 32:
+        return None
+    side = -(-config.image_size // 8)
+    return {"stem_stride": 2}, f"quarters the time, and leaves feature maps of {side} x {side}"
+
+
+def _base_augmentation(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    if data.drawn:
+        return "none", "grey images of few values look like characters, which must not be mirrored"
+    if all(SIGN.fullmatch(name) for name in data.names):
+        listed = ", ".join(data.names[:3])
+        return "none", f"classes named {listed} may be signs, which must not be mirrored; flip_crop mirrors and shifts"
+    return "flip_crop", "images are mirrored and shifted; where that changes what they show, set none"
+
+
+def _cutout(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    if config.base_augmentation == "none":
+        return 0, "as there is no base augmentation"
+    return config.image_size // 2, "a square of half the side is erased"
+
+
+def _validation_per_class(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    found = sum(per_class(config.validation_per_class, data.sizes))
+    if data.own_validation or found >= WANTED_HELD_OUT:
+        return None
+    images = {share: sum(per_class(share, data.sizes)) for share in SHARES}
+    share = next((share for share in SHARES if images[share] >= WANTED_HELD_OUT), SHARES[-1])
+    return share, f"{images[share]} meta-validation images to learn from; {config.validation_per_class:g} gives {found}"
+
+
+def _batch_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
+    images = training_images(data, config)
+    batches = max(1, -(-images // USUAL_BATCH), min(ENOUGH_BATCHES, images // SMALLEST_BATCH))
+    size = max(2, images // batches // machine.parts) * machine.parts
+    return size, f"{images} training images make {max(1, images // size)} batches an epoch"
+
+
+def training_images(data: DataProfile, config: SearchConfig) -> int:
+    """How many training images a configuration leaves of a data set."""
+    if config.train_per_class:
+        return sum(per_class(config.train_per_class, data.sizes))
+    test = 0 if data.own_test else sum(per_class(config.test_per_class, data.sizes))
+    held_out = data.own_validation or sum(per_class(config.validation_per_class, data.sizes))
+    return max(0, data.images - test - held_out)
+
+
+# In this order: a rule sees what the ones before it have chosen.
+RULES: Mapping[str, Callable[[DataProfile, Machine, SearchConfig], Found]] = {
+    "image_size": _image_size,
+    "proxy": _proxy,
+    "model_args": _model_args,
+    "base_augmentation": _base_augmentation,
+    "cutout": _cutout,
+    "validation_per_class": _validation_per_class,
+    "batch_size": _batch_size,
+}
+
+
+# ---- from the time
+
+# From the best search to the cheapest: the first one that has `ENOUGH_ITERATIONS` within the budget is taken.
+LADDER: tuple[Mapping[str, Any], ...] = (
+    {"verification": "full", "meta_every": 1},
+    {"verification": "short", "meta_every": 1},
+    {"verification": "short", "meta_every": 2},
+    {"verification": "short", "meta_every": 3},
+    {"verification": "short", "meta_every": 6},
+)
+FITTED = frozenset({"epochs", *LADDER[0]})  # settings that `fit` chooses
+
+
+def seconds(config: SearchConfig, outline: Outline, costs: Costs) -> float:
+    """How long a search with its check takes."""
+    rows = outline.checked.get(config.verification, 0)
+    mean = costs.other + (costs.learning - costs.other) / config.meta_every
+    epoch = outline.per_epoch * (mean + rows * costs.check) + costs.evaluation
+    return costs.once + config.epochs * epoch + rows * costs.evaluation
+
+
+def fit(
+    budget: float, config: SearchConfig, outline: Outline, costs: Costs, given: Collection[str], most: int
+) -> tuple[SearchConfig, tuple[Choice, ...]]:
+    """The longest search that ends within a budget, with its check.
+
+    Args:
+        budget: seconds since the command was typed.
+        config: of the search.
+        outline: its size.
+        costs: what its parts take.
+        given: names of the settings that the user typed; they stay.
+        most: epochs of a search that need not be longer.
+
+    Returns:
+        The configuration with `FITTED` settings, and what was chosen; nothing is chosen where the epochs are given.
+    """
+    if "epochs" in given:
+        return config, ()
+    rungs = []
+    for rung in LADDER:
+        rungs.append(config.with_changes(**{name: value for name, value in rung.items() if name not in given}))
+    fitted = [each.with_changes(epochs=_epochs(budget, each, outline, costs, most)) for each in rungs]
+    wanted = min(ENOUGH_ITERATIONS, most * outline.per_epoch)
+    longest = max(fitted, key=lambda each: each.epochs)
+    found = next((each for each in fitted if each.epochs * outline.per_epoch >= wanted), longest)
+    iterations, taken = found.epochs * outline.per_epoch, in_words(seconds(found, outline, costs))
+    reason = f"{iterations} iterations and the check" if outline.checked else f"{iterations} iterations"
+    limit = "; longer is not needed" if found.epochs == most else ""
+    choices = [Choice("epochs", found.epochs, f"{reason} take about {taken} of {in_words(budget)} here{limit}")]
+    if found.verification != config.verification:
+        trainings = outline.checked.get(found.verification, 0)
+        choices.append(Choice("verification", found.verification, f"{trainings} trainings check the policy, for time"))
+    if found.meta_every != config.meta_every:
+        why = f"the policy learns in every {found.meta_every}th iteration, for time"
+        choices.append(Choice("meta_every", found.meta_every, why))
+    return found, tuple(choices)
+
+
+def _epochs(budget: float, config: SearchConfig, outline: Outline, costs: Costs, most: int) -> int:
+    one, two = (seconds(config.with_changes(epochs=count, warmup_epochs=0), outline, costs) for count in (1, 2))
+    fewest = config.warmup_epochs + 1
+    return max(fewest, min(most, 1 + int((SHARE * budget - one) // max(two - one, 1e-9))))
+
+
+def most_epochs(config: SearchConfig, outline: Outline, general: bool) -> int:
+    """Epochs of a search that need not be longer: the recipe's, more for a tiny set under the general recipe."""
+    return max(config.epochs, -(-MOST_ITERATIONS // outline.per_epoch)) if general else config.epochs
+
+
+# ---- what cannot work
+
+
+def problems(
+    config: SearchConfig, outline: Outline, costs: Costs | None = None, budget: float | None = None
+) -> tuple[str, ...]:
+    """What is likely to make a search useless, each with what to change; empty where nothing is.
+
+    Args:
+        config: of the search.
+        outline: its size.
+        costs: what its parts take, where that was measured.
+        budget: seconds, where there is a budget.
+    """
+    lines, iterations = [], config.epochs * outline.per_epoch
+    if budget is not None and costs is not None and seconds(config, outline, costs) > budget:
+        taken = in_words(seconds(config, outline, costs) / SHARE)
+        lines.append(f"even the shortest search takes longer than {in_words(budget)}: give --budget {taken}")
+    if iterations < ENOUGH_ITERATIONS:
+        epochs = -(-ENOUGH_ITERATIONS // outline.per_epoch)
+        enough = config.with_changes(epochs=epochs)
+        longer = "" if costs is None else f" (--budget {in_words(seconds(enough, outline, costs) / SHARE)})"
+        lines.append(
+            f"{iterations} iterations are too few to learn from, {ENOUGH_ITERATIONS} are needed: "
+            f"set --epochs {epochs}{longer}"
+        )
+    if outline.per_epoch < ENOUGH_BATCHES and outline.training >= ENOUGH_BATCHES * SMALLEST_BATCH:
+        size = outline.training // ENOUGH_BATCHES
+        lines.append(f"an epoch has {outline.per_epoch} iterations, fewer than {ENOUGH_BATCHES}: --batch-size {size}")
+    if outline.held_out < ENOUGH_HELD_OUT:
+        lines.append(
+            f"{outline.held_out} meta-validation images are too few to learn from, {ENOUGH_HELD_OUT} are needed: "
+            "add images, or raise validation_per_class"
+        )
+    if outline.last_map == (1, 1):
+        size = config.image_size
+        lines.append(
+            f"the proxy's last feature map is 1 x 1 at {size} pixels, so positions are lost: set --image-size "
+            f"{2 * size} or {4 * size}, or a smaller stem (docs/networks.md)"
+        )
+    return tuple(lines)
