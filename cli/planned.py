@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..training.plan import Choice
 
 UNDECIDED = "wrn10_1"  # stands for the proxy until it is chosen
-
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 Budget = Annotated[

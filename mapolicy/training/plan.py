@@ -254,9 +254,8 @@ def fit(
     """
     if "epochs" in given:
         return config, ()
-    rungs = []
-    for rung in LADDER:
-        rungs.append(config.with_changes(**{name: value for name, value in rung.items() if name not in given}))
+    fixed = {*given, *(() if outline.checked else ("verification",))}
+    rungs = [_cheaper(config, rung, fixed) for rung in LADDER]
     fitted = [each.with_changes(epochs=_epochs(budget, each, outline, costs, most)) for each in rungs]
     wanted = min(ENOUGH_ITERATIONS, most * outline.per_epoch)
     longest = max(fitted, key=lambda each: each.epochs)
@@ -272,6 +271,14 @@ def fit(
         why = f"the policy learns in every {found.meta_every}th iteration, for time"
         choices.append(Choice("meta_every", found.meta_every, why))
     return found, tuple(choices)
+
+
+def _cheaper(config: SearchConfig, rung: Mapping[str, Any], fixed: Collection[str]) -> SearchConfig:
+    """A configuration on a rung of the ladder; what its recipe has is never made dearer."""
+    changes = {"meta_every": max(config.meta_every, rung["meta_every"])}
+    if config.verification == "full":
+        changes["verification"] = rung["verification"]
+    return config.with_changes(**{name: value for name, value in changes.items() if name not in fixed})
 
 
 def _epochs(budget: float, config: SearchConfig, outline: Outline, costs: Costs, most: int) -> int:

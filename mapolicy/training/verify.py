@@ -126,12 +126,9 @@ def verification_seconds(
     context: SampleContext | None = None,
 ) -> float:
     """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
-    compared, per_epoch = (
-        candidates(config.alignment_strength, config.verification),
-        batches_per_epoch(config, len(splits.train)),
-    )
-    each = verification_step_seconds(config, splits, device, draws, context)
-    return each * config.epochs * per_epoch * len(compared)
+    trainings = len(candidates(config.alignment_strength, config.verification))
+    iterations = config.epochs * batches_per_epoch(config, len(splits.train))
+    return trainings * iterations * verification_step_seconds(config, splits, device, draws, context)
 
 
 def verification_step_seconds(

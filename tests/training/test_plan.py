@@ -131,7 +131,14 @@ def test_the_fitted_settings_that_are_given_stay() -> None:
     found, choices = fit(60, config(), OUTLINE, COSTS, {"verification", "meta_every"}, 200)
     assert (found.verification, found.meta_every, len(choices)) == ("full", 1, 1)
     assert found.epochs * OUTLINE.per_epoch < ENOUGH_ITERATIONS
+    cheap = config(verification="short", meta_every=3)
+    found_cheap, chosen = fit(600, cheap, OUTLINE, COSTS, (), 200)
+    assert found_cheap == cheap.with_changes(epochs=200), "a recipe's own is not made dearer"
+    assert len(chosen) == 1
     unchecked = replace(OUTLINE, checked={})
+    without, chosen = fit(25, config(), unchecked, COSTS, (), 200)
+    assert without.verification == "full"
+    assert "check" not in chosen[0].reason
     assert fit(60, config(), unchecked, COSTS, (), 200)[0].epochs > found.epochs
     assert fit(1, config(warmup_epochs=5), OUTLINE, COSTS, (), 200)[0].epochs == 6
 
