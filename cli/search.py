@@ -18,6 +18,7 @@ from .outputs import slug
 
 if TYPE_CHECKING:
     from ..policy.policy_bundle import PolicyBundle
+    from ..search import PlannedSearch
 
 UNCHECKED = "Whether training with its policy helps was not checked; a comparison tells."
 
@@ -43,7 +44,8 @@ def search(
 
     Example: mapolicy search folder:photos
     """
-    started, given = time.monotonic(), {"extractor_dtype": extractor_dtype, "verify": verify}
+    started = time.monotonic()
+    given: dict[str, Any] = {"extractor_dtype": extractor_dtype, "verify": verify}
     typed = settings.typed(**given, proxy=proxy)
     usual = {} if typed & {"pretrained", "weights"} else {"proxy": planned.UNDECIDED}
     config, recipe = settings.resolve(SearchConfig, proxy, dataset, usual=usual, **given)
@@ -56,7 +58,7 @@ def search(
     from ..runtime.device import resolve_device
     from ..search import forecast_search, search_policy
 
-    plan = splits = None
+    plan: PlannedSearch | None = None
     with process_group(resolve_device(config.device), config.patience_seconds):
         if planner is not None:
             config = planner.choose(config)
@@ -67,8 +69,9 @@ def search(
             reporter, listeners = run.begin(place.folder, place.out, recipe)
             if kept is None:
                 plan = planner.fit(config, reporter)
-                config, splits = plan.config, plan.splits
+                config = plan.config
                 planned.tell(plan, reporter, run)
+        splits = None if plan is None else plan.splits
         if run.dry_run:
             expected = forecast_search(config, reporter, splits)
         else:

@@ -189,7 +189,9 @@ def plan_search(
     began = time.monotonic() if started is None else started
     if communicator().rank:
         reporter = None  # rank 0 tells
-    device, costs, choices = resolve_device(config.device), None, ()
+    device = resolve_device(config.device)
+    costs: Costs | None = None
+    choices: tuple[Choice, ...] = ()
     fits = budget is not None and "epochs" not in given
     measured = config.with_changes(compile="never")  # compiling would be most of the measurement
     if fits and "meta_every" not in given:

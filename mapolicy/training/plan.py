@@ -275,7 +275,7 @@ def fit(
 
 def _cheaper(config: SearchConfig, rung: Mapping[str, Any], fixed: Collection[str]) -> SearchConfig:
     """A configuration on a rung of the ladder; what its recipe has is never made dearer."""
-    changes = {"meta_every": max(config.meta_every, rung["meta_every"])}
+    changes: dict[str, Any] = {"meta_every": max(config.meta_every, rung["meta_every"])}
     if config.verification == "full":
         changes["verification"] = rung["verification"]
     return config.with_changes(**{name: value for name, value in changes.items() if name not in fixed})
@@ -313,10 +313,10 @@ def problems(
     if iterations < ENOUGH_ITERATIONS:
         epochs = -(-ENOUGH_ITERATIONS // outline.per_epoch)
         enough = config.with_changes(epochs=epochs)
-        longer = "" if costs is None else f" (--budget {in_words(seconds(enough, outline, costs) / SHARE)})"
+        time = "" if costs is None else f"--budget {in_words(seconds(enough, outline, costs) / SHARE)}, or "
         lines.append(
             f"{iterations} iterations are too few to learn from, {ENOUGH_ITERATIONS} are needed: "
-            f"set --epochs {epochs}{longer}"
+            f"give {time}--epochs {epochs}"
         )
     if outline.per_epoch < ENOUGH_BATCHES and outline.training >= ENOUGH_BATCHES * SMALLEST_BATCH:
         size = outline.training // ENOUGH_BATCHES
