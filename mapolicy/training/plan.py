@@ -22,6 +22,7 @@ ENOUGH_HELD_OUT = 50  # meta-validation images
 WANTED_HELD_OUT = 100
 SHARES = (0.15, 0.2, 0.25)  # of the images for meta-validation, where the recipe's share is too few
 USUAL_BATCH, SMALLEST_BATCH = 128, 16
+LARGEST_CUTOUT = 32  # pixels
 SMALL_SIDE, LARGE_SIDE = 24, 64  # pixels
 USUAL_PROXY = "wrn10_1"  # of the measurements in docs/evidence.md
 SIGN = re.compile(r"\d+|[^\W\d_]")  # a number or a letter
@@ -175,7 +176,8 @@ def _base_augmentation(data: DataProfile, machine: Machine, config: SearchConfig
 def _cutout(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
     if config.base_augmentation == "none":
         return 0, "as there is no base augmentation"
-    return config.image_size // 2, "a square of half the side is erased"
+    side = min(config.image_size // 2, LARGEST_CUTOUT)
+    return side, f"a square of {side} pixels is erased"
 
 
 def _validation_per_class(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
