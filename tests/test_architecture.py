@@ -79,7 +79,7 @@ def test_no_files_import_each_other() -> None:
 def test_the_house_stays_low() -> None:
     """89 flat modules had 17 floors and 292 arrows; `python -m tests.helpers.imports` draws what there is."""
     assert max(floors().values()) < 13
-    assert len(arrows()) < 150
+    assert len(arrows()) < 156
 
 
 @pytest.mark.parametrize(
