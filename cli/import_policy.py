@@ -16,14 +16,22 @@ def import_policy(
     policy: Annotated[
         str,
         typer.Argument(
-            help="autoaugment-cifar10, autoaugment-imagenet, autoaugment-svhn, randaugment:N,M, or a file: a list of "
-            "sub-policies as Fast AutoAugment publishes them, or AutoAlbument's JSON.",
+            help="autoaugment-cifar10, autoaugment-imagenet, autoaugment-svhn, randaugment:N,M, pba-cifar10, pba-svhn, "
+            "or a file: a list of sub-policies as Fast AutoAugment and DADA publish them, AutoAlbument's or Faster "
+            "AutoAugment's JSON, or a schedule of Population Based Augmentation.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
     drop_unknown: Annotated[
-        bool, typer.Option("--drop-unknown", help="Drop operations of AutoAlbument that have no counterpart.")
+        bool, typer.Option("--drop-unknown", help="Drop operations that have no counterpart.")
     ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of the search that wrote the log of a schedule.", min=1, max=100_000),
+    ] = None,
+    which: Annotated[
+        str | None, typer.Option("--list", help="The list, of a file that has several.", metavar="NAME")
+    ] = None,
     force: options.Force = False,
     output: options.Output,
 ) -> None:
@@ -33,21 +41,26 @@ def import_policy(
 
     Example: mapolicy import autoaugment-cifar10
     """
-    stem = Path(policy).stem if Path(policy).exists() else policy.replace(":", "-").replace(",", "-")
+    stem = (
+        "-".join([Path(policy).stem, *([] if which is None else [which])])
+        if Path(policy).exists()
+        else policy.replace(":", "-").replace(",", "-")
+    )
     out = out or Path("artifacts") / f"{outputs.slug(stem)}.safetensors"
     outputs.ensure_writable(out, "--out", force=force)
 
     from ..policy.import_policy import import_policy as make_policy
 
-    made = make_policy(policy, drop_unknown)
+    made = make_policy(policy, drop_unknown, epochs, which)
     made.save(out)
     manifest = made.manifest
     facts = {"bundle": str(out), "digest": made.digest, "source": manifest.source}
+    name, size = ("stages", len(manifest.stages)) if manifest.stages else ("sub_policies", len(manifest.sub_policies))
     output.show(
-        {**facts, "sub_policies": len(manifest.sub_policies), "lost": list(manifest.lost)},
+        {**facts, name: size, "lost": list(manifest.lost)},
         {
             **facts,
-            "sub-policies": str(len(manifest.sub_policies)),
+            name.replace("_", "-"): str(size),
             "lost": "; ".join(manifest.lost) or "nothing",
             "next": f"mapolicy train DATASET --bundle {shlex.quote(str(out))} --arch ARCH",
         },

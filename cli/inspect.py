@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..bundle.dataset_level import DatasetPolicy, spelled_step
+from ..bundle.dataset_level import DatasetPolicy, spelled_list
 from ..bundle.describe import describe, log_levels, sample_effects
 from ..bundle.findings import Findings
 from ..bundle.load import SearchedFile
@@ -90,10 +90,11 @@ def _show_list(policy: DatasetPolicy, fetched: Fetched, output: options.Output) 
             "note": " ".join(manifest.note.split()) or "none",
         }
     )
-    print(f"\n{len(manifest.sub_policies)} sub-policies, one for each image, all equally likely (probability, value)")
-    for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]:
-        print(f"  {' then '.join(map(spelled_step, steps)) or 'nothing'}")
-    if (more := len(manifest.sub_policies) - LISTED_SUB_POLICIES) > 0:
+    title, lines = spelled_list(manifest)
+    print(f"\n{title}")
+    for line in lines[:LISTED_SUB_POLICIES]:
+        print(f"  {line}")
+    if (more := len(lines) - LISTED_SUB_POLICIES) > 0:
         print(f"  and {more} more")
 
 

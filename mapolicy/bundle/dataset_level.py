@@ -1,8 +1,10 @@
 """A dataset-level policy as a bundle: sub-policies of operations, without extractor, policy network and data set.
 
 AutoAugment, Fast AutoAugment and RandAugment are lists of sub-policies. One is drawn for each image, evenly; each of
-its steps is taken with its own probability, at a value in `space.Range`'s units. All samples count the same. The file
-is a safetensors container without tensors, whose manifest holds the list; it is as untrusted as any bundle.
+its steps is taken with its own probability, at a value in `space.Range`'s units. Population Based Augmentation is a
+schedule instead: stages of a run, each with steps of which a few are taken in random order. All samples count the same.
+The file is a safetensors container without tensors, whose manifest holds the list or the schedule; it is as untrusted
+as any bundle.
 """
 
 import hashlib
@@ -11,7 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, FailFast, Field, Strict, ValidationError, model_validator
+import numpy as np
+from pydantic import (
+    ConfigDict,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..errors import UsageError
 from ..runtime.sanitize import invalid_bundle, quoted
@@ -41,6 +53,8 @@ from .source import Fetched
 
 SCHEMA_FILE = "dataset-level.schema.json"
 MAX_LOST = 64
+MAX_STAGES, MAX_CHOICES = 256, 64  # of a schedule, and the steps that one stage draws from
+ROUNDING = 1e-9  # of chances that sum to 1
 
 
 def value_range(operation: str) -> tuple[float, float]:
@@ -91,14 +105,63 @@ class Step(ManifestPart):
 SubPolicy = Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS), Strict(False), FailFast()]
 
 
-def _not_idle(sub_policies: tuple[tuple[Step, ...], ...]) -> tuple[tuple[Step, ...], ...]:
-    if not any(sub_policies):
-        raise ValueError("at least one step")
-    return sub_policies
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Stage(ManifestPart):
+    """A part of a run: a number of steps is drawn for each image; the steps are gone through in random order.
+
+    Each step that is reached is taken with its probability, until as many were taken as were drawn. Source: Population
+    Based Augmentation (Ho et al., ICML 2019), section 3.3, whose chances of 0, 1 and 2 steps are 0.2, 0.3 and 0.5.
+    """
+
+    until: Share = Field(description="share of the run at which it ends, more than of the one before; 1 for the last")
+    counts: Annotated[tuple[Share, ...], Field(min_length=1, max_length=MAX_STEPS + 1), Strict(False), FailFast()] = (
+        Field(description="chances that at most 0, 1, 2, ... steps are taken for an image; their sum is 1")
+    )
+    steps: Annotated[tuple[Step, ...], Field(max_length=MAX_CHOICES), Strict(False), FailFast()] = Field(
+        description="what is gone through in random order, until as many are taken as were drawn"
+    )
+
+    @model_validator(mode="after")
+    def _counts_are_chances(self) -> Self:
+        if abs(sum(self.counts) - 1) > ROUNDING:
+            raise ValueError(f"counts sum to {sum(self.counts):g}, expected 1")
+        return self
+
+    def uses(self) -> list[float]:
+        """How often each step is taken for an image, on average.
+
+        In a random order, the steps before a step are a random set: each is in it with a chance t, and t is uniform.
+        Step j is taken if fewer than c of these are, c being the number drawn. So its mean is p_j times the integral
+        over t of P(fewer than c), a polynomial that Gauss's rule integrates without error.
+        """
+        points, shares = np.polynomial.legendre.leggauss(len(self.steps) // 2 + 1)
+        chances = np.array([step.probability for step in self.steps])
+        before = np.zeros((len(self.steps), len(self.counts), len(points)))  # that 0, 1, 2, ... were taken before each
+        before[:, 0] = 1
+        for other, chance in enumerate(chances):
+            taken = chance * (points + 1) / 2 * (np.arange(len(self.steps)) != other)[:, None, None]
+            more = np.concatenate([np.zeros_like(before[:, :1]), before[:, :-1] * taken], 1)
+            before = before * (1 - taken) + more
+        goes_on = 1 - np.cumsum(self.counts)[:-1]  # chance that more than 0, 1, 2, ... may be taken
+        found: list[float] = (chances * np.einsum("c,ncp,p->n", goes_on, before[:, :-1], shares / 2)).tolist()
+        return found
+
+
+def _either(schema: dict[str, Any]) -> None:
+    """A schedule, or a list with a step: JSON Schema has no other word for it."""
+    schedule, listed = {"required": ["stages"]}, {"minItems": 1, "contains": {"minItems": 1}}
+    schema["oneOf"] = [
+        schedule | {"properties": {"sub_policies": {"maxItems": 0}}},
+        {"not": schedule, "properties": {"sub_policies": listed}},
+    ]
 
 
 class PublishedDraft(Draft):
     """What a dataset-level policy says of itself, before the digest is known."""
+
+    model_config = ConfigDict(json_schema_extra=_either)
 
     format: Annotated[int, one_of((FORMAT,))] = Field(description="version of this format")
     kind: Annotated[str, one_of((DATASET_LEVEL,))] = Field(description="what tells it from a searched bundle")
@@ -106,20 +169,53 @@ class PublishedDraft(Draft):
         description="of the programs that wrote the bundle, by name; for the record"
     )
     source: Text = Field(description="where the list is from")
-    sub_policies: Annotated[
-        tuple[SubPolicy, ...],
-        Field(min_length=1, max_length=MAX_SUB_POLICIES),
-        Strict(False),
-        FailFast(),
-        Rule(_not_idle, {"contains": {"minItems": 1}}),
-    ] = Field(
-        description="one is drawn for each image, evenly, and its steps are gone through in order; one has a step"
+    sub_policies: Annotated[tuple[SubPolicy, ...], Field(max_length=MAX_SUB_POLICIES), Strict(False), FailFast()] = (
+        Field(
+            description="one is drawn for each image, evenly, and its steps are gone through in order; one has a step; "
+            "none for a schedule"
+        )
+    )
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=MAX_STAGES), Strict(False), FailFast()] = Field(
+        (), description="a schedule over a run, in place of sub-policies; absent for none"
     )
     lost: Annotated[tuple[Text, ...], Field(max_length=MAX_LOST), Strict(False), FailFast()] = Field(
         description="what of the list cannot be said here"
     )
     licence: OptionalText = Field(description="of the bundle; empty where nothing was said")
     note: Note = Field(description="free text; its only control character is the line break")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One content has one spelling: a list has no stages."""
+        found: dict[str, Any] = handler(self)
+        if not self.stages:
+            del found["stages"]
+        return found
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.stages and self.sub_policies:
+            raise ValueError("sub_policies and stages: both, expected one of them")
+        if self.stages:
+            ends = [stage.until for stage in self.stages]
+            if sorted(set(ends)) != ends or ends[0] <= 0 or ends[-1] != 1:
+                raise ValueError("stages: until has to ascend from above 0 to 1")
+            if not any(stage.counts[0] < 1 and any(step.probability for step in stage.steps) for stage in self.stages):
+                raise ValueError("stages: expected at least one step that is taken")
+        elif not any(self.sub_policies):
+            raise ValueError("sub_policies: expected at least one step")
+        return self
+
+    def uses(self) -> dict[str, float]:
+        """How often each operation is applied to an image on average, over the whole run."""
+        found: dict[str, float] = {}
+        for steps in self.sub_policies:
+            for step in steps:
+                found[step.operation] = found.get(step.operation, 0.0) + step.probability / len(self.sub_policies)
+        for start, stage in zip((0.0, *(stage.until for stage in self.stages)), self.stages, strict=False):
+            for step, uses in zip(stage.steps, stage.uses(), strict=True):
+                found[step.operation] = found.get(step.operation, 0.0) + (stage.until - start) * uses
+        return found
 
 
 class PublishedManifest(PublishedDraft):
@@ -158,7 +254,8 @@ class DatasetPolicy(PolicyFile):
             draft = PublishedDraft(format=FORMAT, kind=DATASET_LEVEL, **parts)
         except ValidationError as problem:
             raise UsageError("policy to be written", first_problem(problem)) from None
-        return cls(PublishedManifest(**dict(draft), digest=_digest(draft)))
+        given = {name: value for name, value in draft if name in draft.model_fields_set}
+        return cls(PublishedManifest(**given, digest=_digest(draft)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], expect_digest: str | None = None, limits: Limits | None = None) -> Self:
@@ -233,6 +330,22 @@ def spelled_step(step: Step) -> str:
     sign = "+-" if step.mirrored else ""
     value = f", {sign}{step.value:g}" if has_magnitude(step.operation) else ""
     return f"{step.operation} ({step.probability:g}{value})"
+
+
+def spelled_stage(stage: Stage) -> str:
+    """A stage on one line: when it ends, how many steps are taken, and the steps."""
+    counts = ", ".join(f"{number} ({chance:g})" for number, chance in enumerate(stage.counts) if chance)
+    steps = ", ".join(spelled_step(step) for step in stage.steps if step.probability) or "nothing"
+    return f"to {stage.until:.1%} of the run, {counts} of: {steps}"
+
+
+def spelled_list(manifest: PublishedDraft) -> tuple[str, list[str]]:
+    """What a policy consists of, as a heading, and a line for each sub-policy or stage."""
+    if manifest.stages:
+        title = f"{len(manifest.stages)} stages of a run, a number of steps in random order for each image"
+        return f"{title} (probability, value)", [spelled_stage(stage) for stage in manifest.stages]
+    title = f"{len(manifest.sub_policies)} sub-policies, one for each image, all equally likely (probability, value)"
+    return title, [" then ".join(map(spelled_step, steps)) or "nothing" for steps in manifest.sub_policies]
 
 
 def _digest(draft: PublishedDraft) -> str:

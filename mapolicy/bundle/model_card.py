@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..runtime.files import CONFIG_FILE, RESULT_FILE, read_regular_file
 from ..runtime.sanitize import printable
-from .dataset_level import DatasetPolicy, PublishedManifest
+from .dataset_level import DatasetPolicy, PublishedManifest, spelled_stage
 from .describe import log_levels, sample_effects
 from .findings import Findings, Table, relative_frequencies, verification_document
 from .format import PROBABILITIES
@@ -189,17 +189,21 @@ def dataset_policy_card(
     licence = manifest.licence or licence
     reference = f"hf://{repository}"
     shell = f"mapolicy train DATASET --bundle {reference} --expect-digest {manifest.digest} --arch resnet18"
-    steps = [
+    listed = [
         "; ".join(f"{step.operation} {step.probability:g} {'+-' * step.mirrored}{step.value:g}" for step in steps)
-        for steps in manifest.sub_policies[:LISTED_SUB_POLICIES]
-    ]
-    more = len(manifest.sub_policies) - len(steps)
+        for steps in manifest.sub_policies
+    ] or [spelled_stage(stage) for stage in manifest.stages]
+    steps = listed[:LISTED_SUB_POLICIES]
+    more = len(listed) - len(steps)
+    what = "One sub-policy is drawn for each image, and each of its steps is applied with its probability."
+    if manifest.stages:
+        what = "The run's stage says which steps are applied: a few for each image, in random order."
     return _page(
         {"digest": manifest.digest, "format": manifest.format, "kind": manifest.kind},
         licence,
         "# Dataset-level augmentation policy",
-        "A published policy as a mapolicy bundle. One sub-policy is drawn for each image, and each of its steps is "
-        "applied with its probability. All samples have the same weight. It has no network and suits every data set.",
+        f"A published policy as a mapolicy bundle. {what} All samples have the same weight. It has no network and "
+        "suits every data set.",
         f"- **digest**: {_code(manifest.digest)}\n- **source**: {_code(manifest.source)}\n"
         f"- **lost in the conversion**: {', '.join(map(_code, manifest.lost)) or 'nothing'}\n"
         f"- **licence**: {_code(licence) if licence else 'not stated: ask before you use it'}",
@@ -207,7 +211,7 @@ def dataset_policy_card(
         _block(shell, "bash"),
         "## What was gained",
         _gain(runs),
-        "## Sub-policies: operation, probability, value",
+        f"## {'Stages' if manifest.stages else 'Sub-policies'}: operation, probability, value",
         _block("\n".join([*steps, *([f"and {more} more"] if more else [])])),
         *_note(manifest.note),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..bundle.dataset_level import Step
+from ..bundle.dataset_level import Stage, Step
 from ..config import TrainConfig
 from ..errors import EnvironmentFault
 from ..registries import ZERO_COST_POLICIES
@@ -115,6 +115,49 @@ class SampledTransformations:
         return augmented, _spelled(operations, levels, SPACES[self.space])
 
 
+class _StepTable:
+    """Rows of steps as tensors, and their execution.
+
+    Args:
+        rows: steps; shorter rows are filled up with steps that are never taken.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Step]]) -> None:
+        self.names = list(dict.fromkeys(step.operation for steps in rows for step in steps))
+        shape = (len(rows), max(len(steps) for steps in rows))
+        self.operation = torch.zeros(shape, dtype=torch.int64)
+        self.probability, self.value = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
+        self.mirrored = torch.zeros(shape, dtype=torch.bool)
+        for row, steps in enumerate(rows):
+            for column, step in enumerate(steps):
+                self.operation[row, column] = self.names.index(step.operation)
+                self.probability[row, column] = step.probability
+                self.value[row, column] = step.value
+                self.mirrored[row, column] = step.mirrored
+
+    def applied(self, images: Tensor, fill: Tensor, operation: Tensor, value: Tensor, taken: Tensor) -> Tensor:
+        """The images after their steps, column by column; all three [B, columns]."""
+        images = images.clone()
+        for step in range(operation.shape[1]):
+            for index in operation[taken[:, step], step].unique().tolist():
+                rows = (taken[:, step] & (operation[:, step] == index)).nonzero().flatten()
+                values, rows = value[rows, step].to(images.device), rows.to(images.device)
+                images[rows] = operation_function(self.names[index])(images[rows], values, fill)
+        return images
+
+    def named(self, operation: Tensor, value: Tensor, taken: Tensor) -> list[str]:
+        """The steps that were taken for each image, in the operations' own units, one a line."""
+        found = []
+        for row, values, wanted in zip(operation.tolist(), value.tolist(), taken.tolist(), strict=True):
+            steps = [
+                (self.names[each], number)
+                for each, number, is_taken in zip(row, values, wanted, strict=True)
+                if is_taken
+            ]
+            found.append("\n".join(_short(name, number) for name, number in steps) or NOTHING)
+        return found
+
+
 class SampledSubPolicies:
     """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
 
@@ -123,55 +166,76 @@ class SampledSubPolicies:
     """
 
     def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:
-        longest = max(len(steps) for steps in sub_policies)
-        self._names = list(dict.fromkeys(step.operation for steps in sub_policies for step in steps))
-        shape = (len(sub_policies), longest)
-        self._operation = torch.zeros(shape, dtype=torch.int64)
-        self._probability, self._value = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
-        self._mirrored = torch.zeros(shape, dtype=torch.bool)
-        for row, steps in enumerate(sub_policies):
-            for column, step in enumerate(steps):
-                self._operation[row, column] = self._names.index(step.operation)
-                self._probability[row, column] = step.probability
-                self._value[row, column] = step.value
-                self._mirrored[row, column] = step.mirrored
+        self._table = _StepTable(sub_policies)
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
     ) -> tuple[Tensor, Transformation | None]:
         """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
-        return self._applied(images, fill, *self._drawn(generator, shard or whole_batch(len(images)))), None
+        drawn = self._drawn(generator, shard or whole_batch(len(images)))
+        return self._table.applied(images, fill, *drawn), None
 
     def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Augmented images, and the steps that were taken for each, in the operations' own units."""
-        operation, value, taken = self._drawn(generator, whole_batch(len(images)))
-        named = []
-        for row, values, wanted in zip(operation.tolist(), value.tolist(), taken.tolist(), strict=True):
-            steps = [
-                (self._names[each], number)
-                for each, number, is_taken in zip(row, values, wanted, strict=True)
-                if is_taken
-            ]
-            named.append("\n".join(_short(name, number) for name, number in steps) or NOTHING)
-        return self._applied(images, fill, operation, value, taken), named
+        drawn = self._drawn(generator, whole_batch(len(images)))
+        return self._table.applied(images, fill, *drawn), self._table.named(*drawn)
 
     def _drawn(self, generator: torch.Generator, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
         """Operation, value, and whether it is taken, each [B, longest sub-policy]."""
-        chosen = shard.of(torch.randint(0, len(self._operation), (shard.whole,), generator=generator))
-        shape = (shard.whole, self._operation.shape[1])
-        taken = shard.of(torch.rand(shape, generator=generator)) < self._probability[chosen]
-        turned = (shard.of(torch.randint(0, 2, shape, generator=generator)) == 1) & self._mirrored[chosen]
-        value = self._value[chosen]
-        return self._operation[chosen], torch.where(turned, -value, value), taken
+        table = self._table
+        chosen = shard.of(torch.randint(0, len(table.operation), (shard.whole,), generator=generator))
+        shape = (shard.whole, table.operation.shape[1])
+        taken = shard.of(torch.rand(shape, generator=generator)) < table.probability[chosen]
+        turned = (shard.of(torch.randint(0, 2, shape, generator=generator)) == 1) & table.mirrored[chosen]
+        value = table.value[chosen]
+        return table.operation[chosen], torch.where(turned, -value, value), taken
 
-    def _applied(self, images: Tensor, fill: Tensor, operation: Tensor, value: Tensor, taken: Tensor) -> Tensor:
-        images = images.clone()
-        for step in range(operation.shape[1]):
-            for index in operation[taken[:, step], step].unique().tolist():
-                rows = (taken[:, step] & (operation[:, step] == index)).nonzero().flatten()
-                values, rows = value[rows, step].to(images.device), rows.to(images.device)
-                images[rows] = operation_function(self._names[index])(images[rows], values, fill)
-        return images
+
+class ScheduledSteps:
+    """A schedule over a run: in each stage a few steps for each image, in random order.
+
+    Source: Population Based Augmentation (Ho et al., ICML 2019); `bundle.dataset_level.Stage` says what a stage does.
+
+    Args:
+        stages: as in the manifest of `dataset_level`.
+        progress: share of the run that is done; None, where the run's length is not known, takes the last stage.
+    """
+
+    def __init__(self, stages: Sequence[Stage], progress: float | None = None) -> None:
+        self._stages, share = stages, 1.0 if progress is None else progress
+        stage = next((stage for stage in stages if share < stage.until), stages[-1])
+        self._table = _StepTable([stage.steps])
+        self._counts = torch.tensor(stage.counts, dtype=torch.float64)
+
+    def at(self, progress: float | None) -> "ScheduledSteps":
+        """The same schedule at this share of the run."""
+        return ScheduledSteps(self._stages, progress)
+
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
+    ) -> tuple[Tensor, Transformation | None]:
+        """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
+        drawn = self._drawn(generator, shard or whole_batch(len(images)))
+        return self._table.applied(images, fill, *drawn), None
+
+    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Augmented images, and the steps that were taken for each, in the operations' own units."""
+        drawn = self._drawn(generator, whole_batch(len(images)))
+        return self._table.applied(images, fill, *drawn), self._table.named(*drawn)
+
+    def _drawn(self, generator: torch.Generator, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
+        """Operation, value, and whether it is taken, each [B, largest number of steps]."""
+        table, shape = self._table, (shard.whole, self._table.operation.shape[1])
+        count = shard.of(torch.multinomial(self._counts, shard.whole, replacement=True, generator=generator))
+        order = shard.of(torch.rand(shape, generator=generator)).argsort(1)
+        reached = shard.of(torch.rand(shape, generator=generator)) < table.probability[0][order]
+        turned = shard.of(torch.randint(0, 2, shape, generator=generator)) == 1
+        # The first `count` of those that would be taken, in their order, moved to the first columns.
+        taken = reached & (reached.cumsum(1) <= count[:, None])
+        first = (~taken).byte().argsort(1, stable=True)[:, : len(self._counts) - 1]
+        chosen, taken, turned = order.gather(1, first), taken.gather(1, first), turned.gather(1, first)
+        value = table.value[0][chosen]
+        return table.operation[0][chosen], torch.where(turned & table.mirrored[0][chosen], -value, value), taken
 
 
 class PublishedPolicy:

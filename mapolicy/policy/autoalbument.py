@@ -55,19 +55,40 @@ def sequences(document: dict[str, Any], source: str) -> tuple[list[list[Step]], 
     if not 1 <= len(sub_policies) <= SEQUENCES // 2:
         raise _refused(source, place, str(len(sub_policies)), f"1 to {SEQUENCES // 2}")
     chances = _chances([_number(part.get("p"), f"{place}: p", source) for part in sub_policies], place, source)
+    policies = []
+    for position, sub_policy in enumerate(sub_policies):
+        place = f"sub-policy {position}"
+        stages = _parts(sub_policy, "Sequential", place, source)
+        if not 1 <= len(stages) <= MAX_STEPS:
+            raise _refused(source, place, f"{len(stages)} stages", f"1 to {MAX_STEPS}")
+        policies.append([_stage(stage, f"{place} stage {number}", source) for number, stage in enumerate(stages)])
+    return drawn_evenly(policies, chances)
+
+
+Member = Step | str | None
+Stage = list[tuple[Member, float]]  # what a stage draws from, each with its chance
+
+
+def drawn_evenly(
+    policies: Sequence[Sequence[Stage]], chances: Sequence[float]
+) -> tuple[list[list[Step]], dict[str, float]]:
+    """Sub-policies whose stages draw an operation, as evenly drawn sequences.
+
+    Args:
+        policies: each with its stages. A member is a step, the name of what has no counterpart, or None for nothing.
+        chances: of the sub-policies; their sum is 1.
+
+    Returns:
+        As of `sequences`.
+    """
     made: list[list[Step]] = []
     lost: defaultdict[str, float] = defaultdict(float)
     for position, rows in enumerate(_shares(chances, SEQUENCES)):
-        place = f"sub-policy {position}"
-        stages = _parts(sub_policies[position], "Sequential", place, source)
-        if not 1 <= len(stages) <= MAX_STEPS:
-            raise _refused(source, place, f"{len(stages)} stages", f"1 to {MAX_STEPS}")
         columns = []
-        for number, stage in enumerate(stages):
-            drawn = _stage(stage, f"{place} stage {number}", source)
+        for number, drawn in enumerate(policies[position]):
             for member, chance in drawn:
                 if isinstance(member, str):
-                    lost[member] += chance * chances[position] / len(stages)
+                    lost[member] += chance * chances[position] / len(policies[position])
             counts = _shares([chance for _, chance in drawn], rows)
             column = [member for (member, _), count in zip(drawn, counts, strict=True) for _ in range(count)]
             random.Random(f"{position},{number}").shuffle(column)
@@ -76,10 +97,7 @@ def sequences(document: dict[str, Any], source: str) -> tuple[list[list[Step]], 
     return made, dict(lost)
 
 
-Member = Step | str | None
-
-
-def _stage(stage: Any, place: str, source: str) -> list[tuple[Member, float]]:
+def _stage(stage: Any, place: str, source: str) -> Stage:
     """The members of a stage, each a step, the name of what has no counterpart, or nothing; with their chances."""
     members = _parts(stage, "OneOf", place, source)
     chances = _chances([_number(part.get("p"), f"{place}: p", source) for part in members], place, source)

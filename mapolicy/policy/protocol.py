@@ -15,7 +15,7 @@ from ..bundle.dataset_level import DatasetPolicy
 from ..bundle.manifest_base import PolicyFile
 from ..config import TrainConfig
 from ..distributed import Communicator
-from .augmentations import Augmentation, SampledSubPolicies, SampledTransformations
+from .augmentations import Augmentation, SampledSubPolicies, SampledTransformations, ScheduledSteps
 from .frozen import FrozenExtractor, FrozenWeights
 from .pipeline import AugmentedBatch
 from .policy_bundle import PolicyBundle
@@ -63,21 +63,23 @@ class SearchedPolicy(Policy):
 
     def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
         """Those of the frozen policy network, unless `config.weighting` asks for equal ones."""
-        if config.policy == "sampler-only" or (config.policy == "learned" and config.weighting == "equal"):
-            return None
+        if config.policy == "sampler-only" or (config.policy == "learned" and config.weighting != "policy"):
+            return None  # weights of Ren et al. exist only while their hypergradients are computed
         policy, extractor = self.searched.build_policy().to(device), FrozenExtractor(self.searched, device)
         return FrozenWeights(extractor, policy, config.reject_below_mean, communicator, config.weight_limit)
 
 
 class DatasetLevelPolicy(Policy):
-    """A list of sub-policies; all samples weigh the same."""
+    """A list of sub-policies, or a schedule; all samples weigh the same."""
 
     def __init__(self, file: DatasetPolicy) -> None:
-        self._sub_policies = file.manifest.sub_policies
+        self._manifest = file.manifest
 
     def augmentation(self, config: TrainConfig) -> Augmentation:
-        """A sub-policy for each image."""
-        return SampledSubPolicies(self._sub_policies)
+        """A sub-policy for each image, or steps of the run's present stage."""
+        if self._manifest.stages:
+            return ScheduledSteps(self._manifest.stages)
+        return SampledSubPolicies(self._manifest.sub_policies)
 
     def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
         """Equal ones."""

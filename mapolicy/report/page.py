@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..bundle.dataset_level import PublishedManifest, spelled_step
+from ..bundle.dataset_level import PublishedManifest, spelled_list
 from ..transforms.parse import spelled
 from . import figures
 from .gather import Report
@@ -202,6 +202,6 @@ def _use(policy: PublishedManifest) -> dict[str, Any]:
 
 
 def _sub_policies(policy: PublishedManifest) -> list[str]:
-    listed = [" then ".join(map(spelled_step, steps)) or "nothing" for steps in policy.sub_policies]
+    _, listed = spelled_list(policy)
     more = len(listed) - LISTED_SUB_POLICIES
     return listed[:LISTED_SUB_POLICIES] + ([f"and {more} more"] if more > 0 else [])

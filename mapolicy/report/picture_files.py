@@ -53,11 +53,7 @@ def response_draws(response: MagnitudeResponse) -> list[figures.Draw]:
 
 def operation_shares(policy: PublishedManifest) -> dict[str, float]:
     """How many times a dataset-level policy applies each operation to an image, on average."""
-    shares = dict.fromkeys(OPERATION_NAMES, 0.0)
-    for steps in policy.sub_policies:
-        for step in steps:
-            shares[step.operation] = shares.get(step.operation, 0.0) + step.probability / len(policy.sub_policies)
-    return shares
+    return dict.fromkeys(OPERATION_NAMES, 0.0) | policy.uses()
 
 
 def _tile_rows(

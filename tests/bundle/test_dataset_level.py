@@ -1,7 +1,9 @@
 """Dataset-level policies: round trip, and files that are refused."""
 
 import hashlib
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,45 @@ def test_the_two_kinds_are_told_apart(tmp_path: Path, bundle_file: Path) -> None
         read_bundle(tmp_path / "b")
     with pytest.raises(InputError, match="is not a dataset-level policy"):
         DatasetPolicy.load(bundle_file)
+
+
+STAGES = [
+    {"until": 0.25, "counts": [1.0], "steps": []},
+    {"until": 1.0, "counts": [0.2, 0.3, 0.5], "steps": [ROTATE, EQUALIZE, ROTATE | {"probability": 0.2}]},
+]
+
+
+def schedule(place: int = 1, **changes) -> dict:
+    """A schedule with one stage changed."""
+    return {"sub_policies": [], "stages": [*STAGES[:place], STAGES[place] | changes, *STAGES[place + 1 :]]}
+
+
+def test_a_schedule_round_trips_and_a_list_has_no_stages(tmp_path: Path) -> None:
+    made = policy(**schedule())
+    made.save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == forged(schedule())
+    assert DatasetPolicy.load(tmp_path / "a").manifest == made.manifest
+    assert "stages" not in policy().manifest.to_json()
+
+
+def test_how_often_an_operation_is_used_is_what_all_orders_and_outcomes_give() -> None:
+    steps = policy(**schedule()).manifest.stages[1].steps
+    expected = [0.0] * 3
+    for order in itertools.permutations(range(3)):
+        for reached in itertools.product((False, True), repeat=3):
+            chances = [
+                step.probability if is_reached else 1 - step.probability
+                for step, is_reached in zip(steps, reached, strict=True)
+            ]
+            taken = [place for place in order if reached[place]]
+            for count, likely in enumerate((0.2, 0.3, 0.5)):
+                for place in taken[:count]:
+                    expected[place] += math.prod(chances) * likely / 6
+    manifest = policy(**schedule()).manifest
+    assert manifest.stages[1].uses() == pytest.approx(expected, abs=1e-12)
+    rotate, equalize = expected[0] + expected[2], expected[1]
+    assert manifest.uses() == pytest.approx({"Rotate": 0.75 * rotate, "Equalize": 0.75 * equalize})
+    assert policy().manifest.uses() == pytest.approx({"Rotate": 0.5 / 3, "Equalize": 2 / 3})
 
 
 def step(**changes) -> dict:
@@ -160,6 +201,24 @@ HOSTILE = {
     ),
     "A26 a field missing": ({"licence": DELETE}, "licence is missing"),
     "A26 a deep step": (step(value=[[[[]]]]), "is JSON nested deeper than 5 levels"),
+    "A26 stages beside sub-policies": ({"stages": STAGES}, "sub_policies and stages: both, expected one of them"),
+    "A26 no stages": ({"sub_policies": [], "stages": []}, "stages: found a list of 0, expected at least 1"),
+    "A26 stages null": ({"stages": None}, "stages"),
+    "A26 257 stages": ({"sub_policies": [], "stages": STAGES[:1] * 257}, "stages: found a list of 257"),
+    "A26 200,000 stages": ({"sub_policies": [], "stages": [0] * 200_000}, "stages"),
+    "A26 stages that descend": (schedule(0, until=1.0), "until has to ascend from above 0 to 1"),
+    "A26 a stage that ends at 0": (schedule(0, until=0.0), "until has to ascend from above 0 to 1"),
+    "A26 a last stage that ends before": (schedule(until=0.9), "until has to ascend from above 0 to 1"),
+    "A26 a stage that ends at 2": (schedule(until=2.0), "stages.1.until"),
+    "A26 counts that sum to 0.9": (schedule(counts=[0.4, 0.5]), "counts sum to 0.9, expected 1"),
+    "A26 a negative count": (schedule(counts=[-0.5, 1.5]), "stages.1.counts.0"),
+    "A26 no counts": (schedule(counts=[]), "stages.1.counts: found a list of 0"),
+    "A26 ten counts": (schedule(counts=[0.1] * 10), "stages.1.counts: found a list of 10"),
+    "A26 65 steps of a stage": (schedule(steps=[ROTATE] * 65), "stages.1.steps: found a list of 65"),
+    "A26 a schedule that takes nothing": (schedule(counts=[1.0]), "expected at least one step that is taken"),
+    "A26 a schedule of steps of chance 0": (schedule(steps=[ROTATE | {"probability": 0.0}]), "step that is taken"),
+    "A26 a stage with another field": (schedule(code="x"), "stages.1.code is not a field"),
+    "A24 a value too large in a stage": (schedule(steps=[ROTATE | {"value": 181.0}]), "value of Rotate is 181"),
     "A37 a digest of another content": ({"digest": "0" * 64}, "it was damaged or edited"),
     "A37 a digest in capitals": ({"digest": "A" * 64}, "digest: found 'AAA"),
     "A37 a digest that is a number": ({"digest": 7}, "digest: found 7, expected a valid string"),

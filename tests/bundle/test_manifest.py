@@ -149,7 +149,12 @@ def test_the_schema_of_dataset_level_policies_says_what_their_reader_says() -> N
     assert valid(made)
     schema = published.json_schema()
     leaves_of_steps = {f"sub_policies.*.*.{key}" for key in made["sub_policies"][0][0]}
-    assert {path for path, _, _ in generated.fields(schema, schema)} == set(made) | leaves_of_steps
+    leaves_of_stages = {f"stages.*.{key}" for key in test_published.STAGES[0]} | {
+        f"stages.*.steps.*.{key}" for key in made["sub_policies"][0][0]
+    }
+    paths = {path for path, _, _ in generated.fields(schema, schema)}
+    assert paths == set(made) | leaves_of_steps | {"stages"} | leaves_of_stages
+    assert valid(json.loads(json.dumps(import_policy("pba-cifar10").manifest.model_dump())))
     assert not valid({key: value for key, value in made.items() if key != "kind"})
     refused = {case: {"digest": "0" * 64} | changed(changes) for case, (changes, _) in test_published.HOSTILE.items()}
     # What two fields say of each other is the reader's alone, what is registered, and what no file in UTF-8 can hold.
@@ -159,6 +164,12 @@ def test_the_schema_of_dataset_level_policies_says_what_their_reader_says() -> N
         "A24 an operation unknown",
         "A24 an operation in lower case",
         "A26 a surrogate in the source",
+        "A26 stages that descend",
+        "A26 a stage that ends at 0",
+        "A26 a last stage that ends before",
+        "A26 counts that sum to 0.9",
+        "A26 a schedule that takes nothing",
+        "A26 a schedule of steps of chance 0",
         "A37 a digest of another content",
     }
 

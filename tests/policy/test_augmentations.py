@@ -4,13 +4,14 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from mapolicy.bundle.dataset_level import Step
+from mapolicy.bundle.dataset_level import Stage, Step
 from mapolicy.policy.augmentations import (
     AutoAugment,
     NoAugmentation,
     PublishedPolicy,
     SampledSubPolicies,
     SampledTransformations,
+    ScheduledSteps,
 )
 from mapolicy.policy.sampler import TransformationSampler
 from mapolicy.runtime.shard import Shard
@@ -151,3 +152,46 @@ def test_sub_policies_depend_on_the_generator_alone() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Three operations that can be told apart in a row of 0 to 15 after any of the others, in any order.
+CHOICES = (step("Solarize", 0.5), step("TranslateX", 0.8, 0.25), step("Brightness", 0.3, -0.5))
+STAGES = (
+    Stage(until=0.25, counts=(1.0,), steps=()),
+    Stage(until=1.0, counts=(0.2, 0.3, 0.5), steps=CHOICES),
+)
+
+
+def test_a_schedule_follows_the_progress_of_a_run() -> None:
+    images, schedule = noise(64), ScheduledSteps(STAGES)
+    drawn = {
+        progress: schedule.at(progress)(images, FILL, torch.Generator().manual_seed(0))[0]
+        for progress in (0.0, 0.2499, 0.25, 0.9, None)
+    }
+    assert torch.equal(drawn[0.0], images)
+    assert torch.equal(drawn[0.2499], images)
+    assert not torch.equal(drawn[0.25], images)
+    assert torch.equal(drawn[0.25], drawn[0.9])
+    assert torch.equal(drawn[0.25], drawn[None])
+
+
+def test_a_schedules_steps_come_as_often_as_said_and_in_every_order() -> None:
+    count = 8000
+    _, named = ScheduledSteps(STAGES).named(noise(count), FILL, torch.Generator().manual_seed(0))
+    taken = [[line.split()[0] for line in lines.splitlines() if line != "unchanged"] for lines in named]
+    assert {len(names) for names in taken} == {0, 1, 2}
+    for choice, expected in zip(CHOICES, STAGES[1].uses(), strict=True):
+        found = sum(choice.operation in names for names in taken) / count
+        assert abs(found - expected) < 5 * (expected * (1 - expected) / count) ** 0.5
+    pairs = {tuple(names) for names in taken if len(names) == 2}
+    assert len(pairs) == 6, "each pair in both orders"
+
+
+def test_a_schedules_steps_are_taken_at_their_values() -> None:
+    stage = Stage(until=1.0, counts=(0.0, 1.0), steps=(step("Rotate", 1.0, 20.0, mirrored=True),))
+    images = noise(40)
+    found, transformation = ScheduledSteps([stage])(images, FILL, torch.Generator().manual_seed(0))
+    assert transformation is None
+    left, right = ((found == by_value(images, "Rotate", value)).flatten(1).all(1) for value in (20.0, -20.0))
+    assert bool((left ^ right).all())
+    assert 8 < int(left.sum()) < 32

@@ -230,3 +230,56 @@ def test_autoalbuments_policy_is_imported_if_the_user_says_so(tmp_path: Path) ->
     assert sum(map(len, manifest.sub_policies)) == 500
     path.write_text(json.dumps(document([stage(ROTATE)])))
     assert import_policy(str(path)).manifest.note == ""
+
+
+# Lists with names: DADA's genotype.py, or a JSON object.
+
+FIRST = [[("Rotate", 0.25, 0.75), ("Cutout", 0.5, 0.5)], [("Invert", 0.75, 0.1)]]
+SECOND = [[("Flip", 0.5, 0.5), ("Contrast", 1.0, 1.0)], [("Cutout", 0.5, 0.0)]]
+GENOTYPES = f"# found policies\n\nFIRST = first_list_of_25 = {FIRST}\n# OLD = {SECOND}\nSECOND = {SECOND}\n"
+
+
+@pytest.mark.parametrize("text", [GENOTYPES, json.dumps({"FIRST": FIRST, "SECOND": SECOND})], ids=["Python", "JSON"])
+def test_a_list_of_several_is_chosen_by_its_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "genotype.py"
+    path.write_text(text)
+    manifest = import_policy(str(path), which="FIRST").manifest
+    (rotate,), (invert,) = manifest.sub_policies
+    assert (rotate.operation, rotate.probability, rotate.value, rotate.mirrored) == ("Rotate", 0.25, 15.0, True)
+    assert (invert.operation, invert.value) == ("Solarize", 0.0)
+    assert manifest.source == "list FIRST of 2 sub-policies"
+    assert manifest.lost == ("Cutout: no counterpart, 33.33% of all draws",)
+    with pytest.raises(UsageError, match=r"genotype.py: has the lists 'FIRST', 'SECOND'; add --list NAME"):
+        import_policy(str(path))
+    with pytest.raises(UsageError, match="--list: 'THIRD' is not one of 'FIRST', 'SECOND'; name one of them"):
+        import_policy(str(path), which="THIRD")
+    with pytest.raises(InputError, match=r"without counterpart here, 25.0% of all draws: Flip; add --drop-unknown"):
+        import_policy(str(path), which="SECOND")
+    manifest = import_policy(str(path), drop_unknown=True, which="SECOND").manifest
+    assert [len(steps) for steps in manifest.sub_policies] == [1, 0]
+    assert manifest.lost[1] == "Flip: no counterpart, 25.00% of all draws"
+
+
+def test_a_single_list_needs_no_name(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"POLICY = {FIRST}")
+    assert len(import_policy(str(tmp_path / "list")).manifest.sub_policies) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A = [[('Rotate', 1, 1)]]\nprint(A)\n", "A = [[('Rotate', 1, 1)]] + B", "A = [__import__('os')]",
+        "import os\nA = [[('Rotate', 1, 1)]]", "A = [[('Rotate', 1, 1)]]; B = 1", "A = [] \nB = 7", "A = [60, 0]",
+        "A = [[('Rotate'=1, 1, 1)]]", "A = [[('Rotate', 1, 1)]", "A = []\n" * 201, "\u00e4 = [[('Rotate', 1, 1)]]",
+        '{"A": 7}', '{"A": [[["Rotate", 2, 1]]]}', '{"A": [], "A": []}', '{"A": [[["Rotate", NaN, 1]]]}',
+        '{"A": ' + "[" * 5000 + "}", '{"\\u001b": [["x"]]}', '{"A": [1]}', "A = " * 100_000 + "[]",
+    ],
+    ids=lambda text: repr(text[:24]),
+)  # fmt: skip
+def test_what_are_no_named_lists(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(text, encoding="utf-8")
+    start = time.process_time()
+    with pytest.raises(InputError) as problem:
+        import_policy(str(tmp_path / "list"), which=None)
+    assert time.process_time() - start < 5
+    assert_one_line(str(problem.value))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mapolicy.bundle.dataset_level import Step
+from mapolicy.bundle.dataset_level import Stage, Step
 from mapolicy.config import TrainConfig
 from mapolicy.distributed import Communicator
 from mapolicy.policy.augmentations import (
@@ -16,6 +16,7 @@ from mapolicy.policy.augmentations import (
     PublishedPolicy,
     SampledSubPolicies,
     SampledTransformations,
+    ScheduledSteps,
 )
 from mapolicy.policy.pipeline import Pipeline
 from mapolicy.policy.sampler import TransformationSampler
@@ -338,11 +339,12 @@ SUB_POLICIES = [
         NoAugmentation(),
         SampledTransformations(TransformationSampler(), "metaaugment-v1"),
         SampledSubPolicies(SUB_POLICIES),
+        ScheduledSteps([Stage(until=1.0, counts=(0.2, 0.3, 0.5), steps=(*SUB_POLICIES[0], *SUB_POLICIES[1]))]),
         PublishedPolicy(TrivialAugmentWide),
         PublishedPolicy(RandAugment),
         AutoAugment("cifar10"),
     ],
-    ids=["none", "sampled", "sub-policies", "trivialaugment", "randaugment", "autoaugment"],
+    ids=["none", "sampled", "sub-policies", "schedule", "trivialaugment", "randaugment", "autoaugment"],
 )
 def test_the_parts_of_a_batch_are_augmented_like_the_whole(augmentation: Augmentation) -> None:
     config, images, labels = settings(copies=2, cutout=8, base_augmentation="flip_crop"), noise(6), torch.arange(6)

@@ -7,7 +7,7 @@ from mapolicy.bundle.dataset_level import DatasetPolicy, Step
 from mapolicy.bundle.limits import Limits
 from mapolicy.bundle.manifest_base import PolicyFile
 from mapolicy.distributed import ALONE
-from mapolicy.policy.augmentations import SampledSubPolicies, SampledTransformations
+from mapolicy.policy.augmentations import SampledSubPolicies, SampledTransformations, ScheduledSteps
 from mapolicy.policy.policy_bundle import PolicyBundle
 from mapolicy.policy.protocol import DatasetLevelPolicy, Policy, policy_of, searched_bundle
 
@@ -44,6 +44,12 @@ def test_a_dataset_level_policy(make_train_config) -> None:
     assert isinstance(policy.augmentation(config), SampledSubPolicies)
     assert policy.weights(config, CPU, ALONE) is None
     assert (LISTED.has_network, LISTED.data_settings(), LISTED.about()) == (False, {}, {"source": "a test"})
+
+
+def test_a_schedule_is_a_dataset_level_policy_too(make_train_config) -> None:
+    stage = {"until": 1.0, "counts": [0.5, 0.5], "steps": [STEP.model_dump()]}
+    parts = LISTED.manifest.model_dump(exclude={"digest", "format", "kind"}) | {"sub_policies": [], "stages": [stage]}
+    assert isinstance(policy_of(DatasetPolicy.make(**parts)).augmentation(make_train_config()), ScheduledSteps)
 
 
 def test_a_large_list_can_be_loaded_again_under_the_limits_that_it_needs(tmp_path) -> None:
