@@ -38,12 +38,14 @@ EVALUATION_SHARE = 224 / 256  # of the shorter side; for networks trained on ran
 VALUE_RANGE = rf"auto|full|{_NUMBER}:{_NUMBER}"
 MODES = ("frozen", "finetune")
 ALPHAS = ("scalar", "per-layer")
-POLICY_INPUTS = ("both", "features", "embedding")
+LOSS = "loss"
+POLICY_INPUTS = ("both", "features", "embedding", LOSS)
 EXTRACTORS = ("shared", "own")
 PRECISIONS = ("float32", "bfloat16")
 STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
 DEVICES = ("auto", "cpu", "cuda")
-WEIGHTINGS = ("policy", "equal")
+REWEIGHT = "reweight"
+WEIGHTINGS = ("policy", "equal", REWEIGHT)
 CLASS, FEATURES = "class", "features"
 SAMPLER_INPUTS = ("none", CLASS, FEATURES)
 AS_SEARCHED = "as-searched"
@@ -71,6 +73,8 @@ LATER: Mapping[str, Any] = {
     "alignment_strength": 3.0,
     "alignment_rate": 0.1,
     "alignment_decay": 0.02,
+    "adversarial_rate": 0.01,
+    "adversarial_entropy": 0.1,
     "level_bins": 4,
     "sampler_input": "none",
     "verify": False,
@@ -109,6 +113,7 @@ OPTIONAL = frozenset(
             "freeze",
             "layer_decay",
         ),
+        *("adversarial_rate", "adversarial_entropy"),
         *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
         *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
         *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
@@ -296,8 +301,9 @@ class RunConfig:
     alpha_learning_rate: float = Field(ge=0, description="AdamW's learning rate for log alpha; 0 keeps alpha fixed")
     sampler: Annotated[str, OneOf(SAMPLERS)] = Field(
         "mean-weight",
-        description="what the draws learn from: mean-weight (Eq. 5: p_jk follows the policy's mean outputs), or "
-        "alignment (operations and levels that raise the meta-validation loss are drawn less often)",
+        description="what the draws learn from: mean-weight (Eq. 5: p_jk follows the policy's mean outputs), "
+        "alignment (operations and levels that raise the meta-validation loss are drawn less often), or adversarial "
+        "(those that raise the training loss are drawn more often)",
     )
     training_loss: Annotated[str, OneOf(LOSSES)] = Field(
         "cross-entropy", description="loss of a training sample; others can be registered"
@@ -307,7 +313,8 @@ class RunConfig:
     )
     weighting: Annotated[str, OneOf(WEIGHTINGS)] = Field(
         "policy",
-        description="weights of the task network's step: the policy's, or equal ones, which need no second backward",
+        description="weights of the task network's step: the policy's; equal ones, which need no second backward; or "
+        "those of Ren et al. (reweight), by how much each sample lowers the meta-validation loss",
     )
     alignment_strength: float = Field(
         3.0, ge=0, le=1000, description="kappa of the alignment sampler: how strongly the draws follow what it learned"
@@ -318,8 +325,17 @@ class RunConfig:
     alignment_decay: float = Field(
         0.02, ge=0, le=1, description="lambda of the alignment sampler: without evidence, draws return to uniform"
     )
+    adversarial_rate: float = Field(
+        0.01, ge=0, le=10, description="step of the adversarial sampler: Adam's learning rate for its log frequencies"
+    )
+    adversarial_entropy: float = Field(
+        0.1,
+        ge=1e-6,
+        le=1000,
+        description="weight of the draws' entropy in the adversarial sampler's reward; the larger, the more uniform",
+    )
     level_bins: int = Field(
-        4, ge=1, le=32, description="bins that the alignment sampler cuts the levels of one direction into"
+        4, ge=1, le=32, description="bins that samplers of levels cut the levels of one direction into"
     )
     sampler_input: Annotated[str, OneOf(SAMPLER_INPUTS)] = Field(
         "none",
@@ -417,6 +433,25 @@ class RunConfig:
             other = "reject_below_mean" if self.reject_below_mean else "meta_fraction"
             why = "the weighted step uses the virtual step's gradient, so it needs all samples and their weights"
             raise UsageError("simultaneous", why, f"leave {other} out")
+        if self.weighting == REWEIGHT and self.learns_policy:
+            self._check_reweighting()
+
+    def _check_reweighting(self) -> None:
+        """Weights of Ren et al. need a hypergradient of every sample in every iteration, and no policy network.
+
+        Raises:
+            UsageError: a setting contradicts that.
+        """
+        for name, value in (("meta_every", 1), ("meta_fraction", 1), ("simultaneous", False)):
+            if getattr(self, name) != value:
+                why = "every sample's weight comes from a hypergradient at the present network"
+                raise UsageError(f"weighting {REWEIGHT}", why, f"set {name}={str(value).lower()}")
+        if self.reject_below_mean:
+            raise UsageError(f"weighting {REWEIGHT}", "it rejects samples by itself", "leave reject_below_mean out")
+        if self.sampler == "mean-weight":
+            why = "it trains no policy network, so p_jk would learn nothing"
+            remedy = "set sampler=alignment; alignment_strength=0 draws uniformly"
+            raise UsageError(f"weighting {REWEIGHT}", why, remedy)
 
     def _refuse(self, reasons: Mapping[str, str], where: str, remedy: str) -> None:
         for name, why in reasons.items():
@@ -445,6 +480,11 @@ class RunConfig:
     def trains_on_validation(self) -> bool:
         """Whether the meta-validation images are among the training images."""
         return False
+
+    @property
+    def learns_policy(self) -> bool:
+        """Whether the run learns a policy, or applies one."""
+        return True
 
     @property
     def constant_rates(self) -> bool:
@@ -521,7 +561,9 @@ class SearchConfig(RunConfig):
         "scalar", description="one learnable inner learning rate, or one for each parameter tensor"
     )
     alpha_initial: float = Field(ge=1e-8, le=1e6, description="alpha of the first virtual step (Eq. 2)")
-    policy_input: Annotated[str, OneOf(POLICY_INPUTS)] = Field("both", description="input of the policy network")
+    policy_input: Annotated[str, OneOf(POLICY_INPUTS)] = Field(
+        "both", description="input of the policy network; loss is Meta-Weight-Net's, a sample's training loss"
+    )
     extractor: Annotated[str, OneOf(EXTRACTORS)] = Field(
         "shared",
         description="network of the policy's features: the proxy, or a second one trained with theta (ablation)",
@@ -559,8 +601,8 @@ class SearchConfig(RunConfig):
         if self.freeze and self.alpha == "per-layer":
             why = "frozen parameters take no virtual step, so they have no alpha"
             raise UsageError("freeze", why, "use alpha=scalar")
-        if self.sampler_input != "none" and self.sampler == "mean-weight":
-            why = "mean-weight draws the same for every image"
+        if self.sampler_input != "none" and self.sampler in ("mean-weight", "adversarial"):
+            why = f"{self.sampler} draws the same for every image"
             raise UsageError(f"sampler_input {self.sampler_input}", why, "set sampler=alignment")
         if self.sampler_input == FEATURES and self.extractor == "own":
             why = "the sampler would see the proxy's features, and the bundle would hold the other network"
@@ -568,7 +610,7 @@ class SearchConfig(RunConfig):
         if self.sampler == "mean-weight" and self.weighting == "equal" and self.meta_fraction < 1:
             why = "equal weights compute no policy outputs for the whole batch, so p_jk would learn nothing"
             raise UsageError("sampler mean-weight", why, "set meta_fraction=1, weighting=policy or sampler=alignment")
-        if self.extractor == "own" and self.policy_input == "embedding":
+        if self.extractor == "own" and self.policy_input in ("embedding", LOSS):
             raise UsageError("extractor own", "the policy sees no features", "use another policy_input, or shared")
 
     @property
@@ -640,6 +682,11 @@ class TrainConfig(RunConfig):
                 "the meta-validation images guide the fine-tuning, so they cannot be trained on",
                 "use --mode frozen or leave --include-validation out",
             )
+
+    @property
+    def learns_policy(self) -> bool:
+        """Whether the run goes on learning the bundle's policy."""
+        return self.mode == "finetune"
 
     @property
     def trains_on_validation(self) -> bool:

@@ -86,6 +86,11 @@ SAMPLERS: Registry[Callable[..., Any]] = Registry(
     built_in=(
         ("mean-weight", "p_jk follows the policy network's mean outputs (Eq. 5)", f"{_SAMPLERS}:mean_weight"),
         ("alignment", "operations and levels that harm held-out images are drawn less often", f"{_SAMPLERS}:alignment"),
+        (
+            "adversarial",
+            "operations and levels with a large training loss are drawn more often",
+            f"{_SAMPLERS}:adversarial",
+        ),
     ),
 )
 

@@ -305,7 +305,7 @@ def _facts(iteration: Iteration) -> dict[str, str]:
 def _warnings(iteration: Iteration) -> list[str]:
     if not isinstance(iteration, BilevelIteration):
         return []
-    return iteration.monitor.warnings(iteration.sampler, weighs=not iteration.bilevel.options.equal_weights)
+    return iteration.monitor.warnings(iteration.sampler, weighs=iteration.bilevel.options.weighs_by_policy)
 
 
 def _what_is_given_up(config: TrainConfig, name: str, differences: tuple[str, ...]) -> str:

@@ -475,3 +475,49 @@ def test_the_one_operation_that_keeps_labels_is_found_out(make_search_config, mo
         assert probability > 1.5 * other
     for weight, other in marginals(searched.means):
         assert weight > 1.5 * other
+
+
+def test_meta_weight_net_end_to_end(make_search_config, make_train_config, tmp_path: Path) -> None:
+    """The bundle holds a policy of the loss: training fine-tunes it or leaves the weights out, and says so."""
+    searched = search_policy(make_search_config(epochs=1, batch_size=512, policy_input="loss"))
+    searched.save(tmp_path / "a")
+    loaded = PolicyBundle.load(tmp_path / "a")
+    assert loaded.manifest.policy.input == "loss"
+    assert not loaded.manifest.weighs_images
+    with pytest.raises(UsageError, match=r"its policy weighs a sample by its training loss.*--policy sampler-only"):
+        train_network(make_train_config(epochs=1, batch_size=512), loaded)
+    train_network(make_train_config(epochs=1, batch_size=512, policy="sampler-only"), loaded)
+    refined = train_network(make_train_config(epochs=1, batch_size=512, mode="finetune"), loaded).refined
+    assert refined is not None
+    assert refined.manifest.policy.input == "loss"
+
+
+def test_reweighting_end_to_end(make_search_config, make_train_config) -> None:
+    """Weights of Ren et al. end with the search: what is left are its draws, with equal weights."""
+    config = make_search_config(epochs=1, batch_size=512, weighting="reweight", sampler="alignment")
+    log = Log()
+    searched = search_policy(config, log)
+    assert searched.manifest.equal_weights
+    assert log.records[-1]["weight_spread"] > 0.1
+    found = train_network(make_train_config(epochs=1, batch_size=512), searched)
+    assert found.weight_spread == pytest.approx(0, abs=1e-6)
+
+
+def test_an_adversarial_search_takes_no_hypergradient(
+    make_search_config, make_train_config, tmp_path: Path, interrupted_after
+) -> None:
+    config = make_search_config(epochs=2, batch_size=256, copies=4, sampler="adversarial", weighting="equal")
+    log = Log()
+    searched = search_policy(config, log)
+    assert "validation_loss" not in log.records[-1]
+    assert searched.log_levels is not None
+    assert float(searched.log_levels.min()) < 0 == float(searched.log_levels.max())
+    assert 0 < searched.manifest.results["level_entropy"] <= 1
+    loaded = PolicyBundle.from_bytes(searched.to_bytes())
+    train_network(make_train_config(epochs=1, batch_size=512), loaded)
+    refined = train_network(make_train_config(epochs=1, batch_size=512, mode="finetune"), loaded).refined
+    assert refined is not None
+    assert refined.log_levels is not None
+    with interrupted_after(3):
+        search_policy(config, run_dir=tmp_path / "run")
+    assert search_policy(config, run_dir=tmp_path / "run", resume=True).digest == searched.digest

@@ -10,7 +10,7 @@ has the weights of the whole batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from ..distributed import ALONE, Communicator
 from ..errors import UsageError
 from ..models.features import deep_features, running_statistics, running_statistics_kept
 from ..models.noise import has_unequal_noise, noise_at_its_mean
-from ..policy.network import PolicyNetwork, normalise_weights, reject_below_mean
+from ..policy.network import PolicyNetwork, normalise_weights, reject_below_mean, weights_of_slopes
 from ..runtime.device import freed_memory_returned
 from ..runtime.precision import at_least_float32
 from .forward_mode import Recording, agrees_with_torch
@@ -49,7 +49,8 @@ class StepRecord:
         hypergradient: of the weights before theta's update; None if this iteration took none.
         rows: int64 [m], positions in the whole batch of the samples that the hypergradient's m weights belong to.
         theta_gradient: float [policy's parameters], of the validation loss with respect to theta (Eq. 3); None without
-            a hypergradient.
+            a hypergradient, and where theta is not learned.
+        losses: float, the training losses of this process's samples in the weighted step; None where it took none.
     """
 
     loss: Tensor
@@ -59,6 +60,7 @@ class StepRecord:
     hypergradient: Hypergradient | None
     rows: Tensor | None
     theta_gradient: Tensor | None
+    losses: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ class BilevelStep:
 
     With `weighting = "equal"` both steps have equal weights. Theta keeps learning, from the derivatives at these
     weights: dL_val/dtheta = sum_i dL_val/dP_i dP_i/dtheta.
+
+    With `weighting = "reweight"` the step is that of Ren et al. (ICML 2018): s_i = < alpha v, grad L_i(w) > with v the
+    gradient of the validation loss at w itself, and weights max(0, s_i) over their sum. Theta and alpha stay.
 
     Attributes:
         how: how the step is executed, in words, for the run's record.
@@ -172,6 +177,8 @@ class BilevelStep:
         if validation is None:
             return self._without_hypergradient(batches)
         held_out = list(zip(*(half.chunk(len(batches)) for half in validation), strict=True))
+        if self.options.reweights:
+            return self._reweighted(batches, held_out)
         if not self._keeps_graph:
             with noise_at_its_mean(*self._learners):
                 self._check_rules(batches[0], None)  # while no graph needs memory
@@ -183,14 +190,14 @@ class BilevelStep:
 
     def _in_turn(self, batches: list[Batch], held_out: Validation) -> StepRecord:
         """The paper's order: theta first, then w with the new theta's weights. The graph is kept, or computed again."""
-        first = first_pass(self.losses.forward, batches, self._records)
+        first = self._first_pass(batches, self._records)
         learned = self._learn(first, held_out, self._keeps_graph)
         first = replace(first, statistics_moved=True)
         return self._weighted_step(first, learned, graph_is_free=not self._keeps_graph)
 
     def _with_one_gradient(self, batches: list[Batch], held_out: Validation) -> StepRecord:
         """The virtual step's gradient is the weighted step's too: the weights are the old theta's, or equal."""
-        first = first_pass(self.losses.forward, batches, self._records)
+        first = self._first_pass(batches, self._records)
         seen: list[Tensor] = []
         learned = self._learn(first, held_out, keep_graph=False, seen=seen)
         own = first.split(self.communicator.shard(len(learned.weights)).of(learned.weights))
@@ -201,7 +208,7 @@ class BilevelStep:
                 parameter.grad = gradient.clone()  # a copy, because clipping changes it
             (loss,) = self.communicator.sum([weighted_loss(seen, own)])
             update(self.network, self.optimizer, self.options.clip_norm, loss)
-        return self._record(loss, learned.raw, learned.weights, learned, first)
+        return self._record(loss, learned.raw, learned.weights, learned, first, seen)
 
     def _by_forwards_of_its_own(self, batches: list[Batch], held_out: Validation) -> StepRecord:
         """The hypergradient on a fraction of the batch or with the noise at its mean; then a weighted step apart."""
@@ -209,11 +216,51 @@ class BilevelStep:
         count = share_of(len(held_out[0][1]), self.options.fraction)
         few = [(images[:count], labels[:count]) for images, labels in held_out]
         with running_statistics_kept(self.network), noise_at_its_mean(*self._learners):
-            part = first_pass(self.losses.forward, some, self._records and self.options.fraction == 1)
+            part = self._first_pass(some, self._records and self.options.fraction == 1)
             learned = self._learn(part, few, keep_graph=False)
         del part
         first = self._pass_for_weights(batches)
         return self._weighted_step(first, learned)
+
+    def _reweighted(self, batches: list[Batch], held_out: Validation) -> StepRecord:
+        """The step of Ren et al.: each sample's weight is how much its gradient lowers the validation loss at w.
+
+        Their virtual step has weights 0, so w_hat is w: the weights' derivatives there are -s_i.
+        """
+        apart = self.noise_at_mean or not self._keeps_graph
+        parameters, communicator = self.losses.parameters(), self.communicator
+        first = FirstPass(batches, torch.empty(0), None, None, statistics_moved=False)
+        if not apart:
+            first = first_pass(self.losses.forward, batches, self._records)
+        with ExitStack() as stack:
+            stack.enter_context(running_statistics_kept(self.network))
+            if self.noise_at_mean:
+                stack.enter_context(noise_at_its_mean(*self._learners))
+            self._check_rules(batches[0], first.recording)
+            outcome = hypergradient_along(
+                parameters,
+                [torch.zeros_like(tensor) for tensor in parameters.values()],
+                self.rate().detach(),
+                [self.losses.of_training(batch) for batch in batches],
+                [
+                    self.losses.of_validation(batch.noise_seed, *half)
+                    for batch, half in zip(batches, held_out, strict=True)
+                ],
+                recording=first.recording,
+                own_rules=bool(self.own_rules),
+                communicator=communicator,
+            )
+        weights = weights_of_slopes(-outcome.weights)
+        own = first.split(communicator.shard(len(weights)).of(weights))
+        seen: list[Tensor] = []
+        loss = outcome.validation_loss
+        if loss.isfinite():
+            losses = _noted(self._losses(first, graph_is_free=False), seen)
+            options = self.options
+            loss = weighted_step(losses, own, self.network, self.optimizer, options.clip_norm, communicator)
+        rows = self._rows(batches, len(weights))
+        values = torch.cat(seen) if seen else None
+        return StepRecord(loss, None, weights, self.rate().detach(), outcome, rows, None, values)
 
     def _without_hypergradient(self, batches: list[Batch]) -> StepRecord:
         """The weighted step only; theta and alpha are not updated."""
@@ -223,7 +270,10 @@ class BilevelStep:
         """The first pass of a weighted step; with equal weights, micro-batches need none."""
         if self.options.equal_weights and len(batches) > 1:
             return FirstPass(batches, torch.empty(0), None, None, statistics_moved=False)
-        return first_pass(self.losses.forward, batches)
+        return self._first_pass(batches)
+
+    def _first_pass(self, batches: list[Batch], records: bool = False) -> FirstPass:
+        return first_pass(self.losses.forward, batches, records, with_losses=self.policy.sees_loss)
 
     def _weighted_step(self, first: FirstPass, learned: _Learned | None, graph_is_free: bool = False) -> StepRecord:
         """Eq. 4 with the present theta's weights.
@@ -245,12 +295,13 @@ class BilevelStep:
                 if options.reject_below_mean:
                     weights = reject_below_mean(weights)
         own = first.split(communicator.shard(len(weights)).of(weights))
+        seen: list[Tensor] = []
         if learned is not None and not learned.is_finite:
             loss = learned.hypergradient.validation_loss  # theta was not updated, so w is not either
         else:
-            losses = self._losses(first, graph_is_free)
+            losses = _noted(self._losses(first, graph_is_free), seen)
             loss = weighted_step(losses, own, self.network, self.optimizer, options.clip_norm, communicator)
-        return self._record(loss, raw, weights, learned, first)
+        return self._record(loss, raw, weights, learned, first, seen)
 
     def _losses(self, first: FirstPass, graph_is_free: bool) -> Iterable[Tensor]:
         """The losses of each micro-batch, float [n] with their graph."""
@@ -259,14 +310,21 @@ class BilevelStep:
         return losses_of_each(self.network, self.losses.forward, first.batches, first.statistics_moved)
 
     def _record(
-        self, loss: Tensor, raw: Tensor | None, weights: Tensor, learned: _Learned | None, first: FirstPass
+        self,
+        loss: Tensor,
+        raw: Tensor | None,
+        weights: Tensor,
+        learned: _Learned | None,
+        first: FirstPass,
+        seen: Sequence[Tensor],
     ) -> StepRecord:
+        losses = torch.cat([*seen]) if seen else None
         if learned is None:
-            return StepRecord(loss, raw, weights, self.rate().detach(), None, None, None)
+            return StepRecord(loss, raw, weights, self.rate().detach(), None, None, None, losses)
         gradients = (parameter.grad for parameter in self.policy.parameters())
         by_theta = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
         rows = self._rows(first.batches, len(learned.hypergradient.weights))
-        return StepRecord(loss, raw, weights, self.rate().detach(), learned.hypergradient, rows, by_theta)
+        return StepRecord(loss, raw, weights, self.rate().detach(), learned.hypergradient, rows, by_theta, losses)
 
     def _rows(self, batches: Sequence[Batch], count: int) -> Tensor:
         """Positions in the whole batch of the `count` samples of a hypergradient, int64 [count]."""
@@ -297,7 +355,7 @@ class BilevelStep:
             with self.losses.computing(images):
                 own = deep_features(self.extractor, images)
             own = at_least_float32(own)
-        raw: Tensor = self.policy(own, joined(first.batches, "embedding"))
+        raw: Tensor = self.policy(own, joined(first.batches, "embedding"), first.values)
         return raw
 
     def _learn(

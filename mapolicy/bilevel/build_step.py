@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..config import RunConfig, SearchConfig
+from ..config import LOSS, RunConfig, SearchConfig
 from ..distributed import communicator
 from ..errors import EnvironmentFault, UsageError
 from ..models.features import feature_maps, head
@@ -72,6 +72,10 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
 
 def other_algorithm(config: RunConfig) -> str | None:
     """Why this configuration's iteration cannot be compiled; None if it can."""
+    if isinstance(config, SearchConfig) and config.policy_input == LOSS:
+        return "the policy sees the training loss"
+    if config.sampler == "adversarial":
+        return "the sampler learns from the training losses"
     if config.precision != "float32":
         return f"it computes in {config.precision}"
     if StepOptions.of(config) != StepOptions(clip_norm=config.clip_norm):
@@ -150,6 +154,8 @@ def make_step(choice: Choice, on_note: Notes, strict: bool, **parts: Any) -> Bil
         strict: a failure to compile is an error.
         parts: of a `BilevelStep`.
     """
+    if choice.compiled and parts["policy"].sees_loss:  # of a bundle that is fine-tuned: the configuration does not say
+        choice = Choice(False, "the policy sees the training loss")
     step = CompiledStep(**parts, on_note=on_note, strict=strict) if choice.compiled else BilevelStep(**parts)
     step.how = str(choice)
     if step.noise_at_mean:

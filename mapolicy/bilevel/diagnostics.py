@@ -212,7 +212,7 @@ class PolicyMonitor(nn.Module):
 
 def weight_spread(weights: Tensor) -> Tensor:
     """Standard deviation of a batch's weights over their mean, float []: 0 if all weights are equal."""
-    return weights.std(correction=0) / weights.mean()
+    return weights.std(correction=0) / weights.mean().clamp(min=1e-30)  # all are 0 where Ren et al. reject a batch
 
 
 def _ratio(cosine: float) -> float:

@@ -92,6 +92,7 @@ class FirstPass:
         features: float [n, F], of all of them.
         losses: float [n] with their graph, for a single micro-batch; None for several, since only one graph is kept at
             a time.
+        values: float [n], the losses of all of them without a graph; None where no forward was needed.
         recording: for a single micro-batch, if requested.
         statistics_moved: whether the network's running statistics have been updated.
     """
@@ -101,6 +102,7 @@ class FirstPass:
     losses: Tensor | None
     recording: Recording | None
     statistics_moved: bool
+    values: Tensor | None = None
 
     def split(self, values: Tensor) -> list[Tensor]:
         """One number for each sample, float [n], by micro-batch."""
@@ -110,7 +112,7 @@ class FirstPass:
 Compute = Callable[[Batch, bool], Forward]  # of a micro-batch; the flag asks for a recording
 
 
-def first_pass(compute: Compute, batches: list[Batch], records: bool = False) -> FirstPass:
+def first_pass(compute: Compute, batches: list[Batch], records: bool = False, with_losses: bool = False) -> FirstPass:
     """Compute all samples' features; this updates the running statistics, unless no forward is needed.
 
     A single micro-batch gets its one forward, with the graph. For several, the features come from forwards without a
@@ -120,16 +122,18 @@ def first_pass(compute: Compute, batches: list[Batch], records: bool = False) ->
         compute: the forward of a micro-batch.
         batches: the micro-batches.
         records: whether the forward of a single micro-batch is recorded.
+        with_losses: whether the losses are needed, also where a frozen extractor gives the features.
     """
     if len(batches) == 1:
         found = compute(batches[0], records)
-        return FirstPass(batches, found.features, found.losses, found.recording, True)
+        return FirstPass(batches, found.features, found.losses, found.recording, True, found.losses.detach())
     given = [batch.features for batch in batches if batch.features is not None]
-    if given:
+    if given and not with_losses:
         return FirstPass(batches, torch.cat(given), None, None, False)
     with torch.no_grad():
-        features = torch.cat([compute(batch, False).features for batch in batches])
-    return FirstPass(batches, features, None, None, True)
+        parts = [compute(batch, False) for batch in batches]
+    features, losses = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "losses"))
+    return FirstPass(batches, features, None, None, True, losses)
 
 
 def losses_of_each(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from ..config import RunConfig
+from ..config import REWEIGHT, RunConfig
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class StepOptions:
     Attributes:
         clip_norm: largest norm of the weighted step's gradient; 0 does not clip.
         equal_weights: both steps have equal weights, so they share one gradient; theta is still learned.
+        reweights: the weighted step has the weights of Ren et al., max(0, s_i) normalised, of the network at w; theta
+            and alpha are not learned.
         fraction: fraction of the training batch and of the meta-validation batch that the hypergradient uses.
         simultaneous: w and theta are updated together: the weighted step has the old theta's weights, so its gradient
             is the virtual step's.
@@ -27,6 +29,7 @@ class StepOptions:
 
     clip_norm: float = 0.0
     equal_weights: bool = False
+    reweights: bool = False
     fraction: float = 1.0
     simultaneous: bool = False
     reject_below_mean: bool = False
@@ -35,12 +38,18 @@ class StepOptions:
     synchronised: bool = False
     precision: str = "float32"
 
+    @property
+    def weighs_by_policy(self) -> bool:
+        """Whether the weighted step has the policy network's weights."""
+        return not (self.equal_weights or self.reweights)
+
     @classmethod
     def of(cls, config: RunConfig) -> Self:
         """The options that a configuration names."""
         return cls(
             clip_norm=config.clip_norm,
             equal_weights=config.weighting == "equal",
+            reweights=config.weighting == REWEIGHT,
             fraction=config.meta_fraction,
             simultaneous=config.simultaneous,
             reject_below_mean=config.reject_below_mean,

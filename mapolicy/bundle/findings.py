@@ -19,6 +19,7 @@ NEGLIGIBLE = 0.02
 # Of a uniform draw's frequency: where nothing harms, the search thins down to this by chance (docs/algorithm.md).
 BY_CHANCE = math.exp(-1.5)
 HARMS, MAY_HARM = "harms", "may harm"
+EASY = "is easy for the proxy"
 NO_AUGMENTATION = "none"
 SEEN = {"class": "class", "features": "deep feature"}
 DEPENDS = 0.2  # of the logarithm of a frequency: a smaller deviation between images is not worth a word
@@ -108,7 +109,12 @@ def thinned(relative: Table, space: OperationSpace) -> list[Thinned]:
 
 
 def what_was_learned(
-    log_levels: Table, strength: float, space: OperationSpace, most: int = 6, effect: float | None = None
+    log_levels: Table,
+    strength: float,
+    space: OperationSpace,
+    most: int = 6,
+    effect: float | None = None,
+    adversarial: bool = False,
 ) -> list[str]:
     """Sentences about the levels: what harms, and which operations make no difference.
 
@@ -118,12 +124,14 @@ def what_was_learned(
         space: the operations.
         most: sentences about what harms.
         effect: how much operations or levels differ beyond chance, standard deviations; None where it is not known.
+        adversarial: what is drawn less often has a small training loss; it does not harm.
     """
     relative = relative_frequencies(log_levels, strength)
     rare = thinned(relative, space)
     unsure = effect is not None and effect < NEGLIGIBLE
+    verbs = [MAY_HARM if unsure or each.frequency > BY_CHANCE else HARMS for each in rare[:most]]
     sentences = [
-        each.sentence(space, MAY_HARM if unsure or each.frequency > BY_CHANCE else HARMS) for each in rare[:most]
+        each.sentence(space, EASY if adversarial else verb) for each, verb in zip(rare[:most], verbs, strict=True)
     ]
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more ranges of levels are drawn less often than at random")
@@ -133,7 +141,8 @@ def what_was_learned(
         sentences.insert(0, "operations and levels hardly differ from each other, so the following may be chance")
     harmless = [name for name in space.ranges if name not in {each.operation for each in rare}]
     if harmless:
-        number = f"{len(harmless)} of the {len(space.ranges)} operations are harmless at every level"
+        what = "easy at no level" if adversarial else "harmless at every level"
+        number = f"{len(harmless)} of the {len(space.ranges)} operations are {what}"
         sentences.append(f"{number}: {', '.join(harmless)}")
     return sentences
 
@@ -277,18 +286,28 @@ class Findings:
         if manifest.levels is not None and log_levels is not None:
             strength = manifest.levels.strength
             space = SPACES[manifest.operations.space]
-            learned = what_was_learned(log_levels, strength, space, effect=effect_of(manifest))
+            learned = _learned(manifest, log_levels)
             if effects is not None:
                 learned = [*learned, what_depends_on_images(manifest, effects, space)]
-        weights, check = what_it_sees(manifest) if manifest.equal_weights else "", manifest.verification
+        weights, check = "" if manifest.weighs_images else what_it_sees(manifest), manifest.verification
         if check is None:
             return cls(weights, learned)
         rows = verification_lines(check, strength)
         return cls(weights, learned, verdict(check, strength), how_it_was_checked(check), rows)
 
 
+def _learned(manifest: ManifestDraft, log_levels: Table) -> list[str]:
+    """`what_was_learned` of a bundle with levels."""
+    assert manifest.levels is not None
+    space, adversarial = SPACES[manifest.operations.space], manifest.search.settings.get("sampler") == "adversarial"
+    strength = manifest.levels.strength
+    return what_was_learned(log_levels, strength, space, effect=effect_of(manifest), adversarial=adversarial)
+
+
 def what_it_sees(manifest: ManifestDraft) -> str:
-    """What a policy with equal weights sees of an image, as a sentence."""
+    """What a policy that gives images no weights of their own sees of them, as a sentence."""
+    if not manifest.equal_weights:
+        return "this policy weighs a sample by its training loss alone, which only a training run has"
     seen = "" if manifest.levels is None else SEEN.get(manifest.levels.input, "")
     if seen:
         return f"this policy's draws depend on the image's {seen}; all samples have the same weight"
@@ -330,7 +349,7 @@ def levels_document(
         **manifest.levels.model_dump(),
         "edges": list(manifest.levels.edges),
         "relative_frequencies": relative_frequencies(log_levels, strength).tolist(),
-        "learned": [*what_was_learned(log_levels, strength, space, effect=effect_of(manifest)), *more],
+        "learned": [*_learned(manifest, log_levels), *more],
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config import LOSS
 from ..runtime.sanitize import invalid_bundle, quoted
 from ..transforms.space import SPACES
 from . import canonical_json
@@ -190,10 +191,12 @@ def _expected_tensors(manifest: ManifestDraft) -> Iterator[tuple[str, tuple[str,
     """Name, dtype and shape (None: one dimension of any size) of every tensor outside the extractor."""
     hidden, sees = manifest.policy.hidden, manifest.policy.input
     widths = {}
-    if sees != "embedding":
+    if sees in ("both", "features"):
         widths["feature_layer"] = manifest.extractor.feature_width
-    if sees != "features":
+    if sees in ("both", "embedding"):
         widths["embedding_layer"] = manifest.embedding.width
+    if sees == LOSS:
+        widths["loss_layer"] = 1
     for layer, width in widths.items():
         yield f"{POLICY_PREFIX}{layer}.weight", ("F32", (hidden, width))
         yield f"{POLICY_PREFIX}{layer}.bias", ("F32", (hidden,))

@@ -23,9 +23,11 @@ from ..config import (
     EVALUATION_SHARE,
     FILLS,
     INTERPOLATIONS,
+    LOSS,
     MACHINE_FIELDS,
     POLICY_INPUTS,
     RESIZES,
+    REWEIGHT,
 )
 from ..errors import UsageError
 from ..runtime.sanitize import invalid_bundle, quoted
@@ -567,8 +569,13 @@ class ManifestDraft(Draft):
 
     @property
     def equal_weights(self) -> bool:
-        """Whether the search weighed all samples alike, as training with the bundle then does."""
-        return bool(self.search.settings.get("weighting") == "equal")
+        """Whether training with the bundle weighs all samples alike: its search did, or its weights ended with it."""
+        return self.search.settings.get("weighting") in ("equal", REWEIGHT)
+
+    @property
+    def weighs_images(self) -> bool:
+        """Whether the bundle gives an image and its transformation a weight; a weight by the training loss is none."""
+        return not self.equal_weights and self.policy.input != LOSS
 
     def data_settings(self) -> dict[str, Any]:
         """The `RunConfig` fields that a training run with this bundle takes from it.

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import LOSS
 from ..distributed import ALONE, Communicator
+from ..errors import UsageError
 from ..models.features import deep_features
 from ..models.fuse import agree, fuse_conv_bn
 from ..transforms.basic import Normalisation
@@ -50,7 +52,7 @@ class FrozenExtractor:
         self._size, self._dtype = contract.size, torch.float32
         self._normalisation = Normalisation(contract.mean, contract.std, device)
         self._network: nn.Module | None = None
-        if always or bundle.manifest.policy.input != "embedding":
+        if always or bundle.manifest.policy.input not in ("embedding", LOSS):
             self._build(bundle, device, extractor_dtype(device) if dtype is None else dtype)
 
     def _build(self, bundle: PolicyBundle, device: torch.device, dtype: torch.dtype) -> None:
@@ -86,7 +88,7 @@ class FrozenExtractor:
 
 
 class FrozenWeights:
-    """The weights that a bundle's policy gives to an augmented batch.
+    """The weights that a bundle's policy gives to an augmented batch; not of a policy that sees the training loss.
 
     Args:
         extractor: of the bundle.
@@ -94,6 +96,9 @@ class FrozenWeights:
         rejects: leave out samples with a weight below the batch's mean and weigh the others equally (ablation).
         communicator: to the processes that have the other parts of a batch.
         limit: largest factor between a weight and the batch's mean (`network.limited`); 0 for no limit.
+
+    Raises:
+        UsageError: the policy sees the training loss.
     """
 
     def __init__(
@@ -104,6 +109,9 @@ class FrozenWeights:
         communicator: Communicator = ALONE,
         limit: float = 0.0,
     ) -> None:
+        if policy.sees_loss:
+            why = "its policy weighs a sample by its training loss, which a frozen policy does not see"
+            raise UsageError(f"bundle with policy_input {LOSS}", why, "use --mode finetune, or --policy sampler-only")
         self._extractor, self._policy, self._rejects = extractor, policy, rejects
         self._communicator, self._limit = communicator, limit
 

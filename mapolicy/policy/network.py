@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import POLICY_INPUTS
+from ..config import LOSS, POLICY_INPUTS
+from ..errors import UsageError
 from ..transforms.space import EMBEDDING_WIDTH
 
 HIDDEN_UNITS = 100
@@ -16,13 +17,17 @@ class PolicyNetwork(nn.Module):
     """Two small branches, one for the image's deep feature and one for its transformation's embedding, and a sigmoid.
 
     Source: MetaAugment (Zhou et al., AAAI 2021), section "Policy network". 67,201 parameters for 640-d features.
-    The last layer starts at zero, so that every sample starts with the same weight.
+    The last layer starts at zero, so that every sample starts with the same weight. With `policy_input` "loss" there is
+    one branch, for the sample's training loss: Meta-Weight-Net (Shu et al., NeurIPS 2019), 301 parameters.
 
     Args:
         feature_width: width of the deep feature.
         embedding_width: 2K.
         hidden: units of each branch.
-        policy_input: "both", or "features" or "embedding" alone (the paper's ablations).
+        policy_input: "both", or "features" or "embedding" alone (the paper's ablations), or "loss".
+
+    Attributes:
+        sees_loss: whether the input is the sample's training loss.
     """
 
     def __init__(
@@ -35,29 +40,40 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         if policy_input not in POLICY_INPUTS:
             raise ValueError(f"policy_input {policy_input!r} is not one of {', '.join(POLICY_INPUTS)}")
-        self.feature_layer = nn.Linear(feature_width, hidden) if policy_input != "embedding" else None
-        self.embedding_layer = nn.Linear(embedding_width, hidden) if policy_input != "features" else None
-        branches = [layer for layer in (self.feature_layer, self.embedding_layer) if layer is not None]
+        self.sees_loss = policy_input == LOSS
+        self.feature_layer = nn.Linear(feature_width, hidden) if policy_input in ("both", "features") else None
+        self.embedding_layer = nn.Linear(embedding_width, hidden) if policy_input in ("both", "embedding") else None
+        self.loss_layer = nn.Linear(1, hidden) if self.sees_loss else None
+        branches = [layer for layer in (self.feature_layer, self.embedding_layer, self.loss_layer) if layer is not None]
         self.output = nn.Linear(hidden * len(branches), 1)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Tensor, embedding: Tensor, losses: Tensor | None = None) -> Tensor:
         """The raw policy outputs, float [B] in (0, 1).
 
         Args:
             features: float [B, feature_width].
             embedding: float [B, embedding_width].
-        """
-        return torch.sigmoid(self.logits(features, embedding))
+            losses: float [B], training losses without a graph; read by a policy that sees them.
 
-    def logits(self, features: Tensor, embedding: Tensor) -> Tensor:
+        Raises:
+            UsageError: the policy sees losses, and there are none.
+        """
+        return torch.sigmoid(self.logits(features, embedding, losses))
+
+    def logits(self, features: Tensor, embedding: Tensor, losses: Tensor | None = None) -> Tensor:
         """The sigmoid's arguments, float [B]; arguments as for `forward`."""
         branches = []
         if self.feature_layer is not None:
             branches.append(F.relu(self.feature_layer(features)))
         if self.embedding_layer is not None:
             branches.append(F.relu(self.embedding_layer(embedding)))
+        if self.loss_layer is not None:
+            if losses is None:
+                why = "the policy weighs a sample by its training loss, which only the network being trained has"
+                raise UsageError(f"policy_input {LOSS}", why, "use --mode finetune, or --policy sampler-only")
+            branches.append(F.relu(self.loss_layer(losses[:, None])))
         logits: Tensor = self.output(torch.cat(branches, dim=1)).squeeze(1)
         return logits
 
@@ -77,6 +93,16 @@ def weights_of_logits(logits: Tensor) -> Tensor:
     raw = torch.sigmoid(logits)
     # torch.where instead of an if: on a GPU an if waits for the result.
     return torch.where(raw.amax() < SATURATED, torch.softmax(logits, 0), normalise_weights(raw))
+
+
+def weights_of_slopes(slopes: Tensor) -> Tensor:
+    """The weights of Ren et al. for s_i float [B]: max(0, s_i) over their sum; all 0 where no s_i is positive.
+
+    Source: Ren, Zeng, Yang and Urtasun, "Learning to Reweight Examples for Robust Deep Learning" (ICML 2018), Eq. 7.
+    """
+    kept = slopes.clamp(min=0)
+    total = kept.sum()
+    return torch.where(total > 0, kept / torch.where(total > 0, total, torch.ones_like(total)), torch.zeros_like(kept))
 
 
 def limited(weights: Tensor, limit: float) -> Tensor:

@@ -24,6 +24,8 @@ class Observation:
             meta-validation loss; None without a hypergradient.
         rows: int64 [m], the samples that `alignment` belongs to.
         context: float [n, D], h(x) of each image before augmentation; None for a sampler that does not see images.
+        losses: float [n], training losses at w; None for a sampler that does not learn from them, or where the step
+            took none.
     """
 
     code: Tensor
@@ -31,6 +33,7 @@ class Observation:
     alignment: Tensor | None = None
     rows: Tensor | None = None
     context: Tensor | None = None
+    losses: Tensor | None = None
 
 
 class Draws(Protocol):
@@ -55,7 +58,11 @@ class Draws(Protocol):
 
 
 class Sampler(Draws, Protocol):
-    """Draws transformations and learns from their effect."""
+    """Draws transformations and learns from their effect.
+
+    A sampler may have two attributes. `needs_losses` true asks for `Observation.losses`. `needs_hypergradient` false
+    says that it learns without one: with equal weights, the run then computes none.
+    """
 
     @property
     def codes(self) -> int:

@@ -8,6 +8,7 @@ from ..bundle.manifest import Levels
 from ..config import CLASS, FEATURES, RunConfig
 from ..registries import SAMPLERS
 from ..transforms.space import SPACES, OperationSpace, level_edges
+from .adversarial_sampler import AdversarialSampler
 from .alignment_sampler import AlignmentSampler
 from .levels import FeatureDirections, SampleEffects, StagedLevels
 from .sampler import Sampler, TransformationSampler
@@ -79,6 +80,20 @@ def alignment(plan: SamplerPlan) -> AlignmentSampler:
     )
 
 
+def adversarial(plan: SamplerPlan) -> AdversarialSampler:
+    """Operations and levels with a large training loss are drawn more often."""
+    config, table = plan.config, None if plan.start is None else plan.start.log_levels
+    return AdversarialSampler(
+        SPACES[config.operation_space],
+        config.level_bins if table is None else table.shape[2] // 2,
+        config.adversarial_rate,
+        config.adversarial_entropy,
+        config.copies,
+        plan.iterations,
+        None if table is None else table[len(table) // 2 :].mean(0),
+    )
+
+
 def build_sampler(plan: SamplerPlan) -> Sampler:
     """The sampler that a configuration names."""
     found: Sampler = SAMPLERS.find(plan.config.sampler)(plan)
@@ -120,7 +135,7 @@ def learned_draws(
         strength: kappa of the draws from the bundle; None takes the sampler's.
         features: the directions of the features that the sampler sees; None where it sees the class, or nothing.
     """
-    if not isinstance(sampler, AlignmentSampler):
+    if not isinstance(sampler, AlignmentSampler | AdversarialSampler):
         return LearnedDraws(sampler.probabilities, sampler.means)
     log_levels = sampler.stages.float()
     strength = sampler.strength if strength is None else strength

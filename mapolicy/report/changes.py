@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..config import LOSS
 from ..policy.compress import WeightEffect, effect_on_weights
 from ..policy.policy_bundle import PolicyBundle
 from .tables import HeatTable, change_table
@@ -65,6 +66,8 @@ def compare_bundles(before: PolicyBundle, after: PolicyBundle, images: Tensor | 
 
 
 def _why_not_compared(before: PolicyBundle, after: PolicyBundle) -> str:
+    if any(bundle.manifest.policy.input == LOSS for bundle in (before, after)):
+        return "Weights that follow the training loss cannot be compared without a training run."
     if before.manifest.equal_weights or after.manifest.equal_weights:
         which = (
             "Both policies weigh" if before.manifest.equal_weights and after.manifest.equal_weights else "One weighs"

@@ -96,7 +96,7 @@ def explain(sample_weights: SampleWeights, image: Tensor, transformation: Transf
     batch = image.to(sample_weights.device).expand(len(transformation), *image.shape)
     on_device = transformation.to(sample_weights.device)
     augmented = sample_weights.augmented(batch, on_device)
-    if sample_weights.bundle.manifest.equal_weights:
+    if not sample_weights.bundle.manifest.weighs_images:
         found, measure = relative_frequencies(sample_weights.bundle, transformation), FREQUENCY
     else:
         found, measure = relative_weights(sample_weights.logits(augmented, on_device)).cpu(), WEIGHT

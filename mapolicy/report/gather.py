@@ -119,7 +119,7 @@ def gather(
     manifest, names = bundle.manifest, bundle.manifest.operations.names
     table = log_levels(opened.policy.tensors)
     drawn, preferences, response, images = None, None, None, synthetic_images(manifest.input)
-    if not manifest.equal_weights:
+    if manifest.weighs_images:
         sample_weights = SampleWeights(bundle, device or torch.device("cpu"))
         if splits is not None:
             drawn = draw_samples(sample_weights, splits.train, samples)

@@ -58,7 +58,7 @@ class BilevelRun:
 
     def warnings(self) -> list[str]:
         """What a user should know before trusting the policy."""
-        return self.monitor.warnings(self.sampler, weighs=not self.step.options.equal_weights)
+        return self.monitor.warnings(self.sampler, weighs=self.step.options.weighs_by_policy)
 
 
 def build_bilevel_run(

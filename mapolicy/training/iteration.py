@@ -85,12 +85,14 @@ class BilevelIteration:
         self.setup, self.sampler, self.bilevel, self.monitor = setup, sampler, bilevel, monitor
         self.augmentation = SampledTransformations(sampler, setup.config.operation_space)
         self.features, self.context = features, context
-        self.period = setup.config.meta_every
+        # With equal weights theta is of no use, so the sampler alone decides whether a hypergradient is.
+        needed = setup.config.weighting != "equal" or getattr(sampler, "needs_hypergradient", True)
+        self.period, self._takes_hypergradients = (setup.config.meta_every, True) if needed else (1, False)
         self._validation_loss: Tensor | None = None
 
     def learns_policy(self, step: int) -> bool:
-        """Every `meta_every` iterations."""
-        return step % self.period == 0
+        """Every `meta_every` iterations; never where nothing needs a hypergradient."""
+        return self._takes_hypergradients and step % self.period == 0
 
     def likeliest(self, count: int) -> list[tuple[str, str, float]]:
         """Of the sampler."""
@@ -115,7 +117,9 @@ class BilevelIteration:
         # One number for both, so that they travel once.
         both = setup.communicator.gather(augmented.labels * sampler.codes + sampler.code(transformation))
         code = both % sampler.codes
-        sampler.observe(observation_of(record, code, context))
+        losses = record.losses if getattr(sampler, "needs_losses", False) else None
+        losses = None if losses is None else setup.communicator.gather(losses)
+        sampler.observe(observation_of(record, code, context, losses))
         labels = both // sampler.codes
         self.monitor.observe(record.theta_gradient, record.weights, labels=labels, pair=sampler.pair(code))
         if record.hypergradient is not None:
@@ -134,7 +138,9 @@ class BilevelIteration:
         }
 
 
-def observation_of(record: StepRecord, code: Tensor, context: Tensor | None = None) -> Observation:
+def observation_of(
+    record: StepRecord, code: Tensor, context: Tensor | None = None, losses: Tensor | None = None
+) -> Observation:
     """What a step tells the sampler.
 
     dL_val/dP_i = -s_i: what lowers the validation loss has a positive s_i.
@@ -143,9 +149,10 @@ def observation_of(record: StepRecord, code: Tensor, context: Tensor | None = No
         record: of the step.
         code: int64 [n], names the samples' transformations.
         context: float [n, D], h(x) of their images; None for a sampler that does not see them.
+        losses: float [n], of all processes' samples; None for a sampler that does not learn from them.
     """
     found = record.hypergradient
-    return Observation(code, record.raw, None if found is None else -found.weights, record.rows, context)
+    return Observation(code, record.raw, None if found is None else -found.weights, record.rows, context, losses)
 
 
 def seeing(augmentation: Augmentation, context: SampleContext | None, step: int) -> tuple[Augmentation, Tensor | None]:

@@ -44,6 +44,7 @@ class Case:
         per_layer: bool = False,
         side: int = 8,
         losses: tuple[SampleLoss, SampleLoss] = (cross_entropy, cross_entropy),
+        policy_input: str = "both",
         **arguments: float,
     ) -> None:
         self.losses = losses
@@ -56,7 +57,7 @@ class Case:
         self.embedding = torch.rand(batch * copies, EMBEDDING_WIDTH, dtype=torch.float64) * 11
         self.validation_images = torch.randn(7, 1, side, side, dtype=torch.float64)
         self.validation_labels = torch.randint(CLASSES, (7,))
-        self.policy = PolicyNetwork(self.network.head_hidden_size).double()
+        self.policy = PolicyNetwork(self.network.head_hidden_size, policy_input=policy_input).double()
         nn.init.normal_(self.policy.output.weight, std=0.3)
         tensors = len(list(self.network.parameters())) if per_layer else None
         self.rate = InnerRate(0.3, tensors).double()
@@ -93,7 +94,7 @@ class Case:
             torch.manual_seed(SEED)
             features, _ = features_and_logits(network, self.images)
             losses = self.losses[0](logits, self.labels)
-            weights = normalise_weights(self.policy(features.detach(), self.embedding))
+            weights = normalise_weights(self.policy(features.detach(), self.embedding, losses.detach()))
             if equal:
                 weights = 1 / len(weights) + (weights - weights.detach())
             gradients = torch.autograd.grad((weights * losses).sum(), list(parameters.values()), create_graph=True)
@@ -612,3 +613,102 @@ def test_a_fraction_teaches_under_equal_weights() -> None:
     assert record.rows is not None
     assert record.rows.tolist() == [0, 1, 2]
     assert record.raw is None, "the outputs of the other half are not needed"
+
+
+# Other weightings: Meta-Weight-Net, and Ren et al.
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"simultaneous": True}], ids=str)
+def test_a_policy_of_the_loss_equals_double_backward(options: dict) -> None:
+    """Meta-Weight-Net: the policy sees each sample's detached loss at w, and nothing else."""
+    case = Case(per_layer=True, policy_input="loss", losses=(focal, cross_entropy), drop_rate=0.3)
+    assert sum(parameter.numel() for parameter in case.policy.parameters()) == 301
+    expected = case.double_backward()
+    case.run(case.step(**options))
+    got = {"alpha": case.rate.log_alpha.grad} | {n: p.grad for n, p in case.policy.named_parameters()}
+    assert set(got) == set(expected)
+    for name, gradient in got.items():
+        assert expected[name].norm() > 0, f"{name}: nothing is compared"
+        assert relative_error(gradient, expected[name]) < 1e-9, name
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_weighted_step_of_a_policy_of_the_loss(learns: bool) -> None:
+    case, plain = Case(policy_input="loss"), Case(policy_input="loss")
+    record = case.run(case.step(0.1), learns)
+    losses = F.cross_entropy(plain.network.train()(plain.images), plain.labels, reduction="none")
+    raw = torch.sigmoid(plain.policy.output(F.relu(plain.policy.loss_layer(losses.detach()[:, None])))).flatten()
+    (raw.detach() / raw.detach().sum() * losses).sum().backward()
+    torch.optim.SGD(plain.network.parameters(), lr=0.1).step()
+    assert float(record.weights.std()) > 1e-4, "they differ"
+    torch.testing.assert_close(record.losses, losses.detach(), rtol=1e-12, atol=0)
+    for name, tensor in plain.network.state_dict().items():
+        torch.testing.assert_close(case.network.state_dict()[name], tensor, rtol=1e-10, atol=1e-14, msg=name)
+
+
+def test_a_policy_of_the_loss_in_micro_batches_gives_the_same() -> None:
+    whole, parts = Case(**VIT, policy_input="loss"), Case(**VIT, policy_input="loss")
+    for case in (whole, parts):
+        case.validation_images, case.validation_labels = case.validation_images[:6], case.validation_labels[:6]
+    for case, count in ((whole, 1), (parts, 2)):
+        case.run(case.step(0.1, 5.0, accumulate=count))
+    for part in ("network", "policy", "rate"):
+        ours, theirs = getattr(parts, part).state_dict(), getattr(whole, part).state_dict()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=f"{part} {name}")
+
+
+def reweighting(case: Case) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Ren et al. (2018), Algorithm 1, written out: the weights, and the network's state after a step of rate 0.1."""
+    network = copy.deepcopy(case.network).train()
+    parameters = dict(network.named_parameters())
+    with running_statistics_kept(network):
+        torch.manual_seed(SEED)
+        losses = case.losses[0](network(case.images), case.labels)
+        perturbations = torch.zeros(len(losses), dtype=torch.float64, requires_grad=True)
+        inner = torch.autograd.grad((perturbations * losses).sum(), list(parameters.values()), create_graph=True)
+        moved = {n: p - case.rate().detach() * g for (n, p), g in zip(parameters.items(), inner, strict=True)}
+        torch.manual_seed(SEED + 1)
+        held_out = case.losses[1](functional_call(network, moved, (case.validation_images,)), case.validation_labels)
+        (slopes,) = torch.autograd.grad(held_out.mean(), perturbations)
+    weights = (-slopes).clamp(min=0)
+    weights = weights / weights.sum()
+    torch.manual_seed(SEED)
+    (weights * case.losses[0](network(case.images), case.labels)).sum().backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    return weights, network.state_dict()
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}], ids=str)
+def test_reweighting_is_that_of_ren_et_al(options: dict) -> None:
+    case = Case(copies=2, losses=(focal, cross_entropy), drop_rate=0.3)
+    before = copy.deepcopy([case.policy.state_dict(), case.rate.state_dict()])
+    weights, state = reweighting(case)
+    assert 0 < int((weights == 0).sum()) < len(weights), "some are rejected, some are not"
+    record = case.run(case.step(0.1, 5.0, reweights=True, **options))
+    torch.testing.assert_close(record.weights, weights, rtol=1e-9, atol=1e-14)
+    for name, tensor in state.items():  # batch statistics too
+        torch.testing.assert_close(case.network.state_dict()[name], tensor, rtol=1e-9, atol=1e-13, msg=name)
+    assert record.raw is None
+    assert record.theta_gradient is None
+    for ours, theirs in zip([case.policy.state_dict(), case.rate.state_dict()], before, strict=True):
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), "theta and alpha are not learned"
+
+
+def test_reweighting_in_micro_batches_gives_the_same() -> None:
+    whole, parts = Case(**VIT), Case(**VIT)
+    for case in (whole, parts):
+        case.validation_images, case.validation_labels = case.validation_images[:6], case.validation_labels[:6]
+    records = [case.run(case.step(0.1, reweights=True, accumulate=count)) for case, count in ((whole, 1), (parts, 2))]
+    torch.testing.assert_close(records[0].weights, records[1].weights, rtol=1e-9, atol=1e-13)
+    for name, tensor in whole.network.state_dict().items():
+        torch.testing.assert_close(parts.network.state_dict()[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_reweighting_of_a_network_with_unequal_noise_takes_a_step() -> None:
+    case = Case(lambda: ShakeShakeNetwork(2, CLASSES, in_chans=1))
+    before = copy.deepcopy(case.network.state_dict())
+    record = case.run(case.step(0.1, reweights=True))
+    assert float(record.weights.sum()) == pytest.approx(1)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in case.network.state_dict().items())

@@ -189,6 +189,22 @@ def test_two_channel_policies_and_inputs() -> None:
         assert parse_bundle(content, "bundle")[0].policy.input == sees
 
 
+def test_a_policy_of_the_loss_has_one_layer_of_its_own() -> None:
+    shape = {"hidden": 100, "input": "loss"}
+    tensors = {name: tensor for name, tensor in small_tensors().items() if "_layer" not in name}
+    tensors |= {"policy.output.weight": raw(np.zeros((1, 100))), "policy.loss_layer.bias": raw(np.zeros(100))}
+    content = serialise(draft(policy=shape), tensors | {"policy.loss_layer.weight": raw(np.zeros((100, 1)))})
+    assert parse_bundle(content, "bundle")[0].policy.input == "loss"
+    for wrong, says in (
+        (tensors, "policy.loss_layer.weight' is missing"),
+        (tensors | {"policy.loss_layer.weight": raw(np.zeros((100, 2)))}, "expected"),
+        (tensors | {"policy.loss_layer.weight": raw(np.full((100, 1), np.nan))}, "policy.loss_layer.weight"),
+        (small_tensors() | {"policy.loss_layer.weight": raw(np.zeros((100, 1)))}, "policy."),
+    ):
+        with pytest.raises(InputError, match=says):
+            serialise(draft(policy=shape), wrong)
+
+
 def test_writer_refuses_what_the_reader_would() -> None:
     with pytest.raises(InputError, match="alpha has the value 0"):
         serialise(draft(), small_tensors() | {"alpha": raw(0.0)})

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mapolicy.errors import UsageError
 from mapolicy.policy.network import (
     SATURATED,
     PolicyNetwork,
@@ -10,6 +11,7 @@ from mapolicy.policy.network import (
     normalise_weights,
     reject_below_mean,
     weights_of_logits,
+    weights_of_slopes,
 )
 
 
@@ -98,3 +100,19 @@ def test_limited_weights_stay_within_a_factor_of_the_mean() -> None:
 def test_unknown_input_is_refused() -> None:
     with pytest.raises(ValueError, match="policy_input"):
         PolicyNetwork(7, policy_input="neither")
+
+
+def test_weights_of_slopes() -> None:
+    assert weights_of_slopes(torch.tensor([3.0, -1.0, 1.0, 0.0])).tolist() == [0.75, 0.0, 0.25, 0.0]
+    assert weights_of_slopes(torch.tensor([-3.0, -1.0])).tolist() == [0.0, 0.0], "no sample lowers the loss"
+
+
+def test_a_policy_that_sees_the_loss_sees_nothing_else() -> None:
+    policy = PolicyNetwork(7, policy_input="loss")
+    torch.nn.init.normal_(policy.output.weight)
+    losses = torch.tensor([0.1, 2.0, 0.1])
+    found = policy(torch.rand(3, 7), torch.rand(3, 28), losses)
+    assert torch.equal(found, policy(torch.rand(3, 0), torch.rand(3, 28), losses))
+    assert found[0] == found[2] != found[1]
+    with pytest.raises(UsageError, match="which only the network being trained has; use --mode finetune"):
+        policy(torch.rand(3, 7), torch.rand(3, 28))

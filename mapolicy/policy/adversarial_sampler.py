@@ -1,0 +1,222 @@
+"""The adversarial sampler: draws what raises the training loss more often.
+
+Source: Adversarial AutoAugment (Zhang, Wang, Zhang and Zhong, ICLR 2020). Its policy network draws operations and
+levels, every image of a batch is augmented in M = 8 ways, and the reward of a way is the training loss of the samples
+that it augmented, as a moving average, normalised over the M ways. The policy network ascends the reward by policy
+gradient with an entropy term. No held-out image and no hypergradient are needed: the losses are those of the step.
+
+What is ours:
+
+- A table takes the place of the LSTM: q(o, b) = softmax(phi) for operation o and level bin b, the cells that the
+  alignment sampler draws from. Both positions of a transformation are drawn from it independently.
+- Every sample has a transformation of its own. So losses are normalised over the copies of the same image (over the
+  batch where there is one copy), and the moving average is that of a cell's samples. It gives the policy gradient
+  without sampling noise: d/dphi of sum_c q_c r_c + entropy_weight * H(q). Its fixed point is q_c ~ exp(r_c /
+  entropy_weight).
+- phi is updated in every iteration, the LSTM once an epoch. The paper's Adam has a rate of 0.00035 and its entropy a
+  weight of 0.00001; a table without a network in between needs larger ones, and the defaults are ours.
+"""
+
+import torch
+from torch import Tensor
+
+from ..transforms.space import OperationSpace
+from ..transforms.transformation import Transformation
+from .levels import LevelGrid, marginals
+from .sampler import Observation
+
+STAGES = 20  # tables that a run records, so that another run can follow the same course
+MEMORY = 20.0  # observed iterations that a cell's reward averages
+LOWEST = -100.0  # of a recorded log level; well within what a bundle may hold
+LARGEST_REWARD = 3.0  # standard deviations; limits the influence of a single image
+
+
+class AdversarialSampler:
+    """Learns a distribution over operations and signed levels from training losses; both positions are drawn from it.
+
+    Args:
+        space: the operations.
+        bins: level bins of each direction.
+        rate: of Adam on phi; 0 always draws as it started.
+        entropy: weight of the entropy of q.
+        copies: of every image in a batch, side by side; their losses are normalised together.
+        iterations: of the whole run, which `STAGES` equal shares record.
+        start: float [K, 2 * bins]: `log_levels` at the end of another run; None starts uniform.
+
+    Attributes:
+        needs_hypergradient: it learns without one.
+        needs_losses: it learns from the training losses.
+    """
+
+    needs_hypergradient = False
+    needs_losses = True
+    strength = 1.0
+    inputs = 0
+    sample_effects = None
+
+    def __init__(
+        self,
+        space: OperationSpace,
+        bins: int = 4,
+        rate: float = 0.01,
+        entropy: float = 0.1,
+        copies: int = 1,
+        iterations: int = 600,
+        start: Tensor | None = None,
+    ) -> None:
+        self.grid = LevelGrid(space, bins)
+        self.rate, self.entropy, self.copies = rate, entropy, copies
+        self.iterations, self.iteration = iterations, 0
+        groups = self.grid.groups
+        self._phi = torch.zeros(groups, dtype=torch.float64)
+        if start is not None:
+            self._phi[self.grid.group] = start.double()
+        self._adam = torch.zeros(2, groups, dtype=torch.float64)  # moments
+        self._updates = torch.zeros((), dtype=torch.int64)
+        self._rewards = torch.zeros(groups, dtype=torch.float64)
+        self._known = torch.zeros(groups, dtype=torch.bool)
+        pairs = self.grid.operations**2
+        self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
+        self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
+        self._stage_counts = torch.zeros(STAGES, dtype=torch.int64)
+
+    @property
+    def codes(self) -> int:
+        """How many different pairs of cells there are."""
+        return self.grid.group.numel() ** 2
+
+    @property
+    def log_levels(self) -> Tensor:
+        """phi less its largest value, float64 [K, 2 * bins]; a new tensor."""
+        return self._shifted(self._phi[self.grid.group])
+
+    @property
+    def cells(self) -> Tensor:
+        """q, the probabilities of the draws, float64 [K, 2 * bins], sums to 1."""
+        return torch.softmax(self._phi[self.grid.group].flatten(), 0).reshape(self.grid.group.shape)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_jk, float64 [K, K]: the product of q's marginals."""
+        return marginals(self.cells)
+
+    @property
+    def means(self) -> Tensor:
+        """The mean raw output of the policy network for each pair, float64 [K, K]; 1/2 for a pair without one."""
+        means = torch.where(self._raw_counts > 0, self._raw_sums / self._raw_counts.clamp(min=1), 0.5)
+        return means.reshape(self.grid.operations, self.grid.operations)
+
+    @property
+    def stages(self) -> Tensor:
+        """`log_levels` in each share of the run so far, float64 [stages, K, 2 * bins]; [1, ...] before the first."""
+        reached = self._stage_counts > 0
+        if not reached.any():
+            return self.log_levels[None]
+        courses = self._courses[reached] / self._stage_counts[reached, None]
+        return torch.stack([self._shifted(course[self.grid.group]) for course in courses])
+
+    @property
+    def rewards(self) -> Tensor:
+        """r, the moving average of the normalised losses, float64 [K, 2 * bins]; 0 for a cell without a sample."""
+        return self._rewards[self.grid.group]
+
+    @staticmethod
+    def _shifted(phi: Tensor) -> Tensor:
+        return (phi - phi.max()).clamp(LOWEST, 0)
+
+    def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
+        """Draw `batch` transformations on the CPU from the present q; `progress` is not used."""
+        return self.grid.draw(self.cells.flatten(), batch, generator)
+
+    def code(self, transformation: Transformation) -> Tensor:
+        """Each transformation's pair of cells as one number, int64 [n]."""
+        first = self.grid.cell(transformation.first, transformation.magnitude1)
+        second = self.grid.cell(transformation.second, transformation.magnitude2)
+        return first * self.grid.group.numel() + second
+
+    def pair(self, code: Tensor) -> Tensor:
+        """The pair of operations of each code: its position in the flattened p_jk, int64 [n]."""
+        first, second = code // self.grid.group.numel(), code % self.grid.group.numel()
+        return first // self.grid.bins * self.grid.operations + second // self.grid.bins
+
+    def observe(self, observation: Observation) -> None:
+        """Record an iteration; its training losses update q."""
+        code = observation.code.cpu()
+        if observation.losses is not None:
+            self._learn(code, observation.losses.detach().double().cpu())
+        if observation.raw is not None:
+            pair = self.pair(code)
+            self._raw_sums.index_add_(0, pair, observation.raw.detach().double().cpu())
+            self._raw_counts.index_add_(0, pair, torch.ones_like(pair, dtype=torch.float64))
+        stage = min(STAGES - 1, self.iteration * STAGES // max(1, self.iterations))
+        self._courses[stage] += self._phi
+        self._stage_counts[stage] += 1
+        self.iteration += 1
+
+    def _learn(self, code: Tensor, losses: Tensor) -> None:
+        if not bool(losses.isfinite().all()):
+            return  # the step will be rejected
+        rows = losses.reshape(-1, self.copies) if self.copies > 1 else losses[None]
+        rewards = (rows - rows.mean(1, keepdim=True)).flatten()
+        deviation = rewards.std(correction=0)
+        if not bool(deviation > 1e-12 * losses.abs().mean()):
+            return  # all losses are equal
+        rewards = (rewards / deviation).clamp(-LARGEST_REWARD, LARGEST_REWARD)
+        cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
+        values = self.grid.group.flatten()[cells]
+        drawn = torch.bincount(values, minlength=self.grid.groups)
+        sums = torch.zeros_like(self._rewards).index_add_(0, values, rewards.repeat(2))
+        means, seen = sums / drawn.clamp(min=1), drawn > 0
+        moved = torch.where(self._known, self._rewards.lerp(means, 1 / MEMORY), means)
+        self._rewards = torch.where(seen, moved, self._rewards)
+        self._known |= seen
+        self._ascend()
+
+    def _ascend(self) -> None:
+        """A step of Adam (Kingma and Ba, ICLR 2015) on phi along the policy gradient and the entropy's."""
+        q = self.cells.flatten()
+        gain = self.rewards.flatten() - self.entropy * q.log()
+        by_cell = q * (gain - (q * gain).sum())
+        gradient = torch.zeros_like(self._phi).index_add_(0, self.grid.group.flatten(), by_cell)
+        self._updates += 1
+        self._adam[0].lerp_(gradient, 0.1)
+        self._adam[1].lerp_(gradient**2, 0.001)
+        first, second = (1 - decay ** float(self._updates) for decay in (0.9, 0.999))
+        self._phi = self._phi + self.rate * (self._adam[0] / first) / ((self._adam[1] / second).sqrt() + 1e-8)
+
+    def figures(self) -> dict[str, float]:
+        """Figures for the bundle: entropy of the draws over a uniform draw's, and the largest share over a uniform."""
+        q = self.cells.flatten()
+        entropy = float(-torch.special.xlogy(q, q).sum()) / float(torch.tensor(q.numel()).log())
+        return {"level_entropy": entropy, "largest_frequency": float(q.max()) * q.numel()}
+
+    def warnings(self) -> list[str]:
+        """What a user should know before trusting what was learned."""
+        found = []
+        if not bool(self._known.all()):
+            found.append("some operations and levels were never drawn: search longer, or raise copies")
+        if self.figures()["level_entropy"] < 0.5:
+            found.append("the draws have collapsed on a few operations and levels: raise adversarial_entropy")
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, except the number of the iteration."""
+        return {
+            "phi": self._phi,
+            "adam": self._adam,
+            "updates": self._updates,
+            "rewards": self._rewards,
+            "known": self._known,
+            "courses": self._courses,
+            "stage_counts": self._stage_counts,
+            "raw_sums": self._raw_sums,
+            "raw_counts": self._raw_counts,
+        }
+
+    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
+        """Set the state as it was after `iteration` iterations."""
+        self._phi, self._adam, self._updates = (state[name].clone() for name in ("phi", "adam", "updates"))
+        self._rewards, self._known = state["rewards"].clone(), state["known"].clone()
+        self._courses, self._stage_counts = state["courses"].clone(), state["stage_counts"].clone()
+        self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
+        self.iteration = iteration
