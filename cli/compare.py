@@ -1,5 +1,6 @@
 """`mapolicy compare`: whether a bundle's policy helps, against which others, by how much, and how certain that is."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from ..bundle.load import Opened
-from ..bundle.manifest_base import parse_digest
+from ..bundle.manifest_base import PolicyFile, parse_digest
 from ..config import TrainConfig
 from ..errors import EnvironmentFault, InputError, MapolicyError, TrainingError, UsageError
-from ..registries import ZERO_COST_POLICIES
+from ..policy.import_policy import can_be_imported, import_policy
+from ..registries import ZERO_COST_POLICIES, policy_names
 from ..runtime import rank_environment
 from ..runtime.files import write_atomically
 from . import bundles, comparison_table, data_folder, display, options
@@ -49,12 +51,17 @@ class Bundles:
     ] = None
     limits: options.LimitOption = None
 
-    def open(self) -> list[Opened]:
+    def open(self, required: bool = True) -> list[Opened]:
         """Open all of them.
+
+        Args:
+            required: whether there has to be one.
 
         Raises:
             UsageError: there is none, or the number of digests is another.
         """
+        if not self.bundle and not required and not self.expect_digest:
+            return []
         if not self.bundle:
             raise UsageError("--bundle", "there is nothing to compare without one", "give --bundle FILE")
         digests: Sequence[str | None] = self.expect_digest or [None] * len(self.bundle)
@@ -78,7 +85,7 @@ class Plan:
         str,
         typer.Option(
             help=f"Policies to compare with: {', '.join(ZERO_COST_POLICIES)}, sampler-only (p_jk, equal weights), "
-            "weights-only (uniform sampling, learned weights).",
+            "weights-only (uniform sampling, learned weights), a policy that `mapolicy import` takes, or its bundle.",
             metavar="NAME,NAME",
         ),
     ] = DEFAULT_BASELINES
@@ -128,7 +135,8 @@ def compare(
     if rank_environment.processes() > 1:
         raise UsageError("compare", "was started by a launcher of several processes", "start it alone, with --jobs")
     plan.check()
-    opened = files.open()
+    against, imported = _imported(_names(plan.against), files.limits)
+    opened = files.open(required=not imported)
     configs, recipes = _configurations(dataset, opened, plan, settings)
     searched = next((each for each in opened if each.policy.has_network), None)
     configs = [data_folder.with_known_folder(config, searched, dataset is not None) for config in configs]
@@ -145,10 +153,10 @@ def compare(
     for config, recipe in zip(configs, [] if quiet else recipes, strict=False):
         reporter.on_note(f"{config.arch}: settings from {recipe}")
     comparison = compare_policies(
-        [bundles.build(each) for each in opened],
+        [*(bundles.build(each) for each in opened), *imported],
         configs,
         folder,
-        _names(plan.against),
+        against,
         _names(plan.mode),
         plan.seeds,
         plan.budget,
@@ -188,4 +196,26 @@ def _raise_failure(comparison: "Comparison") -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    # The comma of randaugment:2,9 is part of the name.
+    return [name.strip() for name in re.split(r",(?!\d)", text) if name.strip()]
+
+
+def _imported(names: Sequence[str], limits: options.LimitOption) -> tuple[list[str], list[PolicyFile]]:
+    """The names of policies that need no file; and the policies of the others, imported or from their bundles.
+
+    Raises:
+        UsageError, InputError: a file is no policy, or one that only `--bundle` takes.
+    """
+    left = [name for name in names if name in policy_names() or not can_be_imported(name)]
+    found: list[PolicyFile] = []
+    for name in names:
+        if name in left:
+            continue
+        if not name.endswith(".safetensors"):
+            found.append(import_policy(name))
+            continue
+        opened = options.BundleChecks(None, limits).open(name)
+        if opened.policy.has_network:
+            raise UsageError("--against", f"{name} is a searched bundle", "give it with --bundle")
+        found.append(bundles.build(opened))
+    return left, found

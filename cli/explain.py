@@ -96,7 +96,7 @@ def explain(
         documents = [explanation.document() for explanation in found]
         display.print_json({"digest": policy.digest, "out": out and str(out), "images": documents})
         return
-    if policy.manifest.equal_weights:
+    if not policy.manifest.weighs_images:
         print(f"{what_it_sees(policy.manifest)}\n")
     for explanation in found:
         _print(explanation)

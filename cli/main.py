@@ -95,6 +95,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]] = {
     "Lists": {
         "archs": listing.archs,
         "datasets": listing.datasets,
+        "policies": listing.policies,
         "operations": listing.operations,
         "recipes": listing.recipes,
         "settings": settings.settings,

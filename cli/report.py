@@ -139,8 +139,8 @@ def _gathered(opened: Opened | None, run: Path | None, other: Opened | None, stu
     where = resolve_device(study.device or "auto")
     curves = None if run is None else read_run(run)
     searched = bundles.build_searched(opened) if opened and opened.policy.has_network else None
-    # Equal weights have nothing to say of images.
-    needs_data = searched is not None and not searched.manifest.equal_weights
+    # Equal weights, and weights by the training loss, have nothing to say of images.
+    needs_data = searched is not None and searched.manifest.weighs_images
     if searched is not None and not needs_data and study.data_dir is not None:
         display.note(f"--data-dir is not used: {what_it_sees(searched.manifest)}")
     splits, no_data = _data(searched, study.data_dir, where) if searched is not None and needs_data else (None, "")

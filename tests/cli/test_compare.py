@@ -122,3 +122,25 @@ def test_a_comparison_is_not_for_several_processes(mapolicy, monkeypatch: pytest
     mapolicy("compare", "--bundle", "x.safetensors", "--arch", "wrn10_1").is_error(
         2, "compare: was started by a launcher of several processes; start it alone, with --jobs"
     )
+
+
+def test_compare_against_policies_that_are_imported(mapolicy, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("[[('Rotate', 0.5, 0.9)], [('Invert', 0.2, 0.0)]]")
+    (tmp_path / "schedule.json").write_text('[[1, []], [1, [["Rotate", 0.5, 9]]]]')
+    mapolicy("import", "schedule.json", "--out", "pba.safetensors")
+    against = "none,randaugment:1,3, list.txt,pba.safetensors"
+    command = ("compare", "digits", "--arch", "test_resnet", *SHORT, "--seeds", "1", "--epochs", "1")
+    outcome = mapolicy(*command, "--against", against, "--json", "--quiet", "--run-dir", "run")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.json["rows"]) == 4
+    sources = {found["source"] for found in outcome.json["bundles"].values()}
+    assert sources == {
+        next(each for each in sources if each.startswith("RandAugment, N 1, M 3")),
+        "list of 2 sub-policies",
+        "Population Based Augmentation, schedule of a file",
+    }
+
+
+def test_compare_against_a_searched_bundle_is_a_wrong_option(mapolicy, bundle_file: Path) -> None:
+    against = ("--against", f"none,{bundle_file}")
+    mapolicy("compare", "--bundle", bundle_file, "--arch", "test_resnet", *against).is_error(2, "--bundle")

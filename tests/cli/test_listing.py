@@ -1,12 +1,16 @@
-"""`mapolicy archs`, `recipes`, `datasets`, `operations`."""
+"""`mapolicy archs`, `recipes`, `datasets`, `operations`, `policies`."""
 
 import pytest
+
+from mapolicy.policy import pba
+from mapolicy.registries import SAMPLERS, ZERO_COST_POLICIES
 
 LISTS = {
     "archs": ("shakeshake26_2x96d", "shake-shake"),
     "recipes": ("search-cifar100-wrn28_10", "CIFAR-100"),
     "datasets": ("folder:PATH", "class"),
     "operations": ("Rotate", "degrees"),
+    "policies": ("pba-cifar10", "Population"),
 }
 
 
@@ -33,6 +37,10 @@ def test_what_the_lists_say(mapolicy) -> None:
     spaces = mapolicy("operations", "wide", "--json").json["spaces"]
     assert spaces == [{"name": "wide", "description": "operation space; TrivialAugment's wide ranges"}]
     assert mapolicy("operations", "trivialaugment").out == f"wide  {spaces[0]['description']}\n"
+    named = {row["name"]: row for row in mapolicy("policies", "--json").json["rows"]}
+    assert {*ZERO_COST_POLICIES, *SAMPLERS, *pba.NAMES} <= named.keys()
+    assert named["adversarial"]["reported"] == "98.10 / 84.51"
+    assert named["dada"]["cost"] == "0.1 GPU hours"
     (recipe,) = mapolicy("recipes", "search-cifar10-wrn40_2", "--json").json["rows"]
     assert recipe["target"] == "96.79 +- .06 (5 runs; baseline 94.7)"
     assert recipe["command"].startswith("mapolicy search cifar10 --proxy wrn40_2")
