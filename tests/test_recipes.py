@@ -38,7 +38,9 @@ DATA_SETTINGS = (
     "operation_space",
     "fill",
 )
-GENERAL = ("any", "finetune")  # recipes for every data set and network
+GENERAL = ("adversarial", "any", "finetune")  # recipes for every data set and network
+NAMED = {"finetune": ("--pretrained", "--arch"), "adversarial": ("--proxy",)}  # which a command takes by name alone
+ALONE = {"train-finetune", "search-adversarial"}  # recipes of one stage
 OWN = (*GENERAL, "digits")  # recipes that are not the paper's
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -80,7 +82,7 @@ def paper() -> dict[tuple[str, ...], tuple[str, str, str]]:
 
 
 def test_every_recipe_is_found() -> None:
-    assert len(NAMES) == 47
+    assert len(NAMES) == 48
     assert recipes.names() == NAMES
 
 
@@ -132,8 +134,8 @@ def test_head_is_the_command_that_takes_this_recipe(name: str) -> None:
     stage, dataset, _, variant = parts(name)
     program, subcommand, *arguments = command(name)
     assert (program, subcommand) == ("mapolicy", stage)
-    if dataset == "finetune":
-        assert {"--pretrained", "--arch"} <= set(arguments)
+    if dataset in NAMED:
+        assert set(NAMED[dataset]) <= set(arguments)
         assert arguments[arguments.index("--recipe") + 1] == name
         return
     if variant is not None:
@@ -170,7 +172,7 @@ def test_head_says_cost_and_expectation(name: str) -> None:
 
 def test_the_stages_agree_on_the_data() -> None:
     by_dataset: dict[str, dict[str, list[Any]]] = {}
-    for name in set(NAMES) - {"train-finetune"}:
+    for name in set(NAMES) - ALONE:
         by_dataset.setdefault(parts(name)[1], {})[name] = [settings(name)[key] for key in DATA_SETTINGS]
     assert sorted(by_dataset) == ["any", "cifar10", "cifar100", "digits", "imagenet", "omniglot"]
     for dataset, group in by_dataset.items():
@@ -180,7 +182,7 @@ def test_the_stages_agree_on_the_data() -> None:
 
 
 def test_each_search_has_its_training() -> None:
-    plain = [name for name in NAMES if not parts(name)[3] and name != "train-finetune"]
+    plain = [name for name in NAMES if not parts(name)[3] and name not in ALONE]
     of_stage = {stage: {name.removeprefix(f"{stage}-") for name in plain if parts(name)[0] == stage} for stage in KINDS}
     assert of_stage["search"] == of_stage["train"]
 
@@ -251,7 +253,8 @@ def test_what_is_listed() -> None:
 
 # ---- one tiny iteration of each
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "omniglot": 1623, "any": 7, "finetune": 7}
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "omniglot": 1623, "any": 7}
+CLASSES |= {"finetune": 7, "adversarial": 7}
 # The smallest relative of a family: the same kinds of layer, in a second.
 RELATIVES: dict[str, dict[str, Any]] = {
     "wrn": {"arch": "wrn10_1"},

@@ -13,8 +13,9 @@ What is ours:
   batch where there is one copy), and the moving average is that of a cell's samples. It gives the policy gradient
   without sampling noise: d/dphi of sum_c q_c r_c + entropy_weight * H(q). Its fixed point is q_c ~ exp(r_c /
   entropy_weight).
-- phi is updated in every iteration, the LSTM once an epoch. The paper's Adam has a rate of 0.00035 and its entropy a
-  weight of 0.00001; a table without a network in between needs larger ones, and the defaults are ours.
+- phi is updated in every iteration, the LSTM once an epoch. An unofficial implementation
+  (github.com/SeongwoongCho/adversarial-autoaugment-pytorch) has Adam at a rate of 0.00035 and an entropy weight of
+  0.00001. A table without a network in between needs larger ones, and the defaults are ours.
 """
 
 import torch

@@ -232,7 +232,7 @@ class ScheduledSteps:
         turned = shard.of(torch.randint(0, 2, shape, generator=generator)) == 1
         # The first `count` of those that would be taken, in their order, moved to the first columns.
         taken = reached & (reached.cumsum(1) <= count[:, None])
-        first = (~taken).byte().argsort(1, stable=True)[:, : len(self._counts) - 1]
+        first = (~taken).byte().argsort(dim=1, stable=True)[:, : len(self._counts) - 1]
         chosen, taken, turned = order.gather(1, first), taken.gather(1, first), turned.gather(1, first)
         value = table.value[0][chosen]
         return table.operation[0][chosen], torch.where(turned & table.mirrored[0][chosen], -value, value), taken
