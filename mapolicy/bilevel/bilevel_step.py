@@ -417,3 +417,4 @@ def _noted(losses: Iterable[Tensor], seen: list[Tensor] | None) -> Iterator[Tens
         if seen is not None:
             seen.append(each.detach())
         yield each
+        del each  # so that its graph does not live while the next one is computed
