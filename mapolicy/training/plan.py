@@ -198,11 +198,13 @@ def _batch_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Fo
 
 def training_images(data: DataProfile, config: SearchConfig) -> int:
     """How many training images a configuration leaves of a data set."""
-    if config.train_per_class:
-        return sum(per_class(config.train_per_class, data.sizes))
     test = 0 if data.own_test else sum(per_class(config.test_per_class, data.sizes))
     held_out = data.own_validation or sum(per_class(config.validation_per_class, data.sizes))
-    return max(0, data.images - test - held_out)
+    images = max(0, data.images - test - held_out)
+    if config.train_per_class:
+        images = sum(per_class(config.train_per_class, data.sizes))
+    aside = config.verify_per_class
+    return images - round(aside * (images if aside < 1 else len(data.sizes)))
 
 
 # In this order: a rule sees what the ones before it have chosen.
@@ -260,7 +262,7 @@ def fit(
     rungs = [_cheaper(config, rung, fixed) for rung in LADDER]
     fitted = [each.with_changes(epochs=_epochs(budget, each, outline, costs, most)) for each in rungs]
     wanted = min(ENOUGH_ITERATIONS, most * outline.per_epoch)
-    longest = max(fitted, key=lambda each: each.epochs)
+    longest = max(fitted, key=lambda each: (each.epochs, -seconds(each, outline, costs)))
     found = next((each for each in fitted if each.epochs * outline.per_epoch >= wanted), longest)
     iterations, taken = found.epochs * outline.per_epoch, in_words(seconds(found, outline, costs))
     reason = f"{iterations} iterations and the check" if outline.checked else f"{iterations} iterations"

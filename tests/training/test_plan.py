@@ -92,6 +92,8 @@ def test_a_batch_is_divided_by_processes(parts: int, images: int) -> None:
 def test_training_images_are_what_the_splits_leave() -> None:
     assert training_images(SIGNS, config()) == 10 * (206 - 31 - 21)
     assert training_images(SIGNS, config(train_per_class=20.0)) == 200
+    assert training_images(SIGNS, config(train_per_class=20.0, verify_per_class=0.25)) == 150
+    assert training_images(SIGNS, config(verify_per_class=4.0)) == 10 * (206 - 31 - 21 - 4)
     assert training_images(replace(SIGNS, own_test=True, own_validation=60), config()) == 2000
 
 
@@ -112,7 +114,7 @@ COSTS = Costs(learning=0.08, other=0.03, check=0.03, evaluation=0.1, once=6.0)
         (65, {"verification": "short", "meta_every": 2, "epochs": 28}),
         (54, {"verification": "short", "meta_every": 6, "epochs": 25}),
         (30, {"verification": "short", "meta_every": 6, "epochs": 12}),
-        (5, {"epochs": 1}),
+        (5, {"verification": "short", "meta_every": 6, "epochs": 1}),
     ],
 )
 def test_epochs_follow_from_the_time(budget: float, expected: dict) -> None:
