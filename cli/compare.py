@@ -179,8 +179,11 @@ def _configurations(
 ) -> tuple[list[TrainConfig], list[str]]:
     """A configuration for each network, and the recipe that each comes from."""
     from_bundle = next((each.policy.data_settings() for each in opened if each.policy.has_network), {})
-    flags = {"include_validation": plan.include_validation or None}
-    found = [settings.resolve(TrainConfig, name, dataset, from_bundle, **flags) for name in plan.arch or ()]
+    validation = plan.include_validation or None
+    found = [
+        settings.resolve(TrainConfig, name, dataset, from_bundle, include_validation=validation)
+        for name in plan.arch or ()
+    ]
     varied = OPTION_OF.keys() & {text.partition("=")[0] for text in settings.settings or ()}
     for name in sorted(varied):
         raise UsageError(f"--set {name}", "is what the comparison varies", f"use --{OPTION_OF[name]}")

@@ -76,6 +76,7 @@ def test_an_operation(folder: Path) -> None:
         }
     ]
     search = ("search", "digits", "--proxy", "wrn10_1", "--set", "operation_space=bright", "--out", "b.safetensors")
+    search += ("--set", "sampler=mean-weight", "--set", "weighting=policy")
     done = mapolicy(folder, *search, *SHORT, "--quiet", plugins="outside_operation")
     assert done.returncode == 0, done.stderr
     inspected = mapolicy(folder, "inspect", "b.safetensors", "--json", plugins="outside_operation")

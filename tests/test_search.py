@@ -118,6 +118,7 @@ def test_run_folder_has_configuration_log_and_result(make_search_config, tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.safetensors",
         "config.toml",
+        "data.json",
         "metrics.csv",
         "metrics.jsonl",
         "network.safetensors",

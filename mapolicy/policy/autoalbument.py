@@ -55,14 +55,14 @@ def sequences(document: dict[str, Any], source: str) -> tuple[list[list[Step]], 
     if not 1 <= len(sub_policies) <= SEQUENCES // 2:
         raise _refused(source, place, str(len(sub_policies)), f"1 to {SEQUENCES // 2}")
     chances = _chances([_number(part.get("p"), f"{place}: p", source) for part in sub_policies], place, source)
-    policies = []
+    drawn: list[list[Stage]] = []
     for position, sub_policy in enumerate(sub_policies):
         place = f"sub-policy {position}"
         stages = _parts(sub_policy, "Sequential", place, source)
         if not 1 <= len(stages) <= MAX_STEPS:
             raise _refused(source, place, f"{len(stages)} stages", f"1 to {MAX_STEPS}")
-        policies.append([_stage(stage, f"{place} stage {number}", source) for number, stage in enumerate(stages)])
-    return drawn_evenly(policies, chances)
+        drawn.append([_stage(stage, f"{place} stage {number}", source) for number, stage in enumerate(stages)])
+    return drawn_evenly(drawn, chances)
 
 
 Member = Step | str | None

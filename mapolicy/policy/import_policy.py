@@ -199,8 +199,8 @@ def _document(content: bytes, source: str) -> dict[str, Any]:
 def _from_document(document: dict[str, Any], source: str, drop_unknown: bool, which: str | None) -> DatasetPolicy:
     if faster_autoaugment.is_state(document):
         sub_policies, shares = faster_autoaugment.sequences(document, source)
-        about = faster_autoaugment.ABOUT_PIXELS
-        return _with_shares("Faster AutoAugment's policy", sub_policies, shares, about, source, drop_unknown)
+        pixels = faster_autoaugment.ABOUT_PIXELS
+        return _with_shares("Faster AutoAugment's policy", sub_policies, shares, pixels, source, drop_unknown)
     if document and "transform" not in document and all(isinstance(each, list) for each in document.values()):
         return _from_named(document, source, drop_unknown, which)
     sub_policies, shares = autoalbument.sequences(document, source)

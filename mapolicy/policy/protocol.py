@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bundle.dataset_level import DatasetPolicy
 from ..bundle.manifest_base import PolicyFile
-from ..config import TrainConfig
+from ..config import REWEIGHT, TrainConfig
 from ..distributed import Communicator
 from .augmentations import Augmentation, SampledSubPolicies, SampledTransformations, ScheduledSteps
 from .frozen import FrozenExtractor, FrozenWeights
@@ -63,7 +63,7 @@ class SearchedPolicy(Policy):
 
     def weights(self, config: TrainConfig, device: torch.device, communicator: Communicator) -> Weights | None:
         """Those of the frozen policy network, unless `config.weighting` asks for equal ones."""
-        if config.policy == "sampler-only" or (config.policy == "learned" and config.weighting != "policy"):
+        if config.policy == "sampler-only" or (config.policy == "learned" and config.weighting in ("equal", REWEIGHT)):
             return None  # weights of Ren et al. exist only while their hypergradients are computed
         policy, extractor = self.searched.build_policy().to(device), FrozenExtractor(self.searched, device)
         return FrozenWeights(extractor, policy, config.reject_below_mean, communicator, config.weight_limit)

@@ -133,7 +133,7 @@ def test_compare_against_policies_that_are_imported(mapolicy, tmp_path: Path) ->
     outcome = mapolicy(*command, "--against", against, "--json", "--quiet", "--run-dir", "run")
     assert outcome.code == 0, outcome.err
     assert len(outcome.json["rows"]) == 4
-    sources = {found["source"] for found in outcome.json["bundles"].values()}
+    sources = {found["source"] for found in outcome.json["bundles"]}
     assert sources == {
         next(each for each in sources if each.startswith("RandAugment, N 1, M 3")),
         "list of 2 sub-policies",
