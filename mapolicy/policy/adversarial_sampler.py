@@ -22,17 +22,14 @@ import torch
 from torch import Tensor
 
 from ..transforms.space import OperationSpace
-from ..transforms.transformation import Transformation
-from .levels import LevelGrid, marginals
+from .level_sampler import LOWEST, LevelSampler
 from .sampler import Observation
 
-STAGES = 20  # tables that a run records, so that another run can follow the same course
 MEMORY = 20.0  # observed iterations that a cell's reward averages
-LOWEST = -100.0  # of a recorded log level; well within what a bundle may hold
 LARGEST_REWARD = 3.0  # standard deviations; limits the influence of a single image
 
 
-class AdversarialSampler:
+class AdversarialSampler(LevelSampler):
     """Learns a distribution over operations and signed levels from training losses; both positions are drawn from it.
 
     Args:
@@ -51,9 +48,7 @@ class AdversarialSampler:
 
     needs_hypergradient = False
     needs_losses = True
-    strength = 1.0
-    inputs = 0
-    sample_effects = None
+    moving = (*LevelSampler.moving, "adam", "updates", "rewards", "known")
 
     def __init__(
         self,
@@ -65,94 +60,27 @@ class AdversarialSampler:
         iterations: int = 600,
         start: Tensor | None = None,
     ) -> None:
-        self.grid = LevelGrid(space, bins)
+        super().__init__(space, bins, iterations, start)
         self.rate, self.entropy, self.copies = rate, entropy, copies
-        self.iterations, self.iteration = iterations, 0
         groups = self.grid.groups
-        self._phi = torch.zeros(groups, dtype=torch.float64)
-        if start is not None:
-            self._phi[self.grid.group] = start.double()
         self._adam = torch.zeros(2, groups, dtype=torch.float64)  # moments
         self._updates = torch.zeros((), dtype=torch.int64)
         self._rewards = torch.zeros(groups, dtype=torch.float64)
         self._known = torch.zeros(groups, dtype=torch.bool)
-        pairs = self.grid.operations**2
-        self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
-        self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
-        self._stage_counts = torch.zeros(STAGES, dtype=torch.int64)
 
-    @property
-    def codes(self) -> int:
-        """How many different pairs of cells there are."""
-        return self.grid.group.numel() ** 2
-
-    @property
-    def log_levels(self) -> Tensor:
-        """phi less its largest value, float64 [K, 2 * bins]; a new tensor."""
-        return self._shifted(self._phi[self.grid.group])
-
-    @property
-    def cells(self) -> Tensor:
-        """q, the probabilities of the draws, float64 [K, 2 * bins], sums to 1."""
-        return torch.softmax(self._phi[self.grid.group].flatten(), 0).reshape(self.grid.group.shape)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """p_jk, float64 [K, K]: the product of q's marginals."""
-        return marginals(self.cells)
-
-    @property
-    def means(self) -> Tensor:
-        """The mean raw output of the policy network for each pair, float64 [K, K]; 1/2 for a pair without one."""
-        means = torch.where(self._raw_counts > 0, self._raw_sums / self._raw_counts.clamp(min=1), 0.5)
-        return means.reshape(self.grid.operations, self.grid.operations)
-
-    @property
-    def stages(self) -> Tensor:
-        """`log_levels` in each share of the run so far, float64 [stages, K, 2 * bins]; [1, ...] before the first."""
-        reached = self._stage_counts > 0
-        if not reached.any():
-            return self.log_levels[None]
-        courses = self._courses[reached] / self._stage_counts[reached, None]
-        return torch.stack([self._shifted(course[self.grid.group]) for course in courses])
+    def table(self, phi: Tensor) -> Tensor:
+        """Phi less its largest value: the same draws, and at most 0."""
+        return (phi - phi.max()).clamp(LOWEST, 0)[self.grid.group]
 
     @property
     def rewards(self) -> Tensor:
         """r, the moving average of the normalised losses, float64 [K, 2 * bins]; 0 for a cell without a sample."""
         return self._rewards[self.grid.group]
 
-    @staticmethod
-    def _shifted(phi: Tensor) -> Tensor:
-        return (phi - phi.max()).clamp(LOWEST, 0)
-
-    def sample(self, batch: int, generator: torch.Generator, progress: float | None = None) -> Transformation:
-        """Draw `batch` transformations on the CPU from the present q; `progress` is not used."""
-        return self.grid.draw(self.cells.flatten(), batch, generator)
-
-    def code(self, transformation: Transformation) -> Tensor:
-        """Each transformation's pair of cells as one number, int64 [n]."""
-        first = self.grid.cell(transformation.first, transformation.magnitude1)
-        second = self.grid.cell(transformation.second, transformation.magnitude2)
-        return first * self.grid.group.numel() + second
-
-    def pair(self, code: Tensor) -> Tensor:
-        """The pair of operations of each code: its position in the flattened p_jk, int64 [n]."""
-        first, second = code // self.grid.group.numel(), code % self.grid.group.numel()
-        return first // self.grid.bins * self.grid.operations + second // self.grid.bins
-
-    def observe(self, observation: Observation) -> None:
-        """Record an iteration; its training losses update q."""
-        code = observation.code.cpu()
+    def learn(self, observation: Observation) -> None:
+        """Update q by the training losses of an iteration."""
         if observation.losses is not None:
-            self._learn(code, observation.losses.detach().double().cpu())
-        if observation.raw is not None:
-            pair = self.pair(code)
-            self._raw_sums.index_add_(0, pair, observation.raw.detach().double().cpu())
-            self._raw_counts.index_add_(0, pair, torch.ones_like(pair, dtype=torch.float64))
-        stage = min(STAGES - 1, self.iteration * STAGES // max(1, self.iterations))
-        self._courses[stage] += self._phi
-        self._stage_counts[stage] += 1
-        self.iteration += 1
+            self._learn(observation.code.cpu(), observation.losses.detach().double().cpu())
 
     def _learn(self, code: Tensor, losses: Tensor) -> None:
         if not bool(losses.isfinite().all()):
@@ -163,8 +91,7 @@ class AdversarialSampler:
         if not bool(deviation > 1e-12 * losses.abs().mean()):
             return  # all losses are equal
         rewards = (rewards / deviation).clamp(-LARGEST_REWARD, LARGEST_REWARD)
-        cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
-        values = self.grid.group.flatten()[cells]
+        values = self.values_of(code)
         drawn = torch.bincount(values, minlength=self.grid.groups)
         sums = torch.zeros_like(self._rewards).index_add_(0, values, rewards.repeat(2))
         means, seen = sums / drawn.clamp(min=1), drawn > 0
@@ -199,25 +126,3 @@ class AdversarialSampler:
         if self.figures()["level_entropy"] < 0.5:
             found.append("the draws have collapsed on a few operations and levels: raise adversarial_entropy")
         return found
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, except the number of the iteration."""
-        return {
-            "phi": self._phi,
-            "adam": self._adam,
-            "updates": self._updates,
-            "rewards": self._rewards,
-            "known": self._known,
-            "courses": self._courses,
-            "stage_counts": self._stage_counts,
-            "raw_sums": self._raw_sums,
-            "raw_counts": self._raw_counts,
-        }
-
-    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Set the state as it was after `iteration` iterations."""
-        self._phi, self._adam, self._updates = (state[name].clone() for name in ("phi", "adam", "updates"))
-        self._rewards, self._known = state["rewards"].clone(), state["known"].clone()
-        self._courses, self._stage_counts = state["courses"].clone(), state["stage_counts"].clone()
-        self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
-        self.iteration = iteration

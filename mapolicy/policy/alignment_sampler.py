@@ -12,6 +12,7 @@ for operation o and level bin b, with u uniform and g the mean score of the batc
 the typical cell's where that is below the batch's mean. The bound at 0 is the point of the method: what does not harm
 keeps its share, since a large s_i only says what helps in the next step. For the same reason a few cells with large
 scores must not make all others look harmful: they raise the batch's mean, not the typical cell.
+
 s_i is measured under the present q, so what is drawn rarely no longer disturbs the measurement of the rest. With
 `inputs`, phi depends on the image too: phi(o, b | x) = min(0, phi(o, b) + V(o, b) . h(x)), with V learned from the same
 scores and shrunk to 0 where it is not more than chance. `docs/algorithm.md` has the reasons. Related: Mueller,
@@ -27,14 +28,13 @@ from torch import Tensor
 
 from ..transforms.space import OperationSpace
 from ..transforms.transformation import Transformation
-from .levels import LevelGrid, context_cells, marginals
+from .level_sampler import LOWEST, LevelSampler
+from .levels import context_cells
 from .sampler import Observation
 
-STAGES = 20  # tables that a run records, so that another run can follow the same course
 LARGEST_SCORE = 3.0  # standard deviations; limits the influence of a single outlier of s_i
 ENOUGH = 5.0  # observations; a level with fewer has no effect of its own yet
 RUNNING_MEMORY = 20.0  # iterations with a hypergradient that the running count and sum of a cell average
-LOWEST = -100.0  # of phi; well within what a bundle may hold
 EVIDENCE = 2.0  # standard errors by which an operation's effects must differ between images more than chance
 PRIOR_COUNT = 2.0  # observations; a rare cell's few scores do not move phi far
 THINNED = 0.5  # of a uniform draw's frequency
@@ -96,7 +96,7 @@ def _shrunk(values: Tensor, noise: Tensor) -> Tensor:
     return values * true / (true + noise).clamp(min=1e-30)
 
 
-class AlignmentSampler:
+class AlignmentSampler(LevelSampler):
     """Learns a distribution over operations and signed levels from s_i; both positions are drawn from it.
 
     Args:
@@ -111,7 +111,6 @@ class AlignmentSampler:
         start_effects: float [D, K, 2 * bins]: `sample_effects` of another run; None starts at 0.
 
     Attributes:
-        log_levels: float64 [K, 2 * bins], phi of the present iteration.
         effects: how much the recent scores differ beyond chance; None before the first hypergradient.
     """
 
@@ -127,66 +126,20 @@ class AlignmentSampler:
         inputs: int = 0,
         start_effects: Tensor | None = None,
     ) -> None:
-        self.grid = LevelGrid(space, bins)
-        self.strength, self.rate, self.decay = strength, rate, decay
-        self.iterations = iterations
-        self.iteration = 0
+        super().__init__(space, bins, iterations, start)
+        self.strength, self.rate, self.decay, self.inputs = strength, rate, decay, inputs
+        self.moving = (*LevelSampler.moving, "running", "running_sums", "counts", "sums", "squares")
         groups = self.grid.groups
-        self._phi = torch.zeros(groups, dtype=torch.float64) if start is None else self._shared(start.double())
         # How often a batch has a cell, and the sum of its scores; a count of -1: no update yet.
         self._running = torch.full((groups,), -1.0, dtype=torch.float64)
         self._running_sums = torch.zeros(groups, dtype=torch.float64)
         # For `effects`: observations, their scores and squared weights; older ones count less.
         self._counts, self._sums, self._squares = torch.zeros(3, groups, dtype=torch.float64)
-        self.inputs = inputs
-        self._seen, self._seen_variance = torch.zeros(2, groups, inputs, dtype=torch.float64)  # V, and its noise
+        if inputs:
+            self.moving += ("seen", "seen_variance")  # V, and its sampling variance
+        self._seen, self._seen_variance = torch.zeros(2, groups, inputs, dtype=torch.float64)
         if start_effects is not None:
-            self._seen = torch.stack([self._shared(table) for table in start_effects.double()], 1)
-        pairs = self.grid.operations**2
-        self._raw_sums, self._raw_counts = torch.zeros(2, pairs, dtype=torch.float64)
-        self._courses = torch.zeros(STAGES, groups, dtype=torch.float64)
-        self._stage_counts = torch.zeros(STAGES, dtype=torch.int64)
-
-    def _shared(self, table: Tensor) -> Tensor:
-        """The value of each group, from a table [K, bins] in which a group's cells are equal."""
-        values = torch.empty(self.grid.groups, dtype=torch.float64)
-        values[self.grid.group] = table
-        return values
-
-    @property
-    def codes(self) -> int:
-        """How many different pairs of cells there are."""
-        return self.grid.group.numel() ** 2
-
-    @property
-    def log_levels(self) -> Tensor:
-        """phi, float64 [K, 2 * bins]; a new tensor."""
-        return self._phi[self.grid.group]
-
-    @property
-    def cells(self) -> Tensor:
-        """q, the probabilities of the draws, float64 [K, 2 * bins], sums to 1."""
-        return torch.softmax(self.strength * self.log_levels.flatten(), 0).reshape(self.grid.group.shape)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """p_jk, float64 [K, K]: the product of q's marginals."""
-        return marginals(self.cells)
-
-    @property
-    def means(self) -> Tensor:
-        """The mean raw output of the policy network for each pair, float64 [K, K]; 1/2 for a pair without one."""
-        means = torch.where(self._raw_counts > 0, self._raw_sums / self._raw_counts.clamp(min=1), 0.5)
-        return means.reshape(self.grid.operations, self.grid.operations)
-
-    @property
-    def stages(self) -> Tensor:
-        """The mean of phi in each share of the run so far, float64 [stages, K, 2 * bins]; [1, ...] before the first."""
-        reached = self._stage_counts > 0
-        if not reached.any():
-            return self.log_levels[None]
-        courses = self._courses[reached] / self._stage_counts[reached, None]
-        return courses[:, self.grid.group]
+            self._seen = torch.stack([self.shared(table) for table in start_effects.double()], 1)
 
     @property
     def sample_effects(self) -> Tensor | None:
@@ -233,54 +186,27 @@ class AlignmentSampler:
         progress: float | None = None,
         context: Tensor | None = None,
     ) -> Transformation:
-        """Draw `batch` transformations on the CPU from the present q; `progress` is not used.
-
-        Args:
-            batch: how many.
-            generator: on the CPU.
-            progress: not used.
-            context: h(x) of the images, float [batch, D]; None draws from the data set's q.
-        """
+        """As in `LevelSampler`; without a context all images have the data set's q."""
         effects = None if context is None else self.sample_effects
         if context is None or effects is None:
-            return self.grid.draw(self.cells.flatten(), batch, generator)
-        return self.grid.draw(
-            context_cells(self.log_levels, effects, context, self.strength).flatten(1), batch, generator
-        )
+            return super().sample(batch, generator)
+        cells = context_cells(self.log_levels, effects, context, self.strength)
+        return self.grid.draw(cells.flatten(1), batch, generator)
 
-    def code(self, transformation: Transformation) -> Tensor:
-        """Each transformation's pair of cells as one number, int64 [n]."""
-        first = self.grid.cell(transformation.first, transformation.magnitude1)
-        second = self.grid.cell(transformation.second, transformation.magnitude2)
-        return first * self.grid.group.numel() + second
-
-    def pair(self, code: Tensor) -> Tensor:
-        """The pair of operations of each code: its position in the flattened p_jk, int64 [n]."""
-        first, second = code // self.grid.group.numel(), code % self.grid.group.numel()
-        return first // self.grid.bins * self.grid.operations + second // self.grid.bins
-
-    def observe(self, observation: Observation) -> None:
-        """Record an iteration; if it has a hypergradient, q is updated."""
-        if observation.alignment is not None and observation.rows is not None:
-            rows = observation.rows
-            context = None if observation.context is None else observation.context[rows.cpu()].double()
-            self._learn(observation.code[rows].cpu(), observation.alignment.detach().double().cpu(), context)
-        if observation.raw is not None:
-            pair = self.pair(observation.code).cpu()
-            self._raw_sums.index_add_(0, pair, observation.raw.detach().double().cpu())
-            self._raw_counts.index_add_(0, pair, torch.ones_like(pair, dtype=torch.float64))
-        stage = min(STAGES - 1, self.iteration * STAGES // max(1, self.iterations))
-        self._courses[stage] += self._phi
-        self._stage_counts[stage] += 1
-        self.iteration += 1
+    def learn(self, observation: Observation) -> None:
+        """Update phi, and V, by the s_i of an iteration with a hypergradient."""
+        if observation.alignment is None or observation.rows is None:
+            return
+        rows = observation.rows
+        context = None if observation.context is None else observation.context[rows.cpu()].double()
+        self._learn(observation.code[rows].cpu(), observation.alignment.detach().double().cpu(), context)
 
     def _learn(self, code: Tensor, alignment: Tensor, context: Tensor | None) -> None:
         deviation = alignment.std(correction=0)
         if not bool(deviation > 0) or not bool(alignment.isfinite().all()):
             return  # all s_i are equal, or the step will be rejected as not finite
         scores = ((alignment - alignment.mean()) / deviation).clamp(-LARGEST_SCORE, LARGEST_SCORE)
-        cells = torch.cat([code // self.grid.group.numel(), code % self.grid.group.numel()])
-        values = self.grid.group.flatten()[cells]
+        values = self.values_of(code)
         drawn = torch.bincount(values, minlength=self.grid.groups).double()
         summed = torch.zeros_like(self._phi).index_add_(0, values, scores.repeat(2))
         first = bool(self._running[0] < 0)
@@ -325,31 +251,3 @@ class AlignmentSampler:
             "no operation or level differs from the others beyond chance: what is drawn less often is so by chance; "
             "search longer, raise batch_size and validation_batch_size, or lower alignment_strength"
         ]
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, except the number of the iteration."""
-        return {
-            "running": self._running,
-            "running_sums": self._running_sums,
-            "counts": self._counts,
-            "sums": self._sums,
-            "squares": self._squares,
-            "phi": self._phi,
-            "courses": self._courses,
-            "stage_counts": self._stage_counts,
-            "raw_sums": self._raw_sums,
-            "raw_counts": self._raw_counts,
-            **({"seen": self._seen, "seen_variance": self._seen_variance} if self.inputs else {}),
-        }
-
-    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
-        """Set the state as it was after `iteration` iterations."""
-        self._counts, self._sums, self._squares = (state[name].clone() for name in ("counts", "sums", "squares"))
-        self._phi, self._running = state["phi"].clone(), state["running"].clone()
-        self._running_sums = state["running_sums"].clone()
-        if self.inputs:
-            self._seen, self._seen_variance = state["seen"].clone(), state["seen_variance"].clone()
-        self._courses = state["courses"].clone()
-        self._stage_counts = state["stage_counts"].clone()
-        self._raw_sums, self._raw_counts = state["raw_sums"].clone(), state["raw_counts"].clone()
-        self.iteration = iteration

@@ -10,6 +10,7 @@ from ..registries import SAMPLERS
 from ..transforms.space import SPACES, OperationSpace, level_edges
 from .adversarial_sampler import AdversarialSampler
 from .alignment_sampler import AlignmentSampler
+from .level_sampler import LevelSampler
 from .levels import FeatureDirections, SampleEffects, StagedLevels
 from .sampler import Sampler, TransformationSampler
 
@@ -135,7 +136,7 @@ def learned_draws(
         strength: kappa of the draws from the bundle; None takes the sampler's.
         features: the directions of the features that the sampler sees; None where it sees the class, or nothing.
     """
-    if not isinstance(sampler, AlignmentSampler | AdversarialSampler):
+    if not isinstance(sampler, LevelSampler):
         return LearnedDraws(sampler.probabilities, sampler.means)
     log_levels = sampler.stages.float()
     strength = sampler.strength if strength is None else strength

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mapolicy.policy.adversarial_sampler import MEMORY, STAGES, AdversarialSampler
+from mapolicy.policy.adversarial_sampler import MEMORY, AdversarialSampler
+from mapolicy.policy.level_sampler import STAGES
 from mapolicy.policy.sampler import Observation
 from mapolicy.policy.samplers import learned_draws
 from mapolicy.transforms.space import SPACES

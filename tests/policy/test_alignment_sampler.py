@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from mapolicy.policy.alignment_sampler import STAGES, AlignmentSampler, estimate_effects
+from mapolicy.policy.alignment_sampler import AlignmentSampler, estimate_effects
+from mapolicy.policy.level_sampler import STAGES
 from mapolicy.policy.levels import (
     FeatureDirections,
     LevelGrid,
