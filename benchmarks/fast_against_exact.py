@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mapolicy import SearchConfig, recipes, search_policy
 from mapolicy.compare.stats import half_width
-from mapolicy.config import FAST
+from mapolicy.config.choices import FAST
 from mapolicy.data.splits import load_splits
 from mapolicy.policy.pipeline import Pipeline
 from mapolicy.policy.sampler import relative_entropy

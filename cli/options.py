@@ -10,7 +10,7 @@ import typer
 from ..bundle.limits import Limits
 from ..bundle.load import Opened, open_bundle
 from ..bundle.manifest_base import parse_digest
-from ..config import DEVICES, FAST, STORED_DTYPES
+from ..config.choices import DEVICES, FAST, STORED_DTYPES
 from ..registries import DATASETS
 from ..runtime import rank_environment
 from . import completion, display, outputs

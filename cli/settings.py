@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import recipes
-from ..config import FAST, RunConfig, SearchConfig, TrainConfig
+from ..config import RunConfig, SearchConfig, TrainConfig
+from ..config.choices import FAST
 from . import completion, display, options
 from .grouped import grouped
 

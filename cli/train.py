@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ..compare.stats import share_interval
-from ..config import MODES, TrainConfig
+from ..config import TrainConfig
+from ..config.choices import MODES
 from ..errors import UsageError
 from ..registries import policy_names
 from ..runtime import rank_environment

@@ -17,7 +17,8 @@ from torch import nn
 from .bilevel.inner_rate import InnerRate
 from .bundle import manifest
 from .bundle.format import check_input_size
-from .config import CLASS, FEATURES, VERIFICATIONS, SearchConfig, untagged
+from .config import SearchConfig
+from .config.choices import CLASS, FEATURES, VERIFICATIONS, untagged
 from .data.splits import DataSplits
 from .distributed import communicator
 from .errors import UsageError

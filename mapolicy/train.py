@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from .bilevel.inner_rate import InnerRate
 from .bundle.format import EXTRACTOR_PREFIX
 from .bundle.manifest_base import PolicyFile
-from .config import AS_SEARCHED, LATER, TrainConfig
+from .config import TrainConfig
+from .config.choices import AS_SEARCHED, LATER
 from .distributed import communicator
 from .errors import InputError
 from .inference.measures import Evaluation

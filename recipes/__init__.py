@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..config import SHORT_NAMES, untagged
+from ..config.choices import SHORT_NAMES, untagged
 from ..errors import InputError
 from ..runtime.toml_file import read_toml
 

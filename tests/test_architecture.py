@@ -26,13 +26,13 @@ from tests.helpers.imports import (
 
 # The rooms from the lowest to the highest: a room imports from the ones before it.
 ROOMS = [
-    *("errors", "runtime", "transforms", "distributed", "registries", "setting_types", "setting_errors", "config"),
+    *("errors", "runtime", "transforms", "distributed", "registries", "config"),
     *("models", "data", "bundle", "policy", "inference", "bilevel"),
     *("report", "training", "search", "train", "compare", "bench", "augment", "__init__", "recipes", "cli", "__main__"),
 ]
 PACKAGES = [
-    *("runtime", "transforms", "models", "data", "bundle", "policy", "inference", "bilevel", "training", "compare"),
-    *("report", "bench"),
+    *("runtime", "transforms", "config", "models", "data", "bundle", "policy", "inference", "bilevel", "training"),
+    *("compare", "report", "bench"),
 ]
 
 

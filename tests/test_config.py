@@ -12,20 +12,12 @@ import timm
 from pydantic import TypeAdapter, ValidationError
 
 import mapolicy.models  # noqa: F401 - registers the networks in timm
-from mapolicy.config import (
-    FAST,
-    LATER,
-    MACHINE_FIELDS,
-    NOT_IN_SEARCH,
-    NOT_WHILE_LEARNING,
-    RunConfig,
-    SearchConfig,
-    TrainConfig,
-)
+from mapolicy.config import RunConfig, SearchConfig, TrainConfig
+from mapolicy.config.choices import FAST, LATER, MACHINE_FIELDS, NOT_IN_SEARCH, NOT_WHILE_LEARNING
+from mapolicy.config.types import OneOf
 from mapolicy.errors import InputError, UsageError
 from mapolicy.registries import LOSSES
 from mapolicy.runtime.toml_file import read_toml
-from mapolicy.setting_types import OneOf
 
 COMMON = {
     "dataset": "digits",

@@ -211,7 +211,7 @@ def test_paths_in_code_spans_exist(page: Path) -> None:
 def test_the_guard_sees_paths() -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     found = {span for span in CODE_SPAN.findall(pages) if MENTIONED.fullmatch(span)}
-    assert {"cli/resolve.py", "mapolicy/config.py", "recipes/"} <= found
+    assert {"cli/resolve.py", "mapolicy/bundle/fetch.py", "recipes/"} <= found
     assert len(found) > 40
 
 

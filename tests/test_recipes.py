@@ -15,7 +15,8 @@ import torch
 
 import mapolicy.models  # noqa: F401 - registers the paper's networks in timm
 from mapolicy import PolicyBundle, recipes, search_policy, train_network
-from mapolicy.config import MACHINE_FIELDS, OPTIONAL, RunConfig, SearchConfig, TrainConfig
+from mapolicy.config import RunConfig, SearchConfig, TrainConfig
+from mapolicy.config.choices import MACHINE_FIELDS, OPTIONAL
 from mapolicy.data.stratify import check_sizes
 from mapolicy.errors import InputError
 from mapolicy.models.factory import check_arch

@@ -17,7 +17,8 @@ from ..bilevel.compiled_step import CompiledStep
 from ..bilevel.inner_rate import InnerRate
 from ..bilevel.options import StepOptions
 from ..bilevel.weighted_step import weighted_step
-from ..config import FAST, SearchConfig
+from ..config import SearchConfig
+from ..config.choices import FAST
 from ..errors import EnvironmentFault
 from ..models.factory import build_network
 from ..models.features import feature_width

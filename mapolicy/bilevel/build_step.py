@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..config import LOSS, RunConfig, SearchConfig
+from ..config import RunConfig, SearchConfig
+from ..config.choices import LOSS
 from ..distributed import communicator
 from ..errors import EnvironmentFault, UsageError
 from ..models.features import feature_maps, head

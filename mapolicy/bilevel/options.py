@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Self
 
-from ..config import REWEIGHT, RunConfig
+from ..config import RunConfig
+from ..config.choices import REWEIGHT
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import LOSS
+from ..config.choices import LOSS
 from ..runtime.sanitize import invalid_bundle, quoted
 from ..transforms.space import SPACES
 from . import canonical_json

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..config import (
+from ..config.choices import (
     ALPHAS,
     BASE_AUGMENTATIONS,
     EVALUATION_SHARE,

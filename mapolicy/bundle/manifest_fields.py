@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, FailFast, Field, GetJsonSchemaHandler, Strict
 
-from ..config import ALPHA_BACKGROUND, LARGEST_VALUE
+from ..config.choices import ALPHA_BACKGROUND, LARGEST_VALUE
 from ..runtime.sanitize import quoted
 
 MAX_COUNT = 2**40

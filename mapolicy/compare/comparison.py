@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ..bundle.manifest_base import PolicyFile
-from ..config import MACHINE_FIELDS, TrainConfig
+from ..config import TrainConfig
+from ..config.choices import MACHINE_FIELDS
 from ..errors import MapolicyError
 from ..policy.policy_bundle import PolicyBundle
 from ..policy.protocol import searched_bundle

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from ..config import MACHINE_FIELDS, TrainConfig, untagged
+from ..config import TrainConfig
+from ..config.choices import MACHINE_FIELDS, untagged
 from ..errors import InputError
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.files import CONFIG_FILE, RESULT_FILE

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from ..config import ALPHA_BACKGROUND, INTERPOLATIONS, LARGEST_VALUE, RESIZES
+from ..config.choices import ALPHA_BACKGROUND, INTERPOLATIONS, LARGEST_VALUE, RESIZES
 from ..errors import InputError
 from ..runtime.random import generator
 from ..runtime.sanitize import quoted

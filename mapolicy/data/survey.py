@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import EVALUATION_SHARE, LARGEST_VALUE, RunConfig
+from ..config import RunConfig
+from ..config.choices import EVALUATION_SHARE, LARGEST_VALUE
 from .decode import CorruptImageError, Header, bombs_as_errors
 from .image_dataset import ImageSet
 from .loader import threaded_map

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from ..bundle.manifest_base import first_problem
-from ..config import RunConfig, untagged
+from ..config import RunConfig
+from ..config.choices import untagged
 from ..data.splits import DataSplits
 from ..errors import UsageError
 from ..models.factory import unique_tensors

@@ -11,7 +11,7 @@ from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from .. import models
-from ..config import SHORT_NAMES, untagged
+from ..config.choices import SHORT_NAMES, untagged
 from ..errors import UsageError
 
 LONGEST_NAME = 80  # characters of an unknown name in an error

@@ -17,7 +17,8 @@ from timm.data import resolve_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, load_pretrained
 from torch import Tensor, nn
 
-from ..config import INTERPOLATIONS, RunConfig
+from ..config import RunConfig
+from ..config.choices import INTERPOLATIONS
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..runtime.files import read_regular_file
 

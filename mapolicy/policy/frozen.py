@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import LOSS
+from ..config.choices import LOSS
 from ..distributed import ALONE, Communicator
 from ..errors import UsageError
 from ..models.features import deep_features

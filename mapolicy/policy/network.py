@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import LOSS, POLICY_INPUTS
+from ..config.choices import LOSS, POLICY_INPUTS
 from ..errors import UsageError
 from ..transforms.space import EMBEDDING_WIDTH
 

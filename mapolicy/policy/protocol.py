@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..bundle.dataset_level import DatasetPolicy
 from ..bundle.manifest_base import PolicyFile
-from ..config import REWEIGHT, TrainConfig
+from ..config import TrainConfig
+from ..config.choices import REWEIGHT
 from ..distributed import Communicator
 from .augmentations import Augmentation, SampledSubPolicies, SampledTransformations, ScheduledSteps
 from .frozen import FrozenExtractor, FrozenWeights

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..bundle.manifest import Levels
-from ..config import CLASS, FEATURES, RunConfig
+from ..config import RunConfig
+from ..config.choices import CLASS, FEATURES
 from ..registries import SAMPLERS
 from ..transforms.space import SPACES, OperationSpace, level_edges
 from .adversarial_sampler import AdversarialSampler

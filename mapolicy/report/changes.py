@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import LOSS
+from ..config.choices import LOSS
 from ..policy.compress import WeightEffect, effect_on_weights
 from ..policy.policy_bundle import PolicyBundle
 from .tables import HeatTable, change_table

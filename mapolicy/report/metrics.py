@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import MACHINE_FIELDS
+from ..config.choices import MACHINE_FIELDS
 from ..errors import InputError
 from ..runtime.files import CONFIG_FILE, METRICS_FILE, RESULT_FILE, read_regular_file
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..config import CLASS
+from ..config.choices import CLASS
 from ..models.features import deep_features
 from ..policy.alignment_sampler import AlignmentSampler
 from ..policy.levels import FeatureDirections, class_context

@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..config import MACHINE_FIELDS, RunConfig
+from ..config import RunConfig
+from ..config.choices import MACHINE_FIELDS
 from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.lock import folder_lock

@@ -4,7 +4,7 @@ import pytest
 
 from mapolicy import PolicyBundle
 from mapolicy.compare.policies import compared_policies
-from mapolicy.config import OPTIONAL
+from mapolicy.config.choices import OPTIONAL
 from mapolicy.errors import UsageError
 
 EVERYTHING = {

@@ -10,7 +10,8 @@ from torch import nn
 
 import mapolicy.models  # noqa: F401 - registers wrn10_1
 from mapolicy.bilevel.inner_rate import InnerRate
-from mapolicy.config import TRAIN_SCHEDULES, TrainConfig
+from mapolicy.config import TrainConfig
+from mapolicy.config.choices import TRAIN_SCHEDULES
 from mapolicy.errors import UsageError
 from mapolicy.policy.network import PolicyNetwork
 from mapolicy.training.optim import (

@@ -21,142 +21,33 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from .errors import InputError, MapolicyError, UsageError
-from .registries import LOSSES, SAMPLERS, SEARCHED_POLICIES, policy_names
-from .setting_errors import setting_error
-from .setting_types import Matching, OneOf, Table
-from .transforms.space import DEFAULT_SPACE, SPACES
-
-BASE_AUGMENTATIONS = ("none", "flip_crop", "random_resized_crop")
-FILLS = ("mean", "black")
-RESIZES = ("crop", "pad", "squash")
-INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
-ALPHA_BACKGROUND = "white|black|#[0-9a-f]{6}"  # a regular expression
-_NUMBER = r"-?\d{1,13}(\.\d{1,20})?(e[+-]?\d{1,2})?"
-LARGEST_VALUE = 1e12  # of a pixel
-EVALUATION_SHARE = 224 / 256  # of the shorter side; for networks trained on random resized crops
-VALUE_RANGE = rf"auto|full|{_NUMBER}:{_NUMBER}"
-MODES = ("frozen", "finetune")
-ALPHAS = ("scalar", "per-layer")
-LOSS = "loss"
-POLICY_INPUTS = ("both", "features", "embedding", LOSS)
-EXTRACTORS = ("shared", "own")
-PRECISIONS = ("float32", "bfloat16")
-STORED_DTYPES = ("float32", "float16", "bfloat16")  # of a bundle's extractor
-DEVICES = ("auto", "cpu", "cuda")
-REWEIGHT = "reweight"
-WEIGHTINGS = ("policy", "equal", REWEIGHT)
-CLASS, FEATURES = "class", "features"
-SAMPLER_INPUTS = ("none", CLASS, FEATURES)
-AS_SEARCHED = "as-searched"
-BATCH_NORMS = ("local", "synchronised")
-COMPILE = ("auto", "never", "always")
-SCHEDULES = ("cosine", "theorem1")
-ON_DIVERGENCE = ("stop", "rollback")
-NORMALISATIONS = ("auto", "data", "network")
-BALANCES = ("none", "sampler", "loss")
-LAST_BATCHES = ("drop", "keep")
-VERIFICATIONS = ("full", "short")
-TRAIN_SCHEDULES = ("cosine", "tanh", "poly", "step", "wsd", "rsqrt", "constant")
-
-SHORT_NAMES: Mapping[str, str] = {"pyramidnet": "pyramidnet272_a200"}  # of networks
-
-# Settings of `--fast`: no approximation, but theta and alpha are updated only in every sixth iteration.
-FAST: Mapping[str, Any] = {"meta_every": 6}
-
-# Settings that the first version did not have, and what it did.
-LATER: Mapping[str, Any] = {
-    "sampler": "mean-weight",
-    "weighting": "policy",
-    "training_loss": "cross-entropy",
-    "validation_loss": "cross-entropy",
-    "alignment_strength": 3.0,
-    "alignment_rate": 0.1,
-    "alignment_decay": 0.02,
-    "adversarial_rate": 0.01,
-    "adversarial_entropy": 0.1,
-    "level_bins": 4,
-    "sampler_input": "none",
-    "verify": False,
-    "verify_per_class": 0.0,
-    "verification": "full",
-    "pretrained": False,
-    "normalisation": "auto",
-    "freeze": False,
-    "layer_decay": 1.0,
-    "resize": "crop",
-    "interpolation": "bilinear",
-    "alpha_background": "white",
-    "value_range": "auto",
-    "nested_classes": False,
-    "label_smoothing": 0.0,
-    "balance": "none",
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "mix_probability": 1.0,
-    "ema_decay": 0.0,
-    "keep_best": False,
-    "early_stopping": 0,
-    "last_batch": "drop",
-}
-
-# Settings that a recipe may leave out: their defaults change nothing.
-OPTIONAL = frozenset(
-    {
-        *(
-            "verification",
-            "sampler_input",
-            "weight_limit",
-            "verify_per_class",
-            "pretrained",
-            "normalisation",
-            "freeze",
-            "layer_decay",
-        ),
-        *("adversarial_rate", "adversarial_entropy"),
-        *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
-        *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
-        *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
-    }
+from ..errors import InputError, MapolicyError, UsageError
+from ..registries import LOSSES, SAMPLERS
+from ..transforms.space import DEFAULT_SPACE, SPACES
+from .choices import (
+    ALPHA_BACKGROUND,
+    BALANCES,
+    BASE_AUGMENTATIONS,
+    BATCH_NORMS,
+    COMPILE,
+    DEVICES,
+    FILLS,
+    INTERPOLATIONS,
+    LAST_BATCHES,
+    LATER,
+    MACHINE_FIELDS,
+    NORMALISATIONS,
+    ON_DIVERGENCE,
+    PRECISIONS,
+    RESIZES,
+    REWEIGHT,
+    SAMPLER_INPUTS,
+    SHORT_NAMES,
+    VALUE_RANGE,
+    WEIGHTINGS,
 )
-
-_MIXES = "it mixes images, so no image has a loss of its own, and the hypergradient is of each image's weight"
-# Settings that cannot be used while a policy is learned, and why.
-NOT_WHILE_LEARNING: Mapping[str, str] = {
-    "mixup": _MIXES,
-    "cutmix": _MIXES,
-    "last_batch": "weights are relative to the other images of a batch, so all batches must be of one size",
-}
-# Settings that cannot be used in a search, and why.
-NOT_IN_SEARCH: Mapping[str, str] = {
-    **NOT_WHILE_LEARNING,
-    "ema_decay": "the policy reads the proxy's own features and has never seen those of an average",
-    "keep_best": "the proxy of the best epoch goes with the policy of that epoch, and the policy is that of the last",
-    "early_stopping": "the policy's sampler and its memory follow the length of the run",
-}
-
-# Where and how a run executes. The result does not depend on these (threads and device: up to rounding). A run knows
-# the file of `weights` by its content.
-MACHINE_FIELDS = frozenset(
-    {
-        "data_dir",
-        "download",
-        "weights",
-        "workers",
-        "memory_limit_gib",
-        "device",
-        "threads",
-        "checkpoint_minutes",
-        "on_divergence",
-        "patience_seconds",
-    }
-)
-
-
-def untagged(network: str) -> str:
-    """A network's name without the tag of its weights: `resnet18.a1_in1k` becomes `resnet18`."""
-    return network.partition(".")[0]
-
+from .errors import setting_error
+from .types import Matching, OneOf, Table
 
 Network = Annotated[str, AfterValidator(lambda name: SHORT_NAMES.get(name, name))]
 
@@ -547,172 +438,3 @@ class RunConfig:
     def with_changes(self, **changes: Any) -> Self:
         """A copy with some settings changed."""
         return dataclasses.replace(self, **changes)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SearchConfig(RunConfig):
-    """Settings of `search_policy`."""
-
-    stage: ClassVar[str] = "search"
-    network_field: ClassVar[str] = "proxy"
-
-    proxy: Network = Field(description="timm name of the proxy network that the search trains")
-    alpha: Annotated[str, OneOf(ALPHAS)] = Field(
-        "scalar", description="one learnable inner learning rate, or one for each parameter tensor"
-    )
-    alpha_initial: float = Field(ge=1e-8, le=1e6, description="alpha of the first virtual step (Eq. 2)")
-    policy_input: Annotated[str, OneOf(POLICY_INPUTS)] = Field(
-        "both", description="input of the policy network; loss is Meta-Weight-Net's, a sample's training loss"
-    )
-    extractor: Annotated[str, OneOf(EXTRACTORS)] = Field(
-        "shared",
-        description="network of the policy's features: the proxy, or a second one trained with theta (ablation)",
-    )
-    schedule: Annotated[str, OneOf(SCHEDULES)] = Field(
-        "cosine",
-        description="cosine, or Theorem 1's constants: alpha_initial is c, policy_learning_rate c', learning_rate c''",
-    )
-    verify: bool = Field(
-        False,
-        description="end with a check: the proxy is trained anew under several policies and measured on the "
-        "meta-validation images",
-    )
-    verify_per_class: float = Field(
-        0.0,
-        ge=0,
-        description="training images of each class that the search sets aside for its check, a count or a fraction; "
-        "0: the check uses the meta-validation images, which the policy has learned from",
-    )
-    verification: Annotated[str, OneOf(VERIFICATIONS)] = Field(
-        "full",
-        description="trainings of the check: full (none, uniform, trivialaugment, randaugment, the learned policy, and "
-        "the same at half its strength), or short (uniform, trivialaugment, the learned policy)",
-    )
-    extractor_dtype: Annotated[str, OneOf(STORED_DTYPES)] = Field(
-        "float32", description="dtype of the proxy's weights in the bundle"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._refuse(NOT_IN_SEARCH, "a search", "leave it out; `train` has it")
-        if self.schedule == "theorem1" and (self.warmup_epochs or self.alpha_learning_rate):
-            why = "all its learning rates are constant, also alpha's"
-            raise UsageError("schedule theorem1", why, "set warmup_epochs=0 and alpha_learning_rate=0")
-        if self.freeze and self.alpha == "per-layer":
-            why = "frozen parameters take no virtual step, so they have no alpha"
-            raise UsageError("freeze", why, "use alpha=scalar")
-        if self.sampler_input != "none" and self.sampler in ("mean-weight", "adversarial"):
-            why = f"{self.sampler} draws the same for every image"
-            raise UsageError(f"sampler_input {self.sampler_input}", why, "set sampler=alignment")
-        if self.sampler_input == FEATURES and self.extractor == "own":
-            why = "the sampler would see the proxy's features, and the bundle would hold the other network"
-            raise UsageError("sampler_input features", why, "set extractor=shared")
-        if self.sampler == "mean-weight" and self.weighting == "equal" and self.meta_fraction < 1:
-            why = "equal weights compute no policy outputs for the whole batch, so p_jk would learn nothing"
-            raise UsageError("sampler mean-weight", why, "set meta_fraction=1, weighting=policy or sampler=alignment")
-        if self.extractor == "own" and self.policy_input in ("embedding", LOSS):
-            raise UsageError("extractor own", "the policy sees no features", "use another policy_input, or shared")
-
-    @property
-    def constant_rates(self) -> bool:
-        """Whether the three learning rates are the constants of Theorem 1."""
-        return self.schedule == "theorem1"
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TrainConfig(RunConfig):
-    """Settings of `train_network`."""
-
-    stage: ClassVar[str] = "train"
-    network_field: ClassVar[str] = "arch"
-
-    arch: Network = Field(description="timm name of the network to train")
-    sampler: Annotated[str, OneOf(lambda: (AS_SEARCHED, *SAMPLERS))] = Field(
-        AS_SEARCHED, description="what fine-tuned draws learn from: as in its search, or otherwise"
-    )
-    sampler_input: Annotated[str, OneOf((AS_SEARCHED, *SAMPLER_INPUTS))] = Field(
-        AS_SEARCHED, description="what fine-tuned draws see of an image: as in its search"
-    )
-    weighting: Annotated[str, OneOf((AS_SEARCHED, *WEIGHTINGS))] = Field(
-        AS_SEARCHED,
-        description="weights of a learned policy's samples: as in its search, or others",
-    )
-    policy: Annotated[str, OneOf(policy_names)] = Field(
-        "learned", description="learned (from a bundle), one of its two halves, or a baseline"
-    )
-    mode: Annotated[str, OneOf(MODES)] = Field(
-        "frozen", description="keep the bundle's policy frozen, or go on training it"
-    )
-    weight_limit: float = Field(
-        0.0,
-        ge=0,
-        le=1000,
-        description="largest factor between a frozen policy's weight and the batch's mean, above 1; 0 for no limit",
-    )
-    include_validation: bool = Field(False, description="train on the meta-validation images as well")
-    schedule: Annotated[str, OneOf(TRAIN_SCHEDULES)] = Field(
-        "cosine", description="timm's schedule of the learning rate after the warm-up"
-    )
-    decay_epochs: float = Field(
-        0.3,
-        ge=0.001,
-        description="epochs between the drops of `step`, or of the last part of `wsd` and `rsqrt`; below 1 a share of "
-        "the epochs after the warm-up",
-    )
-    decay_rate: float = Field(0.1, ge=0, le=10, description="factor of `step`, or power of `poly`")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mode == "finetune" and self.policy != "learned":
-            raise UsageError(
-                "mode finetune", f"policy {self.policy!r} has nothing to learn", "use --mode frozen or --policy learned"
-            )
-        if self.mode == "finetune":
-            self._refuse(NOT_WHILE_LEARNING, "mode finetune", "use --mode frozen or leave it out")
-        if self.weight_limit and (self.weight_limit <= 1 or self.mode == "finetune"):
-            why = "it is a factor, so 1 or less leaves nothing"
-            why = why if self.weight_limit <= 1 else "a policy that is learned needs the derivatives of its own weights"
-            raise UsageError("weight_limit", why, "give a factor above 1 with --mode frozen, or 0 for no limit")
-        if self.include_validation and self.keeps_best:
-            why = "the best epoch is found on the meta-validation images, so they cannot be trained on"
-            raise UsageError("include_validation", why, "leave it out, or leave early_stopping and keep_best out")
-        if self.mode == "finetune" and self.include_validation:
-            raise UsageError(
-                "include_validation",
-                "the meta-validation images guide the fine-tuning, so they cannot be trained on",
-                "use --mode frozen or leave --include-validation out",
-            )
-
-    @property
-    def learns_policy(self) -> bool:
-        """Whether the run goes on learning the bundle's policy."""
-        return self.mode == "finetune"
-
-    @property
-    def trains_on_validation(self) -> bool:
-        """Whether the meta-validation images are among the training images."""
-        return self.include_validation
-
-    def check_bundle(self, given: bool, dataset_level: bool = False, other_data: bool = False) -> None:
-        """Check that a bundle brings what the policy needs.
-
-        Args:
-            given: whether there is a bundle.
-            dataset_level: whether it is a dataset-level policy, which has equal weights and no network.
-            other_data: whether it may be a bundle of another data set.
-
-        Raises:
-            UsageError: it does not.
-        """
-        what, finetune = f"policy {self.policy}", self.mode == "finetune"
-        if self.policy in SEARCHED_POLICIES and not given:
-            raise UsageError(what, "there is no bundle", "give --bundle FILE, or --policy for a baseline")
-        if self.policy in SEARCHED_POLICIES and self.policy != "learned" and dataset_level:
-            why = "a dataset-level policy has no weights of its own"
-            raise UsageError(what, why, "use --policy learned, or a searched bundle")
-        if finetune and dataset_level:
-            why = "a dataset-level policy has no network that could learn"
-            raise UsageError("mode finetune", why, "use --mode frozen")
-        if finetune and other_data:
-            why = "the refined bundle would name a data set that its policy was not learned on"
-            raise UsageError("--allow-dataset-mismatch", why, "use --mode frozen, or search on this data set")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import UsageError
+from ..errors import UsageError
 
 LISTED = 120  # characters of the names of missing settings in an error, whose line has 240
 
