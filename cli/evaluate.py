@@ -76,6 +76,9 @@ def evaluate(
     images = images_to_evaluate(source, built, chosen.all_images)
     with counted("images", len(images.indices), execution.quiet) as tell:
         found = evaluate_network(built, images, execution.batch_size, chosen.skip_corrupt, tell)
+    if found.learned:
+        part = f"about {found.learned} of these {len(images.indices)} images"
+        display.note(f"warning: the network learned from {part}, so its figures are too high")
     if found.corrupt:
         listed = "; ".join(found.corrupt[:LISTED_CORRUPT])
         display.note(f"left out {len(found.corrupt)} images that cannot be decoded: {listed}")
@@ -97,6 +100,7 @@ def _document(network: str, dataset: str, found: "NetworkOnImages") -> dict[str,
         "dataset": dataset,
         "which": found.what,
         "images": figures.images,
+        "learned_from": found.learned,
         "corrupt": list(found.corrupt),
         **figures.figures(),
         "classes": figures.class_table(),

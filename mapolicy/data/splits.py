@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits
 Check = Callable[[str, tuple[str, ...], int, str | None], None]
 
 FINGERPRINT_IMAGES = 100_000  # of a larger data set the fingerprint covers names and sizes instead of contents
+SKETCHED_IMAGES = 2048  # digests in a sketch; of more images it has the smallest ones, which are a random sample
+SKETCH_DIGITS = 12  # hexadecimal, of each digest in a sketch
 COMPARED_IMAGES = 256  # of a streamed split, to find out whether all images are equal
 
 
@@ -63,6 +65,8 @@ class DataSplits:
         notes: sentences for the user on how the data set was understood and its images are read.
         left_out: files and folders of the data set that are not used; the first call of `test` adds those of its split.
         own_validation: whether the meta-validation split is the data set's own.
+        sketch: digests of the images that the fingerprint covers, as `sketch` writes them; empty where the fingerprint
+            does not cover contents.
         aside: training images that a search keeps from training, for its check (`verify_per_class`); None without any.
             Later trainings use them.
     """
@@ -86,6 +90,7 @@ class DataSplits:
     notes: tuple[str, ...] = ()
     left_out: list[LeftOut] = field(default_factory=list)
     own_validation: bool = False
+    sketch: str = ""
     aside: Split | None = None
     _test: Split | None = field(default=None, init=False, repr=False)
 
@@ -171,7 +176,8 @@ def load_splits(
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
     counts = tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist())
-    digest = fingerprint(classes, pool, used)
+    contents = content_digests(pool, used) if len(used) <= FINGERPRINT_IMAGES else []
+    digest = fingerprint(classes, pool, used, contents)
     if check is not None:
         check(source.name, classes, len(pool), digest)
     return DataSplits(
@@ -193,6 +199,7 @@ def load_splits(
         notes=(*source.notes, *_left_out_note(source), *notes(found, reading, counts)),
         left_out=source.left_out,
         own_validation=meta_validation is None and source.meta_validation is not None,
+        sketch=sketch(contents),
         aside=rest[0] if rest else None,
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
     )
@@ -322,25 +329,44 @@ def channel_statistics(split: Split, channels: int) -> tuple[tuple[float, ...], 
     return mean, tuple(math.sqrt(variance) / (255 * count) if variance else 1.0 for variance in variances)
 
 
-def fingerprint(classes: Collection[str], images: ImageSet, indices: Tensor) -> str:
+def content_digest(images: ImageSet, index: int) -> bytes:
+    """SHA-256 of an image's content: its file, or its pixels.
+
+    Raises:
+        CorruptImageError: the file cannot be read.
+    """
+    return hashlib.sha256(images.content(index)).digest()
+
+
+def content_digests(images: ImageSet, indices: Tensor) -> list[bytes]:
+    """The `content_digest` of each image, in the order of the indices."""
+    with bombs_as_errors():  # some image sets decode their images for `content`
+        return threaded_map(indices.tolist(), lambda index: content_digest(images, index))
+
+
+def sketch(contents: Collection[bytes]) -> str:
+    """A set of digests in little space: the smallest `SKETCHED_IMAGES`, sorted, `SKETCH_DIGITS` of each."""
+    return "".join(sorted({each.hex()[:SKETCH_DIGITS] for each in contents})[:SKETCHED_IMAGES])
+
+
+def fingerprint(
+    classes: Collection[str], images: ImageSet, indices: Tensor, contents: Sequence[bytes] | None = None
+) -> str:
     """SHA-256 of class names, indices, labels and contents, as `DataSplits.fingerprint` describes.
 
     Args:
         classes: names, by label.
         images: the pool.
         indices: int64, ascending: the images that it covers.
+        contents: their `content_digests`; None computes them, an empty list takes names and file sizes instead.
     """
-    order = indices.tolist()
-    by_content = len(order) <= FINGERPRINT_IMAGES
+    contents = content_digests(images, indices) if contents is None else contents
 
-    def evidence(index: int) -> bytes:
-        if by_content:
-            return hashlib.sha256(images.content(index)).digest()
+    def name_and_size(index: int) -> bytes:
         return hashlib.sha256(json.dumps([images.name(index), images.size(index)]).encode()).digest()
 
-    digest = hashlib.sha256(json.dumps(["contents" if by_content else "names", *classes]).encode())
+    digest = hashlib.sha256(json.dumps(["contents" if contents else "names", *classes]).encode())
     digest.update(torch.stack([indices, images.labels[indices]]).numpy().astype("<i8").tobytes())
-    with bombs_as_errors():  # some image sets decode their images for `content`
-        for each in threaded_map(order, evidence):
-            digest.update(each)
+    for each in contents or threaded_map(indices.tolist(), name_and_size):
+        digest.update(each)
     return digest.hexdigest()

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from ..data.decode import CorruptImageError, bombs_as_errors
 from ..data.image_dataset import ImageSet, Source
+from ..data.loader import threaded_map
+from ..data.splits import SKETCH_DIGITS, SKETCHED_IMAGES, content_digest
 from ..data.stratify import per_class, shuffled_classes, take
 from ..errors import InputError
 from ..runtime.sanitize import printable
 from .measures import Evaluation, Outcomes, confusion
 from .network import TrainedNetwork
+from .network_config import Dataset
 from .read_ahead import read_ahead
 
 OWN_TEST, HELD_OUT, ALL = "its test split", "the test images that training held out", "all of them"
@@ -28,12 +31,15 @@ class LabelledImages:
         indices: int64 [n]: those of its images that are used.
         labels: int64 [n], in the order of the network's classes.
         what: which images of the data set they are.
+        learned: how many of them the network learned from, by their content; estimated where it learned from more than
+            `SKETCHED_IMAGES`.
     """
 
     images: ImageSet
     indices: Tensor
     labels: Tensor
     what: str
+    learned: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class NetworkOnImages:
         evaluation: its figures.
         labels, predicted: int64 [n].
         what: which images of the data set were used.
+        learned: how many of the chosen images the network learned from; estimated as in `LabelledImages`.
         corrupt: images that cannot be decoded, each as `name: reason`.
     """
 
@@ -51,6 +58,7 @@ class NetworkOnImages:
     labels: Tensor
     predicted: Tensor
     what: str
+    learned: int
     corrupt: tuple[str, ...]
 
     def confusion(self) -> list[list[int]]:
@@ -63,7 +71,7 @@ def images_to_evaluate(source: Source, network: TrainedNetwork, every_image: boo
     """The images of a data set that a network is evaluated on.
 
     That is the data set's own test split. Of a data set without one: the test images that the network's training held
-    out, if it is the same data set; otherwise all images.
+    out, if it is the same data set; otherwise all images. The contents of the images decide whether it is the same.
 
     Args:
         source: the data set; its classes may be in another order than the network's, or fewer.
@@ -78,29 +86,65 @@ def images_to_evaluate(source: Source, network: TrainedNetwork, every_image: boo
         if name not in known:
             remedy = "name a data set with the network's classes"
             raise InputError(source.where, f"class {printable(name)!r} is not one of the network's", remedy)
-    images, what = source.pool, ALL
-    indices = torch.arange(len(source.pool))
     trained_on = network.config.mapolicy.dataset
-    same_data = (trained_on.name, trained_on.images) == (source.name, len(source.pool))
-    if not every_image and source.open_test is not None:
-        images, what = source.open_test(), OWN_TEST
-        indices = torch.arange(len(images))
-    elif not every_image and trained_on.test_per_class and same_data:
-        indices, what = _held_out(source, trained_on.split_seed, trained_on.test_per_class), HELD_OUT
-    elif same_data:
-        what = LEARNED
+    own_test = not every_image and source.open_test is not None
+    images = source.open_test() if own_test and source.open_test is not None else source.pool
+    indices, what = torch.arange(len(images)), OWN_TEST if own_test else ALL
     if not len(indices):
         raise InputError(source.where, "its test split has no images", "add some")
+    found = _digests(images) if trained_on.learned else []
+    if not own_test and not every_image and (held_out := _held_out(source, trained_on, found)) is not None:
+        indices, what = held_out, HELD_OUT
+    learned = _count_learned([found[index] for index in indices.tolist()], trained_on) if found else 0
+    same_name = (trained_on.name, trained_on.images) == (source.name, len(source.pool))
+    if what == ALL and (learned or (not trained_on.learned and same_name)):
+        what = LEARNED
     in_network = torch.tensor([known[name] for name in source.classes])
-    return LabelledImages(images, indices, in_network[images.labels[indices]], what)
+    return LabelledImages(images, indices, in_network[images.labels[indices]], what, learned)
 
 
-def _held_out(source: Source, seed: int, count: float) -> Tensor:
-    """The test images that `stratify.draw_splits` drew for the network's training."""
-    labels, classes = source.pool.labels, source.classes
+def _digests(images: ImageSet) -> list[str]:
+    """Of each image's content, as many digits as a sketch has; empty for a file that cannot be read."""
+
+    def digest(index: int) -> str:
+        try:
+            return content_digest(images, index).hex()[:SKETCH_DIGITS]
+        except CorruptImageError:
+            return ""
+
+    with bombs_as_errors():
+        return threaded_map(range(len(images)), digest)
+
+
+def _sketched(trained_on: Dataset) -> frozenset[str]:
+    text = trained_on.learned or ""
+    return frozenset(text[at : at + SKETCH_DIGITS] for at in range(0, len(text), SKETCH_DIGITS))
+
+
+def _count_learned(found: list[str], trained_on: Dataset) -> int:
+    """How many images with these digests the network learned from."""
+    learned = _sketched(trained_on)
+    # A full sketch has only the smallest digests, so only images below its largest can be compared with it.
+    comparable = [each for each in found if len(learned) < SKETCHED_IMAGES or each <= max(learned)]
+    same = sum(each in learned for each in comparable)
+    return round(len(found) * same / len(comparable)) if comparable else 0
+
+
+def _held_out(source: Source, trained_on: Dataset, found: list[str]) -> Tensor | None:
+    """The test images that `stratify.draw_splits` drew for the network's training; None in another data set.
+
+    It is the same data set if the images that the network learned from are all there and none of them is drawn. A file
+    of an older version does not say which these are: then name and number of images decide.
+    """
+    labels, classes, learned = source.pool.labels, source.classes, _sketched(trained_on)
+    if not trained_on.test_per_class or trained_on.images != len(labels):
+        return None
+    if not learned <= set(found) if learned else trained_on.name != source.name:
+        return None
     sizes = torch.bincount(labels, minlength=len(classes)).tolist()
-    test, _ = take(shuffled_classes(labels, classes, seed), per_class(count, sizes), classes, "test_per_class")
-    return test
+    counts = per_class(trained_on.test_per_class, sizes)
+    test, rest = take(shuffled_classes(labels, classes, trained_on.split_seed), counts, classes, "test_per_class")
+    return test if not learned or learned <= {found[index] for index in torch.cat(rest).tolist()} else None
 
 
 def evaluate_network(
@@ -148,4 +192,4 @@ def evaluate_network(
         raise InputError("data set", f"none of its {len(chosen.indices)} images can be decoded", "check the files")
     outcomes, labels = Outcomes.joined(parts), chosen.labels[used]
     figures = Evaluation.of(labels, outcomes, network.classes)
-    return NetworkOnImages(figures, labels, outcomes.predicted, chosen.what, tuple(corrupt))
+    return NetworkOnImages(figures, labels, outcomes.predicted, chosen.what, chosen.learned, tuple(corrupt))

@@ -28,6 +28,7 @@ Layers = Annotated[tuple[Text, ...], Field(max_length=8, strict=False)] | Text |
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Channels = Annotated[int, one_of((1, 3))]
 Name = Annotated[str, Field(max_length=80, pattern="^[A-Za-z0-9_]+$")]  # nothing that timm would open or download
+Sketch = Annotated[str, Field(min_length=12, max_length=12 * 2048, pattern="^([0-9a-f]{12})+$")]
 InputSize = Annotated[tuple[Channels, Side, Side], Field(strict=False)]
 
 
@@ -53,12 +54,15 @@ class Dataset(ManifestPart):
         name: without its folder.
         images: in the pool that its splits were drawn from.
         split_seed, test_per_class: how the test split was drawn, where the data set has none of its own.
+        learned: digests of the images that it learned from or was chosen by, as `data.splits.sketch` writes them. None
+            in files of older versions, and where the training did not read the contents of its images.
     """
 
     name: Text
     images: Count
     split_seed: Count
     test_per_class: Annotated[float, Field(ge=0)]
+    learned: Sketch | None = None
 
 
 class Origin(ManifestPart):
@@ -145,7 +149,10 @@ class NetworkConfig(ManifestPart):
 
     def to_json(self) -> str:
         """Canonical JSON: equal descriptions give equal text."""
-        return canonical_json.canonical(self.model_dump())
+        values = self.model_dump()
+        if self.mapolicy.dataset.learned is None:
+            del values["mapolicy"]["dataset"]["learned"]  # files of older versions do not have it
+        return canonical_json.canonical(values)
 
 
 def read_config(text: str, source: str) -> NetworkConfig:

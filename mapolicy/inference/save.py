@@ -69,6 +69,7 @@ def describe_network(
                         "images": splits.pool_size,
                         "split_seed": config.split_seed,
                         "test_per_class": config.test_per_class,
+                        "learned": splits.sketch or None,
                     },
                     "bundle": bundle,
                 },

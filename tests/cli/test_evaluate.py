@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,5 +96,6 @@ def test_images_that_cannot_be_decoded_are_skipped_if_asked(mapolicy, make_train
     mapolicy("evaluate", "run", "folder:others").is_error(3, "dark/03.png", "is not an image")
     shown = mapolicy("evaluate", "run", "folder:others", "--skip-corrupt")
     assert shown.code == 0
-    assert "39 of folder:others: all of them" in shown.out
+    assert "39 of folder:others: all of them, those included that the network learned from" in shown.out
+    assert re.search(r"warning: the network learned from about 3[12] of these 40 images", shown.err)
     assert "left out 1 images that cannot be decoded: " in shown.err

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mapolicy import TrainedNetwork, TrainResult, load_network, train_network
+from mapolicy.bundle import canonical_json
 from mapolicy.data.dataset_factory import open_source
 from mapolicy.errors import InputError
 from mapolicy.inference.evaluate import ALL, HELD_OUT, LEARNED, OWN_TEST, evaluate_network, images_to_evaluate
+from mapolicy.inference.network_config import read_config
 from tests.helpers.command_line import save_greys
 
 DATA = Path("data")
@@ -74,6 +77,22 @@ def test_another_folder_is_used_whole(greys: tuple[TrainedNetwork, TrainResult, 
     assert (len(chosen.indices), chosen.what) == (39, ALL)
 
 
+def test_images_that_the_network_learned_from_are_known_by_content(
+    greys: tuple[TrainedNetwork, TrainResult, Path], tmp_path: Path
+) -> None:
+    """Another folder of the same name and size is used whole; the training's folder with one more image is noticed."""
+    network, _, folder = greys
+    shutil.copytree(folder / "greys", tmp_path / "renamed")
+    same = images_to_evaluate(open_source(f"folder:{tmp_path / 'renamed'}", DATA), network)
+    assert (len(same.indices), same.what, same.learned) == (8, HELD_OUT, 0)
+    Image.new("RGB", (9, 9)).save(tmp_path / "renamed" / "dark" / "more.png")
+    more = images_to_evaluate(open_source(f"folder:{tmp_path / 'renamed'}", DATA), network)
+    assert (len(more.indices), more.what, more.learned) == (41, LEARNED, 32)
+    save_greys(tmp_path / "greys", size=(30, 20))
+    other = images_to_evaluate(open_source(f"folder:{tmp_path / 'greys'}", DATA), network)
+    assert (len(other.indices), other.what, other.learned) == (40, ALL, 0)
+
+
 def test_a_test_split_of_its_own_is_used(greys: tuple[TrainedNetwork, TrainResult, Path], tmp_path: Path) -> None:
     for part in ("train", "test"):
         save_greys(tmp_path / "split" / part)
@@ -112,3 +131,34 @@ def test_images_that_cannot_be_decoded(greys: tuple[TrainedNetwork, TrainResult,
         path.write_text("no image")
     with pytest.raises(InputError, match="none of its 40 images can be decoded"):
         evaluate_network(greys[0], chosen, skip_corrupt=True)
+
+
+def test_a_full_sketch_gives_an_estimate(
+    greys: tuple[TrainedNetwork, TrainResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large training split only the smallest digests are kept."""
+    network, _, folder = greys
+    kept = network.config.mapolicy.dataset.learned
+    assert kept is not None
+    assert len(kept) == 12 * 32
+    dataset = network.config.mapolicy.dataset.model_copy(update={"learned": kept[: 12 * 16]})
+    mapolicy = network.config.mapolicy.model_copy(update={"dataset": dataset})
+    config = network.config.model_copy(update={"mapolicy": mapolicy})
+    monkeypatch.setattr("mapolicy.inference.evaluate.SKETCHED_IMAGES", 16)
+    large = TrainedNetwork(network.network, config, network.reading)
+    source = open_source(f"folder:{folder / 'greys'}", DATA)
+    assert images_to_evaluate(source, large).what == HELD_OUT
+    assert images_to_evaluate(source, large, every_image=True).learned == pytest.approx(32, abs=8)
+
+
+def test_a_file_without_digests_is_read_as_before(greys: tuple[TrainedNetwork, TrainResult, Path]) -> None:
+    """An older version wrote none, and name and number of images tell whether the data set is the training's."""
+    network, _, folder = greys
+    values = network.config.model_dump()
+    del values["mapolicy"]["dataset"]["learned"]
+    config = read_config(canonical_json.canonical(values), "old")
+    assert config.mapolicy.dataset.learned is None
+    old = TrainedNetwork(network.network, config, network.reading)
+    source = open_source(f"folder:{folder / 'greys'}", DATA)
+    assert images_to_evaluate(source, old).what == HELD_OUT
+    assert images_to_evaluate(source, old, every_image=True).what == LEARNED
