@@ -145,6 +145,10 @@ def compare(
     run.check_folder(folder)
     if plan.chart is not None:
         run.check_file(plan.chart, "--chart")
+    typed = settings.typed()
+    configs = [
+        data_folder.with_fitting_batch(each, recipe, typed) for each, recipe in zip(configs, recipes, strict=True)
+    ]
 
     from ..compare.comparison import compare_policies
     from ..compare.plot import chart as draw

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ..config import SearchConfig
 from ..runtime.sanitize import printable
 from . import display, options
+from .data_folder import with_fitting_batch
 from .grouped import grouped
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def data(
     Example: mapolicy data folder:photos
     """
     config, recipe = settings.resolve(SearchConfig, ANY_NETWORK, dataset)
+    config = with_fitting_batch(config, recipe, settings.typed())
 
     from ..data.dataset_report import report_dataset
 

@@ -5,16 +5,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..errors import InputError, MapolicyError
+from ..runtime import rank_environment
 from ..runtime.files import CONFIG_FILE, RESULT_FILE
 from ..runtime.toml_file import read_toml
 from . import display
 from .outputs import slug
+from .resolve import Config
 
 if TYPE_CHECKING:
     from ..bundle.load import Opened
@@ -49,6 +51,34 @@ def with_known_folder(config: TrainConfig, opened: "Opened | None", typed: bool)
     command = shlex.join(["mapolicy", *sys.argv[1:2], f"{FOLDER}PATH/{name}", *sys.argv[2:]])
     why = f"the bundle has the folder's name, not its place, and it is not in {config.data_dir}"
     raise InputError(config.dataset, why, f"type {command}")
+
+
+def with_fitting_batch(config: Config, recipe: str, typed: Collection[str]) -> Config:
+    """The configuration with a smaller batch, where a folder has fewer training images than a recipe's batch.
+
+    Args:
+        config: of the command.
+        recipe: where its settings come from, as `resolve` says.
+        typed: names of the settings that the user typed; they stay.
+
+    Raises:
+        UsageError, InputError: the folder cannot be split.
+    """
+    if "batch_size" in typed or not recipe.startswith("recipe ") or not config.dataset.startswith(FOLDER):
+        return config
+    from ..data.batch_sampler import batches_per_epoch, fitting_batch
+    from ..data.splits import open_dataset
+    from ..data.stratify import draw_splits
+    from ..distributed import communicator
+
+    images = len(draw_splits(open_dataset(config), config, None, lambda _: {}).train)
+    if batches_per_epoch(config, images):
+        return config
+    size = fitting_batch(images, config.accumulate * communicator().size)
+    if rank_environment.rank() == 0:
+        why = f"{images} training images are fewer than the {config.batch_size} of {recipe}"
+        display.note(f"batch_size {size}: {why} (--batch-size)")
+    return config.with_changes(batch_size=size)
 
 
 def dataset_slug(dataset: str, data_dir: str) -> str:

@@ -12,7 +12,7 @@ from ..bundle.findings import Findings, better_policy, levels_document, verifica
 from ..config import SearchConfig
 from ..runtime import rank_environment
 from . import display, next_command, options, planned
-from .data_folder import dataset_slug
+from .data_folder import dataset_slug, with_fitting_batch
 from .grouped import grouped
 from .outputs import slug
 
@@ -71,6 +71,8 @@ def search(
                 plan = planner.fit(config, reporter)
                 config = plan.config
                 planned.tell(plan, reporter, run)
+        if plan is None:
+            config = with_fitting_batch(config, recipe, typed)
         splits = None if plan is None else plan.splits
         if run.dry_run:
             expected = forecast_search(config, reporter, splits)

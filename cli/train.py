@@ -96,6 +96,7 @@ def train(
         reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # which commit a branch's name stood for
     built = None if opened is None else bundles.build(opened)
     with process_group(resolve_device(config.device), config.patience_seconds):
+        config = data_folder.with_fitting_batch(config, recipe, settings.typed())
         if run.dry_run:
             expected = forecast_training(config, built, reporter, choice.allow_dataset_mismatch)
         else:

@@ -10,6 +10,9 @@ from ..config import RunConfig
 from ..distributed import communicator
 from ..runtime.random import generator
 
+ENOUGH_BATCHES = 5  # of an epoch
+USUAL_BATCH, SMALLEST_BATCH = 128, 16
+
 Plan = Sequence[tuple[int, Tensor]]  # for each batch: iteration number, and int64 [b] positions in the split
 
 
@@ -31,6 +34,17 @@ def _sizes(config: RunConfig, images: int) -> tuple[int, int]:
     parts = config.accumulate * communicator().size  # a batch divides into equal parts, and a part has two images
     rest -= rest % parts
     return whole, rest if config.last_batch == "keep" and rest >= 2 * parts else 0
+
+
+def fitting_batch(images: int, parts: int = 1) -> int:
+    """The size of a batch that suits so many training images.
+
+    Args:
+        images: number of training images.
+        parts: equal parts that a batch is divided into: processes times micro-batches.
+    """
+    batches = max(1, -(-images // USUAL_BATCH), min(ENOUGH_BATCHES, images // SMALLEST_BATCH))
+    return max(2, images // batches // parts) * parts
 
 
 def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0, labels: Tensor | None = None) -> Plan:

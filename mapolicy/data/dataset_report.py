@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
-from .batch_sampler import batches_per_epoch, left_out
+from .batch_sampler import batches_per_epoch, fitting_batch, left_out
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
@@ -194,7 +194,8 @@ def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, T
         return {UNUSED: everything}
     images, lost = len(drawn.train), left_out(config, len(drawn.train))
     if batches_per_epoch(config, images) == 0:
-        trouble.append(f"{images} training images are fewer than batch_size = {config.batch_size}: lower it")
+        use = f"use --batch-size {fitting_batch(images, config.accumulate)}"
+        trouble.append(f"{images} training images are fewer than batch_size = {config.batch_size}: {use}")
     elif lost > FAIR_SHARE * images:
         fits = images // -(-images // config.batch_size)
         trouble.append(

@@ -18,7 +18,7 @@ from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
 from ..runtime.sanitize import printable
-from .batch_sampler import batches_per_epoch
+from .batch_sampler import batches_per_epoch, fitting_batch
 from .dataset_factory import open_source
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
@@ -164,7 +164,8 @@ def load_splits(
         kept, aside = set_aside(indices.train, pool.labels, classes, config.verify_per_class, config.split_seed)
     if batches_per_epoch(config, len(kept)) == 0:
         why = f"has {len(kept)} training images, fewer than batch_size = {config.batch_size}"
-        raise InputError(source.where, why, "lower batch_size or raise train_per_class")
+        size = fitting_batch(len(kept), config.accumulate * communicator().size)
+        raise InputError(source.where, why, f"use --batch-size {size}, or add images")
 
     found = survey(pool, torch.cat(indices.usable).sort().values)
     reading = choose_reading(config, found, pool, indices.train)

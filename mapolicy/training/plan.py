@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import SearchConfig
+from ..data.batch_sampler import ENOUGH_BATCHES, SMALLEST_BATCH, fitting_batch
 from ..data.profile import DataProfile
 from ..data.stratify import per_class
 
@@ -17,11 +18,9 @@ CPU_MINUTES, GPU_MINUTES = 10, 30  # of a search on one's own images, where the 
 SHARE = 0.9  # of the budget that is planned; the rest is for what a measurement of seconds does not see
 ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
 MOST_ITERATIONS = 2000  # of a set so small that the recipe's epochs are fewer
-ENOUGH_BATCHES = 5  # of an epoch
 ENOUGH_HELD_OUT = 50  # meta-validation images
 WANTED_HELD_OUT = 100
 SHARES = (0.15, 0.2, 0.25)  # of the images for meta-validation, where the recipe's share is too few
-USUAL_BATCH, SMALLEST_BATCH = 128, 16
 LARGEST_CUTOUT = 32  # pixels
 SMALL_SIDE, LARGE_SIDE = 24, 64  # pixels
 USUAL_PROXY = "wrn10_1"  # of the measurements in docs/evidence.md
@@ -191,8 +190,7 @@ def _validation_per_class(data: DataProfile, machine: Machine, config: SearchCon
 
 def _batch_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
     images = training_images(data, config)
-    batches = max(1, -(-images // USUAL_BATCH), min(ENOUGH_BATCHES, images // SMALLEST_BATCH))
-    size = max(2, images // batches // machine.parts) * machine.parts
+    size = fitting_batch(images, machine.parts)
     return size, f"{images} training images make {max(1, images // size)} batches an epoch"
 
 

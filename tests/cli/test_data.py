@@ -20,7 +20,7 @@ def test_data_says_what_a_run_would_use(mapolicy, tmp_path: Path) -> None:
     (root / "ant" / "notes.txt").write_text("x")
     (root / "__MACOSX").mkdir()
     before = snapshot(tmp_path)
-    outcome = mapolicy("data", "folder:zoo", *SIZES)
+    outcome = mapolicy("data", "folder:zoo", *SIZES, "--batch-size", "128")
     assert (outcome.code, outcome.err) == (0, "")
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     for expected in (
@@ -35,11 +35,14 @@ def test_data_says_what_a_run_would_use(mapolicy, tmp_path: Path) -> None:
         "__MACOSX/: left by another program",
         "ant/notes.txt: .txt is not the ending of an image format",
         "likely trouble",
-        "15 training images are fewer than batch_size = 128: lower it",
+        "15 training images are fewer than batch_size = 128: use --batch-size 15",
     ):
         assert expected in lines, expected
     assert any("--resize pad or --resize squash" in line for line in lines)
     assert snapshot(tmp_path) == before
+    fitted = mapolicy("data", "folder:zoo", *SIZES)
+    assert "batch_size 15: 15 training images are fewer than the 128 of recipe" in fitted.err
+    assert "fewer than" not in fitted.out
     document = mapolicy("data", "folder:zoo", *SIZES, "--json").json
     assert document["images"]["training"] == 15
     assert [each["path"] for each in document["left_out"]] == ["__MACOSX/", "ant/notes.txt"]

@@ -58,6 +58,18 @@ def test_a_baselines_configuration_stays_a_baseline_beside_a_bundle(mapolicy, bu
     assert again.json["policy"] == "uniform"
 
 
+def test_a_recipes_batch_is_fitted_to_a_small_folder(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys")
+    command = ("train", "folder:greys", "--policy", "none", "--arch", "test_resnet", "--epochs", "1")
+    outcome = mapolicy(*command, "--run-dir", "run")
+    assert outcome.code == 0, outcome.err
+    note = "mapolicy: batch_size 30: 30 training images are fewer than the 128 of recipe train-any (--batch-size)"
+    assert note in outcome.err.splitlines()
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["batch_size"] == 30
+    refused = mapolicy(*command, "--batch-size", "64", "--run-dir", "other")
+    refused.is_error(3, "has 30 training images, fewer than batch_size = 64; use --batch-size 30, or add images")
+
+
 def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
     save_greys(tmp_path / "greys", "L")
     command = ("train", "folder:greys", "--bundle", bundle_file, "--arch", "test_resnet", "--epochs", "1")

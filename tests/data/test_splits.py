@@ -161,7 +161,11 @@ def test_bad_indices_of_a_bundle(zoo, given, says):
             InputError,
             "class 'ant': has 12 images: 3 for testing, 9 for meta-validation, and 0 left for training",
         ),
-        ({"batch_size": 16}, InputError, "fewer than batch_size = 16"),
+        (
+            {"batch_size": 16},
+            InputError,
+            "has 15 training images, fewer than batch_size = 16; use --batch-size 15, or add",
+        ),
         ({"dataset": "folder:nowhere"}, InputError, "No such file"),
     ],
 )
