@@ -318,6 +318,7 @@ def print_forecast(
             "network": f"{network}, {forecast.parameters / 1e6:.2f} million parameters",
             "iterations": str(forecast.iterations),
             **forecast.facts(),
+            **forecast.warnings,
         }
     )
 

@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Forecast:
         memory_bytes: the most that was in use up to now, on a GPU by torch's allocator, on a CPU by the process.
         device: kind of device.
         check_seconds: of the trainings that check a policy after its search; part of `seconds`.
+        warnings: what a user may want to change before the run, by name.
     """
 
     parameters: int
@@ -41,6 +43,7 @@ class Forecast:
     memory_bytes: int
     device: str
     check_seconds: float = 0.0
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """All of it, by name."""
@@ -80,6 +83,7 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
         seconds=each * setup.iterations,
         memory_bytes=_memory(device),
         device=device.type,
+        warnings=setup.warnings(),
     )
 
 

@@ -183,9 +183,8 @@ class TrainingSetup:
             "classes": str(len(splits.classes)),
             **({} if splits.survey is None else {"image size": splits.survey.fact(splits.reading)}),
             "network": f"{parameters / 1e6:.2f} million parameters{self._trained()}",
-            **self._start(),
             **self.selection.facts(),
-            **self._warnings(),
+            **self.warnings(),
             "device": str(self.pipeline.device),
             **({"processes": f"{processes}, batch normalisation {self.config.batch_norm}"} if processes > 1 else {}),
         }
@@ -194,9 +193,9 @@ class TrainingSetup:
         trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         return f", {trained} of them are trained" if self.config.freeze else ""
 
-    def _warnings(self) -> dict[str, str]:
-        """What a user may want to change before the first iteration."""
-        config, images, found = self.config, len(self.training), {}
+    def warnings(self) -> dict[str, str]:
+        """What a user may want to change before the first iteration: start weights, images left out, a lost map."""
+        config, images, found = self.config, len(self.training), self._start()
         lost = left_out(config, images)
         if lost >= NOTABLE_SHARE * images:
             parts = config.accumulate * self.communicator.size
@@ -274,8 +273,10 @@ def _check_division(config: RunConfig, processes: int, held_out: int) -> None:
         UsageError: a batch cannot be divided so.
     """
     parts = processes * config.accumulate
-    held_out = min(config.validation_batch_size, held_out)
-    for name, count in (("batch_size", config.batch_size), ("validation_batch_size", held_out)):
+    sizes = {"batch_size": config.batch_size}
+    if config.learns_policy:
+        sizes["validation_batch_size"] = min(config.validation_batch_size, held_out)
+    for name, count in sizes.items():
         if count % parts:
             why = f"{count} images are not divided by {processes} processes x accumulate {config.accumulate}"
             raise UsageError(name, why, f"set it to a multiple of {parts}")

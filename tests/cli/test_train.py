@@ -70,6 +70,25 @@ def test_a_recipes_batch_is_fitted_to_a_small_folder(mapolicy, tmp_path: Path) -
     refused.is_error(3, "has 30 training images, fewer than batch_size = 64; use --batch-size 30, or add images")
 
 
+def test_a_dry_run_says_what_a_start_warns_of(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys")
+    network = timm.create_model("resnet10t", num_classes=2)
+    weights = {name: tensor for name, tensor in network.state_dict().items() if name != "layer4.0.conv2.weight"}
+    save_file(weights, tmp_path / "part.safetensors")
+    command = (
+        "train", "folder:greys", "--policy", "none", "--arch", "resnet10t", "--weights", "part.safetensors",
+        "--recipe", "train-any", "--batch-size", "16", "--epochs", "1", "--image-size", "32", "--dry-run",
+    )  # fmt: skip
+    shown = mapolicy(*command)
+    assert shown.code == 0, shown.err
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert "weights part.safetensors; start from random values: layer4.0.conv2.weight" in lines
+    assert any(line.startswith("left out 14 of 30 images") for line in lines)
+    assert any(line.startswith("feature map 1 x 1 at 32 pixels") for line in lines)
+    warnings = mapolicy(*command, "--json").json["warnings"]
+    assert list(warnings) == ["weights", "left out", "feature map"]
+
+
 def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
     save_greys(tmp_path / "greys", "L")
     command = ("train", "folder:greys", "--bundle", bundle_file, "--arch", "test_resnet", "--epochs", "1")

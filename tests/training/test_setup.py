@@ -33,6 +33,16 @@ def test_a_lone_image_is_refused_where_it_is_normalised_over(make_train_config, 
         TrainingSetup.build(make_search_config(proxy="resnet10t", validation_batch_size=1), CPU)
 
 
+def test_meta_validation_batches_are_divided_only_where_a_policy_is_learned(
+    make_train_config, make_search_config
+) -> None:
+    odd = {"validation_batch_size": 9, "accumulate": 2}
+    assert TrainingSetup.build(make_train_config(policy="none", **odd), CPU).iterations > 0
+    for config in (make_search_config(**odd), make_train_config(mode="finetune", **odd)):
+        with pytest.raises(UsageError, match="validation_batch_size: 9 images are not divided by"):
+            TrainingSetup.build(config, CPU)
+
+
 def test_a_bundles_meta_validation_images_are_taken(make_train_config) -> None:
     chosen = torch.tensor([1, 5, 9, 700, 1200])
     setup = TrainingSetup.build(make_train_config(policy="none", test_per_class=1.0), CPU, meta_validation=chosen)
