@@ -5,6 +5,7 @@ timm converts them where the classes, the channels or the size of the images are
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from ..runtime.files import read_regular_file
 
 HUB_FILE = "model.safetensors"
 PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"})
+# For users to run on their own files; nothing here opens a pickle.
+CONVERSION = "import sys, torch; from safetensors.torch import save_file as s; "
+CONVERSION += "s(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
 LARGEST_FILE = 64 * 2**30
 LISTED = 4  # tensors in a message
 MOST_MISSING = 0.5  # of a network's tensors; with more the weights are another network's
@@ -224,8 +228,8 @@ def _from_hub(name: str) -> tuple[Path, str]:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() in PICKLES:
-        code = f"s(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')"
-        remedy = f'convert it: python -c "import torch; from safetensors.torch import save_file as s; {code}"'
+        names = shlex.join([path.name, f"{path.stem}.safetensors"])
+        remedy = f"convert it: python -c {shlex.quote(CONVERSION)} {names}"
         raise UsageError("weights", f"{path} is a pickle, which could run code", remedy)
 
 

@@ -3,6 +3,7 @@
 `registries.ZERO_COST_POLICIES` names the policies that need no bundle; the `build_` functions below are its entries.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, cast, runtime_checkable
 
@@ -158,15 +159,10 @@ class _StepTable:
         return found
 
 
-class SampledSubPolicies:
-    """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
+class _ListedSteps(ABC):
+    """Applies steps of a table; which ones, the subclass draws for each image."""
 
-    Args:
-        sub_policies: as in the manifest of `dataset_level`.
-    """
-
-    def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:
-        self._table = _StepTable(sub_policies)
+    _table: _StepTable
 
     def __call__(
         self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
@@ -180,8 +176,22 @@ class SampledSubPolicies:
         drawn = self._drawn(generator, whole_batch(len(images)))
         return self._table.applied(images, fill, *drawn), self._table.named(*drawn)
 
+    @abstractmethod
     def _drawn(self, generator: torch.Generator, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
-        """Operation, value, and whether it is taken, each [B, longest sub-policy]."""
+        """Operation int64, value float64, and whether it is taken, bool: each [B, steps]."""
+
+
+class SampledSubPolicies(_ListedSteps):
+    """A sub-policy for each image, drawn evenly from a list; each step is taken with its own probability.
+
+    Args:
+        sub_policies: as in the manifest of `dataset_level`.
+    """
+
+    def __init__(self, sub_policies: Sequence[Sequence[Step]]) -> None:
+        self._table = _StepTable(sub_policies)
+
+    def _drawn(self, generator: torch.Generator, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
         table = self._table
         chosen = shard.of(torch.randint(0, len(table.operation), (shard.whole,), generator=generator))
         shape = (shard.whole, table.operation.shape[1])
@@ -191,7 +201,7 @@ class SampledSubPolicies:
         return table.operation[chosen], torch.where(turned, -value, value), taken
 
 
-class ScheduledSteps:
+class ScheduledSteps(_ListedSteps):
     """A schedule over a run: in each stage a few steps for each image, in random order.
 
     Source: Population Based Augmentation (Ho et al., ICML 2019); `bundle.dataset_level.Stage` says what a stage does.
@@ -211,20 +221,7 @@ class ScheduledSteps:
         """The same schedule at this share of the run."""
         return ScheduledSteps(self._stages, progress)
 
-    def __call__(
-        self, images: Tensor, fill: Tensor, generator: torch.Generator, shard: Shard | None = None
-    ) -> tuple[Tensor, Transformation | None]:
-        """Augmented images; a step has a value, not a level, so there is no transformation of ours."""
-        drawn = self._drawn(generator, shard or whole_batch(len(images)))
-        return self._table.applied(images, fill, *drawn), None
-
-    def named(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Augmented images, and the steps that were taken for each, in the operations' own units."""
-        drawn = self._drawn(generator, whole_batch(len(images)))
-        return self._table.applied(images, fill, *drawn), self._table.named(*drawn)
-
     def _drawn(self, generator: torch.Generator, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
-        """Operation, value, and whether it is taken, each [B, largest number of steps]."""
         table, shape = self._table, (shard.whole, self._table.operation.shape[1])
         count = shard.of(torch.multinomial(self._counts, shard.whole, replacement=True, generator=generator))
         order = shard.of(torch.rand(shape, generator=generator)).argsort(1)

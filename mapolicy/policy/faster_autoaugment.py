@@ -3,7 +3,8 @@
 Its repository saves a policy as a pickle of tensors, which nothing here opens. Where torch may open it, its owner
 writes the same state as JSON:
 
-    json.dump({name: tensor.tolist() for name, tensor in torch.load("20.pt").items()}, open("policy.json", "w"))
+    state = torch.load("20.pt", weights_only=True)
+    json.dump({name: tensor.tolist() for name, tensor in state.items()}, open("policy.json", "w"))
 
 A sub-policy has stages. A stage draws one of 15 operations by a softmax of its weights; the operation is applied with
 its own probability, at its own magnitude. Ours are evenly drawn sequences, as for AutoAlbument (`autoalbument`).
@@ -52,7 +53,8 @@ def sequences(document: Mapping[str, Any], source: str) -> tuple[list[list[Step]
         source: the file's name, for the error.
 
     Returns:
-        As `autoalbument.sequences`.
+        The sequences of steps, one of which is drawn evenly for each image; and the share of draws that each unknown
+        operation has, by name.
 
     Raises:
         InputError: a tensor is missing or has another shape, or a number is no number.

@@ -91,7 +91,7 @@ def preview(
 def draw_preview(
     config: TrainConfig, file: PolicyFile | None, images: int = 4, draws: int = 7, free_size: bool = False
 ) -> Image.Image:
-    """As `preview`, from a configuration.
+    """Draw the picture of `preview` for a configuration that is already complete.
 
     Args:
         config: its data set, policy, operation space, fill, seed and the settings of reading images are used.

@@ -1,6 +1,9 @@
 """Weights that a network starts from, against what timm itself makes of them; nothing is unpickled."""
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +138,16 @@ def test_a_pickle_is_refused_with_how_to_convert_it(ending: str, tmp_path: Path,
 
 
 def test_the_way_to_convert_a_pickle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a name that a shell would read as more than a name."""
     monkeypatch.chdir(tmp_path)
     tensors = trained(classes=4)
-    torch.save(tensors, "model.pth")
+    torch.save(tensors, "it's $(mine).pth")
     with pytest.raises(UsageError) as refusal:
-        start_weights(config(weights="model.pth"))
-    exec(refusal.value.remedy.removeprefix('convert it: python -c "').removesuffix('"'))
-    weights = start_weights(config(weights="model.safetensors"))
+        start_weights(config(weights="it's $(mine).pth"))
+    python, *arguments = shlex.split(refusal.value.remedy.removeprefix("convert it: "))
+    assert python == "python"
+    subprocess.run([sys.executable, *arguments], check=True)
+    weights = start_weights(config(weights="it's $(mine).safetensors"))
     assert weights is not None
     assert weights.tensors.keys() == tensors.keys()
 
