@@ -28,7 +28,8 @@ def resolve(
     """The configuration, and the recipe's name: settings of the recipe, then the bundle, the flags and `--set`.
 
     A network that starts from weights sees images of the size and interpolation that these were trained on, unless the
-    flags, `--set` or a recipe's file of the user's say otherwise.
+    flags, `--set` or a recipe's file of the user's say otherwise. A recipe's warm-up is cut to fewer epochs than the
+    user's.
 
     Args:
         kind: of the stage.
@@ -65,6 +66,9 @@ def resolve(
         values[kind.network_field] = network
     # A mistake in the recipe is no mistake in the command: check the recipe alone first.
     kind.from_mapping({"dataset": "?", kind.network_field: "?"} | values, source, InputError)
+    epochs = given.get("epochs")
+    if source.startswith("recipe ") and type(epochs) is int and values.get("warmup_epochs", 0) >= epochs > 0:
+        values["warmup_epochs"] = epochs - 1  # the recipe's fits its own epochs
     config = kind.from_mapping({**values, **given}, "command line", UsageError)
     if not (config.pretrained or config.weights):
         return config, source

@@ -89,6 +89,18 @@ def test_a_dry_run_says_what_a_start_warns_of(mapolicy, tmp_path: Path) -> None:
     assert list(warnings) == ["weights", "left out", "feature map"]
 
 
+def test_a_recipes_warm_up_is_cut_to_the_users_epochs(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys")
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "own.safetensors")
+    command = (
+        "train", "folder:greys", "--policy", "none", "--arch", "test_resnet", "--weights", "own.safetensors",
+        "--batch-size", "16", "--image-size", "32", "--epochs", "1", "--run-dir", "run",
+    )  # fmt: skip
+    assert mapolicy(*command).code == 0
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["warmup_epochs"] == 0
+    mapolicy(*command, "--set", "warmup_epochs=1").is_error(2, "1 epochs of warm-up leave nothing of 1 epochs")
+
+
 def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
     save_greys(tmp_path / "greys", "L")
     command = ("train", "folder:greys", "--bundle", bundle_file, "--arch", "test_resnet", "--epochs", "1")
