@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -16,7 +17,7 @@ import torch
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..registries import DATASETS, dataset_entry
 from ..runtime.sanitize import printable
-from .folders import LAYOUT, LeftOut, SplitFolders, find_splits, list_folder
+from .folders import LAYOUT, LeftOut, Listing, SplitFolders, find_splits, list_folder
 from .image_dataset import ArrayImages, DatasetRequest, FileImages, ImageSet, Source, check_same_classes
 
 ALLOW = "name DATASET yourself if that is what you want, or set download=true"
@@ -132,10 +133,10 @@ def _splits_source(name: str, folder: Path, splits: SplitFolders, nested_classes
     pool, meta_validation = FileImages(train, listing.files, listing.labels), None
     if held_out is not None:
         also = list_folder(folder / held_out, nested_classes)
-        check_same_classes(printable(folder / held_out), listing.classes, also.classes)
+        held_out_labels = _labels(folder / held_out, also, listing.classes)
         left += [LeftOut(f"{held_out}/{each.path}", each.why) for each in also.left_out]
         files = [f"{splits.train}/{file}" for file in listing.files] + [f"{held_out}/{file}" for file in also.files]
-        pool = FileImages(folder, files, listing.labels + also.labels)
+        pool = FileImages(folder, files, listing.labels + held_out_labels)
         meta_validation = torch.arange(len(listing.files), len(files))
     open_test = None if test_name is None else cache(lambda: _test_images(folder, test_name, listing.classes, left))
     roles = {splits.train: "training", held_out: "meta-validation", test_name: "testing"}
@@ -155,9 +156,26 @@ def _splits_source(name: str, folder: Path, splits: SplitFolders, nested_classes
 
 def _test_images(folder: Path, name: str, classes: tuple[str, ...], left_out: list[LeftOut]) -> ImageSet:
     listing = list_folder(folder / name)
-    check_same_classes(printable(folder / name), classes, listing.classes)
+    labels = _labels(folder / name, listing, classes)
     left_out += [LeftOut(f"{name}/{each.path}", each.why) for each in listing.left_out]
-    return FileImages(folder / name, listing.files, listing.labels)
+    return FileImages(folder / name, listing.files, labels)
+
+
+def _labels(folder: Path, listing: Listing, classes: tuple[str, ...]) -> list[int]:
+    """Labels of a split's images by the training split's classes.
+
+    A name may be composed differently: file systems and archives write an accent with its letter or behind it.
+
+    Raises:
+        InputError: the split has other classes.
+    """
+    composed = {unicodedata.normalize("NFC", name): name for name in classes}
+    found = [
+        name if name in classes else composed.get(unicodedata.normalize("NFC", name), name) for name in listing.classes
+    ]
+    check_same_classes(printable(folder), classes, tuple(sorted(set(found))))
+    label = {name: number for number, name in enumerate(classes)}
+    return [label[found[each]] for each in listing.labels]
 
 
 # ---- downloads

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
@@ -23,7 +24,7 @@ LEFTOVER_NAMES = frozenset(
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _ROLES = {
     TRAIN: "train(ing)?",
-    VALIDATION: "val|valid|validation|validate|dev",
+    VALIDATION: "val|valid|validation|validate|dev|eval|evaluation",
     TEST: "test(ing)?",
 }
 _PLAIN = {TRAIN: "train", VALIDATION: "val", TEST: "test"}
@@ -159,9 +160,10 @@ def check_level(folder: Path, listing: Listing) -> None:
     """
     direct: Counter[str] = Counter()
     below: dict[str, Counter[str]] = defaultdict(Counter)
+    linked = cache(Path.is_symlink)
     for file in listing.files:
         name, *inner = file.split("/")
-        if len(inner) == 1:
+        if len(inner) == 1 or linked(folder / name / inner[0]):  # a link brings images to a class from elsewhere
             direct[name] += 1
         else:
             below[name][inner[0]] += 1
@@ -198,7 +200,11 @@ def _probably_meant(folder: Path, listing: Listing) -> Path | None:
     if not able:
         return None
     best = min(able, key=lambda parent: (-images[parent], parent.as_posix()))
-    if split_role(best.name) and any(other != best and other.parent == best.parent for other in able):
+    if (
+        split_role(best.name)
+        and best.parent.name
+        and any(other != best and other.parent == best.parent for other in able)
+    ):
         return folder / best.parent
     return folder / best
 

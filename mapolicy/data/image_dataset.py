@@ -185,7 +185,7 @@ class Source:
 
 
 def check_same_classes(where: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
-    """Check that a test split has the classes of the training split, in the same order.
+    """Check that another split has the classes of the training split, in the same order.
 
     Raises:
         InputError: it has not; the message names a class that only one of them has.
@@ -193,5 +193,6 @@ def check_same_classes(where: str, expected: tuple[str, ...], found: tuple[str, 
     if expected == found:
         return
     odd = sorted(set(expected) ^ set(found))
-    why = f"class {printable(odd[0])!r} is in only one of the two splits" if odd else "classes are in another order"
-    raise InputError(where, f"test and training split differ: {why}", "give both the same classes")
+    only = "the training split" if odd and odd[0] in expected else "this split"
+    why = f"class {printable(odd[0])!r} is only in {only}" if odd else "classes are in another order"
+    raise InputError(where, f"its classes are not the training split's: {why}", "give both the same classes")

@@ -93,7 +93,7 @@ def test_folder_with_test_split_of_its_own(tmp_path, test):
 def test_test_split_with_other_classes_is_refused(tmp_path):
     write_folder(tmp_path / "zoo" / "train")
     write_folder(tmp_path / "zoo" / "test", classes=("ant", "bee", "cat"))
-    with pytest.raises(InputError, match="'cat' is in only one"):
+    with pytest.raises(InputError, match="'cat' is only in this split"):
         open_source("folder:zoo", tmp_path).open_test()
 
 

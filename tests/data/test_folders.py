@@ -29,7 +29,7 @@ def left_out(source: Source) -> dict[str, str]:
     ("names", "role"),
     [
         (("train", "Train", "TRAINING", "training_set", "train-images", "Train Set", "train_data"), "train"),
-        (("val", "valid", "Validation", "validation_set", "dev"), "validation"),
+        (("val", "valid", "Validation", "validation_set", "dev", "eval"), "validation"),
         (("test", "Test", "testing", "test_set", "TestImages"), "test"),
         (("tests", "trains", "valley", "cat", "train2", "contest", "detest"), None),
     ],
@@ -96,11 +96,41 @@ def test_validation_classes_must_be_the_training_splits(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         write_folder(tmp_path / "zoo" / part, per_class=1)
     (tmp_path / "zoo" / "val" / "cow").rename(tmp_path / "zoo" / "val" / "Cow")
-    with pytest.raises(InputError, match="'Cow' is in only one of the two"):
+    with pytest.raises(
+        InputError, match="val: its classes are not the training split's: class 'Cow' is only in this split"
+    ):
         opened(tmp_path / "zoo")
 
 
+def test_an_accent_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    """An archive may hold a letter and its accent apart; their order among other names is then another one."""
+    names = ("f", *(unicodedata.normalize(form, "\u00e9") for form in ("NFD", "NFC")))
+    for part, accent in (("train", names[1]), ("val", names[2]), ("test", names[2])):
+        write_folder(tmp_path / "zoo" / part, classes=("f", accent), per_class=2)
+    source = opened(tmp_path / "zoo")
+    assert source.classes == (names[1], "f")
+    assert source.open_test is not None
+    for images in (source.pool, source.open_test()):
+        for index, label in enumerate(images.labels.tolist()):
+            assert ("/f/" in f"/{images.name(index)}") == bool(label)
+
+
 # ---- one level too high
+
+
+def test_linked_folders_are_no_level(tmp_path: Path) -> None:
+    """Half of the images of each class come through a link of the same name."""
+    root = write_folder(tmp_path / "zoo", per_class=2)
+    for name in CLASSES:
+        (root / name / "more").symlink_to(write_folder(tmp_path / "else", classes=(name,), per_class=2) / name)
+    assert torch.bincount(opened(root).pool.labels).tolist() == [4, 4, 4]
+
+
+def test_the_folder_that_was_typed_is_not_named(tmp_path: Path) -> None:
+    for part in ("train", "others"):
+        write_folder(tmp_path / "zoo" / part, per_class=3 if part == "train" else 2)
+    with pytest.raises(InputError, match=r"use folder:.*/zoo/train, or add"):
+        opened(tmp_path / "zoo")
 
 
 def test_a_repositorys_root_is_refused_and_the_folder_named(tmp_path: Path) -> None:
