@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from .bilevel.inner_rate import InnerRate
 from .bundle import manifest
 from .bundle.format import check_input_size
+from .bundle.manifest_levels import Verification
 from .config import SearchConfig
 from .config.choices import CLASS, FEATURES, VERIFICATIONS, untagged
 from .data.splits import DataSplits
@@ -24,20 +24,19 @@ from .distributed import communicator
 from .errors import UsageError
 from .inference.save import check_savable, describe_network, save_network
 from .models.features import last_map
-from .models.noise import has_unequal_noise
 from .models.pretrained import start_weights
 from .policy.compress import slim
 from .policy.extractor import check_extractor
-from .policy.network import HIDDEN_UNITS, PolicyNetwork
+from .policy.network import PolicyNetwork
 from .policy.policy_bundle import PolicyBundle
 from .policy.sampler import relative_entropy
 from .policy.samplers import LearnedDraws, SamplerPlan, build_sampler, learned_draws
 from .runtime.device import reproducible, resolve_device
 from .runtime.files import NETWORK_FILE, VERIFICATION_FILE
-from .runtime.machine import versions
 from .runtime.random import seed_for
 from .training.build_iteration import BilevelRun, build_bilevel_run
 from .training.callbacks import Reporter
+from .training.draft_bundle import describe, describe_extractor
 from .training.dry_run import Forecast, forecast, forecast_before, time_iterations
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
@@ -311,7 +310,7 @@ class PreparedSearch:
 
     def verified(
         self, config: SearchConfig, device: torch.device, reporter: Reporter, run_dir: Path | None
-    ) -> tuple[manifest.Verification | None, float | None]:
+    ) -> tuple[Verification | None, float | None]:
         """How the policy does in its own check, and the strength that does best; None where it is not checked."""
         draws = self.draws(config)
         if not config.verify or draws.log_levels is None:
@@ -326,7 +325,7 @@ class PreparedSearch:
         config: SearchConfig,
         accuracy: Accuracy,
         figures: Mapping[str, float],
-        verification: manifest.Verification | None = None,
+        verification: Verification | None = None,
         strength: float | None = None,
     ) -> PolicyBundle:
         """What has been found; `strength` replaces the sampler's own."""
@@ -370,98 +369,3 @@ def _check_untagged(config: SearchConfig, fresh: nn.Module, network: nn.Module) 
     if shapes[0] != shapes[1]:
         why = f"its tag changes the network, and a bundle records {untagged(config.proxy)} alone"
         raise UsageError(f"proxy {config.proxy}", why, f"add --model-arg img_size={config.image_size}")
-
-
-def _circumstances(setup: TrainingSetup) -> dict[str, str | int]:
-    """What the bundle records besides the settings: names, a network without a true gradient, processes, weights.
-
-    The number of processes matters because batch statistics and noise are those of each process's part. Weights are
-    named for the reader alone: nothing loads them on a bundle's word.
-    """
-    found: dict[str, str | int] = {"dataset": setup.splits.name, "proxy": untagged(setup.config.network)}
-    if has_unequal_noise(setup.network):
-        found["hypergradient_noise"] = "mean"
-    if setup.weights is not None:
-        found |= {"weights_of": setup.config.network, "weights_sha256": setup.weights.digest}
-    if setup.communicator.size > 1:
-        found["processes"] = setup.communicator.size
-    return found
-
-
-def describe_extractor(config: SearchConfig, setup: TrainingSetup) -> dict[str, Any]:
-    """The proxy as the bundle will hold it: fields of `manifest.Extractor`."""
-    return {
-        "arch": untagged(config.proxy),
-        "model_args": config.model_args,
-        "feature_width": setup.feature_width,
-        "dtype": "float32",
-        "call": manifest.EXTRACTOR_CALL,
-    }
-
-
-def describe(
-    config: SearchConfig,
-    setup: TrainingSetup,
-    threads: int,
-    device: torch.device,
-    accuracy: Accuracy,
-    figures: Mapping[str, float] | None = None,
-    levels: manifest.Levels | None = None,
-    verification: manifest.Verification | None = None,
-) -> manifest.ManifestDraft:
-    """What the bundle says about itself.
-
-    Raises:
-        UsageError: it cannot say this; one line names the field.
-    """
-    splits = setup.splits
-    # A validation split of the data set's own is taken whole.
-    validation_per_class = 0.0 if splits.own_validation else config.validation_per_class
-    return manifest.draft_manifest(
-        versions=versions(),
-        operations=manifest.Operations.of(config.operation_space, config.fill),
-        policy={"hidden": HIDDEN_UNITS, "input": config.policy_input},
-        alpha=config.alpha,
-        extractor=describe_extractor(config, setup),
-        input={
-            "size": config.image_size,
-            "channels": splits.channels,
-            "mean": splits.mean,
-            "std": splits.std,
-            "base_augmentation": config.base_augmentation,
-            "cutout": config.cutout,
-        },
-        dataset={
-            "name": splits.name,
-            "classes": splits.classes,
-            "counts": {
-                "images": splits.pool_size,
-                "train": len(splits.train) + (0 if splits.aside is None else len(splits.aside)),
-                "meta_validation": len(splits.meta_validation),
-            },
-            "fingerprint": splits.fingerprint,
-            "split": {
-                "seed": config.split_seed,
-                "train_per_class": config.train_per_class,
-                "validation_per_class": validation_per_class,
-                "test_per_class": config.test_per_class,
-            },
-        },
-        search={
-            "settings": config.portable()
-            | {"dataset": splits.name, "validation_per_class": validation_per_class}
-            | _circumstances(setup)
-        },
-        run={
-            "epochs": config.epochs,
-            "iterations": config.epochs * setup.iterations_per_epoch,
-            "threads": threads,
-            "device": device.type,
-        },
-        results={f"validation_{name}": value for name, value in vars(accuracy).items()} | dict(figures or {}),
-        licence="",
-        note="",
-        levels=levels,
-        verification=verification,
-        reading=manifest.Reading.of(splits.reading.to_dict()),
-    )

@@ -19,8 +19,8 @@ from ..policy.network import PolicyNetwork
 from ..policy.policy_bundle import PolicyBundle
 from ..policy.sampler import TransformationSampler
 from ..runtime.device import reproducible, resolve_device
-from ..search import describe
 from ..train import plan
+from ..training.draft_bundle import describe
 from ..training.evaluate import Accuracy
 from ..training.setup import TrainingSetup
 from .interleaved import Candidate, Clock, Progress, Row, measure, silent

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from ..transforms.space import MAX_LEVEL, OPERATION_SPECS, SPACES, OperationSpace
 from .format import level_probabilities
-from .manifest import LEARNED, ManifestDraft, Verification, VerifiedPolicy
+from .manifest import ManifestDraft
+from .manifest_levels import LEARNED, Verification, VerifiedPolicy
 
 NORMAL_95 = 1.96
 RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned

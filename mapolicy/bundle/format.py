@@ -18,8 +18,9 @@ from ..transforms.space import SPACES
 from . import canonical_json
 from .fetch import fetch_container
 from .limits import Limits
-from .manifest import LEVEL_INPUTS, Levels, Manifest, ManifestDraft, check_manifest
+from .manifest import Manifest, ManifestDraft, check_manifest
 from .manifest_base import check_digest, check_spelling, read_json
+from .manifest_levels import LEVEL_INPUTS, Levels
 from .safetensors_reader import RawTensor, read_container, write_container
 
 Numbers = npt.NDArray[np.float64]

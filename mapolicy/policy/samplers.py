@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bundle.manifest import Levels
+from ..bundle.manifest_levels import Levels
 from ..config import RunConfig
 from ..config.choices import CLASS, FEATURES
 from ..registries import SAMPLERS

@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..bundle.manifest import LEARNED, UNIFORM, Verification, VerifiedPolicy
+from ..bundle.manifest_levels import LEARNED, UNIFORM, Verification, VerifiedPolicy
 from ..config import SearchConfig
 from ..data.batch_sampler import batches_per_epoch
 from ..data.splits import DataSplits, Split

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mapolicy.bundle import findings
-from mapolicy.bundle.manifest import Verification, VerifiedPolicy
+from mapolicy.bundle.manifest_levels import Verification, VerifiedPolicy
 from mapolicy.transforms.space import OPERATION_NAMES, SPACES
 from tests.helpers.bundle_factory import ROWS, UNIFORM_ROWS, draft, draft2, log_levels, verification
 
