@@ -25,12 +25,22 @@ from mapolicy.transforms.basic import Normalisation
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["learned", "sampler-only", "weights-only"])
-def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, make_train_config, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit"), [("learned", 0.0), ("learned", 1.001), ("sampler-only", 0.0), ("weights-only", 0.0)]
+)
+def test_frozen_training_is_the_weighted_loss_written_out(
+    bundle: PolicyBundle, make_train_config, name: str, limit: float
+) -> None:
     """A plain loop with the bundle's parts: sample from p_jk, weigh by the extractor and theta, SGD; or with half."""
     # A small rate: float32 rounding must not grow to where the two could not be told from different mathematics.
     config = make_train_config(
-        policy=name, epochs=1, learning_rate=0.01, clip_norm=0.0, weight_decay=0.0, optimizer="momentum"
+        policy=name,
+        epochs=1,
+        learning_rate=0.01,
+        clip_norm=0.0,
+        weight_decay=0.0,
+        optimizer="momentum",
+        weight_limit=limit,
     )
     got = train_network(config, bundle).network
 
@@ -54,6 +64,9 @@ def test_frozen_training_is_the_weighted_loss_written_out(bundle: PolicyBundle, 
             features, _ = features_and_logits(extractor, (batch.images.float() / 255 - mean) / std)
             raw = policy(features, batch.transformation.embed())
             raw = torch.ones_like(raw) if name == "sampler-only" else raw
+            if limit:
+                assert raw.max() > limit * raw.mean(), "some weight is limited"
+                raw = raw.clamp(raw.mean() / limit, raw.mean() * limit)
         losses = F.cross_entropy(network(batch.inputs), batch.labels, reduction="none")
         gradients = torch.autograd.grad((losses * raw / raw.sum()).sum(), list(network.parameters()))
         rate = 0.01 * (1 + torch.cos(torch.tensor(torch.pi * step / len(plan)))).item() / 2

@@ -3,7 +3,8 @@
 Source: Adversarial AutoAugment (Zhang, Wang, Zhang and Zhong, ICLR 2020). Its policy network draws operations and
 levels, every image of a batch is augmented in M = 8 ways, and the reward of a way is the training loss of the samples
 that it augmented, as a moving average, normalised over the M ways. The policy network ascends the reward by policy
-gradient with an entropy term. No held-out image and no hypergradient are needed: the losses are those of the step.
+gradient with an entropy term. These lines follow the paper's abstract and the unofficial implementation named below;
+its full text was not read. No held-out image and no hypergradient are needed: the losses are those of the step.
 
 What is ours:
 
