@@ -45,7 +45,7 @@ from . import (
 # Newer versions of typer contain click, older ones depend on it. BadParameter has the same bases in both.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
-LONGEST_ERROR, SHORTEST_PATH = 240, 60
+LONGEST_ERROR, SHORTEST_PATH, SHORTEST_REASON = 240, 60, 40
 BUG_EXIT = 1
 RESUMABLE = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
 INTERRUPTED = "interrupted: the command stopped; give it again"
@@ -192,11 +192,18 @@ def fail(problem: MapolicyError, debug: bool) -> int:
 
 
 def _line(what: str, why: str, remedy: str) -> str:
-    """The error's line; only the end of a long path is shown, to leave room for the reason."""
-    rest = f": {why}; {remedy}" if remedy else f": {why}"
-    shown = what.encode("ascii", "backslashreplace").decode()
-    room = max(LONGEST_ERROR - len(f"mapolicy: error: {rest}"), SHORTEST_PATH)
-    return (what if len(shown) <= room else f"...{shown[3 - room :]}") + rest
+    """The error's line; of a long path only the end is shown and of a long reason only the start, never less advice."""
+    what, why, advice = (_ascii(text) for text in (what, why, f"; {remedy}" if remedy else ""))
+    room = LONGEST_ERROR - len(f"mapolicy: error: : {advice}")
+    longest = max(room - len(why), SHORTEST_PATH)
+    what = what if len(what) <= longest else f"...{what[3 - longest :]}"
+    longest = max(room - len(what), SHORTEST_REASON)
+    why = why if len(why) <= longest else f"{why[: longest - 3]}..."
+    return f"{what}: {why}{advice}"
+
+
+def _ascii(text: str) -> str:
+    return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
 
 
 def _fail(text: str, code: int, debug: bool) -> int:
@@ -204,9 +211,7 @@ def _fail(text: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     if rank_environment.rank() > 0 and (code == UsageError.exit_code or text in (RESUMABLE, INTERRUPTED)):
         return code  # rank 0 has the same error and shows it
-    line = f"mapolicy: error: {' '.join(text.split())}"
-    printable = line.encode("ascii", "backslashreplace").decode()
-    clean = "".join(character if character.isprintable() else "?" for character in printable)
+    clean = "".join(character if character.isprintable() else "?" for character in _ascii(f"mapolicy: error: {text}"))
     if len(clean) > LONGEST_ERROR:
         clean = f"{clean[: LONGEST_ERROR - 3]}..."
     print(clean, file=sys.stderr)

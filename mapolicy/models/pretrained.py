@@ -5,10 +5,11 @@ timm converts them where the classes, the channels or the size of the images are
 
 import hashlib
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
     Raises:
         InputError: the weights are another network's.
     """
+    weights = replace(weights, tensors=_without_prefix(weights.tensors, network))
     about = _description(network, weights.tensors, name, classes)
     missing: list[str] = []
     unused: list[str] = []
@@ -160,6 +162,9 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
 
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     tensors = dict(weights.tensors)  # timm changes it
+    builder = logging.getLogger("timm.models._builder")
+    level = builder.level
+    builder.setLevel(logging.ERROR)  # it lists all unexpected keys, which `_left_out` tells in short
     hook = network.register_load_state_dict_post_hook(note)
     try:
         load_pretrained(
@@ -176,7 +181,21 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
         raise InputError(weights.origin, why, "name the network and the --model-arg that it was trained with") from None
     finally:
         hook.remove()
+        builder.setLevel(level)
     return _left_out(network, weights, name, missing, unused, about, classes)
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """The tensors without a first name that all have in common, such as `model.`, and that the network does not have.
+
+    Training frameworks store a network as a part of their own module.
+    """
+    own = {name.partition(".")[0] for name in network.state_dict()}
+    while len(first := {name.partition(".")[0] for name in tensors}) == 1 and not first & own:
+        if not all("." in name for name in tensors):
+            break
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def freeze_body(network: nn.Module) -> None:

@@ -200,6 +200,18 @@ def test_a_short_name_is_its_network(mapolicy) -> None:
 # ---- pretrained networks
 
 
+def test_advice_is_not_cut(mapolicy, tmp_path: Path) -> None:
+    """A long reason, such as torch's own words, is cut instead."""
+    tensors = timm.create_model("resnet10t", num_classes=2).state_dict()
+    save_file(tensors | {"layer1.0.conv1.weight": torch.zeros(3, 3)}, tmp_path / "odd.safetensors")
+    save_greys(tmp_path / "greys")
+    outcome = mapolicy(
+        "train", "folder:greys", "--policy", "none", "--arch", "resnet10t", "--weights", "odd.safetensors"
+    )  # fmt: skip
+    outcome.is_error(3, "odd.safetensors: does not fit resnet10t: size mismatch for layer1.0.conv1.weight: ", "...; ")
+    assert outcome.err.endswith("; name the network and the --model-arg that it was trained with\n")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> str:
     """A file of weights for colour images of 12 x 12 pixels and 20 classes, which says so."""

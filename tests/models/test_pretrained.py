@@ -114,6 +114,20 @@ def test_what_was_not_loaded_is_named(tmp_path: Path) -> None:
     assert left_out == ("start from random values: layer4.0.conv2.weight", "not used of the weights: aux.weight")
 
 
+@pytest.mark.parametrize("prefix", ["model.", "module.", "net.model."])
+def test_a_prefix_of_all_names_is_removed(prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Training frameworks store a network as a part of their own module."""
+    tensors = trained(classes=4)
+    path = stored(tmp_path, {f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+    network, left_out = started(config(weights=path), 4, 3)
+    assert left_out == ()
+    assert all(torch.equal(value, tensors[key]) for key, value in network.state_dict().items())
+    odd = stored(tmp_path, {f"{name}_x": tensor for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match="is not of test_resnet: it lacks conv1"):
+        started(config(weights=odd), 4, 3)
+    assert not caplog.records, "timm's own line of all names is not shown"
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [("test_vit", "is not of test_resnet: it lacks conv1"), ("resnet10t", "does not fit test_resnet: size mismatch")],
