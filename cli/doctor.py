@@ -22,6 +22,7 @@ OK, MISSING, BROKEN = "ok", "missing", "broken"
 
 # Packages that something asks for and nothing else needs: modules, what asks, how to install them.
 OPTIONAL = (
+    (("onnx", "onnxscript", "onnxruntime"), "mapolicy export-network --to onnx", "pip install 'mapolicy[onnx]'"),
     (("starlette", "uvicorn"), "mapolicy explore", "pip install 'mapolicy[explore]'"),
     (("tensorboard",), "--logger tensorboard", "pip install 'mapolicy[tensorboard]'"),
     (("wandb",), "--logger wandb", "pip install 'mapolicy[wandb]'"),

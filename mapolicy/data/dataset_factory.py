@@ -43,7 +43,9 @@ def open_source(
     """
     entry = dataset_entry(name)
     if entry is None:
-        raise UsageError("data set", f"there is none called {printable(name)!r}", DATASETS.suggestion(name))
+        is_folder = Path(name).expanduser().is_dir()
+        remedy = f"did you mean folder:{printable(name)}?" if is_folder else DATASETS.suggestion(name)
+        raise UsageError("data set", f"there is none called {printable(name)!r}", remedy)
     source = DATASETS.find(entry)(DatasetRequest(name, data_dir, memory_limit_gib, download, nested_classes))
     if not isinstance(source, Source):
         why = f"the function that opens it returned a {type(source).__name__}, expected a Source"

@@ -42,7 +42,9 @@ class Copies:
     classes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return " = ".join(f"{name} ({split})" for name, split in zip(self.names, self.splits, strict=True))
+        named = [f"{name} ({split})" for name, split in zip(self.names, self.splits, strict=True)][:SHOWN]
+        rest = len(self.names) - len(named)
+        return " = ".join(named) + (f" = {rest} more" if rest else "")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def report_dataset(config: RunConfig) -> DatasetReport:
         test=test,
         reading=reading,
         notes=(*source.notes, *notes(found, reading, sizes)),
-        trouble=(*trouble, *_trouble(unreadable, copies)),
+        trouble=(*trouble, *_trouble(unreadable, copies, sum(sizes))),
         left_out=tuple(source.left_out),
         unreadable=tuple(unreadable),
         copies=copies,
@@ -206,10 +208,12 @@ def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, T
     return used | {UNUSED: everything[~torch.isin(everything, torch.cat(list(used.values())))]}
 
 
-def _trouble(unreadable: Sequence[str], copies: Sequence[Copies]) -> list[str]:
+def _trouble(unreadable: Sequence[str], copies: Sequence[Copies], images: int) -> list[str]:
     lines = []
     if unreadable:
         lines.append(f"{len(unreadable)} images cannot be read ({_some(unreadable)}): mend them, or use --skip-corrupt")
+    if len(copies) == 1 and len(copies[0].names) == images:
+        return [*lines, f"all {images} images are equal, so there is nothing to learn: look at the files"]
     across = [group for group in copies if len(set(group.splits)) > 1]
     if across:
         pairs = Counter(tuple(dict.fromkeys(group.splits)) for group in across)

@@ -57,13 +57,13 @@ class TrainedNetwork(nn.Module):
         logits: Tensor = self.network((images - self.mean) * self.scale)
         return logits
 
-    def predict(self, images: AnImage | Sequence[AnImage], batch_size: int = BATCH_SIZE) -> Tensor:
+    def predict(self, images: AnImage | Iterable[AnImage], batch_size: int = BATCH_SIZE) -> Tensor:
         """The probability of each class for images of any size.
 
         Images are read as those were that the network learned from. The network's mode is not changed.
 
         Args:
-            images: uint8 [B, C, H, W] or [C, H, W] with 1 or 3 channels; or a path, an image of Pillow's, or a list of
+            images: uint8 [B, C, H, W] or [C, H, W] with 1 or 3 channels; or a path, an image of Pillow's, or several of
                 these.
             batch_size: images in one forward.
 
@@ -93,7 +93,9 @@ class TrainedNetwork(nn.Module):
             return torch.tensor(self.reading.pixels(image))
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) not in (1, 3):
             found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(f"found {found}, expected uint8 [C, H, W] with 1 or 3 channels, a path or an image of PIL")
+            hint = "; torch.from_numpy or PIL.Image.fromarray converts it" if found == "ndarray" else ""
+            wanted = "expected uint8 [C, H, W] with 1 or 3 channels, a path or an image of PIL"
+            raise TypeError(f"found {found}, {wanted}{hint}")
         if tuple(image.shape) == self.config.pretrained_cfg.input_size:
             return image.cpu()
         array = image.cpu().numpy()
@@ -108,11 +110,13 @@ class TrainedNetwork(nn.Module):
             return self.forward(batch.to(self.mean.device)).float().softmax(dim=1).cpu()
 
 
-def _listed(images: AnImage | Sequence[AnImage]) -> Sequence[AnImage]:
+def _listed(images: AnImage | Iterable[AnImage]) -> Sequence[AnImage]:
     """The images one by one."""
     if isinstance(images, Tensor):
         return [images] if images.ndim == 3 else list(images)
-    return [images] if isinstance(images, str | os.PathLike | Image.Image) else images
+    if isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable):
+        return [images]
+    return list(images)
 
 
 def load_network(

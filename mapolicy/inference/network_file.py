@@ -13,7 +13,7 @@ from pathlib import Path
 from ..bundle.limits import Limits
 from ..bundle.safetensors_reader import NETWORK, SMALL_FILE, RawTensor, check_header, read_container, write_container
 from ..errors import InputError
-from ..runtime.files import NETWORK_FILE, ReadAt, read_regular_file
+from ..runtime.files import NETWORK_FILE, PICKLES, ReadAt, read_regular_file
 from ..runtime.sanitize import invalid_bundle, quoted
 from .network_config import NetworkConfig, read_config
 
@@ -62,6 +62,9 @@ def read_network_file(reference: str | os.PathLike[str], limits: Limits | None =
     """
     limits, path = limits or Limits(), network_path(reference)
     source = str(path)
+    if path.suffix.lower() in PICKLES:
+        remedy = f"name a run's {NETWORK_FILE}; `mapolicy train --weights {path.name}` says how to convert weights"
+        raise InputError(source, "is a pickle, which could run code", remedy)
 
     def check_large(read_at: ReadAt, size: int) -> None:
         if size > SMALL_FILE:

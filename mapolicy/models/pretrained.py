@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from ..config import RunConfig
 from ..config.choices import INTERPOLATIONS
 from ..errors import EnvironmentFault, InputError, UsageError
-from ..runtime.files import read_regular_file
+from ..runtime.files import PICKLES, read_regular_file
 
 HUB_FILE = "model.safetensors"
-PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"})
 # For users to run on their own files; nothing here opens a pickle.
 CONVERSION = "import sys, torch; from safetensors.torch import save_file as s; "
 CONVERSION += "s(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"

@@ -29,6 +29,7 @@ PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.safetensors"
 RESULT_FILE = "result.json"
 DATA_FILE = "data.json"
 VERIFICATION_FILE = "verification.json"
+PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"})  # endings
 NETWORK_FILE = "network.safetensors"
 RUN_FILES = (
     *(CONFIG_FILE, METRICS_FILE, TABLE_FILE, STATUS_FILE, RESULT_FILE, NETWORK_FILE, VERIFICATION_FILE, DATA_FILE),

@@ -26,6 +26,7 @@ def test_a_machine_that_runs_the_tests_is_well(mapolicy, tmp_path: Path) -> None
     found = lines_of(outcome.out)
     assert {"mapolicy", "packages", "CPU", "GPU", "numba cache", "disk", "huggingface cache"} <= set(found)
     assert "torch " in found["packages"][1]
+    assert "mapolicy export-network --to onnx" in outcome.out
     assert list(tmp_path.iterdir()) == []
     document = mapolicy("doctor", "--json").json
     assert document["ok"] is True

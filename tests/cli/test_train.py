@@ -101,6 +101,12 @@ def test_a_recipes_warm_up_is_cut_to_the_users_epochs(mapolicy, tmp_path: Path) 
     mapolicy(*command, "--set", "warmup_epochs=1").is_error(2, "1 epochs of warm-up leave nothing of 1 epochs")
 
 
+def test_a_folder_without_its_prefix_is_noticed(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "d" / "greys")
+    refused = mapolicy("train", "d/greys", "--policy", "none", "--arch", "test_resnet")
+    refused.is_error(2, "there is none called 'd/greys'; did you mean folder:d/greys?")
+
+
 def test_another_data_set_than_the_bundles(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
     save_greys(tmp_path / "greys", "L")
     command = ("train", "folder:greys", "--bundle", bundle_file, "--arch", "test_resnet", "--epochs", "1")

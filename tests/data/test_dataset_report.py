@@ -67,6 +67,20 @@ def test_copies_across_splits_and_classes_are_found_by_content(tmp_path: Path) -
     assert any("1 images are in several classes" in line for line in found.trouble)
 
 
+def test_images_that_are_all_equal_are_told_in_a_sentence(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "zoo")
+    content = (root / "ant" / "00.png").read_bytes()
+    for path in root.glob("*/*.png"):
+        path.write_bytes(content)
+    found = report(root)
+    assert found.trouble[-1] == "all 36 images are equal, so there is nothing to learn: look at the files"
+    assert not any("several" in line for line in found.trouble)
+    (group,) = found.copies
+    assert str(group).endswith(" = 33 more")
+    assert str(group).count(".png") == 3
+    assert len(found.document()["copies"][0]["names"]) == 36
+
+
 def test_arrays_are_compared_too() -> None:
     arrays = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
     arrays[5] = arrays[0]

@@ -61,14 +61,30 @@ def test_every_kind_of_image_is_taken(network: TrainedNetwork, photo: Path) -> N
         for given in (str(photo), [photo], image, [image], pixels, pixels[None], pixels[:1], [pixels]):
             assert torch.equal(network.predict(given), expected), type(given)
         together = network.predict([photo, image, pixels], batch_size=2)
+        assert torch.equal(network.predict((each for each in (photo, image, pixels)), batch_size=2), together)
         torch.testing.assert_close(together, expected.repeat(3, 1))
     assert network.predict([]).shape == (0, 10)
 
 
-@pytest.mark.parametrize("wrong", [3, [None], torch.zeros(1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8), [[1]]])
+@pytest.mark.parametrize(
+    "wrong", [3, None, [None], torch.zeros(1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8), [[1]]]
+)
 def test_what_is_no_image_is_named(network: TrainedNetwork, wrong: object) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"found .*, expected uint8 \[C, H, W\]"):
         network.predict(wrong)
+
+
+def test_arrays_of_numpy_are_refused_with_how_to_convert_them(network: TrainedNetwork) -> None:
+    for wrong in (np.zeros((8, 8, 3), dtype=np.uint8), [np.zeros((8, 8), dtype=np.uint8)]):
+        with pytest.raises(TypeError, match=r"found ndarray, .*; torch\.from_numpy or PIL\.Image\.fromarray"):
+            network.predict(wrong)
+
+
+def test_a_pickle_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
+    (tmp_path / "x.pth").write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"x\.pth: is a pickle.*`mapolicy train --weights x\.pth` says how to convert"):
+        load_network(tmp_path / "x.pth")
 
 
 def test_a_file_that_is_no_image_is_named(network: TrainedNetwork, tmp_path: Path) -> None:
