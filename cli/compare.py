@@ -16,7 +16,7 @@ from ..policy.import_policy import can_be_imported, import_policy
 from ..registries import ZERO_COST_POLICIES, policy_names
 from ..runtime import rank_environment
 from ..runtime.files import write_atomically
-from . import bundles, comparison_table, data_folder, display, options
+from . import bundles, comparison_table, data_folder, display, options, run_progress
 from .grouped import grouped
 from .outputs import slug
 
@@ -153,7 +153,7 @@ def compare(
     from ..compare.comparison import compare_policies
     from ..compare.plot import chart as draw
 
-    reporter = display.reporter(quiet)
+    reporter = run_progress.reporter(quiet)
     for config, recipe in zip(configs, [] if quiet else recipes, strict=False):
         reporter.on_note(f"{config.arch}: settings from {recipe}")
     comparison = compare_policies(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config import SearchConfig, TrainConfig
-from . import comparison_table, display, options, outputs
+from . import comparison_table, display, options, outputs, run_progress
 from .grouped import grouped
 from .resolve import resolve
 
@@ -46,7 +46,7 @@ def demo(
     from ..compare.comparison import compare_policies
     from ..search import search_policy
 
-    reporter, bundles = display.reporter(quiet), []
+    reporter, bundles = run_progress.reporter(quiet), []
     for split, folder in enumerate(searches):
         config, _ = resolve(SearchConfig, PROXY, DATASET, flags=SETTINGS | {"split_seed": split, "seed": split})
         bundles.append(search_policy(config, reporter, folder, overwrite=True))

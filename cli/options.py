@@ -13,7 +13,7 @@ from ..bundle.manifest_base import parse_digest
 from ..config.choices import DEVICES, FAST, STORED_DTYPES
 from ..registries import DATASETS
 from ..runtime import rank_environment
-from . import completion, display, outputs
+from . import completion, display, outputs, run_progress
 from .resolve import Config, resolve, typed
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Run(RunFolder):
     ] = False
     quiet: Quiet = False
 
-    def begin(self, folder: Path, out: Path | None, recipe: str) -> "tuple[display.QuietReporter, Reporter]":
+    def begin(self, folder: Path, out: Path | None, recipe: str) -> "tuple[run_progress.QuietReporter, Reporter]":
         """Check that the run can write, before torch is imported.
 
         Of several processes only rank 0 shows and writes.
@@ -299,9 +299,9 @@ class Run(RunFolder):
             The display, and the display with the loggers.
         """
         first = rank_environment.rank() == 0
-        reporter = display.reporter(self.quiet or not first, recipe)
+        reporter = run_progress.reporter(self.quiet or not first, recipe)
         writes = first and not self.dry_run
-        listeners = display.with_loggers(reporter, self.loggers if writes else None)
+        listeners = run_progress.with_loggers(reporter, self.loggers if writes else None)
         if writes:
             if out is not None:
                 self.check_file(out, "--out")
