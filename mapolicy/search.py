@@ -299,7 +299,7 @@ class PreparedSearch:
     def draws(self, config: SearchConfig, strength: float | None = None) -> LearnedDraws:
         """What the sampler has learned; `strength` replaces its own."""
         features = self.context.features if isinstance(self.context, ProxyContext) else None
-        return learned_draws(self.run.sampler, config.operation_space, strength, features)
+        return learned_draws(self.run.sampler, config.operation_space, strength, features, config.level_course)
 
     def check_seconds(self, config: SearchConfig, device: torch.device) -> float:
         """How long the policy's own check will take; 0 without one."""

@@ -338,7 +338,7 @@ def _refined(config: TrainConfig, bundle: PolicyBundle, state: RunState, iterati
     noise = " Hypergradient with the noise at its mean." if has_unequal_noise(state.modules["network"]) else ""
     effects = bundle.sample_effects
     features = None if effects is None else effects.features
-    draws = learned_draws(state.sampler, config.operation_space, features=features)
+    draws = learned_draws(state.sampler, config.operation_space, features=features, course=config.level_course)
     return PolicyBundle.assemble(
         bundle.manifest.draft(
             levels=draws.levels,

@@ -52,6 +52,7 @@ LATER: Mapping[str, Any] = {
     "adversarial_rate": 0.01,
     "adversarial_entropy": 0.1,
     "level_bins": 4,
+    "level_course": False,
     "sampler_input": "none",
     "verify": False,
     "verify_per_class": 0.0,

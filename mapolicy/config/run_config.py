@@ -228,6 +228,11 @@ class RunConfig:
     level_bins: int = Field(
         4, ge=1, le=32, description="bins that samplers of levels cut the levels of one direction into"
     )
+    level_course: bool = Field(
+        False,
+        description="let a bundle's draws follow the course of the search, at the same share of a training; else they "
+        "have the mean of its second half throughout",
+    )
     sampler_input: Annotated[str, OneOf(SAMPLER_INPUTS)] = Field(
         "none",
         description="what the alignment sampler sees of an image before augmentation: none, its class, or its features",

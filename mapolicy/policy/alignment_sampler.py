@@ -9,9 +9,10 @@ than the rest:
     phi(o, b)  <-  min(0, (1 - eta * lambda) * phi(o, b) + eta * g(o, b))
 
 for operation o and level bin b, with u uniform and g the mean score of the batch's samples with (o, b), counted from
-the typical cell's where that is below the batch's mean. The bound at 0 is the point of the method: what does not harm
-keeps its share, since a large s_i only says what helps in the next step. For the same reason a few cells with large
-scores must not make all others look harmful: they raise the batch's mean, not the typical cell.
+that of the weakest transformations where they are below the batch's mean. The bound at 0 is the point of the method:
+what does not harm keeps its share, since a large s_i only says what helps in the next step. For the same reason a few
+cells with large scores must not make all others look harmful: they raise the batch's mean, and the weakest
+transformations fall below it as all others do. What is not worse than they are does no harm.
 
 s_i is measured under the present q, so what is drawn rarely no longer disturbs the measurement of the rest. With
 `inputs`, phi depends on the image too: phi(o, b | x) = min(0, phi(o, b) + V(o, b) . h(x)), with V learned from the same
@@ -212,10 +213,10 @@ class AlignmentSampler(LevelSampler):
         first = bool(self._running[0] < 0)
         self._running = drawn if first else self._running.lerp(drawn, 1 / RUNNING_MEMORY)
         self._running_sums = summed if first else self._running_sums.lerp(summed, 1 / RUNNING_MEMORY)
-        means = self._running_sums / self._running.clamp(min=1e-9)
-        typical = means[self.grid.group].flatten().median().clamp(max=0)
+        weakest = self.grid.weakest
+        harmless = (self._running_sums[weakest].sum() / self._running[weakest].sum().clamp(min=1e-9)).clamp(max=0)
         keep = 1 - self.rate * self.decay
-        step = self.rate * (summed - typical * drawn) / (self._running + PRIOR_COUNT)
+        step = self.rate * (summed - harmless * drawn) / (self._running + PRIOR_COUNT)
         self._phi = (keep * self._phi + step).clamp(LOWEST, 0)
         if context is not None and self.inputs:
             moved = (scores[:, None] * context).repeat(2, 1)

@@ -31,6 +31,8 @@ class LevelGrid:
         group: int64 [K, bins], the index of each cell's value.
         groups: how many values there are.
         operation_of: int64 [groups], the operation of each value.
+        weakest: bool [groups], the values of the weakest transformations: Identity, and of each operation the bins at
+            the level that changes an image least.
     """
 
     def __init__(self, space: OperationSpace, bins: int) -> None:
@@ -49,6 +51,14 @@ class LevelGrid:
         self.groups = count
         self.operation_of = torch.empty(count, dtype=torch.int64)
         self.operation_of[self.group] = torch.arange(self.operations)[:, None].expand(-1, 2 * bins)
+        edges = torch.linspace(-MAX_LEVEL, MAX_LEVEL, 2 * bins + 1, dtype=torch.float64).abs()
+        self.weakest = torch.zeros(count, dtype=torch.bool)
+        for row, (name, spread) in zip(self.group, space.ranges.items(), strict=True):
+            if spread is not None:
+                low, high = torch.minimum(edges[:-1], edges[1:]), torch.maximum(edges[:-1], edges[1:])
+                self.weakest[row] = (low <= spread.weakest) & (spread.weakest <= high)
+            elif name == "Identity":
+                self.weakest[row] = True
 
     def cell(self, operation: Tensor, magnitude: Tensor) -> Tensor:
         """The position of each draw in the flattened table.

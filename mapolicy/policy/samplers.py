@@ -127,7 +127,11 @@ class LearnedDraws:
 
 
 def learned_draws(
-    sampler: Sampler, space: str, strength: float | None = None, features: FeatureDirections | None = None
+    sampler: Sampler,
+    space: str,
+    strength: float | None = None,
+    features: FeatureDirections | None = None,
+    course: bool = False,
 ) -> LearnedDraws:
     """What a sampler has learned, for a bundle.
 
@@ -136,10 +140,12 @@ def learned_draws(
         space: name of the operation space.
         strength: kappa of the draws from the bundle; None takes the sampler's.
         features: the directions of the features that the sampler sees; None where it sees the class, or nothing.
+        course: keep phi's whole course, a table for each stage of the run, instead of the mean of its second half.
     """
     if not isinstance(sampler, LevelSampler):
         return LearnedDraws(sampler.probabilities, sampler.means)
-    log_levels = sampler.stages.float()
+    stages = sampler.stages
+    log_levels = (stages if course else stages[len(stages) // 2 :].mean(0, keepdim=True)).float()
     strength = sampler.strength if strength is None else strength
     table = sampler.sample_effects
     effects = None if table is None else SampleEffects(table.float(), features)

@@ -39,6 +39,12 @@ class Range:
     at_ten: float
     signed: bool = False
 
+    @property
+    def weakest(self) -> float:
+        """The level that changes an image least, 0 to 10: where the parameter is 0, if it changes its sign, else 0."""
+        changes_sign = self.at_zero * self.at_ten < 0
+        return MAX_LEVEL * self.at_zero / (self.at_zero - self.at_ten) if changes_sign else 0.0
+
     def value(self, level: float) -> float:
         """The parameter at a level of -10 to 10, whose sign counts where the range is signed."""
         found = self.at_zero + (self.at_ten - self.at_zero) * abs(level) / MAX_LEVEL

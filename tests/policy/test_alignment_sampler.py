@@ -91,15 +91,41 @@ def test_two_updates_in_closed_form() -> None:
 
 
 def test_a_few_cells_with_large_scores_do_not_make_the_others_look_harmful() -> None:
-    """The batch's mean is above most cells; the typical cell is not."""
+    """The batch's mean is above most cells, and above the weakest transformations too."""
 
     def helps_a_lot(operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-        return 2 * (operation == SOLARIZE).float()
+        return 2 * (operation == SOLARIZE) * (magnitude.abs() > 5).float()
 
     row = trained(helps_a_lot).cells * 112
     others = torch.cat([row[:SOLARIZE], row[SOLARIZE + 1 :]])
-    assert others.mean() > 0.9, "without the typical cell as reference: 0.01"
+    assert others.mean() > 0.9, "with scores from the batch's mean: 0.02"
     assert row[SOLARIZE].mean() < 2.5
+
+
+def test_where_most_levels_harm_all_of_them_are_thinned() -> None:
+    """The typical cell harms; the weakest transformations do not."""
+
+    def harms(operation: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+        return -((operation != IDENTITY) & (magnitude.abs() > 2.5)).float()
+
+    sampler = trained(harms)
+    weakest = sampler.grid.weakest[sampler.grid.group]
+    told = torch.tensor([SPACE.ranges[name] is not None for name in NAMES])
+    cells = sampler.cells * 112
+    assert cells[told][~weakest[told]].mean() < 0.1, "counted from the typical cell: 0.19"
+    assert cells[weakest].mean() > 2
+
+
+def test_the_weakest_transformations_are_those_next_to_no_change() -> None:
+    grid = LevelGrid(SPACES["autoaugment"], 4)
+    weakest = grid.weakest[grid.group].int().tolist()
+    assert weakest[ROTATE] == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert weakest[SOLARIZE] == [0, 0, 0, 1, 1, 0, 0, 0], "its threshold is 256 at level 0"
+    assert weakest[NAMES.index("Contrast")] == [0, 1, 1, 0, 0, 1, 1, 0], "levels 0 to 10 are factors 0.1 to 1.9"
+    assert weakest[IDENTITY] == [1] * 8
+    assert weakest[NAMES.index("Equalize")] == [0] * 8
+    wide = LevelGrid(SPACE, 1)
+    assert wide.weakest[wide.group].int().tolist()[ROTATE] == [1, 1], "a bin that begins there holds stronger ones too"
 
 
 def test_shrinkage_against_its_definition() -> None:
