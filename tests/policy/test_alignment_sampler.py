@@ -16,6 +16,7 @@ from mapolicy.policy.levels import (
     class_context,
 )
 from mapolicy.policy.sampler import Observation
+from mapolicy.policy.samplers import learned_draws
 from mapolicy.transforms.space import SPACES, level_edges
 from mapolicy.transforms.transformation import Transformation
 
@@ -229,6 +230,19 @@ def test_a_part_of_the_batch_teaches_by_its_own_rows() -> None:
     own = Transformation(drawn.first[rows], drawn.second[rows], drawn.magnitude1[rows], drawn.magnitude2[rows])
     observed(whole, own, alignment)
     assert torch.equal(part.log_levels, whole.log_levels)
+
+
+def test_a_bundle_has_the_mean_of_the_second_half_or_the_course() -> None:
+    sampler = trained(beyond_five, iterations=40)
+    mean, course = (learned_draws(sampler, SPACE.name, course=course).log_levels for course in (False, True))
+    assert mean is not None
+    assert course is not None
+    assert mean.shape == (1, 14, 8)
+    assert course.shape == (STAGES, 14, 8)
+    torch.testing.assert_close(mean[0], course[STAGES // 2 :].mean(0))
+    assert float((mean[0] - course[0]).abs().max()) > 0.5
+    both = [StagedLevels(SPACE, table, 3.0).probabilities for table in (mean, course)]
+    torch.testing.assert_close(*both)
 
 
 def test_stages_follow_each_other() -> None:
