@@ -270,7 +270,7 @@ def fit(
         trainings = outline.checked.get(found.verification, 0)
         choices.append(Choice("verification", found.verification, f"{trainings} trainings check the policy, for time"))
     if found.meta_every != config.meta_every:
-        why = f"the policy learns in every {found.meta_every}th iteration, for time"
+        why = f"the policy learns in one of {found.meta_every} iterations, for time"
         choices.append(Choice("meta_every", found.meta_every, why))
     return found, tuple(choices)
 
