@@ -1,6 +1,7 @@
 """What commands print: results on stdout, notes on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from ..bundle.findings import Findings
 from ..runtime.sanitize import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..inference.measures import Evaluation
     from ..training.dry_run import Forecast
 
@@ -30,6 +33,16 @@ NOT_BUILT = "its tensors are checked; its first use also checks the architecture
 def note(text: str) -> None:
     """Print one line on stderr."""
     print(printable(f"mapolicy: {text}"), file=sys.stderr, flush=True)
+
+
+def redraws(console: "Console") -> bool:
+    """Whether a display can be redrawn there: on a terminal, and not below a notebook's cell.
+
+    A command after `!` in a cell gets a terminal, but the cell keeps every line and shows what moves the cursor as
+    text. Jupyter's launcher sets the first variable, every IPython kernel the second.
+    """
+    kernel = "JPY_PARENT_PID" in os.environ or "matplotlib_inline" in os.environ.get("MPLBACKEND", "")
+    return console.is_terminal and not console.is_dumb_terminal and not kernel
 
 
 def print_json(document: Mapping[str, Any]) -> None:

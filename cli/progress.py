@@ -25,7 +25,7 @@ def counted(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None
         A function to call with the number that is done.
     """
     console = Console(stderr=True)
-    if quiet or not console.is_terminal or console.is_dumb_terminal:
+    if quiet or not display.redraws(console):
         latest = time.monotonic()
 
         def tell(done: int) -> None:

@@ -1,10 +1,13 @@
-"""Progress of a run on stderr: a live display on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live display on a terminal and in a notebook, plain lines elsewhere."""
 
+import io
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.jupyter import JUPYTER_HTML_FORMAT
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -12,7 +15,7 @@ from rich.text import Text
 
 from ..runtime.sanitize import printable
 from ..training.callbacks import Record, Reporter, Reporters
-from .display import LABELS, duration, note
+from .display import LABELS, duration, note, redraws
 
 # Names of figures in a record, in the order of the display, with their formats.
 SHOWN = {
@@ -32,6 +35,8 @@ BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 NARROW = 50  # characters; a narrower terminal gets numbers without a bar
 LONGEST_SPARKLINE = 40  # characters
 TEXT_WIDTH = 36  # characters of labels and figures together
+CELL_WIDTH = 100  # characters, in a notebook
+CELL_SECONDS = 1.0  # between two redraws there
 
 
 class QuietReporter(Reporter):
@@ -55,12 +60,16 @@ class QuietReporter(Reporter):
         self.result = result
 
 
-class PlainReporter(QuietReporter):
-    """Prints one line for each epoch, for log files and pipes."""
+class FullReporter(QuietReporter):
+    """Also tells of each run of a comparison."""
 
     def on_compare(self, done: int, runs: int, text: str, seconds_left: float) -> None:
         """Print one line about the run of a comparison that just ended."""
         self.on_note(f"{done} of {runs}: {text}; {duration(seconds_left)} left")
+
+
+class PlainReporter(FullReporter):
+    """Prints one line for each epoch, for log files and pipes."""
 
     def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
         """Print the run's name, its number of iterations and its facts on one line."""
@@ -88,7 +97,7 @@ class PlainReporter(QuietReporter):
             self.on_note(f"likeliest now: {named}")
 
 
-class LiveReporter(QuietReporter):
+class LiveReporter(FullReporter):
     """Redraws a display on a terminal: a progress bar, figures with sparklines, the most probable transformations."""
 
     def __init__(self, console: Console) -> None:
@@ -107,7 +116,7 @@ class LiveReporter(QuietReporter):
         """Print the facts, then start to redraw the display four times a second."""
         self._clear()
         for key, value in {**facts, **self.facts}.items():
-            self._console.print(Text(printable(f"{key:>16}  {value}")))
+            self._print(Text(printable(f"{key:>16}  {value}")))
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -118,8 +127,15 @@ class LiveReporter(QuietReporter):
         )
         left = "?" if seconds is None else duration(seconds)
         self._bar = self._progress.add_task(what, total=iterations, left=left)
+        self._begin()
+
+    def _begin(self) -> None:
         self._live = Live(self, console=self._console, refresh_per_second=4)
         self._live.start()
+
+    def _print(self, line: Text) -> None:
+        """A line above the display."""
+        self._console.print(line)
 
     def on_step(self, iteration: int, seconds_left: float) -> None:
         """Move the progress bar and update the time left."""
@@ -140,7 +156,7 @@ class LiveReporter(QuietReporter):
 
     def on_note(self, text: str) -> None:
         """Print a line above the display; warnings are yellow."""
-        self._console.print(Text(printable(text), style="yellow" if text.startswith("warning") else ""))
+        self._print(Text(printable(text), style="yellow" if text.startswith("warning") else ""))
 
     def on_finish(self) -> None:
         """Stop redrawing; the last state stays on the screen."""
@@ -184,6 +200,57 @@ class LiveReporter(QuietReporter):
         return up if p > old else down if p < old else same
 
 
+class NotebookReporter(LiveReporter):
+    """The same display in a cell of a Jupyter notebook, as one output that is replaced about once a second.
+
+    rich renders it as HTML. Its own `Live` needs ipywidgets for that, and a saved notebook does not keep widgets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO(), width=CELL_WIDTH, force_jupyter=False))
+        self._lines: list[Text] = []
+        self._handle: Any = None
+        self._running = False
+        self._shown = 0.0
+
+    def on_step(self, iteration: int, seconds_left: float) -> None:
+        """Move the progress bar, and redraw if the last time is a second ago."""
+        super().on_step(iteration, seconds_left)
+        if time.monotonic() - self._shown >= CELL_SECONDS:
+            self._draw()
+
+    def on_finish(self) -> None:
+        """Draw the last state, which stays in the cell."""
+        if self._running:
+            self._draw()
+
+    def _begin(self) -> None:
+        self._running = True
+        self._draw()
+
+    def _print(self, line: Text) -> None:
+        self._lines.append(line)
+        self._draw()
+
+    def _draw(self) -> None:
+        from IPython.display import display  # there in every kernel
+
+        self._shown = time.monotonic()
+        if self._handle is None:
+            self._handle = display(self, display_id=True)
+        else:
+            self._handle.update(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: HTML, and text without colours where there is none."""
+        console = Console(file=io.StringIO(), width=CELL_WIDTH, record=True, force_jupyter=False)
+        parts: list[RenderableType] = [*self._lines, *([self] if self._running else [])]
+        for part in parts:
+            console.print(part)
+        html = console.export_html(inline_styles=True, code_format=JUPYTER_HTML_FORMAT, clear=False)
+        return {"text/plain": console.export_text(), "text/html": html}
+
+
 def sparkline(values: Sequence[float], width: int) -> str:
     """Draw a series of values as a row of block characters.
 
@@ -210,26 +277,30 @@ def with_loggers(display: QuietReporter, names: Sequence[str] | None) -> Reporte
     """
     if not names:
         return display
-    from ..training.loggers import make_logger
+    from ..integrations.loggers import make_logger
 
     return Reporters(display, [make_logger(name) for name in dict.fromkeys(names)])
 
 
-def reporter(quiet: bool, settings_from: str | None = None) -> QuietReporter:
-    """The display of a run, which writes to stderr.
+def reporter(quiet: bool = False, settings_from: str | None = None) -> QuietReporter:
+    """The display of a run: in the cell of a notebook, else on stderr.
 
     Args:
         quiet: whether to print messages only.
         settings_from: name of the recipe, printed when the run starts; None prints none.
 
     Returns:
-        A `LiveReporter` on a terminal, a `PlainReporter` elsewhere, a `QuietReporter` if `quiet`.
+        A `NotebookReporter` in a Jupyter kernel, a `LiveReporter` on a terminal, a `PlainReporter` elsewhere, a
+        `QuietReporter` if `quiet`.
     """
     if quiet:
         return QuietReporter()
     console = Console(stderr=True)
-    live = console.is_terminal and not console.is_dumb_terminal
-    display = LiveReporter(console) if live else PlainReporter()
+    display: QuietReporter = PlainReporter()
+    if console.is_jupyter:
+        display = NotebookReporter()
+    elif redraws(console):
+        display = LiveReporter(console)
     if settings_from is not None:
         display.facts = {"settings": f"from {settings_from}"}
     return display

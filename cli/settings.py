@@ -41,8 +41,8 @@ LARGEST_WIDTH = 100  # characters of a line on a wide terminal
 HEAD = """# Settings
 
 A run takes its settings from a recipe, then from the bundle, then from the command line; a later source wins.
-`mapolicy settings WORD` shows those with a word in their name or description. `--set NAME=VALUE` gives any of them.
-Those that are used most have options of their own. This page is written by `mapolicy settings --markdown`.
+`mapolicy settings WORD` shows those with a word in their name, option or description. `--set NAME=VALUE` gives any of
+them. Those that are used most have options of their own. This page is written by `mapolicy settings --markdown`.
 """
 
 
@@ -94,6 +94,11 @@ class Setting:
             lines.append(f"{FAST[self.name]} with --fast")
         return "; ".join(lines)
 
+    def is_about(self, word: str) -> bool:
+        """Whether a word in small letters is in its name, option or description."""
+        spelled_as_option = self.name.replace("_", "-")
+        return word in f"{self.name} {spelled_as_option} {self.option or ''} {self.description}".lower()
+
     def document(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
@@ -105,7 +110,7 @@ def settings(
     word: Annotated[
         str | None,
         typer.Argument(
-            help="Show only settings with it in their name or description.",
+            help="Show only settings with it in their name, option or description.",
             metavar="WORD",
             autocompletion=completion.settings,
         ),
@@ -122,8 +127,8 @@ def settings(
     Example: mapolicy settings batch
     """
     known = all_settings()
-    wanted = (word or "").rstrip("=").lower()
-    found = [each for each in known if wanted in f"{each.name} {each.description}".lower()]
+    wanted = (word or "").strip("-=").lower()
+    found = [each for each in known if each.is_about(wanted)]
     if output.as_json:
         display.print_json({"rows": [each.document() for each in found]})
     elif markdown:

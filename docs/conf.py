@@ -7,6 +7,7 @@ author = "mapolicy developers"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["lightning", "transformers", "accelerate"]  # an extra of few
 autodoc_typehints = "none"  # the signature has enough to read; shapes and dtypes are in the text
 html_theme = "furo"
 html_title = "mapolicy"

@@ -12,15 +12,13 @@ from mapolicy.data.loader import ResidentSplit
 from mapolicy.data.splits import load_splits
 
 CLASSES, CHANNELS, EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 1, 6, 64, 0.1
+# Named on the command line; without a name, what `mapolicy demo` writes.
+BUNDLE = Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/digits.safetensors")
 
 
-def load_bundle() -> PolicyBundle:
-    """The bundle named on the command line; without one, the bundle that `mapolicy demo` writes."""
-    return PolicyBundle.load(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/digits.safetensors"))
-
-
-def datasets(bundle: PolicyBundle) -> tuple[TensorDataset, TensorDataset]:
+def datasets() -> tuple[TensorDataset, TensorDataset]:
     """Training and test set: images uint8 [N, 1, 8, 8] and labels. The search has not seen the test images."""
+    bundle = PolicyBundle.load(BUNDLE)
     _, settings = recipes.load("train-digits")
     config = TrainConfig.from_mapping(settings | bundle.data_settings())
     splits = load_splits(config, torch.device("cpu"), "train", bundle.meta_validation)
@@ -31,9 +29,9 @@ def datasets(bundle: PolicyBundle) -> tuple[TensorDataset, TensorDataset]:
     return sets[0], sets[1]
 
 
-def loaders(bundle: PolicyBundle) -> tuple[DataLoader, DataLoader]:
+def loaders() -> tuple[DataLoader, DataLoader]:
     """Loaders of the training set, shuffled, and of the test set."""
-    train, test = datasets(bundle)
+    train, test = datasets()
     return DataLoader(train, BATCH_SIZE, shuffle=True, drop_last=True), DataLoader(test, BATCH_SIZE)
 
 

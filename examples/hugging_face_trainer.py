@@ -1,18 +1,17 @@
-"""A bundle's policy in Hugging Face's Trainer: `compute_loss` augments and weights the samples in training.
+"""A bundle's policy in Hugging Face's Trainer: a base class augments the images and weights the loss in training.
 
-pip install transformers accelerate
+pip install 'mapolicy[integrations]'
 mapolicy demo                                # writes artifacts/digits.safetensors
 python examples/hugging_face_trainer.py      # or: python examples/hugging_face_trainer.py BUNDLE
 """
 
 import tempfile
 
-import torch.nn.functional as F
-from digits import BATCH_SIZE, CHANNELS, CLASSES, EPOCHS, datasets, load_bundle
+from digits import BATCH_SIZE, BUNDLE, CHANNELS, CLASSES, EPOCHS, datasets
 from torch.utils.data import Dataset
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
-from mapolicy import PolicyAugment  # policy
+from mapolicy.integrations.transformers import PolicyTrainerMixin  # policy
 
 
 class Named(Dataset):
@@ -29,26 +28,13 @@ class Named(Dataset):
         return {"pixel_values": image, "labels": label}
 
 
-class PolicyTrainer(Trainer):  # policy
-    """A Trainer with the policy's weighted loss; set `policy` before training."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # policy
-        """Mean cross entropy, with the policy's soft targets in training."""
-        images, targets = inputs["pixel_values"], inputs["labels"]  # policy
-        if model.training:  # policy
-            self.policy.step = self.state.global_step  # policy: resumes exactly where a step is one batch
-            images, targets = self.policy(images, targets)  # policy
-        else:  # policy
-            images = self.policy.normalise(images)  # policy
-        outputs = model(pixel_values=images)  # policy
-        loss = F.cross_entropy(outputs.logits, targets)  # policy
-        return (loss, outputs) if return_outputs else loss  # policy
+class PolicyTrainer(PolicyTrainerMixin, Trainer):  # policy
+    """Trainer, with augmented images and a weighted loss."""
 
 
 def main():
     """Train and evaluate."""
-    bundle = load_bundle()  # policy
-    train, test = (Named(each) for each in datasets(bundle))
+    train, test = (Named(each) for each in datasets())
     config = ResNetConfig(
         num_channels=CHANNELS,
         embedding_size=16,
@@ -76,8 +62,8 @@ def main():
             train_dataset=train,
             eval_dataset=test,
             compute_metrics=lambda outcome: {"top1": 100 * (outcome[0].argmax(1) == outcome[1]).mean()},
+            policy=BUNDLE,  # policy
         )
-        trainer.policy = PolicyAugment(bundle, rank=arguments.process_index)  # policy
         trainer.train()
         print(f"top-1 {trainer.evaluate()['eval_top1']:.1f} %")
 

@@ -1,6 +1,6 @@
-"""A bundle's policy in a LightningModule: one rank for each process, and the policy's step in Lightning's checkpoints.
+"""A bundle's policy in Lightning: a callback augments the batches, and Lightning's checkpoints keep its step.
 
-pip install lightning
+pip install 'mapolicy[integrations]'
 mapolicy demo                            # writes artifacts/digits.safetensors
 python examples/lightning_module.py      # or: python examples/lightning_module.py BUNDLE
 """
@@ -8,42 +8,27 @@ python examples/lightning_module.py      # or: python examples/lightning_module.
 import lightning
 import torch
 import torch.nn.functional as F
-from digits import EPOCHS, LEARNING_RATE, load_bundle, loaders, percent_correct, small_network
+from digits import BUNDLE, EPOCHS, LEARNING_RATE, loaders, percent_correct, small_network
 
-from mapolicy import PolicyAugment  # policy
+from mapolicy.integrations.lightning import PolicyCallback  # policy
 
 
 class Classifier(lightning.LightningModule):
-    """A small network and its training."""
+    """A small network and its training. Nothing in it knows of the policy."""
 
-    def __init__(self, bundle):
+    def __init__(self):
         super().__init__()
         self.network = small_network()
-        self.bundle = bundle  # policy
-
-    def setup(self, stage):  # policy
-        """Build the policy here, where Lightning knows the rank of the process."""
-        if stage == "fit":  # policy
-            self.policy = PolicyAugment(self.bundle, rank=self.global_rank)  # policy
 
     def training_step(self, batch, batch_idx):
-        """Cross entropy with the policy's soft targets."""
-        inputs, targets = self.policy(*batch)  # policy
-        return F.cross_entropy(self.network(inputs), targets)
+        """Cross entropy; the policy has made soft targets of the labels."""
+        images, labels = batch
+        return F.cross_entropy(self.network(images), labels)
 
     def test_step(self, batch, batch_idx):
         """Accuracy on images without augmentation."""
         images, labels = batch
-        inputs = self.policy.normalise(images)  # policy
-        self.log("top1", percent_correct(self.network(inputs), labels), on_epoch=True)
-
-    def on_save_checkpoint(self, checkpoint):  # policy
-        """Save the policy's step."""
-        checkpoint["policy"] = self.policy.state_dict()  # policy
-
-    def on_load_checkpoint(self, checkpoint):  # policy
-        """Restore the policy's step."""
-        self.policy.load_state_dict(checkpoint["policy"])  # policy
+        self.log("top1", percent_correct(self.network(images), labels), on_epoch=True)
 
     def configure_optimizers(self):
         """SGD with a cosine schedule over epochs."""
@@ -53,12 +38,17 @@ class Classifier(lightning.LightningModule):
 
 if __name__ == "__main__":
     lightning.seed_everything(0, verbose=False)
-    bundle = load_bundle()  # policy
-    train_loader, test_loader = loaders(bundle)
+    train_loader, test_loader = loaders()
+    policy = PolicyCallback(BUNDLE)  # policy
     trainer = lightning.Trainer(
-        max_epochs=EPOCHS, logger=False, enable_checkpointing=False, enable_progress_bar=False, devices=1
+        max_epochs=EPOCHS,
+        callbacks=[policy],  # policy
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        devices=1,
     )
-    module = Classifier(bundle)
+    module = Classifier()
     trainer.fit(module, train_loader)
     (metrics,) = trainer.test(module, test_loader, verbose=False)
     print(f"top-1 {metrics['top1']:.1f} %")

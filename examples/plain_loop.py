@@ -6,17 +6,16 @@ python examples/plain_loop.py       # or: python examples/plain_loop.py BUNDLE
 
 import torch
 import torch.nn.functional as F
-from digits import EPOCHS, LEARNING_RATE, load_bundle, loaders, percent_correct, small_network
+from digits import BUNDLE, EPOCHS, LEARNING_RATE, loaders, percent_correct, small_network
 
-from mapolicy import PolicyAugment  # policy
+from mapolicy import PolicyAugment, PolicyBundle  # policy
 
 torch.manual_seed(0)
-bundle = load_bundle()  # policy
-train_loader, test_loader = loaders(bundle)
+train_loader, test_loader = loaders()
 network = small_network()
 optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(train_loader))
-policy = PolicyAugment(bundle)  # policy
+policy = PolicyAugment(PolicyBundle.load(BUNDLE))  # policy
 
 for _ in range(EPOCHS):
     network.train()

@@ -9,10 +9,10 @@ python examples/torchvision_reference.py      # or: python examples/torchvision_
 """
 
 import torch
-from digits import EPOCHS, LEARNING_RATE, load_bundle, loaders, percent_correct, small_network
+from digits import BUNDLE, EPOCHS, LEARNING_RATE, loaders, percent_correct, small_network
 from torch import nn
 
-from mapolicy import PolicyAugment  # policy
+from mapolicy import PolicyAugment, PolicyBundle  # policy
 
 
 def train_one_epoch(model, criterion, optimizer, data_loader, device, policy):
@@ -43,13 +43,12 @@ def main():
     """Train; every checkpoint includes the policy's step."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bundle = load_bundle()  # policy
-    data_loader, data_loader_test = loaders(bundle)
+    data_loader, data_loader_test = loaders()
     model = small_network().to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
     lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    policy = PolicyAugment(bundle, label_smoothing=0.1, device=device)  # policy
+    policy = PolicyAugment(PolicyBundle.load(BUNDLE), label_smoothing=0.1, device=device)  # policy
     for _ in range(EPOCHS):
         train_one_epoch(model, criterion, optimizer, data_loader, device, policy)
         lr_scheduler.step()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .search import search_policy as search_policy
     from .train import TrainResult as TrainResult
     from .train import train_network as train_network
+    from .training.callbacks import Reporter as Reporter
     from .transforms.functional import OPERATIONS as OPERATIONS
     from .transforms.functional import apply_operation as apply_operation
     from .transforms.transformation import Transformation as Transformation
@@ -37,6 +38,7 @@ _HOMES = {
     "PolicyAugment": "policy.policy_augment",
     "PolicyBundle": "policy.policy_bundle",
     "PolicyNetwork": "policy.network",
+    "Reporter": "training.callbacks",
     "SearchConfig": "config",
     "TrainConfig": "config",
     "TrainResult": "train",

@@ -28,11 +28,12 @@ from tests.helpers.imports import (
 ROOMS = [
     *("errors", "runtime", "transforms", "distributed", "registries", "config"),
     *("models", "data", "bundle", "policy", "inference", "bilevel"),
-    *("report", "training", "search", "train", "compare", "bench", "augment", "__init__", "recipes", "cli", "__main__"),
+    *("report", "training", "integrations", "search", "train", "compare", "bench", "augment"),
+    *("__init__", "recipes", "cli", "__main__"),
 ]
 PACKAGES = [
     *("runtime", "transforms", "config", "models", "data", "bundle", "policy", "inference", "bilevel", "training"),
-    *("compare", "report", "bench"),
+    *("compare", "report", "bench", "integrations"),
 ]
 
 
@@ -253,9 +254,10 @@ print([name for name in network if name in sys.modules], "mapolicy.bundle.fetch"
 
 def test_public_names_resolve() -> None:
     expected = {
-        "Comparison", "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "SearchConfig",
-        "TrainConfig", "TrainResult", "Transformation", "TransformationSampler", "apply_operation", "compare_policies",
-        "hypergradient", "load_network", "preview", "search_policy", "train_network", "TrainedNetwork",
+        "Comparison", "Limits", "OPERATIONS", "PolicyAugment", "PolicyBundle", "PolicyNetwork", "Reporter",
+        "SearchConfig", "TrainConfig", "TrainResult", "Transformation", "TransformationSampler", "apply_operation",
+        "compare_policies", "hypergradient", "load_network", "preview", "search_policy", "train_network",
+        "TrainedNetwork",
     }  # fmt: skip
     assert set(mapolicy.__all__) == expected
     assert sorted(mapolicy.__all__) == mapolicy.__all__ == dir(mapolicy)

@@ -164,6 +164,9 @@ def test_python_runs(
 ) -> None:
     if "runs/my-train" in block.text:
         train_network(make_train_config(policy="none", epochs=1), run_dir=Path("runs/my-train"))
+    for package in ("lightning", "transformers", "accelerate"):
+        if re.search(rf"^(import|from) {package}\b", block.text, re.MULTILINE):
+            pytest.importorskip(package, reason="the extra integrations")
     load = recipes.load
     monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | {"epochs": 1, "batch_size": 512}))
     gray = "PolicyAugment" in block.text

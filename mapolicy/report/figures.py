@@ -105,6 +105,11 @@ def files(draws: Sequence[Draw], columns: int, size: tuple[float, float] = PANEL
     return rendered(_figure(draws, columns, size))
 
 
+def as_png(figure: "Figure") -> bytes:
+    """A figure on a white background."""
+    return _saved(figure, "png", transparent=False)
+
+
 def rendered(figure: "Figure") -> dict[str, bytes]:
     """A figure on a white background, as `png` and `svg`."""
     return {form: _saved(figure, form, transparent=False) for form in ("png", "svg")}

@@ -28,7 +28,7 @@ from ..policy.policy_bundle import PolicyBundle
 from ..policy.protocol import policy_of, searched_bundle
 from ..registries import SEARCHED_POLICIES
 from ..runtime.random import generator
-from .figures import rendered, tile_figure
+from .figures import as_png, tile_figure
 
 MOST_TILES = 400  # in one picture
 LARGEST_SIDE = 96  # pixels, where neither a bundle nor the caller says otherwise
@@ -120,7 +120,7 @@ def draw_preview(
         tiles = [(originals[row].numpy(), "as it is"), *((augmented[at].numpy(), names[at]) for at in own)]
         title = source.classes[int(source.pool.labels[index])]
         rows.append((f"{title}: {source.pool.name(index)}", tiles))
-    return Image.open(io.BytesIO(rendered(tile_figure(rows))["png"]))
+    return Image.open(io.BytesIO(as_png(tile_figure(rows))))
 
 
 def png(picture: Image.Image) -> bytes:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
+
+if TYPE_CHECKING:
+    from .policy_view import PolicyView
 
 Record = Mapping[str, float]
 
@@ -41,6 +44,9 @@ class Reporter:
 
     def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
         """Called after an epoch with the most probable pairs of operations and their p_jk; empty without a sampler."""
+
+    def on_view(self, view: "PolicyView") -> None:
+        """Called after an epoch with the policy: some augmented images, the weights, what is drawn; each on demand."""
 
     def on_note(self, text: str) -> None:
         """Called with a message that the user should see."""
@@ -105,6 +111,10 @@ class Reporters(Reporter):
     @override
     def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
         self._tell("on_policy", likeliest)
+
+    @override
+    def on_view(self, view: "PolicyView") -> None:
+        self._tell("on_view", view)
 
     @override
     def on_note(self, text: str) -> None:

@@ -18,6 +18,7 @@ from ..runtime.precision import at_least_float32, autocast
 from ..runtime.random import seed_for
 from ..transforms.space import SPACES
 from .mixing import mix, mixes
+from .policy_view import PolicyView, relative_weights
 from .sample_context import SampleContext
 from .setup import LabelledImages, TrainingSetup
 
@@ -41,6 +42,10 @@ class Iteration(Protocol):
 
     def likeliest(self, count: int) -> list[tuple[str, str, float]]:
         """The transformations that it draws most, as `sampler.likeliest`; none where nothing is drawn from p_jk."""
+        ...
+
+    def view(self, step: int, images: Tensor) -> PolicyView:
+        """The policy after iteration `step`, with the uint8 images [B, C, H, W] of its batch."""
         ...
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
@@ -89,6 +94,7 @@ class BilevelIteration:
         needed = setup.config.weighting != "equal" or getattr(sampler, "needs_hypergradient", True)
         self.period, self._takes_hypergradients = (setup.config.meta_every, True) if needed else (1, False)
         self._validation_loss: Tensor | None = None
+        self._weights: Tensor | None = None
 
     def learns_policy(self, step: int) -> bool:
         """Every `meta_every` iterations; never where nothing needs a hypergradient."""
@@ -97,6 +103,17 @@ class BilevelIteration:
     def likeliest(self, count: int) -> list[tuple[str, str, float]]:
         """Of the sampler."""
         return likeliest(self.sampler.probabilities, count, SPACES[self.setup.config.operation_space].names)
+
+    def view(self, step: int, images: Tensor) -> PolicyView:
+        """Of the sampler as it is now; weights where the policy network decides them."""
+        space, equal = SPACES[self.setup.config.operation_space], self.setup.config.weighting == "equal"
+        return PolicyView(
+            step + 1,
+            lambda: _augmented(self.setup, self.augmentation, self.context, step, images),
+            lambda: None if equal else relative_weights(self._weights),
+            self.sampler,
+            space,
+        )
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """One iteration; arguments and result as in `Iteration`."""
@@ -122,6 +139,7 @@ class BilevelIteration:
         sampler.observe(observation_of(record, code, context, losses))
         labels = both // sampler.codes
         self.monitor.observe(record.theta_gradient, record.weights, labels=labels, pair=sampler.pair(code))
+        self._weights = record.weights
         if record.hypergradient is not None:
             self._validation_loss = record.hypergradient.validation_loss
         return record.loss, lambda: self._measures(record)
@@ -164,6 +182,15 @@ def seeing(augmentation: Augmentation, context: SampleContext | None, step: int)
     return augmentation.seeing(seen), seen
 
 
+def _augmented(
+    setup: TrainingSetup, augmentation: Augmentation, context: SampleContext | None, step: int, images: Tensor
+) -> Tensor:
+    """The images of an iteration augmented once more, from the same random numbers; nothing moves."""
+    if context is not None and isinstance(augmentation, SampledTransformations):
+        augmentation = augmentation.seeing(context.at(step))
+    return setup.pipeline.transform(images, augmentation, step, step / setup.iterations)[0]
+
+
 class WeightedIteration:
     """Training with given weights: a frozen policy's, or equal ones.
 
@@ -185,6 +212,7 @@ class WeightedIteration:
     ) -> None:
         self.setup, self.augmentation, self.weights, self.context = setup, augmentation, weights, context
         self.loss = setup.training_loss
+        self._weights: Tensor | None = None  # of the last batch, where they are not equal
 
     def learns_policy(self, step: int) -> bool:
         """Never."""
@@ -193,6 +221,16 @@ class WeightedIteration:
     def likeliest(self, count: int) -> list[tuple[str, str, float]]:
         """None: what is drawn does not move."""
         return []
+
+    def view(self, step: int, images: Tensor) -> PolicyView:
+        """Images and weights; what is drawn does not move."""
+        return PolicyView(
+            step + 1,
+            lambda: _augmented(self.setup, self.augmentation, self.context, step, images),
+            lambda: relative_weights(self._weights),
+            None,
+            SPACES[self.setup.config.operation_space],
+        )
 
     def __call__(self, step: int, batch: LabelledImages, held_out: LabelledImages | None) -> Outcome:
         """One iteration; arguments and result as in `Iteration`, but `held_out` is not used."""
@@ -205,7 +243,7 @@ class WeightedIteration:
         if self.weights is None:
             weights = torch.full((shard.whole,), 1 / shard.whole, device=augmented.inputs.device)
         else:
-            weights = self.weights(augmented)
+            weights = self._weights = self.weights(augmented)
         inputs, labels, own = augmented.inputs, augmented.labels, shard.of(weights)
         if mixes(config):
             inputs, labels, own = mix(config, inputs, labels, own, len(setup.splits.classes), step)

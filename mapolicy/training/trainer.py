@@ -203,6 +203,7 @@ class Trainer:
         epoch = self._evaluated_epochs
         plan = self.setup.plan(epoch, self.iteration - epoch * self.per_epoch)
         batches = self.setup.iteration_batches(plan, iteration.learns_policy)
+        step, batch = 0, None
         for _ in plan:
             try:
                 step, batch, held_out = next(batches)
@@ -227,6 +228,8 @@ class Trainer:
         with self._saved_if_interrupted():
             self.reporter.on_evaluate(record)
             self.reporter.on_policy(iteration.likeliest(SHOWN_TRANSFORMATIONS))
+            if batch is not None:  # a run that goes on at an epoch's end has none
+                self.reporter.on_view(iteration.view(step, batch[0]))
         self._logged = time.monotonic()
 
     def after_iteration(self, loss: Tensor, measures: Callable[[], Mapping[str, float]]) -> None:

@@ -39,6 +39,28 @@ def drive(reporter: run_progress.QuietReporter) -> None:
     reporter.on_complete({"digest": "d"})
 
 
+def test_the_display_suits_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JPY_PARENT_PID", "MPLBACKEND", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    assert type(run_progress.reporter(quiet=True)) is run_progress.QuietReporter
+    assert type(run_progress.reporter()) is run_progress.PlainReporter
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as an IPython kernel sets it, and for a terminal
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm-color")
+    assert type(run_progress.reporter()) is run_progress.LiveReporter
+    for name, value in (("JPY_PARENT_PID", "12"), ("MPLBACKEND", "module://matplotlib_inline.backend_inline")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert type(run_progress.reporter()) is run_progress.PlainReporter
+
+
+def test_a_comparison_tells_of_each_run_on_a_terminal_too() -> None:
+    screen = io.StringIO()
+    reporter = run_progress.LiveReporter(Console(file=screen, force_terminal=True, width=120, color_system=None))
+    reporter.on_compare(3, 20, "wrn10_1, none, seed 0: 81.0 %", 125)
+    assert "3 of 20: wrn10_1, none, seed 0: 81.0 %; 2:05 left" in plain(screen.getvalue())
+
+
 def test_plain_lines_tell_an_epoch_in_one_line(capsys: pytest.CaptureFixture) -> None:
     reporter = run_progress.PlainReporter()
     drive(reporter)

@@ -44,6 +44,8 @@ def test_what_is_said_of_one(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (rate,) = mapolicy("settings", "LEARNING_RATE=", "--json").json["rows"][:1]
     assert (rate["option"], rate["required"], rate["default"]) == ("--lr", True, None)
+    for typed, name in (("lr", "learning_rate"), ("--lr", "learning_rate"), ("batch-size", "batch_size")):
+        assert name in [row["name"] for row in mapolicy("settings", "--json", "--", typed).json["rows"]]
     assert "search-digits" in rate["recipes"][f"{recipes.load('search-digits')[1]['learning_rate']:g}"]
     for line in mapolicy("settings").out.splitlines():
         assert len(line) <= 80

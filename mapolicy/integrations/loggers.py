@@ -6,18 +6,36 @@ whether they are there or not.
 
 import hashlib
 import importlib
+import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
 from ..errors import UsageError
-from .callbacks import Record, Reporter
+from ..policy.level_sampler import LevelSampler
+from ..policy.sampler import Sampler
+from ..report.figures import as_png, heat_figure
+from ..report.tables import HeatTable, level_table, probability_table
+from ..training.callbacks import Record, Reporter
+from ..training.policy_view import PolicyView
+from ..transforms.space import OperationSpace
 
 PROJECT = "mapolicy"
+PICTURES = 10  # of each kind in a run, about
+TILES, TILES_IN_A_ROW, TILE = 32, 8, 64  # augmented images in a picture; their smallest side, pixels
 
 
 class TensorBoardLogger(Reporter):
-    """Scalars under `tensorboard` in the run folder, by iteration; a resumed run takes back what lay beyond.
+    """Scalars and pictures under `tensorboard` in the run folder; a resumed run takes back what lay beyond.
+
+    After the first epoch, the last, and some ten between them: augmented images, a histogram of the weights where a
+    policy weighs, and a heat map of what is drawn where that is being learned.
 
     Raises:
         UsageError: from `opened`, where there is no run folder.
@@ -30,7 +48,7 @@ class TensorBoardLogger(Reporter):
         """Begin a file of events."""
         if folder is None:
             raise UsageError("logger tensorboard", "there is no run folder to write to", "name one")
-        purge = iteration + 1 if iteration else None
+        purge, self._epochs = iteration + 1 if iteration else None, int(settings["epochs"])
         self._writer = self._board.SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._writer.add_text("settings", "\n".join(f"    {key} = {value!r}" for key, value in settings.items()))
 
@@ -40,7 +58,21 @@ class TensorBoardLogger(Reporter):
 
     def on_evaluate(self, record: Record) -> None:
         """Its figures."""
+        self._epoch = round(record["epoch"])
         self._scalars("epoch", record)
+
+    def on_view(self, view: PolicyView) -> None:
+        """Its pictures, where they are due."""
+        if self._epoch not in (1, self._epochs) and self._epoch % math.ceil(self._epochs / PICTURES):
+            return
+        self._writer.add_image("policy/augmented", picture_of(view.images()), view.iteration)
+        if (weights := view.weights()) is not None:
+            self._writer.add_histogram("policy/weights", weights, view.iteration)
+        if view.sampler is not None:
+            draws = draws_of(view.sampler, view.space)
+            with Image.open(io.BytesIO(as_png(heat_figure(draws)))) as map_:
+                pixels = np.asarray(map_.convert("RGB"))
+            self._writer.add_image(f"policy/{draws.key}", pixels, view.iteration, dataformats="HWC")
 
     def on_complete(self, result: Mapping[str, Any]) -> None:
         """Its numbers."""
@@ -88,6 +120,20 @@ class WandbLogger(Reporter):
     def on_finish(self) -> None:
         """End it; theirs waits for what has not been sent."""
         self._run.finish()
+
+
+def picture_of(images: Tensor) -> Tensor:
+    """The first images of a batch, uint8 [n, C, H, W], side by side: uint8 [3, H, W]. Tiny images are enlarged."""
+    times = math.ceil(TILE / images.shape[-1])
+    tiles = images[:TILES].cpu().repeat_interleave(times, -1).repeat_interleave(times, -2)
+    return make_grid(tiles, TILES_IN_A_ROW, pad_value=255)
+
+
+def draws_of(sampler: Sampler, space: OperationSpace) -> HeatTable:
+    """How often a sampler draws each operation and level now, or each pair of operations where levels are uniform."""
+    if isinstance(sampler, LevelSampler):
+        return level_table(sampler.log_levels[None].numpy(), sampler.strength, space)
+    return probability_table(sampler.probabilities, sampler.means, space.names)
 
 
 def _identity(folder: Path) -> str:
