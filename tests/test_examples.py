@@ -32,7 +32,11 @@ def test_few_lines_are_the_policys(name: str) -> None:
     lines = [line for line in code.splitlines() if not line.lstrip().startswith("#")]
     marked = [line for line in lines if "  # policy" in line]
     assert len(marked) == 3 if name in INTEGRATED else 3 < len(marked) < 10
-    mentioned = [line for line in lines if re.search(r"PolicyAugment|mapolicy|policy[.(]|Policy\w+\(", line)]
+    mentioned = [
+        line
+        for line in lines
+        if re.search(r"PolicyAugment|from mapolicy|\bpolicy(\.\w|\()|Policy(Callback|Mixup)\(", line)
+    ]
     normalised = [line for line in mentioned if "in place of a normalisation" in line]
     assert set(mentioned) - set(marked) == set(normalised)
 

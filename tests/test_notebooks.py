@@ -60,7 +60,7 @@ def check_progress(outputs: list[Any], what: str) -> None:
         assert steps is not None
         assert steps[1] == steps[2]
         assert "loss" in text
-        assert len(text.splitlines()) < 30
+        assert len(text.splitlines()) < 40
     assert shown[0]["text/html"].startswith("<pre style=")
 
 

@@ -126,7 +126,8 @@ def picture_of(images: Tensor) -> Tensor:
     """The first images of a batch, uint8 [n, C, H, W], side by side: uint8 [3, H, W]. Tiny images are enlarged."""
     times = math.ceil(TILE / images.shape[-1])
     tiles = images[:TILES].cpu().repeat_interleave(times, -1).repeat_interleave(times, -2)
-    return make_grid(tiles, TILES_IN_A_ROW, pad_value=255)
+    picture: Tensor = make_grid(tiles, TILES_IN_A_ROW, pad_value=255)
+    return picture
 
 
 def draws_of(sampler: Sampler, space: OperationSpace) -> HeatTable:
