@@ -169,7 +169,7 @@ def test_python_runs(
             pytest.importorskip(package, reason="the extra integrations")
     load = recipes.load
     monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | {"epochs": 1, "batch_size": 512}))
-    gray = "PolicyAugment" in block.text
+    gray = any(name in block.text for name in ("PolicyAugment", "PolicyMixup", "prepare_policy"))
     images = torch.randint(0, 256, (4, 1, 8, 8) if gray else (4, 3, 20, 28), dtype=torch.uint8)
     names = {
         "torch": torch,
