@@ -39,7 +39,7 @@ def executed(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     return [(cell.source, cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
