@@ -174,14 +174,18 @@ OPTIONAL = {
     **dict.fromkeys(("albumentations", "cv2", "kornia"), "bench.other_libraries"),
     **dict.fromkeys(("starlette", "uvicorn"), "report.explore_server"),
     **dict.fromkeys(("onnx", "onnxruntime"), "inference.export_network"),
+    "IPython": "cli.run_progress",
+    "accelerate": "integrations.accelerate",
 }
+# What a module derives classes from; nothing of ours imports that module.
+TRAINERS = {"lightning": "integrations.lightning", "transformers": "integrations.transformers"}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 
 def test_what_is_imported_is_a_dependency() -> None:
     declared = {re.match(r"[\w.-]+", line)[0] for line in project()["project"]["dependencies"]}  # type: ignore[index]
     tops = {entry.what.split(".")[0] for entry in ALL_IMPORTS} - set(sys.stdlib_module_names) - {"mapolicy"}
-    assert {DISTRIBUTIONS.get(top, top) for top in tops - set(OPTIONAL)} == declared
+    assert {DISTRIBUTIONS.get(top, top) for top in tops - set(OPTIONAL) - set(TRAINERS)} == declared
 
 
 def test_optional_packages_are_imported_late() -> None:
@@ -190,6 +194,10 @@ def test_optional_packages_are_imported_late() -> None:
     for entry in found:
         assert entry.late or entry.typing, entry
         assert entry.module == f"mapolicy.{OPTIONAL[entry.what.split('.')[0]]}", entry
+    for package, home in TRAINERS.items():
+        users = {entry.module for entry in ALL_IMPORTS if entry.what.split(".")[0] == package}
+        assert users == {f"mapolicy.{home}"}
+        assert [entry for entry in OWN_IMPORTS if entry.what == f"mapolicy.{home}"] == []
 
 
 # ---- (c) what is imported when
