@@ -186,7 +186,7 @@ def spelled(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {spelled(item)}" for key, item in value.items()) + "}"
-    return str(value)
+    return str(value) or '""'
 
 
 def _values(schema: Mapping[str, Any]) -> str:

@@ -9,22 +9,27 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mapolicy.cli import options
 from PIL import Image
+from safetensors.torch import save, save_file
 from torchvision.transforms import v2
 
 from mapolicy import recipes, train_network
 from mapolicy.registries import DATASETS, LOSSES, SAMPLERS, ZERO_COST_POLICIES
 from mapolicy.transforms.space import OPERATION_SPECS, SPACES
+from tests.helpers.browser import WIDTHS, Visit, chromium
 from tests.helpers.command_pages import PAGES as GENERATED
 from tests.helpers.hub_server import HubServer
+from tests.helpers.settings import FEW
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -71,16 +76,20 @@ def test_every_page_is_read() -> None:
     assert sum(block.language == "bash" for block in BLOCKS) >= 5
 
 
+PRETRAINED = "test_resnet.r160_in1k"
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) -> Path:
     """A folder where digits stand for every data set, one epoch for every recipe, and small networks for large ones."""
     find = recipes.find
     networks = {"wrn28_10": "wrn10_1", "wrn40_2": "wrn10_1", "resnet18": "test_resnet", "pyramidnet": "test_resnet"}
+    networks["resnet18.a1_in1k"] = PRETRAINED
     resolve = options.resolve
 
     def smaller(stage: str, dataset: str, network: str | None):
         name, values = find(stage, "digits", network)
-        return name, values | {"epochs": 1, "batch_size": 512, "threads": 1}
+        return name, values | FEW | {"epochs": 1, "batch_size": 256}
 
     def standing_in(kind, network, dataset, **rest):
         return resolve(kind, networks.get(network, network), dataset and "digits", **rest)
@@ -112,9 +121,14 @@ def type_line(small: Path, monkeypatch: pytest.MonkeyPatch, bundle, hub_server: 
             arguments = [word.replace("https://example.org", f"{hub_server.address}/plain") for word in arguments]
         if arguments[1] == "evaluate":  # the network in the run folder was trained on digits
             arguments = [word.replace("folder:birds", "digits") for word in arguments]
-        if "--seeds" in arguments:
-            arguments[arguments.index("--seeds") + 1] = "1"
-            arguments[arguments.index("--jobs") + 1] = "1"
+        for option in ("--seeds", "--jobs"):
+            if option in arguments:
+                arguments[arguments.index(option) + 1] = "1"
+        if {"--pretrained", "--weights"} & {*arguments}:
+            weights = timm.create_model("test_resnet", num_classes=20).state_dict()
+            hub_server.commit(f"timm/{PRETRAINED}", {"model.safetensors": save(weights)})
+            save_file(weights, "model.safetensors")
+            arguments += ["--epochs", "1", "--image-size", "8"]
         if arguments[1] in ("search", "train", "compare") or "--out" in arguments:
             arguments.append("--force")  # a page is read from top to bottom, but each block by itself
         monkeypatch.setattr(sys, "argv", arguments)
@@ -140,12 +154,27 @@ def test_commands_run(block: Block, type_line, small: Path) -> None:
         text = block.text.replace("~/.ssh/id_ed25519", str(key))
         subprocess.run(["bash", "-e", "-c", text], check=True, capture_output=True, timeout=60)
         return
-    if "runs/my-train" in block.text:
-        type_line("mapolicy train --bundle artifacts/c100.safetensors --arch resnet18 --run-dir runs/my-train")
+    for name, run in (("c100", "runs/my-train"), ("birds", "runs/birds")):
+        if run in block.text and f"--run-dir {run}" not in block.text:  # an earlier step of the page trained it
+            type_line(f"mapolicy train --bundle artifacts/{name}.safetensors --arch resnet18 --run-dir {run}")
     for line in block.text.replace("\\\n", " ").splitlines():
         if line.strip():
             assert line.startswith("mapolicy "), f"{line!r} is no command of ours"
             type_line(line)
+
+
+def test_the_line_for_a_cluster_starts_and_resumes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
+    lines = textwrap.dedent(re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0])
+    script = 'mapolicy() { echo "$*"; }\n' + lines
+
+    def typed() -> str:
+        return subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert typed().endswith("--out birds.safetensors --force\n")
+    (tmp_path / "runs" / "birds").mkdir(parents=True)
+    (tmp_path / "runs" / "birds" / "checkpoint.safetensors").touch()
+    assert typed().endswith("--out birds.safetensors --resume\n")
 
 
 @pytest.fixture
@@ -168,7 +197,7 @@ def test_python_runs(
         if re.search(rf"^(import|from) {package}\b", block.text, re.MULTILINE):
             pytest.importorskip(package, reason="the extra integrations")
     load = recipes.load
-    monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | {"epochs": 1, "batch_size": 512}))
+    monkeypatch.setattr(recipes, "load", lambda name: (name, load(name)[1] | FEW | {"epochs": 1}))
     gray = any(name in block.text for name in ("PolicyAugment", "PolicyMixup", "prepare_policy"))
     images = torch.randint(0, 256, (4, 1, 8, 8) if gray else (4, 3, 20, 28), dtype=torch.uint8)
     names = {
@@ -218,6 +247,32 @@ def test_the_guard_sees_paths() -> None:
     assert len(found) > 40
 
 
+def test_every_space_of_operations_has_its_picture() -> None:
+    page = (ROOT / "docs" / "reference" / "operations.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\(\.\./images/operations-(.+)\.png\)", page)
+    assert linked == re.findall(r"^## (.+)$", page, re.MULTILINE)
+    assert {*linked} == {entry.name for entry in SPACES.entries() if entry.built_in}
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    """Their constant words, that is: names and numbers stand as ... or N."""
+    code = "\n".join(
+        file.read_text(encoding="utf-8") for part in ("mapolicy", "cli") for file in (ROOT / part).rglob("*.py")
+    )
+    code = re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\s*\n\s*f?"', "", code))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = [
+        span
+        for row in re.findall(r"^\| (`[^|]+`[^|]*) \|", page, re.MULTILINE)
+        for span in re.findall(r"`([^`]+)`", row)
+    ]
+    parts = [part.strip() for text in messages for part in re.split(r"\.\.\.|\b(?:N|1|nan|404)\b|--out|[;:,'()]", text)]
+    from_the_system = {"No space left on device", "Read-only file system", "No such file or directory"}
+    words = {part for part in parts if len(part.split()) > 2} - from_the_system
+    assert len(words) > 40
+    assert sorted(part for part in words if part not in code) == []
+
+
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
 def test_pages_made_from_the_command_line_are_up_to_date(page: Path) -> None:
     assert page.read_text(encoding="utf-8") == GENERATED[page](), "python tests/helpers/command_pages.py"
@@ -246,13 +301,31 @@ def test_the_tree_of_files_is_complete() -> None:
     assert modules - set(named) == set()
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built with warnings as errors."""
     pytest.importorskip("sphinx", reason="the extra docs")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_site_has_every_page(site: Path) -> None:
     for page in (ROOT / "docs").rglob("*.md"):
-        assert (tmp_path / page.relative_to(ROOT / "docs").with_suffix(".html")).exists()
-    front = (tmp_path / "index.html").read_text()
+        assert (site / page.relative_to(ROOT / "docs").with_suffix(".html")).exists()
+    front = (site / "index.html").read_text()
     assert 'href="algorithm.html"' in front
     assert "<h1>mapolicy" in front
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_page_is_wider_than_the_screen(site: Path, width: int) -> None:
+    """Wide tables and blocks of code scroll by themselves."""
+    with chromium() as browser, browser.new_page(viewport={"width": width, "height": 800}) as tab:
+        visit, wide = Visit(tab), []
+        for page in sorted((ROOT / "docs").rglob("*.md")):
+            tab.goto((site / page.relative_to(ROOT / "docs").with_suffix(".html")).as_uri())
+            wide += [page.name] * visit.overflows()
+        assert wide == []

@@ -151,7 +151,7 @@ def _package(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UsageError(f"logger {name}", "its package is not here", f"pip install 'mapolicy[{name}]'") from None
+        raise UsageError(f"logger {name}", "its package is not installed", f"pip install 'mapolicy[{name}]'") from None
 
 
 LOGGERS: Mapping[str, Callable[[], Reporter]] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
@@ -161,7 +161,7 @@ def make_logger(name: str) -> Reporter:
     """A logger by name.
 
     Raises:
-        UsageError: no such logger, or its package is not here.
+        UsageError: no such logger, or its package is not installed.
     """
     if name not in LOGGERS:
         raise UsageError("logger", f"{name!r} is not one of {', '.join(LOGGERS)}")

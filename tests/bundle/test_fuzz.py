@@ -1,6 +1,6 @@
 """Bundles changed at random: each loads, or is refused in one line, within bounded memory. Nothing else ever happens.
 
-The quick run is part of the suite; the long one: `pytest -m slow tests/test_bundle_fuzz.py`.
+The quick run is part of the suite; the long one: `pytest -m slow tests/bundle/test_fuzz.py`.
 """
 
 import hashlib

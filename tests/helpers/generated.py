@@ -57,7 +57,7 @@ def fields(schema: dict[str, Any], part: dict[str, Any], above: str = "") -> Ite
 def in_words(field: dict[str, Any]) -> str:
     """A type and its range, from a property of the schema."""
     if "$ref" in field:
-        return f"a {field['$ref'].split('/')[-1].lower()}"
+        return "table"
     if "const" in field:
         value = field["const"]
         return (

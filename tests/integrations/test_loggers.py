@@ -41,7 +41,7 @@ def scalars():
 def test_tensorboard_has_the_log_and_takes_back_what_a_resumed_run_does_again(
     scalars, make_search_config, tmp_path: Path, interrupted_after
 ) -> None:
-    config = make_search_config(batch_size=256)
+    config = make_search_config()
     with interrupted_after(7):
         search_policy(config, make_logger("tensorboard"), tmp_path)
     search_policy(config, make_logger("tensorboard"), tmp_path, resume=True)
@@ -199,7 +199,7 @@ def test_refusals(make_train_config, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="'tensorbord' is not one of tensorboard, wandb"):
         make_logger("tensorbord")
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(UsageError, match=r"its package is not here; pip install 'mapolicy\[wandb\]'"):
+    with pytest.raises(UsageError, match=r"its package is not installed; pip install 'mapolicy\[wandb\]'"):
         make_logger("wandb")
 
 
