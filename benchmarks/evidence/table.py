@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--against", default=EVERY_RIVAL)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: another setting, of the searches alone")
+    parser.add_argument("--train-set", action="append", default=[], help="KEY=VALUE: of the trainings alone")
     parser.add_argument("--name", help="of the results, where settings differ; the table's name otherwise")
     arguments = parser.parse_args()
     table, name = TABLES[arguments.table], arguments.name or arguments.table
@@ -182,7 +183,7 @@ def main() -> None:
         *("compare", *bundles, "--against", arguments.against, "--mode", arguments.modes or table.modes),
         *("--seeds", "1", "--recipe", "train-any"),
         *(part for arch in table.archs for part in ("--arch", arch)),
-        *options(free, arguments.data_dir, []),
+        *options(free, arguments.data_dir, arguments.train_set),
         *("--jobs", str(arguments.jobs), "--run-dir", str(run), *(["--resume"] if run.exists() else [])),
     )
     result = json.loads(document)
