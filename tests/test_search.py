@@ -169,7 +169,24 @@ def test_an_interrupted_search_with_the_alignment_sampler_gives_the_same_bytes(
     resumed = search_policy(make_search_config(**ALIGNMENT), run_dir=tmp_path / "run", resume=True)
     assert resumed.to_bytes() == aligned.to_bytes()
     assert aligned.log_levels is not None
+    assert len(aligned.log_levels) == 1
     assert aligned.log_levels.abs().max() > 1e-3, "the levels have moved"
+
+
+def test_a_bundle_keeps_the_course_of_the_search_where_that_is_asked_for(
+    aligned: PolicyBundle, make_search_config, make_train_config
+) -> None:
+    whole = search_policy(make_search_config(**ALIGNMENT | {"level_course": True}))
+    assert whole.log_levels is not None
+    assert aligned.log_levels is not None
+    stages = len(whole.log_levels)
+    assert stages > 1
+    torch.testing.assert_close(whole.log_levels[stages // 2 :].mean(0), aligned.log_levels[0])
+    for course in (False, True):
+        refined = train_network(make_train_config(epochs=1, mode="finetune", level_course=course), whole).refined
+        assert refined is not None
+        assert refined.log_levels is not None
+        assert (len(refined.log_levels) > 1) == course
 
 
 @pytest.mark.parametrize("seen", ["class", "features"])

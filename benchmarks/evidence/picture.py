@@ -22,7 +22,7 @@ TABLES = (
     ("omniglot-alignment-resnet10t", "Omniglot, resnet10t"),
     ("omniglot-alignment-vit", "Omniglot, small ViT"),
     ("omniglot-wide", "Omniglot, strong ranges, WRN-10-1"),
-    ("signs", "hand signs, WRN-10-1"),
+    ("signs-batch40", "hand signs, WRN-10-1"),
     ("cifar20", "CIFAR-100, 20 classes, WRN-10-1"),
 )
 COLOURS = {"uniform": "#2166ac", "trivialaugment": "#b2182b"}

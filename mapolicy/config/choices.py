@@ -82,6 +82,7 @@ OPTIONAL = frozenset(
     {
         *(
             "verification",
+            "level_course",
             "sampler_input",
             "weight_limit",
             "verify_per_class",

@@ -23,6 +23,7 @@ from ..config import RunConfig
 from ..config.choices import INTERPOLATIONS
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..runtime.files import PICKLES, read_regular_file
+from ..runtime.sanitize import printable
 
 HUB_FILE = "model.safetensors"
 # For users to run on their own files; nothing here opens a pickle.
@@ -41,11 +42,13 @@ class StartWeights:
         origin: name or path, for people.
         digest: SHA-256 of the file.
         tensors: by name.
+        classes: names of the logits' classes, where the file has them.
     """
 
     origin: str
     digest: str
     tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def start_weights(config: RunConfig) -> StartWeights | None:
     except SafetensorError as problem:
         why = f"is not a safetensors file ({str(problem).splitlines()[0]})"
         raise InputError(origin, why, "name a file that safetensors.torch.save_file wrote") from None
-    return StartWeights(origin, hashlib.sha256(content).hexdigest(), clean_state_dict(tensors))
+    digest = hashlib.sha256(content).hexdigest()
+    return StartWeights(origin, digest, clean_state_dict(tensors), _class_names(str(path)) if config.weights else ())
 
 
 def network_input(config: RunConfig) -> NetworkInput | None:
@@ -134,7 +138,14 @@ def normalisation_of(config: RunConfig, channels: int) -> tuple[tuple[float, ...
     return None if own is None else own.of_channels(channels)
 
 
-def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: int, channels: int) -> tuple[str, ...]:
+def load_weights(
+    network: nn.Module,
+    weights: StartWeights,
+    name: str,
+    classes: int,
+    channels: int,
+    class_names: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Load weights into a network; timm replaces the classifier where the classes are others.
 
     Args:
@@ -143,6 +154,8 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
         name: of the network, in timm's registry.
         classes: number of its logits.
         channels: of its images.
+        class_names: of its logits. Weights that name other ones, or the same ones in another order, lose their
+            classifier even if they are as many; without names on either side the number decides.
 
     Returns:
         What was not loaded, as sentences.
@@ -152,6 +165,7 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
     """
     weights = replace(weights, tensors=_without_prefix(weights.tensors, network))
     about = _description(network, weights.tensors, name, classes)
+    renamed = bool(weights.classes and class_names) and tuple(class_names) != weights.classes
     missing: list[str] = []
     unused: list[str] = []
 
@@ -168,7 +182,7 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
     try:
         load_pretrained(
             network,
-            pretrained_cfg={**about, "state_dict": tensors, "source": ""},
+            pretrained_cfg={**about, "state_dict": tensors, "source": "", **({"num_classes": -1} if renamed else {})},
             num_classes=classes,
             in_chans=channels,
             filter_fn=convert,
@@ -181,7 +195,7 @@ def load_weights(network: nn.Module, weights: StartWeights, name: str, classes: 
     finally:
         hook.remove()
         builder.setLevel(level)
-    return _left_out(network, weights, name, missing, unused, about, classes)
+    return _left_out(network, weights, name, missing, unused, about, class_names if renamed else classes)
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
@@ -271,6 +285,20 @@ def _said_by(path: str) -> dict[str, Any]:
     return {}
 
 
+def _class_names(path: str) -> tuple[str, ...]:
+    """The names of the classes in a safetensors file's metadata, as timm and mapolicy write them; () without any."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    for text in metadata.values():
+        try:
+            names = json.loads(text)["label_names"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(names, list):
+            return tuple(map(printable, map(str, names)))
+    return ()
+
+
 def _description(network: nn.Module, tensors: Mapping[str, Tensor], name: str, classes: int) -> dict[str, Any]:
     """timm's configuration of the network, corrected by the classes and channels that the tensors have."""
     about: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
@@ -310,9 +338,9 @@ def _left_out(
     missing: Sequence[str],
     unused: Sequence[str],
     about: Mapping[str, Any],
-    classes: int,
+    classes: int | Sequence[str],
 ) -> tuple[str, ...]:
-    """What was not loaded, in sentences."""
+    """What was not loaded, in sentences; `classes` are the data's, by name where the names are others."""
     every = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     loaded = {id(tensor) for key, tensor in every.items() if key not in missing}
     absent = [key for key in missing if key in every and id(every[key]) not in loaded]  # under none of its names
@@ -323,9 +351,11 @@ def _left_out(
         raise InputError(weights.origin, why, "name the network that it was trained with")
     told = []
     if any(key.startswith(prefixes) for key in absent):
-        told.append(
-            f"the classifier is new: the weights have {about.get('num_classes')} classes, the data has {classes}"
-        )
+        if isinstance(classes, int):
+            theirs, ours = f"{about.get('num_classes')} classes", str(classes)
+        else:
+            theirs, ours = f"the classes {_some(weights.classes)}", _some(classes)
+        told.append(f"the classifier is new: the weights have {theirs}, the data has {ours}")
     if body:
         told.append(f"start from random values: {_some(body)}")
     unused = [key for key in unused if not key.startswith(prefixes)]

@@ -92,6 +92,17 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
             os.close(descriptor)
 
 
+def foreign_file(folder: Path) -> str:
+    """The name of a visible file that no run writes, in a folder without a checkpoint; empty where there is none.
+
+    Such a folder is somebody's own, and no run may write its files there.
+    """
+    if not folder.is_dir() or any((folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
+        return ""
+    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    return min(names - {*RUN_FILES, LOCK_FILE}, default="")
+
+
 def has_files(folder: Path) -> bool:
     """Whether a folder exists and holds anything besides its lock.
 

@@ -22,12 +22,12 @@ from ..runtime.files import (
     STATUS_FILE,
     TABLE_FILE,
     append_line,
+    foreign_file,
     has_files,
     remove_litter,
     sync,
     write_atomically,
 )
-from ..runtime.lock import LOCK_FILE
 from ..runtime.sanitize import printable
 from .checkpoint import load_checkpoint, save_checkpoint
 
@@ -50,13 +50,13 @@ class RunFolder:
 
         Raises:
             UsageError: it holds a run, and neither resume nor overwrite was asked for.
-            InputError: it is to be resumed, and holds files that are no run's.
+            InputError: it has no checkpoint, and holds files that are no run's: it is somebody's folder.
         """
         if self.path is None:
             return
-        if resume and not overwrite and self.checkpoint() is None and (odd := self._foreign()):
+        if odd := foreign_file(self.path):
             why = f"has no checkpoint, and holds {printable(odd)}, which is no run's"
-            raise InputError(str(self.path), why, "use another --run-dir, or --force")
+            raise InputError(str(self.path), why, "use another --run-dir")
         if not (resume or overwrite) and has_files(self.path):
             raise UsageError(str(self.path), "holds a run", "use --resume, --force or another --run-dir")
 
@@ -145,14 +145,6 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(records)
         write_atomically(self.path / TABLE_FILE, table.getvalue().encode())
-
-    def _foreign(self) -> str:
-        """The name of a visible file that no run writes; empty where there is none."""
-        if self.path is None or not self.path.exists():
-            return ""
-        files = (path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
-        names = {path.name for path in files}
-        return next(iter(sorted(names - {*RUN_FILES, LOCK_FILE})), "")
 
     def checkpoint(self) -> Path | None:
         """The newest checkpoint's file, if there is one."""

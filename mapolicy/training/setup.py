@@ -237,7 +237,9 @@ def start_network(
     """
     seed, classes = seed_for(config.seed, config.stage, stream, 0), len(splits.classes)
     network = build_network(config.network, config.model_args, classes, splits.channels, seed, device)
-    left_out = () if weights is None else load_weights(network, weights, config.network, classes, splits.channels)
+    left_out: tuple[str, ...] = ()
+    if weights is not None:
+        left_out = load_weights(network, weights, config.network, classes, splits.channels, splits.classes)
     if config.freeze:
         freeze_body(network)
     return network, left_out

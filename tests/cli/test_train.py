@@ -24,6 +24,17 @@ def test_finetune_saves_the_refined_bundle(mapolicy, bundle_file: Path, tmp_path
     assert outcome.json["refined_digest"] == refined.digest != outcome.json["digest"]
 
 
+def test_no_run_is_written_into_somebodys_own_folder(mapolicy, tmp_path: Path) -> None:
+    own = {"config.toml": "mine", "network.safetensors": "mine", "notes.txt": "mine"}
+    (tmp_path / "mine").mkdir()
+    for name, content in own.items():
+        (tmp_path / "mine" / name).write_text(content, encoding="utf-8")
+    for flags in ((), ("--force",), ("--resume",)):
+        outcome = mapolicy("train", "digits", "--policy", "none", *TRAIN, "--run-dir", "mine", *flags)
+        outcome.is_error(2, "holds notes.txt, which is no run's", "use another --run-dir")
+    assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "mine").iterdir()} == own
+
+
 @pytest.mark.parametrize("policy", ["none", "uniform", "trivialaugment"])
 def test_baselines_need_no_bundle(mapolicy, policy: str) -> None:
     outcome = mapolicy("train", "digits", "--policy", policy, *TRAIN, "--json", "--quiet")

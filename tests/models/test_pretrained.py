@@ -89,6 +89,23 @@ def test_a_warm_start_of_as_many_classes_and_channels_takes_everything(tmp_path:
     assert all(torch.equal(value, tensors[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("names", [("Three", "five", "one", "two"), ("b", "a", "c", "d")])
+def test_a_classifier_of_other_classes_is_new_even_if_they_are_as_many(names: tuple[str, ...], tmp_path: Path) -> None:
+    tensors = trained("wrn10_1", classes=4, channels=1)
+    about = {"config.json": json.dumps({"label_names": ["a", "b", "c", "d"]})}
+    weights = start_weights(config("wrn10_1", weights=stored(tmp_path, tensors, about)))
+    assert weights is not None
+    assert weights.classes == ("a", "b", "c", "d")
+    for found, same in ((names, False), (weights.classes, True), ((), True)):
+        network = build_network("wrn10_1", {}, 4, 1, 0, CPU)
+        left_out = load_weights(network, weights, "wrn10_1", 4, 1, found)
+        classifier = f"{network.pretrained_cfg['classifier']}."
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, tensors[key]) == (same or not key.startswith(classifier)), key
+        told = f"the classifier is new: the weights have the classes a, b, c, d, the data has {', '.join(names)}"
+        assert left_out == (() if same else (told,))
+
+
 def test_grey_weights_become_colour_weights(tmp_path: Path) -> None:
     """timm repeats the one channel, so that a grey image in three channels gives what it gave in one."""
     path = stored(tmp_path, trained("test_resnet", classes=4, channels=1))

@@ -111,7 +111,7 @@ def test_a_bundle_draws_as_the_sampler_did() -> None:
     for step in range(40):
         drawn = sampler.sample(64, generator(step))
         observed(sampler, drawn, drawn.magnitude1.abs() + drawn.magnitude2.abs())
-    draws = learned_draws(sampler, SPACE.name)
+    draws = learned_draws(sampler, SPACE.name, course=True)
     assert draws.levels is not None
     assert draws.log_levels is not None
     assert float(draws.log_levels.max()) == 0

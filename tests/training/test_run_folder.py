@@ -125,7 +125,9 @@ def test_refusals(folder: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"has no checkpoint, and holds cat\.jpg, which is no run's"):
         RunFolder(tmp_path / "photos").check(resume=True, overwrite=False)
-    RunFolder(tmp_path / "photos").check(resume=True, overwrite=True)
+    for resume, overwrite in ((False, True), (True, True), (False, False)):  # --force does not write among photos
+        with pytest.raises(InputError, match=r"cat\.jpg, which is no run's; use another --run-dir"):
+            RunFolder(tmp_path / "photos").check(resume=resume, overwrite=overwrite)
 
 
 def test_without_a_path_nothing_is_written(make_train_config, tmp_path: Path, monkeypatch) -> None:
