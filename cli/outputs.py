@@ -4,9 +4,8 @@ from pathlib import Path
 
 from ..bundle.source import BUNDLE_FILE, redacted
 from ..errors import UsageError
-from ..runtime.files import CONFIG_FILE, check_writable, foreign_file, has_files, remove_litter
+from ..runtime.files import CONFIG_FILE, check_writable, has_files, remove_litter
 from ..runtime.lock import check_free
-from ..runtime.sanitize import printable
 
 
 def ensure_writable(path: Path, flag: str, *, force: bool, resume: bool = False) -> None:
@@ -39,15 +38,12 @@ def ensure_run_folder(folder: Path, *, force: bool, resume: bool = False) -> Non
 
     Raises:
         FolderInUseError: another run is in it.
-        UsageError: the folder holds a run, and neither --force nor --resume was given; or it is somebody's own folder.
+        UsageError: the folder holds a run, and neither --force nor --resume was given.
         EnvironmentFault: it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(str(folder), "is no folder", "use another --run-dir")
     check_free(folder)
-    if odd := foreign_file(folder):
-        why = f"has no checkpoint, and holds {printable(odd)}, which is no run's"
-        raise UsageError(str(folder), why, "use another --run-dir")
     if has_files(folder) and not (force or resume):
         raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
     check_writable(folder / CONFIG_FILE)

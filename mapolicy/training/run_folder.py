@@ -49,14 +49,14 @@ class RunFolder:
         A folder without a checkpoint may be resumed: its run was stopped before the first one, and starts again.
 
         Raises:
-            UsageError: it holds a run, and neither resume nor overwrite was asked for.
-            InputError: it has no checkpoint, and holds files that are no run's: it is somebody's folder.
+            UsageError: it holds a run, and neither resume nor overwrite was asked for; or it has no checkpoint and
+                holds files that are no run's, so it is somebody's folder.
         """
         if self.path is None:
             return
         if odd := foreign_file(self.path):
             why = f"has no checkpoint, and holds {printable(odd)}, which is no run's"
-            raise InputError(str(self.path), why, "use another --run-dir")
+            raise UsageError(str(self.path), why, "use another --run-dir")
         if not (resume or overwrite) and has_files(self.path):
             raise UsageError(str(self.path), "holds a run", "use --resume, --force or another --run-dir")
 

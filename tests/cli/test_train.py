@@ -29,7 +29,7 @@ def test_no_run_is_written_into_somebodys_own_folder(mapolicy, tmp_path: Path) -
     (tmp_path / "mine").mkdir()
     for name, content in own.items():
         (tmp_path / "mine" / name).write_text(content, encoding="utf-8")
-    for flags in ((), ("--force",), ("--resume",)):
+    for flags in (("--force",), ("--resume",)):
         outcome = mapolicy("train", "digits", "--policy", "none", *TRAIN, "--run-dir", "mine", *flags)
         outcome.is_error(2, "holds notes.txt, which is no run's", "use another --run-dir")
     assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "mine").iterdir()} == own

@@ -123,10 +123,10 @@ def test_refusals(folder: RunFolder, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"has no checkpoint, and holds cat\.jpg, which is no run's"):
+    with pytest.raises(UsageError, match=r"has no checkpoint, and holds cat\.jpg, which is no run's"):
         RunFolder(tmp_path / "photos").check(resume=True, overwrite=False)
     for resume, overwrite in ((False, True), (True, True), (False, False)):  # --force does not write among photos
-        with pytest.raises(InputError, match=r"cat\.jpg, which is no run's; use another --run-dir"):
+        with pytest.raises(UsageError, match=r"cat\.jpg, which is no run's; use another --run-dir"):
             RunFolder(tmp_path / "photos").check(resume=resume, overwrite=overwrite)
 
 
