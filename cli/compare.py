@@ -145,10 +145,8 @@ def compare(
     run.check_folder(folder)
     if plan.chart is not None:
         run.check_file(plan.chart, "--chart")
-    typed = settings.typed()
-    configs = [
-        data_folder.with_fitting_batch(each, recipe, typed) for each, recipe in zip(configs, recipes, strict=True)
-    ]
+    learns = "finetune" in _names(plan.mode)
+    configs, chosen = data_folder.with_fitting_batches(configs, recipes, settings.typed(), learns)
 
     from ..compare.comparison import compare_policies
     from ..compare.plot import chart as draw
@@ -156,6 +154,8 @@ def compare(
     reporter = run_progress.reporter(quiet)
     for config, recipe in zip(configs, [] if quiet else recipes, strict=False):
         reporter.on_note(f"{config.arch}: settings from {recipe}")
+    for name, text in ({} if quiet else chosen).items():
+        reporter.on_note(f"{name} {text}")
     comparison = compare_policies(
         [*(bundles.build(each) for each in opened), *imported],
         configs,

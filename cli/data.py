@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from ..config import SearchConfig
 from ..runtime.sanitize import printable
 from . import display, options
-from .data_folder import with_fitting_batch
+from .data_folder import with_fitting_batches
 from .grouped import grouped
+from .planned import Planner
 
 if TYPE_CHECKING:
     from ..data.dataset_report import DatasetReport
@@ -32,7 +33,12 @@ def data(
     Example: mapolicy data folder:photos
     """
     config, recipe = settings.resolve(SearchConfig, ANY_NETWORK, dataset)
-    config = with_fitting_batch(config, recipe, settings.typed())
+    typed = settings.typed()
+    planner = Planner.of(recipe, typed, budget=None, started=0.0)
+    if planner is not None:
+        config = planner.choose(config)
+    else:
+        (config,), _ = with_fitting_batches([config], [recipe], typed, learns=True)
 
     from ..data.dataset_report import report_dataset
 
@@ -40,7 +46,8 @@ def data(
     if output.as_json:
         display.print_json(found.document())
         return
-    display.print_figures(_figures(found) | {"settings": recipe})
+    chosen = "" if planner is None else ", and what a search chooses for this data"
+    display.print_figures(_figures(found) | {"settings": f"{recipe}{chosen}"})
     _print_classes(found)
     _print_list("good to know", list(found.notes))
     reasons = [f"{each.path}: {each.why}" for each in found.left_out]

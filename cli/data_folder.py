@@ -5,13 +5,12 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..errors import InputError, MapolicyError
-from ..runtime import rank_environment
 from ..runtime.files import CONFIG_FILE, RESULT_FILE
 from ..runtime.toml_file import read_toml
 from . import display
@@ -53,32 +52,49 @@ def with_known_folder(config: TrainConfig, opened: "Opened | None", typed: bool)
     raise InputError(config.dataset, why, f"type {command}")
 
 
-def with_fitting_batch(config: Config, recipe: str, typed: Collection[str]) -> Config:
-    """The configuration with a smaller batch, where a folder has fewer training images than a recipe's batch.
+def with_fitting_batches(
+    configs: Sequence[Config], recipes: Sequence[str], typed: Collection[str], learns: bool
+) -> tuple[list[Config], dict[str, str]]:
+    """The configurations with the batch that suits a folder's number of training images, as a search's plan has it.
+
+    A recipe's batch is never enlarged. A batch that the user typed stays; what it leaves over is a batch of its own.
+    A folder that cannot be used is left to the run, which says why.
 
     Args:
-        config: of the command.
-        recipe: where its settings come from, as `resolve` says.
-        typed: names of the settings that the user typed; they stay.
+        configs: of the networks that the command trains, on one data set.
+        recipes: for each, where its settings come from, as `resolve` says; a recipe of the user's own stays as it is.
+        typed: names of the settings that the user typed.
+        learns: whether a policy is learned, which needs batches of one size.
 
-    Raises:
-        UsageError, InputError: the folder cannot be split.
+    Returns:
+        The configurations, and what was chosen: by setting its value with the reason.
     """
-    if "batch_size" in typed or not recipe.startswith("recipe ") or not config.dataset.startswith(FOLDER):
-        return config
-    from ..data.batch_sampler import batches_per_epoch, fitting_batch
-    from ..data.splits import open_dataset
-    from ..data.stratify import draw_splits
+    first, chosen = configs[0], dict[str, str]()
+    if not first.dataset.startswith(FOLDER) or not any(recipe.startswith("recipe ") for recipe in recipes):
+        return list(configs), chosen
+    from ..data.batch_sampler import NOTABLE_SHARE, batches_per_epoch, fitting_batch, left_out
+    from ..data.splits import count_training_images
     from ..distributed import communicator
 
-    images = len(draw_splits(open_dataset(config), config, None, lambda _: {}).train)
-    if batches_per_epoch(config, images):
-        return config
-    size = fitting_batch(images, config.accumulate * communicator().size)
-    if rank_environment.rank() == 0:
-        why = f"{images} training images are fewer than the {config.batch_size} of {recipe}"
-        display.note(f"batch_size {size}: {why} (--batch-size)")
-    return config.with_changes(batch_size=size)
+    try:
+        images = count_training_images(first)
+    except MapolicyError:
+        return list(configs), chosen
+    found = []
+    for config, recipe in zip(configs, recipes, strict=True):
+        parts = config.accumulate * communicator().size
+        if recipe.startswith("recipe ") and images >= 2 * parts:
+            size = min(fitting_batch(images, parts), max(config.batch_size // parts, 1) * parts)
+            if "batch_size" not in typed and size != config.batch_size:
+                config = config.with_changes(batch_size=size)
+                each = batches_per_epoch(config, images)
+                chosen["batch_size"] = f"{size}: {images} training images make {each} batches an epoch (--batch-size)"
+            lost = left_out(config, images)
+            if NOTABLE_SHARE * images <= lost < images and not learns and "last_batch" not in typed:
+                config = config.with_changes(last_batch="keep")
+                chosen["last_batch"] = f"keep: {lost} of {images} images would be left out (--set last_batch=)"
+        found.append(config)
+    return found, chosen
 
 
 def dataset_slug(dataset: str, data_dir: str) -> str:

@@ -37,6 +37,7 @@ LONGEST_SPARKLINE = 40  # characters
 TEXT_WIDTH = 36  # characters of labels and figures together
 CELL_WIDTH = 100  # characters, in a notebook
 CELL_SECONDS = 1.0  # between two redraws there
+ITERATIONS_UNTIL_TIME = 3  # of a run that is too short to be measured before its start, or that goes on
 
 
 class QuietReporter(Reporter):
@@ -72,11 +73,19 @@ class PlainReporter(FullReporter):
     """Prints one line for each epoch, for log files and pipes."""
 
     def on_start(self, what: str, iterations: int, facts: Mapping[str, str], seconds: float | None) -> None:
-        """Print the run's name, its number of iterations and its facts on one line."""
+        """Print the run's name and its number of iterations, then each fact on a line of its own."""
         self._latest: dict[str, float] = {}
         self._likeliest = ""
-        details = ", ".join(f"{key} {value}" for key, value in {**facts, **self.facts}.items())
-        self.on_note(f"{what}: {iterations} iterations; {details}")
+        self._until_time = ITERATIONS_UNTIL_TIME if seconds is None else 0
+        self.on_note(f"{what}: {iterations} iterations")
+        for key, value in {**facts, **self.facts}.items():
+            self.on_note(f"  {key}: {value}")
+
+    def on_step(self, iteration: int, seconds_left: float) -> None:
+        """Print the estimated time after some iterations, where it was not known at the start."""
+        self._until_time -= 1
+        if self._until_time == 0:
+            self.on_note(f"  time: about {duration(seconds_left)} left, by the first iterations")
 
     def on_log(self, record: Record) -> None:
         """Keep the figures; `on_evaluate` prints the latest ones."""

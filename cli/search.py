@@ -12,7 +12,7 @@ from ..bundle.findings import Findings, better_policy, levels_document, verifica
 from ..config import SearchConfig
 from ..runtime import rank_environment
 from . import display, next_command, options, planned
-from .data_folder import dataset_slug, with_fitting_batch
+from .data_folder import dataset_slug, with_fitting_batches
 from .grouped import grouped
 from .outputs import slug
 
@@ -59,6 +59,7 @@ def search(
     from ..search import forecast_search, search_policy
 
     plan: PlannedSearch | None = None
+    chosen: dict[str, str] = {}
     with process_group(resolve_device(config.device), config.patience_seconds):
         if planner is not None:
             config = planner.choose(config)
@@ -72,7 +73,8 @@ def search(
                 config = plan.config
                 planned.tell(plan, reporter, run)
         if plan is None:
-            config = with_fitting_batch(config, recipe, typed)
+            (config,), chosen = with_fitting_batches([config], [recipe], typed, learns=True)
+            reporter.facts = {**chosen, **reporter.facts}
         splits = None if plan is None else plan.splits
         if run.dry_run:
             expected = forecast_search(config, reporter, splits)
@@ -81,7 +83,8 @@ def search(
     if rank_environment.rank() > 0:
         return
     if run.dry_run:
-        display.print_forecast(expected, config.proxy, recipe, output.as_json, *planned.shown(plan))
+        lines, document = planned.shown(plan)
+        display.print_forecast(expected, config.proxy, recipe, output.as_json, chosen | lines, document)
         return
     _tell(config, bundle, reporter.result, place.out, place.folder, output)
 

@@ -96,7 +96,9 @@ def train(
         reporter.facts = {**reporter.facts, "bundle": opened.fetched.origin}  # which commit a branch's name stood for
     built = None if opened is None else bundles.build(opened)
     with process_group(resolve_device(config.device), config.patience_seconds):
-        config = data_folder.with_fitting_batch(config, recipe, settings.typed())
+        learns = config.mode == "finetune"
+        (config,), chosen = data_folder.with_fitting_batches([config], [recipe], settings.typed(), learns)
+        reporter.facts = {**chosen, **reporter.facts}
         if run.dry_run:
             expected = forecast_training(config, built, reporter, choice.allow_dataset_mismatch)
         else:
@@ -106,7 +108,7 @@ def train(
     if rank_environment.rank() > 0:
         return
     if run.dry_run:
-        display.print_forecast(expected, config.arch, recipe, output.as_json)
+        display.print_forecast(expected, config.arch, recipe, output.as_json, chosen, {"chosen": chosen})
         return
     refined = {"refined_bundle": str(out), "refined_digest": result.refined.digest} if out and result.refined else {}
     if output.as_json:

@@ -8,10 +8,12 @@ from torch.utils.data import WeightedRandomSampler
 
 from ..config import RunConfig
 from ..distributed import communicator
+from ..errors import UsageError
 from ..runtime.random import generator
 
 ENOUGH_BATCHES = 5  # of an epoch
 USUAL_BATCH, SMALLEST_BATCH = 128, 16
+NOTABLE_SHARE = 0.1  # of an epoch's images: more left out is worth a word
 
 Plan = Sequence[tuple[int, Tensor]]  # for each batch: iteration number, and int64 [b] positions in the split
 
@@ -45,6 +47,17 @@ def fitting_batch(images: int, parts: int = 1) -> int:
     """
     batches = max(1, -(-images // USUAL_BATCH), min(ENOUGH_BATCHES, images // SMALLEST_BATCH))
     return max(2, images // batches // parts) * parts
+
+
+def check_parts(images: int, parts: int) -> None:
+    """Check that so many training images make at least one batch of so many parts.
+
+    Raises:
+        UsageError: they are too few; no batch size would help.
+    """
+    if images < 2 * parts:
+        why = f"{parts} parts of a batch need {2 * parts} training images, there are {images}"
+        raise UsageError("accumulate", why, f"lower it, so that there are {max(1, images // 2)} parts at most")
 
 
 def training_plan(config: RunConfig, images: int, epoch: int, start: int = 0, labels: Tensor | None = None) -> Plan:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
-from .batch_sampler import batches_per_epoch, fitting_batch, left_out
+from .batch_sampler import NOTABLE_SHARE, batches_per_epoch, fitting_batch, left_out
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
@@ -23,7 +23,6 @@ from .stratify import draw_splits
 from .survey import Survey, choose_reading, notes, survey
 
 UNUSED = "unused"
-FAIR_SHARE = 0.1  # of an epoch's images: more left out is trouble
 SHOWN = 3  # names in a sentence
 
 
@@ -195,10 +194,12 @@ def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, T
         trouble.append(str(problem))
         return {UNUSED: everything}
     images, lost = len(drawn.train), left_out(config, len(drawn.train))
-    if batches_per_epoch(config, images) == 0:
+    if images < 2 * config.accumulate:
+        trouble.append(f"{images} training images are too few for accumulate={config.accumulate}: lower it")
+    elif batches_per_epoch(config, images) == 0:
         use = f"use --batch-size {fitting_batch(images, config.accumulate)}"
         trouble.append(f"{images} training images are fewer than batch_size = {config.batch_size}: {use}")
-    elif lost > FAIR_SHARE * images:
+    elif lost >= NOTABLE_SHARE * images:
         fits = images // -(-images // config.batch_size)
         trouble.append(
             f"{images} training images make {batches_per_epoch(config, images)} batches of {config.batch_size} an "

@@ -18,7 +18,7 @@ from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
 from ..runtime.sanitize import printable
-from .batch_sampler import batches_per_epoch, fitting_batch
+from .batch_sampler import batches_per_epoch, check_parts, fitting_batch
 from .dataset_factory import open_source
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
@@ -163,8 +163,10 @@ def load_splits(
     if isinstance(config, SearchConfig) and config.verify_per_class:
         kept, aside = set_aside(indices.train, pool.labels, classes, config.verify_per_class, config.split_seed)
     if batches_per_epoch(config, len(kept)) == 0:
+        parts = config.accumulate * communicator().size
+        check_parts(len(kept), parts)
         why = f"has {len(kept)} training images, fewer than batch_size = {config.batch_size}"
-        size = fitting_batch(len(kept), config.accumulate * communicator().size)
+        size = fitting_batch(len(kept), parts)
         raise InputError(source.where, why, f"use --batch-size {size}, or add images")
 
     found = survey(pool, torch.cat(indices.usable).sort().values)
@@ -216,6 +218,19 @@ def open_dataset(config: RunConfig) -> Source:
         return open_source(
             config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download, config.nested_classes
         )
+
+
+def count_training_images(config: RunConfig) -> int:
+    """How many images a configuration trains on, without those of the meta-validation split; no image is read.
+
+    Raises:
+        UsageError, InputError, EnvironmentFault: the data set cannot be opened or split.
+    """
+    source = open_dataset(config)
+    train = draw_splits(source, config, None, lambda _: {}).train
+    if isinstance(config, SearchConfig) and config.verify_per_class:
+        train, _ = set_aside(train, source.pool.labels, source.classes, config.verify_per_class, config.split_seed)
+    return len(train)
 
 
 def _left_out_note(source: Source) -> list[str]:

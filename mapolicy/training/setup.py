@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from ..bilevel.sample_loss import SampleLoss, training_loss
 from ..config import RunConfig, TrainConfig
-from ..data.batch_sampler import Plan, batches_per_epoch, left_out, training_plan, validation_plan
+from ..data.batch_sampler import (
+    ENOUGH_BATCHES,
+    NOTABLE_SHARE,
+    Plan,
+    batches_per_epoch,
+    check_parts,
+    fitting_batch,
+    left_out,
+    training_plan,
+    validation_plan,
+)
 from ..data.splits import Check, DataSplits, Split, load_splits
 from ..distributed import ALONE, Communicator, communicator
 from ..errors import UsageError
@@ -23,8 +33,6 @@ from ..runtime.random import seed_for
 from .evaluate import Accuracy, evaluate, evaluate_fully
 from .optim import RateSchedule, make_optimizer, make_schedule
 from .selection import Selection
-
-NOTABLE_SHARE = 0.1  # of the images, left out of an epoch
 
 LabelledImages = tuple[Tensor, Tensor]
 
@@ -98,7 +106,7 @@ class TrainingSetup:
         network, left_out = start_network(config, splits, device, "network", weights)
         training = splits.train_with_validation() if config.trains_on_validation else splits.train
         group = communicator()
-        _check_division(config, group.size, len(splits.meta_validation))
+        _check_division(config, group.size, len(training), len(splits.meta_validation))
         _check_lone_image(config, network, splits.channels, group.size, len(splits.meta_validation))
         optimizer = make_optimizer(config, network)
         return cls(
@@ -202,6 +210,10 @@ class TrainingSetup:
             fits = images // -(-images // config.batch_size) // parts * parts
             keep = "last_batch=keep or " if isinstance(config, TrainConfig) and config.mode == "frozen" else ""
             found["left out"] = f"{lost} of {images} images, others in each epoch; set {keep}batch_size={fits}"
+        each = self.iterations_per_epoch
+        better = fitting_batch(images, config.accumulate * self.communicator.size)
+        if each < ENOUGH_BATCHES and better < config.batch_size:
+            found["few iterations"] = f"{each} an epoch, {self.iterations} in all; --batch-size {better} makes more"
         size = config.image_size
         if last_map(self.network, size, self.splits.channels) == (1, 1):
             remedy = f"set image_size={2 * size} or {4 * size}, or a smaller stem (docs/networks.md)"
@@ -268,13 +280,15 @@ def _check_lone_image(config: RunConfig, network: nn.Module, channels: int, proc
             ) from None
 
 
-def _check_division(config: RunConfig, processes: int, held_out: int) -> None:
+def _check_division(config: RunConfig, processes: int, images: int, held_out: int) -> None:
     """Every process has as many images of a batch as every other, and in as many parts of equal size.
 
     Raises:
         UsageError: a batch cannot be divided so.
     """
     parts = processes * config.accumulate
+    if config.batch_size % parts:
+        check_parts(images, parts)
     sizes = {"batch_size": config.batch_size}
     if config.learns_policy:
         sizes["validation_batch_size"] = min(config.validation_batch_size, held_out)

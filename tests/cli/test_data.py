@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mapolicy.cli.data_folder import dataset_slug
+from mapolicy.cli.data_folder import dataset_slug, with_fitting_batches
 
 from tests.helpers.command_line import SHORT, snapshot
 from tests.helpers.image_folders import write_folder
@@ -26,7 +26,7 @@ def test_data_says_what_a_run_would_use(mapolicy, tmp_path: Path) -> None:
     for expected in (
         "classes 3",
         "images 36: 15 training, 6 meta-validation, 9 testing, 6 unused",
-        "size 60 x 20 (median), used at 32 x 32; sides 20 to 60",
+        "size 60 x 20 (median), used at 20 x 20; sides 20 to 60",  # as a search chooses
         "formats 27 PNG",
         "pixels 27 RGB; read as colour",
         "class training meta-validation testing unused",
@@ -40,14 +40,25 @@ def test_data_says_what_a_run_would_use(mapolicy, tmp_path: Path) -> None:
         assert expected in lines, expected
     assert any("--resize pad or --resize squash" in line for line in lines)
     assert snapshot(tmp_path) == before
-    fitted = mapolicy("data", "folder:zoo", *SIZES)
-    assert "batch_size 15: 15 training images are fewer than the 128 of recipe" in fitted.err
-    assert "fewer than" not in fitted.out
+    assert "batches of" not in mapolicy("data", "folder:zoo", *SIZES).out, "a search fits them"
     document = mapolicy("data", "folder:zoo", *SIZES, "--json").json
     assert document["images"]["training"] == 15
     assert [each["path"] for each in document["left_out"]] == ["__MACOSX/", "ant/notes.txt"]
     assert mapolicy("data", "digits").code == 0
     mapolicy("data", "folder:none").is_error(3, "No such file")
+
+
+def test_the_networks_of_a_comparison_have_equal_batches(tmp_path: Path, make_train_config) -> None:
+    write_folder(tmp_path / "zoo", per_class=80)  # 180 training images
+    own = {"dataset": "folder:zoo", "data_dir": str(tmp_path), "train_per_class": 60.0, "batch_size": 128}
+    configs = [make_train_config(**own, arch=arch) for arch in ("wrn10_1", "test_resnet")]
+    recipe = "recipe train-any"
+    found, chosen = with_fitting_batches(configs, [recipe, recipe], (), learns=False)
+    assert [config.batch_size for config in found] == [36, 36]
+    assert list(chosen) == ["batch_size"]
+    assert with_fitting_batches(configs, ["mine.toml", "mine.toml"], (), learns=False) == (configs, {})
+    found, _ = with_fitting_batches(configs, [recipe, recipe], ("batch_size",), learns=True)
+    assert {(config.batch_size, config.last_batch) for config in found} == {(128, "drop")}
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])

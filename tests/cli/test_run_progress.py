@@ -67,12 +67,21 @@ def test_plain_lines_tell_an_epoch_in_one_line(capsys: pytest.CaptureFixture) ->
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+    assert lines[:2] == ["mapolicy: search wrn10_1: 10 iterations", "mapolicy:   device: [bold]cpu"]
     assert all(line.startswith("mapolicy: ") for line in lines)
     for part in ("loss 1.250", "meta-validation top-1 87.50 %", "alpha 0.1000", "images a second 1234", "1:02:05 left"):
-        assert part in lines[3]
-    assert lines[1] == "mapolicy: likeliest now: Rotate, ShearX; Color, Invert[/bold]"
+        assert part in lines[4]
+    assert lines[2] == "mapolicy: likeliest now: Rotate, ShearX; Color, Invert[/bold]"
     assert reporter.result == {"digest": "d"}
+
+
+def test_a_run_that_was_not_measured_tells_its_time_after_some_iterations(capsys: pytest.CaptureFixture) -> None:
+    reporter = run_progress.PlainReporter()
+    reporter.on_start("train wrn10_1", 8, {}, None)
+    for iteration in range(1, 9):
+        reporter.on_step(iteration, 60.0 * (8 - iteration))
+    assert capsys.readouterr().err.splitlines()[1:] == ["mapolicy:   time: about 5:00 left, by the first iterations"]
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -1,6 +1,7 @@
 """`mapolicy train`: with a bundle, with a baseline, and on other data."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from mapolicy import PolicyBundle
 from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
+from tests.helpers.image_folders import write_folder
 
 
 def test_finetune_saves_the_refined_bundle(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
@@ -70,15 +72,24 @@ def test_a_baselines_configuration_stays_a_baseline_beside_a_bundle(mapolicy, bu
 
 
 def test_a_recipes_batch_is_fitted_to_a_small_folder(mapolicy, tmp_path: Path) -> None:
-    save_greys(tmp_path / "greys")
-    command = ("train", "folder:greys", "--policy", "none", "--arch", "test_resnet", "--epochs", "1")
-    outcome = mapolicy(*command, "--run-dir", "run")
+    write_folder(tmp_path / "zoo", classes=("a", "b"), per_class=147)  # 220 training images
+    command = ("train", "folder:zoo", "--policy", "none", "--arch", "test_resnet", "--epochs", "1", "--dry-run")
+    outcome = mapolicy(*command)
     assert outcome.code == 0, outcome.err
-    note = "mapolicy: batch_size 30: 30 training images are fewer than the 128 of recipe train-any (--batch-size)"
-    assert note in outcome.err.splitlines()
-    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["batch_size"] == 30
-    refused = mapolicy(*command, "--batch-size", "64", "--run-dir", "other")
-    refused.is_error(3, "has 30 training images, fewer than batch_size = 64; use --batch-size 30, or add images")
+    assert re.search(
+        r"^batch_size +44: 220 training images make 5 batches an epoch \(--batch-size\)$", outcome.out, re.M
+    )
+    assert "left out" not in outcome.out
+    search = ("search", "folder:zoo", "--epochs", "1", "--no-verify", "--set", "validation_per_class=0.1", "--dry-run")
+    assert "44: 220 training images make 5 batches an epoch" in mapolicy(*search).out
+    typed = mapolicy(*command, "--batch-size", "128")
+    assert re.search(r"^last_batch +keep: 92 of 220 images would be left out \(--set last_batch=\)$", typed.out, re.M)
+    assert re.search(r"^few iterations +2 an epoch, 2 in all; --batch-size 44 makes more$", typed.out, re.M)
+    refused = mapolicy(*command, "--batch-size", "256")
+    refused.is_error(3, "has 220 training images, fewer than batch_size = 256; use --batch-size 44, or add images")
+    for batch in ("128", "1000"):
+        many = mapolicy(*command, "--batch-size", batch, "--set", "accumulate=1000")
+        many.is_error(2, "need 2000 training images, there are 220; lower it, so that there are 110 parts at most")
 
 
 def test_a_dry_run_says_what_a_start_warns_of(mapolicy, tmp_path: Path) -> None:
@@ -89,6 +100,7 @@ def test_a_dry_run_says_what_a_start_warns_of(mapolicy, tmp_path: Path) -> None:
     command = (
         "train", "folder:greys", "--policy", "none", "--arch", "resnet10t", "--weights", "part.safetensors",
         "--recipe", "train-any", "--batch-size", "16", "--epochs", "1", "--image-size", "32", "--dry-run",
+        "--set", "last_batch=drop",
     )  # fmt: skip
     shown = mapolicy(*command)
     assert shown.code == 0, shown.err
