@@ -1,8 +1,8 @@
-"""TrivialAugment, RandAugment and uniformly drawn transformations for uint8 batches, a choice for each image.
+"""Augmentations of uint8 batches with a draw for each image: TrivialAugment, RandAugment, crops and others.
 
     from mapolicy.augment import TrivialAugmentWide
 
-The public home of `transforms.auto_augment`.
+The public home of `transforms.auto_augment` and `transforms.random_resized_crop`.
 """
 
 from .transforms.auto_augment import (
@@ -12,5 +12,13 @@ from .transforms.auto_augment import (
     UniformTransformations,
     draw_operations,
 )
+from .transforms.random_resized_crop import RandomResizedCrop
 
-__all__ = ["AppliedOperations", "RandAugment", "TrivialAugmentWide", "UniformTransformations", "draw_operations"]
+__all__ = [
+    "AppliedOperations",
+    "RandAugment",
+    "RandomResizedCrop",
+    "TrivialAugmentWide",
+    "UniformTransformations",
+    "draw_operations",
+]

@@ -71,6 +71,14 @@ def hub_server(
     return HUB
 
 
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def make_search_config() -> Callable[..., SearchConfig]:
     return search_config

@@ -18,9 +18,9 @@ from ..config.choices import ALPHA_BACKGROUND, INTERPOLATIONS, LARGEST_VALUE, RE
 from ..errors import InputError
 from ..runtime.random import generator
 from ..runtime.sanitize import quoted
+from ..transforms.random_resized_crop import random_crop_box
 from .decode import GRAY_MODES, CorruptImageError, corrupt, decode, has_alpha
 
-CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the defaults of torchvision.transforms.RandomResizedCrop
 LARGEST_SIZE = 4096
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
@@ -223,33 +223,6 @@ class Cropper:
             name: the image's name, for an error.
         """
         return self.reading.random_crop(image, generator(self.seed, self.stage, f"crop/{index}", step), name)
-
-
-def random_crop_box(width: int, height: int, draws: torch.Generator) -> tuple[int, int, int, int]:
-    """A box with 8 to 100 % of the area and a ratio of 3/4 to 4/3, uniform in area and in the ratio's logarithm.
-
-    Source: torchvision.transforms.RandomResizedCrop.get_params, with its ten attempts and its central fall-back.
-
-    Returns:
-        Left, top, right, bottom in pixels.
-    """
-    low, high = (math.log(ratio) for ratio in CROP_RATIO)
-    for area, ratio, across, down in torch.rand(10, 4, generator=draws, dtype=torch.float64).tolist():
-        target = width * height * (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0]))
-        aspect = math.exp(low + ratio * (high - low))
-        wide, tall = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < wide <= width and 0 < tall <= height:
-            left, top = int(across * (width - wide + 1)), int(down * (height - tall + 1))
-            return left, top, left + wide, top + tall
-    if width / height < CROP_RATIO[0]:
-        wide, tall = width, max(1, round(width / CROP_RATIO[0]))
-    elif width / height > CROP_RATIO[1]:
-        wide, tall = max(1, round(height * CROP_RATIO[1])), height
-    else:
-        wide, tall = width, height
-    wide, tall = min(wide, width), min(tall, height)
-    left, top = (width - wide) // 2, (height - tall) // 2
-    return left, top, left + wide, top + tall
 
 
 def is_colour(value: object) -> bool:

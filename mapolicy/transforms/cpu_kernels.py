@@ -34,7 +34,9 @@ def compiled(function: Function) -> Function:
 
 
 @compiled
-def transform(images: Pixels, operation: Integers, value: Values, fill: Pixels, result: Pixels) -> None:
+def transform(
+    images: Pixels, operation: Integers, value: Values, fill: Pixels, result: Pixels, first: int, last: int
+) -> None:
     """Apply to each image its own operations, one after the other.
 
     Args:
@@ -42,13 +44,14 @@ def transform(images: Pixels, operation: Integers, value: Values, fill: Pixels, 
         operation: int64 [steps, n], positions in the paper's order (`space.OPERATION_NAMES`).
         value: float64 [steps, n], in the units of `space.Range`.
         fill: uint8 [C], colour of pixels from outside the image.
-        result: uint8 [n, C, H, W], overwritten.
+        result: uint8 [n, C, H, W], overwritten from image `first` to before image `last`.
+        first, last: the images that this call changes.
     """
-    steps, number = operation.shape
+    steps = operation.shape[0]
     between = np.empty((2, *images.shape[1:]), np.uint8)
     table, histogram = np.empty(256, np.uint8), np.empty((4, 256), np.int32)
     line = np.empty(images.shape[3], np.int32)
-    for i in range(number):
+    for i in range(first, last):
         source = images[i]
         for step in range(steps):
             target = result[i] if step == steps - 1 else between[step % 2]

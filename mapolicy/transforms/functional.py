@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..runtime.threads import images_in_ranges
 from . import affine, blend, pointwise
 from .space import (
     DEFAULT_SPACE,
@@ -230,7 +231,12 @@ def _apply(images: Tensor, operation: Numbers, value: Values, fill: Tensor) -> T
     result = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     # Of one layout, since numba compiles the loops anew for another.
     operation, value = np.ascontiguousarray(operation), np.ascontiguousarray(value)
-    transform(images.contiguous().numpy(), operation, value, fill.numpy(), result.numpy())
+    source, target, colour = images.contiguous().numpy(), result.numpy(), fill.numpy()
+
+    def work(first: int, last: int) -> None:
+        transform(source, operation, value, colour, target, first, last)
+
+    images_in_ranges(work, len(source), operation.shape[0] * images.shape[1:].numel())
     return result
 
 

@@ -36,7 +36,7 @@ def test_the_machine_code_is_one_for_all_batches() -> None:
     for channels in (1, 3):
         images = np.zeros((2, channels, 4, 5), np.uint8)
         operation = np.full((1, 2), OPERATION_NAMES.index("Identity"))
-        kernels.transform(images, operation, value, np.zeros(channels, np.uint8), np.empty_like(images))
+        kernels.transform(images, operation, value, np.zeros(channels, np.uint8), np.empty_like(images), 0, 2)
     assert len(kernels.transform.signatures) == 1  # type: ignore[attr-defined]  # numba's
 
 
