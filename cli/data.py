@@ -1,7 +1,9 @@
 """`mapolicy data`: what a data set is, as a run would use it, and what is likely to go wrong."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..config import SearchConfig
 from ..runtime.sanitize import printable
@@ -22,13 +24,17 @@ LISTED = 20  # lines of a list; --json has all
 def data(
     *,
     dataset: options.DatasetArgument = None,
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Remove the images that runs kept of it (keep_images), and stop.")
+    ] = False,
     settings: options.Settings,
     output: options.Output,
 ) -> None:
     """Look at a data set: what a run would use, and likely trouble.
 
     Shows classes with their counts, splits, sizes, formats, what is left out and why, and images that lie in several
-    splits. Images are not decoded, except for those whose range of values is not known. Nothing is written.
+    splits. Images are not decoded, except for those whose range of values is not known. Nothing is written. With
+    --clear-cache, the files of images that runs kept of the data set are removed instead.
 
     Example: mapolicy data folder:photos
     """
@@ -40,6 +46,9 @@ def data(
     else:
         (config,), _ = with_fitting_batches([config], [recipe], typed, learns=True)
 
+    if clear_cache:
+        _clear_cache(config, output)
+        return
     from ..data.dataset_report import report_dataset
 
     found = report_dataset(config)
@@ -54,6 +63,18 @@ def data(
     _print_list(f"not used: {len(reasons)} files and folders", reasons)
     _print_list(f"same content: {len(found.copies)} groups", [str(group) for group in found.copies])
     _print_list("likely trouble", list(found.trouble))
+
+
+def _clear_cache(config: SearchConfig, output: options.Output) -> None:
+    from ..data.kept_images import cache_folder, clear
+    from ..data.splits import open_dataset, owner_of
+
+    folder = cache_folder(config.cache_dir)
+    files, space = clear(folder, owner_of(open_dataset(config)))
+    if output.as_json:
+        display.print_json({"folder": str(folder), "files": files, "bytes": space})
+        return
+    display.print_figures({"removed": f"{files} files of kept images, {space / 2**30:.2f} GiB", "folder": str(folder)})
 
 
 def _figures(found: "DatasetReport") -> dict[str, str]:

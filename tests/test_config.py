@@ -296,7 +296,7 @@ def test_toml_brings_the_same_configuration_back(kind: type[RunConfig], tmp_path
 
 @STAGES
 def test_a_bundle_records_all_but_the_machine(kind: type[RunConfig]) -> None:
-    where = {"data_dir", "weights", "download", "workers", "memory_limit_gib", "device", "threads"}
+    where = {"data_dir", "weights", "download", "workers", "memory_limit_gib", "cache_dir", "device", "threads"}
     machine = where | {"checkpoint_minutes", "on_divergence", "patience_seconds"}
     assert machine == MACHINE_FIELDS
     config = make(kind, data_dir="/somewhere", threads=3)

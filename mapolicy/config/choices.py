@@ -75,6 +75,7 @@ LATER: Mapping[str, Any] = {
     "keep_best": False,
     "early_stopping": 0,
     "last_batch": "drop",
+    "keep_images": False,
 }
 
 # Settings that a recipe may leave out: their defaults change nothing.
@@ -94,7 +95,7 @@ OPTIONAL = frozenset(
         *("adversarial_rate", "adversarial_entropy"),
         *("label_smoothing", "balance", "mixup", "cutmix", "mix_probability", "ema_decay"),
         *("keep_best", "early_stopping", "last_batch", "schedule", "decay_epochs", "decay_rate"),
-        *("resize", "interpolation", "alpha_background", "value_range", "nested_classes"),
+        *("resize", "interpolation", "alpha_background", "value_range", "nested_classes", "keep_images"),
     }
 )
 
@@ -122,6 +123,7 @@ MACHINE_FIELDS = frozenset(
         "weights",
         "workers",
         "memory_limit_gib",
+        "cache_dir",
         "device",
         "threads",
         "checkpoint_minutes",

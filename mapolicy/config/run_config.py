@@ -124,7 +124,17 @@ class RunConfig:
     workers: int = Field(
         4, ge=0, le=256, description="processes that decode images of data sets that do not fit in memory"
     )
-    memory_limit_gib: float = Field(4.0, ge=0, description="largest data set kept in memory as one uint8 tensor, GiB")
+    memory_limit_gib: float = Field(
+        4.0, ge=0, description="largest data set kept in memory as uint8 pixels, GiB; with keep_images the kept images"
+    )
+    keep_images: bool = Field(
+        False,
+        description="decode each image once, and cut random resized crops from a copy whose shorter side is "
+        "image_size / 0.875; with interpolation=bilinear",
+    )
+    cache_dir: str = Field(
+        "", description="folder for kept images that exceed memory_limit_gib; empty: mapolicy in the user's cache"
+    )
 
     base_augmentation: Annotated[str, OneOf(BASE_AUGMENTATIONS)] = Field(
         description="augmentation before the policy's transformation"
@@ -358,6 +368,12 @@ class RunConfig:
     def keeps_best(self) -> bool:
         """Whether the result is the best epoch's network; that of early stopping always is."""
         return self.keep_best or self.early_stopping > 0
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether random resized crops are cut from kept images."""
+        crops = self.base_augmentation == "random_resized_crop"
+        return self.keep_images and crops and self.interpolation == "bilinear"
 
     @property
     def fixed_value_range(self) -> tuple[float, float] | None:

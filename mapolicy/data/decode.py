@@ -4,6 +4,7 @@ Only formats that Pillow decodes by itself are read. PostScript is not: Pillow w
 """
 
 import io
+import math
 import os
 import stat
 import warnings
@@ -150,18 +151,21 @@ def read_file_header(path: str) -> Header:
         return Header.of(_open(file, facts.st_size, path))
 
 
-def decode(content: bytes, name: str) -> Image.Image:
+def decode(content: bytes, name: str, shrink: float = 1.0) -> Image.Image:
     """Decode the first frame of an image file, turned as its EXIF orientation says; its mode is the file's.
 
     Args:
         content: the file's bytes.
         name: the image's name, for an error.
+        shrink: how many times smaller the image may be; a JPEG then leaves out what its decoder need not compute.
 
     Raises:
         CorruptImageError: the file is empty, truncated, not an image, or a decompression bomb.
     """
     image = _open(io.BytesIO(content), len(content), name)
     try:
+        if shrink >= 2:
+            image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
         image.load()
     except MemoryError:
         raise

@@ -1,7 +1,8 @@
 """Batches of uint8 images on the device.
 
 A resident split is decoded once and stays in the device's memory. A streamed split is decoded by worker processes for
-each batch: images that do not fit into memory, and pipelines that start with random resized crops.
+each batch: images that do not fit into memory, and pipelines that start with random resized crops. `kept_split.py` has
+the splits of such pipelines whose images are decoded once.
 """
 
 import os
@@ -90,7 +91,7 @@ class ResidentSplit(Split):
 
     @override
     def merge(self, other: Self) -> Self:
-        rows, labels, indices = _merge_columns(
+        rows, labels, indices = merge_columns(
             (self.rows, self.labels, self.indices), (other.rows, other.labels, other.indices)
         )
         return type(self)(self.images, rows, labels, indices)
@@ -124,7 +125,7 @@ class StreamedSplit(Split):
             sampler=[(step, positions.tolist()) for step, positions in plan],
             num_workers=self.workers,
             pin_memory=pinned,
-            timeout=PATIENCE + PATIENCE_PER_IMAGE * largest if self.workers else 0,
+            timeout=patience(largest) if self.workers else 0,
             generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global one
         )
         with worker_faults():
@@ -142,7 +143,7 @@ class StreamedSplit(Split):
 
     @override
     def merge(self, other: Self) -> Self:
-        (indices,) = _merge_columns((self.indices,), (other.indices,))
+        (indices,) = merge_columns((self.indices,), (other.indices,))
         return type(self)(self.images, self.crop, indices, self.device, self.workers)
 
 
@@ -242,6 +243,11 @@ class SplitLoader:
         return decoded
 
 
+def patience(images: int) -> float:
+    """Seconds to wait for a batch of so many images."""
+    return PATIENCE + PATIENCE_PER_IMAGE * images
+
+
 def threaded_map(items: Sequence[int], function: Callable[[int], Result]) -> list[Result]:
     """The function's results in the order of the items, computed by several threads; the first error is raised."""
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
@@ -251,7 +257,7 @@ def threaded_map(items: Sequence[int], function: Callable[[int], Result]) -> lis
         ]
 
 
-def _merge_columns(own: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[Tensor]:
+def merge_columns(own: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[Tensor]:
     """Concatenate the columns of two splits, and sort the rows by the last column, the indices."""
     columns = [torch.cat(pair) for pair in zip(own, other, strict=True)]
     order = columns[-1].argsort()

@@ -18,10 +18,11 @@ from ..config.choices import ALPHA_BACKGROUND, INTERPOLATIONS, LARGEST_VALUE, RE
 from ..errors import InputError
 from ..runtime.random import generator
 from ..runtime.sanitize import quoted
-from ..transforms.random_resized_crop import random_crop_box
+from ..transforms.random_resized_crop import random_crop_box, resize_flat
 from .decode import GRAY_MODES, CorruptImageError, corrupt, decode, has_alpha
 
 LARGEST_SIZE = 4096
+KEPT_SHARE = 0.875  # of the shorter side of an image that is kept for random crops: the output's side
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
@@ -129,10 +130,47 @@ class ImageReading:
         if self.resize == "pad":
             image = self._padded(image, max(image.size))
         elif self.resize == "squash":
-            side = min(max(image.size), 4 * min(image.size))  # not the square of a needle's length
+            side = _squashed(*image.size)
             image = image.resize((side, side), _FILTERS[self.interpolation])
         cut = image.crop(random_crop_box(*image.size, draws))
         return self._array(self._resized(cut, (0, 0, *cut.size)))
+
+    def kept_size(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height that boxes of random crops are drawn in, and those that the image is kept at for them.
+
+        An image is kept as small as its central square would be for `KEPT_SHARE`, and never enlarged.
+        """
+        side = round(self.image_size / KEPT_SHARE)
+        if self.resize == "crop":
+            scale = min(1.0, side / min(width, height))
+            return (width, height), (max(1, round(width * scale)), max(1, round(height * scale)))
+        square = max(width, height) if self.resize == "pad" else _squashed(width, height)
+        return (square, square), (min(square, side), min(square, side))
+
+    def kept(self, image: Image.Image, size: tuple[int, int], name: str = "image") -> NDArray[np.uint8]:
+        """An image as it is kept for random crops, uint8 [C, height, width]; bilinear, antialiased.
+
+        Args:
+            image: decoded, perhaps at a smaller size than its file's.
+            size: width and height, as `kept_size` says; with its sides exchanged if the image has them so.
+            name: of the image, for an error.
+
+        Raises:
+            CorruptImageError: as `read`.
+        """
+        image = self.converted(image, name)
+        if self.resize == "pad":
+            return self._array(self._padded(image, size[0]))
+        if (image.width - image.height) * (size[0] - size[1]) < 0:
+            size = size[1], size[0]
+        pixels = np.ascontiguousarray(np.asarray(image))
+        if image.size == size:
+            return self._array(image)
+        result: NDArray[np.uint8] = np.empty((self.channels, size[1], size[0]), np.uint8)
+        box = np.array([[0, 0, *image.size]], np.float32)
+        sizes, start = np.array([[image.height, image.width]]), np.zeros(1, np.int64)
+        resize_flat(pixels.reshape(-1), start, sizes, box, result[None], interleaved=True)
+        return result
 
     def converted(self, image: Image.Image, name: str = "image") -> Image.Image:
         """The image in mode `L` or `RGB`: alpha blended over the background, values of wide pixels scaled to 8 bits.
@@ -223,6 +261,11 @@ class Cropper:
             name: the image's name, for an error.
         """
         return self.reading.random_crop(image, generator(self.seed, self.stage, f"crop/{index}", step), name)
+
+
+def _squashed(width: int, height: int) -> int:
+    """Side of the square that an image of another shape becomes: not that of a needle's length."""
+    return min(max(width, height), 4 * min(width, height))
 
 
 def is_colour(value: object) -> bool:

@@ -23,6 +23,8 @@ from .dataset_factory import open_source
 from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
+from .kept_images import Owner
+from .kept_split import KeptLoader
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits, set_aside
@@ -174,13 +176,21 @@ def load_splits(
     random = config.base_augmentation == "random_resized_crop"
     cropper = Cropper(reading, random, config.seed, stage)
     loader = SplitLoader(cropper, device, config.workers, config.memory_limit_gib)
-    train, validation, *rest = loader.load(pool, [kept, indices.meta_validation, *([aside] if len(aside) else [])])
+    used = torch.cat([indices.train, indices.meta_validation]).sort().values
+    groups = [kept, indices.meta_validation, *([aside] if len(aside) else [])]
+    where: list[str] = []
+    if config.keeps_images:
+        contents, digest = _contents_and_fingerprint(classes, pool, used)
+        place = (config.cache_dir, owner_of(source), config.dataset, digest)
+        keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
+        (train, validation, *rest), said = keeper.keep(pool, groups)
+        where.append(said)
+    else:
+        train, validation, *rest = loader.load(pool, groups)
+        contents, digest = _contents_and_fingerprint(classes, pool, used)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
-    used = torch.cat([indices.train, indices.meta_validation]).sort().values
     counts = tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist())
-    contents = content_digests(pool, used) if len(used) <= FINGERPRINT_IMAGES else []
-    digest = fingerprint(classes, pool, used, contents)
     if check is not None:
         check(source.name, classes, len(pool), digest)
     return DataSplits(
@@ -199,7 +209,7 @@ def load_splits(
         resident=isinstance(train, ResidentSplit),
         reading=reading,
         survey=found,
-        notes=(*source.notes, *_left_out_note(source), *notes(found, reading, counts)),
+        notes=(*source.notes, *_left_out_note(source), *notes(found, reading, counts), *where),
         left_out=source.left_out,
         own_validation=meta_validation is None and source.meta_validation is not None,
         sketch=sketch(contents),
@@ -231,6 +241,17 @@ def count_training_images(config: RunConfig) -> int:
     if isinstance(config, SearchConfig) and config.verify_per_class:
         train, _ = set_aside(train, source.pool.labels, source.classes, config.verify_per_class, config.split_seed)
     return len(train)
+
+
+def owner_of(source: Source) -> Owner:
+    """Whose a file of kept images is: the data set's name, and its folder as an absolute path."""
+    place = Path(source.where).expanduser()
+    return Owner(source.name, str(place.absolute()) if place.exists() else source.where)
+
+
+def _contents_and_fingerprint(classes: Collection[str], pool: ImageSet, used: Tensor) -> tuple[list[bytes], str]:
+    contents = content_digests(pool, used) if len(used) <= FINGERPRINT_IMAGES else []
+    return contents, fingerprint(classes, pool, used, contents)
 
 
 def _left_out_note(source: Source) -> list[str]:

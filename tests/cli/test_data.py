@@ -73,6 +73,32 @@ def test_runs_say_at_the_start_what_they_found(mapolicy, tmp_path: Path, dry: tu
         assert "--resize" not in mapolicy("search", "folder:zoo", *SEARCH, "--resize", "pad", *dry).err
 
 
+def test_kept_images_are_announced_reused_and_cleared(mapolicy, tmp_path: Path) -> None:
+    write_folder(tmp_path / "zoo", size=(40, 30))
+    crops = ("base_augmentation=random_resized_crop", "keep_images=true", "memory_limit_gib=0", "cache_dir=cache")
+    settings = [part for text in crops for part in ("--set", text)]
+    train = ("train", "folder:zoo", "--policy", "none", "--arch", "test_resnet", *SMALL, *settings)
+    digests = []
+    for run in ("a", "b"):
+        outcome = mapolicy(*train, "--run-dir", run)
+        assert outcome.code == 0, outcome.err
+        said = "`mapolicy data folder:zoo --clear-cache --set cache_dir=cache` removes them"
+        assert said in " ".join(outcome.err.split()), outcome.err
+        digests.append((tmp_path / run / "network.safetensors").read_bytes())
+    assert digests[0] == digests[1]
+    kept = list((tmp_path / "cache" / "kept-images").glob("*.images"))
+    assert kept
+    cleared = mapolicy("data", "folder:zoo", "--clear-cache", "--set", "cache_dir=cache", "--json")
+    assert cleared.json["files"] == len(kept)
+    assert not list((tmp_path / "cache" / "kept-images").glob("*.images"))
+    again = mapolicy("data", "folder:zoo", "--clear-cache", "--set", "cache_dir=cache")
+    assert "0 files of kept images" in again.out
+    # In memory the network is the same.
+    assert mapolicy(*train, "--run-dir", "c", "--set", "memory_limit_gib=1").code == 0
+    assert (tmp_path / "c" / "network.safetensors").read_bytes() == digests[0]
+    assert not list((tmp_path / "cache" / "kept-images").glob("*.images"))
+
+
 def test_one_level_too_high_is_refused_with_the_folder_and_a_flag(mapolicy, tmp_path: Path) -> None:
     write_folder(tmp_path / "repository" / "Dataset")
     write_folder(tmp_path / "repository" / "Other", classes=("x", "y"), per_class=12)

@@ -1,0 +1,244 @@
+"""Kept images: what is kept changes no batch, damaged files cost an image, and processes share a file."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mapolicy import TrainConfig
+from mapolicy.bench.synthetic import synthetic_images
+from mapolicy.data.kept_images import CACHE, PAGE, Owner, clear, open_file
+from mapolicy.data.loader import Split
+from mapolicy.data.reading import ImageReading
+from mapolicy.data.splits import DataSplits, load_splits
+from mapolicy.errors import InputError
+from tests.helpers.settings import TINY
+
+BASE = TrainConfig(
+    dataset="folder:photos",
+    arch="none",
+    workers=0,
+    **TINY | {"validation_per_class": 2, "test_per_class": 2, "image_size": 16},
+).with_changes(base_augmentation="random_resized_crop", keep_images=True)
+OWNER = Owner("folder:x", "/x")
+SHAPES = [(3, 4), (5, 2)]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """JPEGs of different sizes, one of them turned by its orientation."""
+    root = tmp_path / "photos"
+    for number, image in enumerate(synthetic_images(20, 90)):
+        path = root / str(number % 2) / f"{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        if number == 2:
+            exif[0x0112] = 6
+        picture = Image.fromarray(image[:, : 50 + 2 * number].permute(1, 2, 0).numpy())
+        picture.save(path, quality=95, exif=exif)
+    return root
+
+
+def load(root: Path, **changes: object) -> DataSplits:
+    places = {"data_dir": str(root.parent), "cache_dir": str(root.parent / "cache")}
+    config = replace(BASE, **(places | changes))
+    return load_splits(config, torch.device("cpu"), "train")
+
+
+def batches(split: Split, augment: bool = True, first_step: int = 0) -> torch.Tensor:
+    parts = torch.arange(len(split)).split(5)
+    plan = [(first_step + step, part) for step, part in enumerate(parts)]
+    return torch.cat([images for images, _ in split.batches(plan, augment)])
+
+
+def cache_files(root: Path) -> list[Path]:
+    return sorted((root.parent / "cache" / CACHE).glob("*.images"))
+
+
+@pytest.fixture(params=["crop", "pad", "squash"])
+def resize(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_batches_do_not_depend_on_where_images_are_kept(photos: Path, resize: str) -> None:
+    """Not on memory, a new file, a filled one, or nowhere; nor on the epoch that decoded them."""
+    memory, new = load(photos, resize=resize), load(photos, memory_limit_gib=0.0, resize=resize)
+    expected = [batches(memory.train, first_step=step) for step in (0, 7)]
+    assert not torch.equal(*expected)
+    assert torch.equal(batches(new.train), expected[0])
+    filled = load(photos, memory_limit_gib=0.0, resize=resize)
+    assert filled.train.kept.crops.expected().sum() == len(filled.train)  # type: ignore[attr-defined]
+    assert torch.equal(batches(filled.train, first_step=7), expected[1])
+    nowhere = load(photos, memory_limit_gib=0.0, resize=resize, cache_dir=str(photos / "0" / "00.jpg"))
+    assert "decoded anew" in nowhere.notes[-1]
+    assert torch.equal(batches(nowhere.train), expected[0])
+    assert torch.equal(batches(nowhere.train, first_step=7), expected[1])
+    # Central squares are those of a run that keeps nothing.
+    plain = load(photos, resize=resize, keep_images=False)
+    for splits in (memory, filled, nowhere):
+        for _ in range(2):
+            assert torch.equal(
+                batches(splits.meta_validation, augment=False), batches(plain.meta_validation, augment=False)
+            )
+
+
+def test_batches_do_not_depend_on_workers_threads_or_ranks(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    expected = batches(load(photos).train)
+    set_threads(2)
+    split = load(photos, workers=2).train
+    assert split.workers == 2  # type: ignore[attr-defined]
+    assert torch.equal(batches(split), expected)
+    (half, _), *_ = load(photos).train.batches([(1, torch.arange(7, 10))], augment=True)
+    assert torch.equal(half, expected[7:10])
+    both = load(photos).train_with_validation()
+    assert batches(both).shape == (len(both), 3, 16, 16)
+
+
+def test_crops_of_kept_images_look_like_those_of_the_files(photos: Path) -> None:
+    """The same boxes: the mean difference is what a smaller copy loses; with another step's boxes it is far larger."""
+    kept, plain = batches(load(photos).train).float(), batches(load(photos, keep_images=False).train).float()
+    assert (kept - plain).abs().mean() < 6
+    other = batches(load(photos, keep_images=False).train, first_step=50).float()
+    assert (kept - other).abs().mean() > 3 * (kept - plain).abs().mean()
+
+
+def test_an_image_is_kept_at_an_eighth_more_than_the_crops() -> None:
+    reading = ImageReading(3, 224)
+    assert reading.kept_size(484, 387) == ((484, 387), (320, 256))
+    assert reading.kept_size(100, 90) == ((100, 90), (100, 90))
+    assert ImageReading(3, 224, "squash").kept_size(484, 387) == ((484, 484), (256, 256))
+    assert ImageReading(3, 224, "squash").kept_size(4000, 10) == ((40, 40), (40, 40))
+    assert ImageReading(3, 224, "pad").kept_size(484, 387) == ((484, 484), (256, 256))
+    pixels = synthetic_images(1, 120)[0][:, :100].permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels)
+    got = ImageReading(3, 28).kept(image, (38, 32))
+    assert np.abs(got.transpose(1, 2, 0).astype(int) - np.asarray(image.resize((38, 32), 2))).max() <= 1
+
+
+def test_a_jpeg_is_decoded_smaller_where_that_suffices(photos: Path) -> None:
+    """At no less than twice the kept size; the difference is a few levels."""
+    split = load(photos, image_size=8).train  # kept at 9 of 50 to 90 pixels
+    reader = split.reader  # type: ignore[attr-defined]
+    index = int(split.indices[-1])
+    assert reader.images.read(index).size == reader.sizes[index]
+    small = reader.images.read_small(index, 3)
+    assert small.size == tuple(-(-side // 2) for side in reader.sizes[index])
+    whole = reader.reading.kept(reader.images.read(index), reader.reading.kept_size(*reader.sizes[index])[1])
+    assert np.abs(whole.astype(int) - reader.for_crops(index)).mean() < 4
+
+
+def test_a_damaged_file_costs_its_images_only(photos: Path) -> None:
+    first = load(photos, memory_limit_gib=0.0)
+    expected, told = batches(first.train), first.notes[-1]
+    assert "GiB" in told
+    assert "mapolicy data folder:photos --clear-cache" in told
+    path = max(cache_files(photos), key=lambda path: path.stat().st_size)
+    one, other = (first.train.kept.slots[0][int(index)] for index in first.train.indices[:2])  # type: ignore[attr-defined]
+    start = int(first.train.kept.crops.starts[one])  # type: ignore[attr-defined]
+    for damage in (start + 5, PAGE + 16 * one + 8):  # a pixel, a digest
+        content = bytearray(path.read_bytes())
+        content[damage] ^= 255
+        path.write_bytes(content)
+        again = load(photos, memory_limit_gib=0.0).train
+        assert not again.kept.crops.has(one)  # type: ignore[attr-defined]
+        assert again.kept.crops.has(other)  # type: ignore[attr-defined]
+        assert torch.equal(batches(again), expected)
+        assert load(photos, memory_limit_gib=0.0).train.kept.crops.has(one)  # type: ignore[attr-defined]
+    for broken in (path.read_bytes()[:-1], b"\0" * path.stat().st_size, b""):
+        path.write_bytes(broken)
+        again = load(photos, memory_limit_gib=0.0).train
+        assert not again.kept.crops.expected().any()  # type: ignore[attr-defined]
+        assert torch.equal(batches(again), expected)
+
+
+def test_other_images_and_other_readings_have_other_files(photos: Path) -> None:
+    splits = load(photos, memory_limit_gib=0.0)
+    known = len(cache_files(photos))
+    load(photos, memory_limit_gib=0.0, seed=5, epochs=3)
+    assert len(cache_files(photos)) == known
+    load(photos, memory_limit_gib=0.0, image_size=20)
+    assert len(cache_files(photos)) == 2 * known
+    images, index = splits.train.images, int(splits.train.indices[0])  # type: ignore[attr-defined]
+    Image.new("RGB", (70, 60)).save(photos / images.name(index))
+    load(photos, memory_limit_gib=0.0)
+    assert len(cache_files(photos)) == 3 * known
+
+
+def test_clearing_removes_a_data_sets_files_alone(tmp_path: Path) -> None:
+    for owner in (OWNER, Owner("folder:x", "/y")):
+        open_file(tmp_path, owner, {}, SHAPES, 3).put(0, np.ones((3, 3, 4), np.uint8))
+    assert clear(tmp_path / "missing", OWNER) == (0, 0)
+    files, space = clear(tmp_path, OWNER)
+    assert files == 1
+    assert space >= PAGE
+    assert len(list(tmp_path.glob("*.images"))) == 1
+    assert clear(tmp_path, OWNER) == (0, 0)
+
+
+def test_processes_share_a_file_and_a_kill_leaves_it_usable(tmp_path: Path) -> None:
+    """One opens it while another fills it; one is killed with half an image written."""
+    mine = open_file(tmp_path, OWNER, {}, SHAPES, 3)
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 2), dtype=np.uint8)
+    child = os.fork()
+    if child == 0:
+        theirs = open_file(tmp_path, OWNER, {}, SHAPES, 3)
+        theirs.put(1, image)
+        os.pwrite(theirs._descriptor, b"half", int(theirs.starts[0]))
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert mine.has(1)
+    assert np.array_equal(mine.image(1), image)
+    assert not mine.has(0)
+    assert open_file(tmp_path, OWNER, {}, SHAPES, 3).has(1)
+
+
+def test_a_turned_image_is_kept_turned_and_another_size_not_at_all(tmp_path: Path) -> None:
+    kept = open_file(tmp_path, OWNER, {}, SHAPES, 1)
+    turned = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
+    assert kept.put(0, turned)
+    assert np.array_equal(kept.image(0), turned)
+    again = open_file(tmp_path, OWNER, {}, SHAPES, 1)
+    assert again.has(0)
+    assert np.array_equal(again.image(0), turned)
+    assert not again.put(1, np.zeros((1, 5, 3), np.uint8))
+
+
+def test_a_full_disk_stops_keeping_and_not_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = batches(load(photos).train)
+    splits = load(photos, memory_limit_gib=0.0)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert torch.equal(batches(splits.train), expected)
+    assert torch.equal(batches(splits.train), expected)
+    assert not splits.train.kept.crops.expected().any()  # type: ignore[attr-defined]
+
+
+def test_too_little_room_is_said_before(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    assert "GiB are free" in load(photos, memory_limit_gib=0.0).notes[-1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named(photos: Path, workers: int) -> None:
+    path = sorted((photos / "1").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(InputError, match=path.name):
+        batches(load(photos, workers=workers, train_per_class=0.0).train_with_validation())
+
+
+def test_other_filters_keep_nothing(photos: Path) -> None:
+    splits = load(photos, interpolation="bicubic")
+    assert type(splits.train).__name__ == "StreamedSplit"
+    assert not any("kept" in note for note in splits.notes)
