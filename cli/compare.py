@@ -89,7 +89,9 @@ class Plan:
             metavar="NAME,NAME",
         ),
     ] = DEFAULT_BASELINES
-    mode: Annotated[str, typer.Option(help="Mode of the learned policy: frozen, finetune or both.")] = "frozen"
+    mode: Annotated[
+        str, typer.Option(help="Modes of the learned policy: frozen, finetune, or frozen,finetune.", metavar="NAME,NAME")
+    ] = "frozen"
     seeds: Annotated[int, typer.Option(help="Number of seeds, from --seed on.", min=1, max=10_000)] = 3
     budget: Annotated[
         str, typer.Option(help="equal-epochs, or equal-time: cheaper policies train for more epochs.")

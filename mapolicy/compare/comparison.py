@@ -186,7 +186,15 @@ def _run(
     """Run the jobs that have no row yet, add their rows, and return the failures."""
     left = [job for job in planned if job not in rows]
     failed: dict[Job, Failure] = {}
+    said: set[str] = set()
     start = time.monotonic()
+
+    def note(text: str) -> None:
+        """Tell what a run says, once: many runs say the same of their images."""
+        message = text.partition(": ")[2]
+        if message not in said:
+            said.add(message)
+            reporter.on_note(text)
 
     def finished(position: int, failure: Failure | None) -> None:
         job = left[position]
@@ -202,11 +210,11 @@ def _run(
         reporter.on_compare(done, len(planned), f"{job}: {outcome}", seconds_left)
 
     if processes > 1:
-        run_in_processes(runner, left, processes, finished, reporter.on_note, environments)
+        run_in_processes(runner, left, processes, finished, note, environments)
         return failed
     for position, job in enumerate(left):
         try:
-            runner(job, reporter.on_note)
+            runner(job, note)
         except MapolicyError as problem:
             finished(position, Failure.of(problem))
         else:

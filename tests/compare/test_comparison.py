@@ -442,3 +442,21 @@ def test_networks_and_bundles_that_do_not_match_are_rejected_before_any_training
     rejected(InputError, "its images are not those of the bundle's", [altered], config)
     assert trained == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_every_run_says_is_said_once(
+    bundle: PolicyBundle, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config, bundle, reporter, *arguments, **options):
+        reporter.on_note("images of 105 x 105 are used at 8 x 8")
+        reporter.on_note(f"draws by {config.policy}")
+        return train_network(config, bundle, reporter, *arguments, **options)
+
+    monkeypatch.setattr("mapolicy.compare.run_job.train_network", train)
+    messages = Messages()
+    compare_policies([bundle], [config], tmp_path / "run", ("none",), seeds=1, reporter=messages)
+    assert [text.partition(": ")[2] for text in messages.notes] == [
+        "images of 105 x 105 are used at 8 x 8",
+        "draws by learned",
+        "draws by none",
+    ]
