@@ -125,6 +125,7 @@ def compare(
     plan: Plan,
     settings: options.Settings,
     run: options.RunFolder,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     output: options.Output,
 ) -> None:
@@ -144,13 +145,14 @@ def compare(
     configs = [data_folder.with_known_folder(config, searched, dataset is not None) for config in configs]
     name = data_folder.dataset_slug(configs[0].dataset, configs[0].data_dir)
     folder = run.folder(f"compare-{name}-{'-'.join(slug(name) for name in plan.arch or ())}")
-    run.check_folder(folder)
-    if plan.chart is not None:
-        run.check_file(plan.chart, "--chart")
+    if not dry_run:
+        run.check_folder(folder)
+        if plan.chart is not None:
+            run.check_file(plan.chart, "--chart")
     learns = "finetune" in _names(plan.mode)
     configs, chosen = data_folder.with_fitting_batches(configs, recipes, settings.typed(), learns)
 
-    from ..compare.comparison import compare_policies
+    from ..compare.comparison import compare_policies, forecast_comparison
     from ..compare.plot import chart as draw
 
     reporter = run_progress.reporter(quiet)
@@ -158,19 +160,12 @@ def compare(
         reporter.on_note(f"{config.arch}: settings from {recipe}")
     for name, text in ({} if quiet else chosen).items():
         reporter.on_note(f"{name} {text}")
-    comparison = compare_policies(
-        [*(bundles.build(each) for each in opened), *imported],
-        configs,
-        folder,
-        against,
-        _names(plan.mode),
-        plan.seeds,
-        plan.budget,
-        plan.jobs,
-        reporter,
-        run.resume,
-        run.force,
-    )
+    built, modes = [*(bundles.build(each) for each in opened), *imported], _names(plan.mode)
+    asked = (built, configs, folder, against, modes, plan.seeds, plan.budget, plan.jobs, reporter, run.resume)
+    if dry_run:
+        comparison_table.show_forecast(forecast_comparison(*asked), output.as_json)
+        return
+    comparison = compare_policies(*asked, run.force)
     if plan.chart is not None:
         write_atomically(plan.chart, draw(comparison.summary, plan.chart.suffix.removeprefix(".")))
     if output.as_json:

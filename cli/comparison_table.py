@@ -11,6 +11,7 @@ from . import display
 
 if TYPE_CHECKING:
     from ..compare.comparison import Comparison
+    from ..compare.forecast import ComparisonForecast
 
 
 def show(comparison: "Comparison", folder: Path) -> None:
@@ -41,6 +42,17 @@ def show(comparison: "Comparison", folder: Path) -> None:
     console.print(table)
     print("details")
     display.print_figures(_facts(comparison) | {"run folder": str(folder)})
+
+
+def show_forecast(expected: "ComparisonForecast", as_json: bool) -> None:
+    """Print what a comparison would take: all of it, then one training of each kind, then what to change."""
+    if as_json:
+        display.print_json(expected.document())
+        return
+    lines = {"trainings": expected.trainings_in_words(), "time": expected.time_in_words() or "nothing is left to do"}
+    lines |= {f"{row.arch}, {row.policy}": expected.row_in_words(row) for row in expected.rows}
+    lines |= {f"{arch}: {name}": text for arch, name, text in expected.warnings_by_name()}
+    display.print_figures(lines)
 
 
 def sentences(summary: Sequence[Summary]) -> list[str]:

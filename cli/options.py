@@ -55,6 +55,12 @@ Verify = Annotated[
         show_default="as the recipe says",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Estimate time and memory from a few iterations; write nothing.", rich_help_panel="Run"
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=OUTPUT)]
 SetOption = Annotated[
@@ -285,9 +291,7 @@ class Run(RunFolder):
         list[str] | None,
         typer.Option("--logger", help="Also log to tensorboard or wandb; repeatable.", metavar="NAME"),
     ] = None
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Estimate time and memory from a few iterations; write nothing.")
-    ] = False
+    dry_run: DryRun = False
     quiet: Quiet = False
 
     def begin(self, folder: Path, out: Path | None, recipe: str) -> "tuple[run_progress.QuietReporter, Reporter]":

@@ -1,12 +1,14 @@
 """What is checked before the first training of a comparison, and the caveats that its table must carry."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..bundle.manifest_base import PolicyFile
 from ..config import TrainConfig
-from ..data.splits import load_splits
+from ..data.splits import DataSplits, load_splits
 from ..errors import InputError, UsageError
 from ..models.factory import check_arch
 from ..policy.compatibility import FREE_DATA_SETTINGS, DatasetComparison, check_before_download, check_settings
@@ -81,7 +83,15 @@ def check_bundles(searched: Sequence[PolicyBundle], configs: Sequence[TrainConfi
             check_settings(with_split_of(config, bundle), bundle, FREE_DATA_SETTINGS)
 
 
-def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[TrainConfig]) -> None:
+@dataclass(frozen=True)
+class CheckedData:
+    """The data set under the first split, in the memory of the CPU, and the seconds that reading it took."""
+
+    splits: DataSplits
+    seconds: float
+
+
+def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[TrainConfig]) -> CheckedData:
     """Open the data set under each split and build each network once, so that no job fails on it hours later.
 
     Args:
@@ -92,6 +102,7 @@ def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[Tr
         UsageError, InputError, EnvironmentFault: as `train_network`.
     """
     cpu = torch.device("cpu")
+    found: CheckedData | None = None
     with reproducible(configs[0].threads, cpu):
         for owner in split_owners:
             own = with_split_of(configs[0], owner)
@@ -99,9 +110,13 @@ def check_data(split_owners: Sequence[PolicyBundle | None], configs: Sequence[Tr
             check = None if owner is None else DatasetComparison(owner, False)
             if owner is not None:
                 check_before_download(own, owner)
+            started = time.monotonic()
             splits = load_splits(own, cpu, own.stage, held_out, check)
+            found = found or CheckedData(splits, time.monotonic() - started)
             for config in configs if owner is split_owners[0] else ():
                 TrainingSetup.over(config, splits, cpu)
+    assert found is not None
+    return found
 
 
 def caveats(searched: Sequence[PolicyBundle], configs: Sequence[TrainConfig]) -> list[str]:

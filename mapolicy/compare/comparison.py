@@ -27,9 +27,10 @@ from ..runtime.lock import folder_lock
 from ..runtime.machine import hardware, versions
 from ..training.callbacks import Reporter
 from .checks import caveats, check_arguments, check_bundles, check_data
-from .equal_time import check_epochs, equal_time_budget
+from .equal_time import EqualTimeBudget, check_epochs, equal_time_budget
+from .forecast import ComparisonForecast, forecast_jobs
 from .job import Job, finished_row, plan_jobs, read_row
-from .policies import compared_policies, short_digest
+from .policies import ComparedPolicy, compared_policies, short_digest
 from .process_pool import Failure, gpu_environments, run_in_processes
 from .record import open_record, save_record, write_json
 from .run_job import JobRunner
@@ -122,37 +123,22 @@ def compare_policies(
     """
     # More than 60 lines: half of them say what each argument is.
     reporter = reporter or Reporter()
-    searched = [found for bundle in bundles if (found := searched_bundle(bundle)) is not None]
-    dataset_level = [bundle for bundle in bundles if not bundle.has_network]
-    split_owners: list[PolicyBundle | None] = [*searched] or [None]
-    by_digest = {bundle.digest: bundle for bundle in bundles}
     check_arguments(bundles, configs, against, modes, seeds, budget, jobs)
-    policies = compared_policies(searched, dataset_level, modes, against)
-    check_bundles(searched, configs)
-    for policy, config in product(policies, configs):
-        policy.configure(config)  # raises here, before there is a folder, where policy and settings contradict
+    about = _Entrants.of(bundles, configs, against, modes)
     with folder_lock(run_dir):
         device = resolve_device(configs[0].device)
-        if jobs > 1 and device.type == "cpu":
-            configs = [config.with_changes(threads=config.threads or 1) for config in configs]
-        record = open_record(run_dir, by_digest, budget, resume, overwrite)
-        if budget == "equal-time":
-            check_epochs(record.setdefault("epochs", {}), configs, run_dir)
-            measured = record.get("pace")
-            record["pace"] = equal_time_budget(split_owners[0], configs, policies, measured, run_dir, reporter.on_note)
-        planned = plan_jobs(split_owners, configs, run_dir, policies, seeds, record.get("pace", {}))
-        rows = {job: row for job in planned if (row := finished_row(job)) is not None} if resume else {}
-        if len(rows) < len(planned):
-            check_data(split_owners, configs)
+        configs = _with_threads(configs, jobs, device)
+        record = open_record(run_dir, about.by_digest, budget, resume, overwrite)
+        planned, rows = _planned(about, configs, run_dir, seeds, budget, record, resume, reporter)
+        notes = caveats(about.searched, configs)
+        told = _checked(about, configs, planned, rows, device, record.get("pace", {}), jobs, reporter)
         if not resume:
             _remove_old_runs(planned)
         save_record(run_dir, record)
-        notes = caveats(searched, configs)
         for text in notes:
             reporter.on_note(text)
-        if rows:
-            reporter.on_note(f"{len(rows)} of {len(planned)} runs were finished before")
-        failed = _run(planned, rows, JobRunner(run_dir, by_digest), jobs, gpu_environments(device), reporter)
+        runner = JobRunner(run_dir, about.by_digest)
+        failed = _run(planned, rows, runner, jobs, gpu_environments(device), reporter, told)
         in_order = [rows[job] for job in planned if job in rows]
         comparison = Comparison(
             rows=in_order,
@@ -169,6 +155,138 @@ def compare_policies(
         return comparison
 
 
+def forecast_comparison(
+    bundles: Sequence[PolicyFile],
+    configs: Sequence[TrainConfig],
+    run_dir: Path,
+    against: Sequence[str] = DEFAULT_BASELINES,
+    modes: Sequence[str] = ("frozen",),
+    seeds: int = 1,
+    budget: str = "equal-epochs",
+    jobs: int = 1,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+) -> ComparisonForecast:
+    """What `compare_policies` would take: it does a few iterations with each policy and writes nothing.
+
+    Args:
+        bundles, configs, run_dir, against, modes, seeds, budget, jobs, reporter: as of `compare_policies`.
+        resume: do not count the trainings that are finished in `run_dir`.
+
+    Raises:
+        UsageError, InputError, TrainingError: as `compare_policies`.
+    """
+    reporter = reporter or Reporter()
+    check_arguments(bundles, configs, against, modes, seeds, budget, jobs)
+    about = _Entrants.of(bundles, configs, against, modes)
+    device = resolve_device(configs[0].device)
+    configs = _with_threads(configs, jobs, device)
+    record = open_record(run_dir, about.by_digest, budget, resume, overwrite=True) if resume else {}
+    planned, rows = _planned(about, configs, run_dir, seeds, budget, record, resume, reporter)
+    data = check_data(about.split_owners, configs)
+    for text in (*data.splits.notes, *caveats(about.searched, configs)):
+        reporter.on_note(text)
+    left = [job for job in planned if job not in rows]
+    pace = record.get("pace", {})
+    return forecast_jobs(planned, left, configs, about.policies, about.split_owners, data, device, pace, jobs, True)
+
+
+@dataclass(frozen=True)
+class _Entrants:
+    """Who is compared.
+
+    Attributes:
+        policies: in training order.
+        searched: the searched bundles.
+        split_owners: the same, or `[None]` where there is none.
+        by_digest: all bundles.
+    """
+
+    policies: Sequence[ComparedPolicy]
+    searched: Sequence[PolicyBundle]
+    split_owners: Sequence[PolicyBundle | None]
+    by_digest: Mapping[str, PolicyFile]
+
+    @classmethod
+    def of(
+        cls,
+        bundles: Sequence[PolicyFile],
+        configs: Sequence[TrainConfig],
+        against: Sequence[str],
+        modes: Sequence[str],
+    ) -> "_Entrants":
+        """Those of a comparison.
+
+        Raises:
+            UsageError, InputError: bundles, policies and settings do not match.
+        """
+        searched = [found for bundle in bundles if (found := searched_bundle(bundle)) is not None]
+        dataset_level = [bundle for bundle in bundles if not bundle.has_network]
+        policies = compared_policies(searched, dataset_level, modes, against)
+        check_bundles(searched, configs)
+        for policy, config in product(policies, configs):
+            policy.configure(config)  # raises here, before there is a folder, where policy and settings contradict
+        return cls(policies, searched, [*searched] or [None], {bundle.digest: bundle for bundle in bundles})
+
+
+def _with_threads(configs: Sequence[TrainConfig], jobs: int, device: torch.device) -> Sequence[TrainConfig]:
+    """The configurations with one thread for each of several jobs on a CPU."""
+    if jobs > 1 and device.type == "cpu":
+        return [config.with_changes(threads=config.threads or 1) for config in configs]
+    return configs
+
+
+def _planned(
+    about: _Entrants,
+    configs: Sequence[TrainConfig],
+    run_dir: Path,
+    seeds: int,
+    budget: str,
+    record: dict[str, Any],
+    resume: bool,
+    reporter: Reporter,
+) -> tuple[list[Job], dict[Job, Row]]:
+    """All jobs, and the rows of those that are finished; the equal-time budget is measured and put into the record."""
+    owners, policies = about.split_owners, about.policies
+    if budget == "equal-time":
+        check_epochs(record.setdefault("epochs", {}), configs, run_dir)
+        measured = record.get("pace")
+        record["pace"] = equal_time_budget(owners[0], configs, policies, measured, run_dir, reporter.on_note)
+    planned = plan_jobs(owners, configs, run_dir, policies, seeds, record.get("pace", {}))
+    rows = {job: row for job in planned if (row := finished_row(job)) is not None} if resume else {}
+    return planned, rows
+
+
+def _checked(
+    about: _Entrants,
+    configs: Sequence[TrainConfig],
+    planned: Sequence[Job],
+    rows: Mapping[Job, Row],
+    device: torch.device,
+    pace: EqualTimeBudget,
+    jobs: int,
+    reporter: Reporter,
+) -> Sequence[str]:
+    """Check the data set and say what the comparison will take; returns what was said of the data set.
+
+    The data set that was opened for it is dropped.
+    """
+    left = [job for job in planned if job not in rows]
+    if rows:
+        reporter.on_note(f"{len(rows)} of {len(planned)} runs were finished before")
+    if not left:
+        return ()
+    data = check_data(about.split_owners, configs)
+    for text in data.splits.notes:
+        reporter.on_note(text)
+    owners = about.split_owners
+    expected = forecast_jobs(planned, left, configs, about.policies, owners, data, device, pace, jobs, measure=False)
+    reporter.on_note("; ".join(filter(None, [f"trainings {expected.trainings_in_words()}", expected.time_in_words()])))
+    for arch, name, text in expected.warnings_by_name():
+        reporter.on_note(f"{arch}: {name}: {text}")
+    return data.splits.notes
+
+
 def _remove_old_runs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         for name in RUN_FILES:
@@ -182,11 +300,13 @@ def _run(
     processes: int,
     environments: Sequence[Mapping[str, str]],
     reporter: Reporter,
+    told: Sequence[str],
 ) -> dict[Job, Failure]:
-    """Run the jobs that have no row yet, add their rows, and return the failures."""
+    """Run the jobs that have no row yet, add their rows, and return the failures; what was told is not told again."""
+
     left = [job for job in planned if job not in rows]
     failed: dict[Job, Failure] = {}
-    said: set[str] = set()
+    said = {*told}
     start = time.monotonic()
 
     def note(text: str) -> None:

@@ -45,6 +45,11 @@ class Job:
         return PROXY if self.proxy else self.config.policy
 
     @property
+    def label(self) -> str:
+        """The policy's name in folders."""
+        return self.folder.parent.name
+
+    @property
     def mode(self) -> str | None:
         """`frozen` or `finetune` for a learned policy, else None."""
         return self.config.mode if self.policy == "learned" else None

@@ -154,15 +154,18 @@ def _write_onnx(network: TrainedNetwork, images: Tensor) -> bytes:
 
 def _run_onnx(content: bytes, images: Tensor) -> Tensor:
     inputs = {"images": images.numpy()}
+    outputs: Any
     if find_spec("onnxruntime") is not None:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run(["logits"], inputs)[0])
-    import onnx
-    from onnx.reference import ReferenceEvaluator
+        outputs = session.run(["logits"], inputs)
+    else:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
 
-    return torch.from_numpy(ReferenceEvaluator(onnx.load_from_string(content)).run(["logits"], inputs)[0])
+        outputs = ReferenceEvaluator(onnx.load_from_string(content)).run(["logits"], inputs)
+    return torch.from_numpy(outputs[0])
 
 
 def _onnx_runner() -> str:

@@ -52,10 +52,10 @@ class Forecast:
     def facts(self) -> dict[str, str]:
         """What a user is told when the run starts, beside parameters and iterations."""
         where = "of the GPU" if self.device == "cuda" else "in this process"
-        check = f"; {_in_words(self.check_seconds)} of it check the policy" if self.check_seconds else ""
+        check = f"; {time_in_words(self.check_seconds)} of it check the policy" if self.check_seconds else ""
         return {
             "memory": f"{self.memory_bytes / 2**30:.2f} GiB {where} after the first iterations",
-            "time": f"about {_in_words(self.seconds)} ({self.seconds_per_iteration:.3g} s an iteration{check})",
+            "time": f"about {time_in_words(self.seconds)} ({self.seconds_per_iteration:.3g} s an iteration{check})",
         }
 
     def with_check(self, seconds: float) -> "Forecast":
@@ -140,8 +140,9 @@ def _memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _in_words(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
+    """A time for a sentence: "50 seconds", "2.5 hours"."""
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} second{'s' * (round(seconds) != 1)}"

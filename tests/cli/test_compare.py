@@ -1,5 +1,6 @@
 """`mapolicy compare`: the table, failed runs and wrong options."""
 
+import os
 import re
 from pathlib import Path
 
@@ -144,3 +145,19 @@ def test_compare_against_policies_that_are_imported(mapolicy, tmp_path: Path) ->
 def test_compare_against_a_searched_bundle_is_a_wrong_option(mapolicy, bundle_file: Path) -> None:
     against = ("--against", f"none,{bundle_file}")
     mapolicy("compare", "--bundle", bundle_file, "--arch", "test_resnet", *against).is_error(2, "--bundle")
+
+
+def test_a_dry_run_says_how_many_trainings_and_how_long(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    command = (*COMPARE, "--bundle", bundle_file, "--run-dir", "run", "--mode", "frozen,finetune", "--seeds", "3")
+    outcome = mapolicy(*command, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert lines[0] == "trainings 12: 1 network x 4 policies x 3 seeds"
+    assert re.fullmatch(r"time about \d+ seconds in all", lines[1])
+    assert lines[6].startswith("test_resnet: feature map 1 x 1")
+    assert re.fullmatch(r"test_resnet, learned-finetune 3 x 5 iterations, about \d+ seconds each", lines[3])
+    assert snapshot(tmp_path) == []
+    document = mapolicy(*command, "--dry-run", "--json", "--jobs", "2").json
+    assert (document["trainings"], document["at_a_time"]) == (12, min(2, len(os.sched_getaffinity(0))))
+    each = [document["loading_seconds"] + row["iterations"] * row["seconds_per_iteration"] for row in document["rows"]]
+    assert document["seconds"] == pytest.approx(3 * sum(each) / document["at_a_time"])

@@ -84,6 +84,7 @@ def test_a_row_is_an_ordinary_training(bundle: PolicyBundle, config: TrainConfig
         for seed in (0, 1)
         for policy, mode in (("learned", "frozen"), ("learned", "finetune"), ("uniform", None), ("sampler-only", None))
     ]
+    assert "trainings 8: 1 network x 4 policies x 2 seeds" in messages.notes, "too few iterations to measure"
     assert len(messages.runs) == 8
     assert compared.failed == {}
     for row in compared.rows:
