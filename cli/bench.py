@@ -1,25 +1,29 @@
-"""`mapolicy bench`: what the operations, a search's iteration and training with a policy cost on this machine."""
+"""`mapolicy bench`: what operations, photos, a search's iteration and training with a policy cost on this machine."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
 
 from ..config import RunConfig, SearchConfig, TrainConfig
+from ..errors import UsageError
 from . import display, options
 from .grouped import grouped
 from .help import HelpCommand, HelpGroup
 from .resolve import Config, resolve
 
-app = typer.Typer(help="Measure operations, search and training on this machine.", cls=HelpGroup, rich_markup_mode=None)
+app = typer.Typer(
+    help="Measure operations, photos, search and training on this machine.", cls=HelpGroup, rich_markup_mode=None
+)
 
 # Whose recipe gives optimiser, clipping, base augmentation and Cutout; its images are not read.
 RECIPE_OF = "cifar100"
 PROXY = "wrn16_2"
 LARGER = "wrn40_2"
-SIZES = (32, 224)
+SIZES, PHOTO_SIZES = (32, 224), (64, 224)
 
 Column = Callable[[Mapping[str, Any]], str]
 Rounds = Annotated[int, typer.Option(help="Measurements of each candidate.", min=1, max=10_000)]
@@ -73,6 +77,43 @@ def operations(
         "us/image": lambda row: f"{row['us_per_image']:.0f}",
         "images/s": lambda row: f"{row['images_per_second']:.0f}",
         "as Pillow": lambda row: {True: "bit for bit", False: "NO", None: "other work"}[row.get("equal")],
+    }
+    _show(output, report.document(), columns)
+
+
+@app.command("data", cls=HelpCommand)
+@grouped
+def data(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder that holds JPEGs, at any depth; without it synthetic ones of 484 x 387."),
+    ] = None,
+    *,
+    image_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Side of the crops, pixels; repeatable; by default 64 and 224.", min=8, max=4096),
+    ] = None,
+    batch_size: BatchSize = 128,
+    rounds: Rounds = 11,
+    bench: Bench,
+    output: options.Output,
+) -> None:
+    """Time random resized crops of photos, also torchvision's.
+
+    With keep_images a photo is decoded in the first epoch alone. torchvision decodes it for each crop. Both are
+    measured with two random operations too.
+
+    Example: mapolicy bench data photos --image-size 224
+    """
+    if bench.device not in ("cpu", "auto"):
+        raise UsageError(f"--device {bench.device}", "photos are decoded and cropped on the CPU", "leave it out")
+    from ..bench.photos import measure_photos
+
+    report = measure_photos(folder, image_size or PHOTO_SIZES, batch_size, rounds, bench.threads, bench.progress)
+    columns: dict[str, Column] = {
+        "pixels": lambda row: str(row["image_size"]),
+        "images/s": lambda row: f"{row['images_per_second']:.0f}",
+        "times as fast": lambda row: f"{row['times_as_fast']:.2f}",
     }
     _show(output, report.document(), columns)
 
@@ -181,7 +222,9 @@ def _show(output: options.Output, report: Mapping[str, Any], columns: Mapping[st
 
     rows: Sequence[Mapping[str, Any]] = report["rows"]
     table = Table(TableColumn("what", no_wrap=True))
-    for name in ("ms", "quartiles", f"x {rows[0]['against']}", "quartiles", *columns):
+    references = {row["against"] for row in rows}
+    against = rows[0]["against"] if len(references) == 1 else "reference"
+    for name in ("ms", "quartiles", f"x {against}", "quartiles", *columns):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(

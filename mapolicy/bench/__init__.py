@@ -1,4 +1,4 @@
-"""The measurements of `mapolicy bench`: image operations, the bilevel step, and training with a frozen policy.
+"""The measurements of `mapolicy bench`: operations, crops of photos, the bilevel step, training with a frozen policy.
 
 Each is compared with alternatives. No other package imports this one.
 """

@@ -23,8 +23,9 @@ from .pillow import from_pillow, to_pillow, transform_by_pillow
 from .report import Report
 from .synthetic import synthetic_images
 
-OURS, REFERENCE = "mapolicy", "pillow"
+OURS, ALONE, REFERENCE = "mapolicy", "mapolicy-one-thread", "pillow"
 REPEATS = 3  # batches in a sample of ours and of Pillow's, which are the fastest; every ratio depends on Pillow's time
+OURS_FACTS: dict[str, Any] = {"same_work": True, "input": "uint8 batch", "equal": None}
 PER_IMAGE: dict[str, Any] = {"same_work": False, "input": "one image at a time"}
 
 
@@ -37,19 +38,21 @@ def measure_operations(
         sizes: sides of the square images, pixels.
         batch_size: images of a batch.
         rounds: timings of each candidate at each size.
-        threads: threads of torch and OpenCV; Pillow uses one.
+        threads: threads of torch and OpenCV; Pillow uses one. With several, ours is also measured on one, and
+            wall-clock time is measured.
         device: device of our operations, torchvision's tensors and kornia.
         progress: called at the start of each round.
     """
-    clock = Clock.of(device)
+    clock = Clock.for_threads(device, threads)
     rows: list[Row] = []
-    with _threads(threads) as in_force:
+    with threads_set(threads) as in_force:
         libraries, left_out = other_libraries()
         for side in sizes:
             images = synthetic_images(batch_size, side)
             case = _Case(images.to(device))
             candidates = [
-                Candidate(OURS, case.ours, REPEATS, {"same_work": True, "input": "uint8 batch", "equal": None}),
+                Candidate(OURS, case.ours, REPEATS, OURS_FACTS),
+                *([Candidate(ALONE, case.alone, REPEATS, OURS_FACTS)] if in_force > 1 else []),
                 Candidate(
                     REFERENCE, case.by_pillow, REPEATS, {"same_work": True, "input": "PIL images", "equal": None}
                 ),
@@ -90,11 +93,21 @@ class _Case:
     def ours(self, call: int) -> Tensor:
         return self._draw(call).to(self.batch.images.device).apply(self.batch.images, fill=self.fill)
 
+    def alone(self, call: int) -> Tensor:
+        """Ours on one thread."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.ours(call)
+        finally:
+            torch.set_num_threads(before)
+
     def by_pillow(self, call: int) -> list[Image.Image]:
         return transform_by_pillow(self.batch.pictures, self._draw(call), self.batch.colour)
 
     def equal(self, call: int) -> bool:
-        return torch.equal(self.ours(call).cpu(), from_pillow(self.by_pillow(call)))
+        ours = self.ours(call).cpu()
+        return torch.equal(ours, from_pillow(self.by_pillow(call))) and torch.equal(ours, self.alone(call).cpu())
 
 
 def _per_image(row: Row, side: int, batch_size: int, equal: bool) -> Row:
@@ -106,7 +119,7 @@ def _per_image(row: Row, side: int, batch_size: int, equal: bool) -> Row:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[int]:
+def threads_set(number: int) -> Iterator[int]:
     """Set torch's threads; restore them, and the random states that other libraries use, afterwards."""
     before, numpy_state, python_state = torch.get_num_threads(), np.random.get_state(), random.getstate()
     torch.set_num_threads(number)

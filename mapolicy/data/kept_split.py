@@ -197,15 +197,20 @@ class KeptLoader(SplitLoader):
     dataset: str
     fingerprint: str
 
-    def keep(self, images: ImageSet, groups: Sequence[Tensor]) -> tuple[list[Split], str]:
+    def keep(
+        self, images: ImageSet, groups: Sequence[Tensor], sizes: Mapping[int, Size] | None = None
+    ) -> tuple[list[Split], str]:
         """Splits of one image set that share what is kept, and a sentence on where.
 
         Args:
             images: the image set.
             groups: for each split its indices, as for `load`; only of the first one nothing but crops is kept.
+            sizes: width and height of images whose headers have been read.
         """
-        used, held_out = (torch.cat(list(some)).sort().values.tolist() for some in (groups, groups[1:]))
-        reader = KeptReader(images, self.crop.reading, dict(zip(used, _sizes(images, used), strict=True)))
+        used, held_out = (sorted(index for group in some for index in group.tolist()) for some in (groups, groups[1:]))
+        known = dict(sizes or {})
+        rest = [index for index in used if index not in known]
+        reader = KeptReader(images, self.crop.reading, known | dict(zip(rest, _sizes(images, rest), strict=True)))
         kept = self._open(reader, used, held_out)
         streams = [StreamedSplit(images, self.crop, group, self.device, self.workers) for group in groups]
         return [KeptSplit(each, reader, kept) for each in streams], kept.where
@@ -296,4 +301,5 @@ def _libraries() -> dict[str, str]:
     import PIL
     from PIL import features
 
-    return {"pillow": PIL.__version__, "jpeg": str(features.version("libjpeg_turbo") or features.version("jpg"))}
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    return {"pillow": PIL.__version__, "jpeg": str(jpeg)}

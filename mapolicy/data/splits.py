@@ -183,7 +183,7 @@ def load_splits(
         contents, digest = _contents_and_fingerprint(classes, pool, used)
         place = (config.cache_dir, owner_of(source), config.dataset, digest)
         keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
-        (train, validation, *rest), said = keeper.keep(pool, groups)
+        (train, validation, *rest), said = keeper.keep(pool, groups, found.sizes)
         where.append(said)
     else:
         train, validation, *rest = loader.load(pool, groups)

@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Survey:
         animated: images with several frames.
         wide: positions of the images with more than eight bits a pixel, among those whose headers were read.
         unreadable: by position, what is wrong with images that have no header.
+        sizes: by position, width and height of the images whose headers were read.
     """
 
     images: int
@@ -59,6 +60,7 @@ class Survey:
     animated: int
     wide: tuple[int, ...]
     unreadable: Mapping[int, str]
+    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> str:
@@ -71,8 +73,10 @@ class Survey:
         return f"{self.size}{each}, used at {reading.image_size} x {reading.image_size}"
 
     def figures(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
-        return asdict(self) | {"wide": len(self.wide), "unreadable": len(self.unreadable)}
+        """All of it but each image's size as plain values, for JSON."""
+        found = asdict(replace(self, sizes={})) | {"wide": len(self.wide), "unreadable": len(self.unreadable)}
+        del found["sizes"]
+        return found
 
 
 def survey(images: ImageSet, indices: Tensor) -> Survey:
@@ -109,6 +113,7 @@ def survey(images: ImageSet, indices: Tensor) -> Survey:
         animated=sum(header.animated for header in headers),
         wide=tuple(i for i, header in zip(order, found, strict=True) if isinstance(header, Header) and header.wide),
         unreadable={i: why for i, why in zip(order, found, strict=True) if isinstance(why, str)},
+        sizes={i: (each.width, each.height) for i, each in zip(order, found, strict=True) if isinstance(each, Header)},
     )
 
 

@@ -1,6 +1,7 @@
 """`mapolicy bench operations`: synthetic images, Pillow's results against ours, and what is left as it was."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -54,6 +55,14 @@ def test_operations_are_measured_and_compared() -> None:
             assert row["us_per_image"] == pytest.approx(1000 * row["median_ms"] / 4)
             assert row["images_per_second"] * row["us_per_image"] == pytest.approx(1e6)
     assert document["versions"]["pillow"]
+
+
+def test_with_several_threads_ours_is_measured_on_one_too(set_threads: Callable[[int], None]) -> None:
+    set_threads(1)
+    document = operations.measure_operations([8], 4, 1, 2, CPU).document()
+    assert [row["what"] for row in document["rows"]][:3] == ["mapolicy", "mapolicy-one-thread", "pillow"]
+    assert "wall-clock" in document["time"]
+    assert all(row["equal"] for row in document["rows"][:3])
 
 
 def test_a_difference_from_pillow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

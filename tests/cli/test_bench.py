@@ -15,6 +15,7 @@ ROW = {"what", "median_ms", "low_ms", "high_ms", "ratio", "against", "n"}
     ("arguments", "names"),
     [
         (("operations",), ["mapolicy", "pillow", "torchvision-tensor", "torchvision-pil", "timm"]),
+        (("data",), ["torchvision", "first-epoch", "later-epochs", "torchvision+randaugment"]),
         (
             ("step", "--arch", "wrn10_1", "--validation-batch-size", "4", "--no-memory"),
             ["plain", "exact", "double_backward"],
@@ -46,7 +47,7 @@ def test_bench_json_and_table(mapolicy, tmp_path: Path, arguments: tuple, names:
         assert set(row) >= ROW
         assert row["n"] == 2
     assert measured.json["hardware"]["threads"] == 1
-    if arguments[0] != "operations":
+    if arguments[0] not in ("operations", "data"):
         assert "precision" in json.dumps(measured.json["settings"]["configuration"]), "what a row depends on"
     assert "round 2 of 2" in measured.err
 
@@ -65,6 +66,7 @@ def test_bench_json_and_table(mapolicy, tmp_path: Path, arguments: tuple, names:
         (("bench", "step", "--arch", "wrn99_9"), ("wrn99_9", "wrn")),
         (("bench", "transfer", "--arch", "wrn99_9"), ("wrn99_9", "wrn")),
         (("bench", "operations", "--device", "tpu"), ("--device", "tpu")),
+        (("bench", "data", "--device", "cuda"), ("--device", "CPU")),
         (("bench", "step", "--set", "no_such=1"), ("no_such",)),
         (("bench", "transfer", "--set", "no_such=1"), ("no_such",)),
         (("bench", "transfer", "--set", "copies=2"), ("copies=2", "--batch-size")),

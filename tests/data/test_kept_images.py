@@ -130,6 +130,7 @@ def test_a_jpeg_is_decoded_smaller_where_that_suffices(photos: Path) -> None:
     reader = split.reader  # type: ignore[attr-defined]
     index = int(split.indices[-1])
     assert reader.images.read(index).size == reader.sizes[index]
+    assert np.array_equal(np.asarray(reader.images.read_small(index, 1.9)), np.asarray(reader.images.read(index)))
     small = reader.images.read_small(index, 3)
     assert small.size == tuple(-(-side // 2) for side in reader.sizes[index])
     whole = reader.reading.kept(reader.images.read(index), reader.reading.kept_size(*reader.sizes[index])[1])
