@@ -24,6 +24,7 @@ from .image_dataset import ImageSet
 from .kept_images import KeptImages, Owner, cache_folder, open_file
 from .loader import Split, SplitLoader, StreamedSplit, merge_columns, patience, threaded_map, worker_faults
 from .reading import ImageReading
+from .survey import Survey
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
@@ -244,6 +245,18 @@ class KeptLoader(SplitLoader):
         at = f" --set cache_dir={shlex.quote(self.cache_dir)}" if self.cache_dir else ""
         remove = f"`mapolicy data {shlex.quote(self.dataset)} --clear-cache{at}` removes them"
         return Kept(wide, square, slots, f"{sizes}, {why}, so in {folder}; {remove}")
+
+
+def keeping_hint(reading: ImageReading, found: Survey) -> list[str]:
+    """A sentence for a run that decodes each image for each of its crops, and could keep it."""
+    if reading.interpolation != "bilinear" or not min(found.width, found.height):
+        return []
+    (width, height) = reading.kept_size(found.width, found.height)[1]
+    gib = found.total * reading.channels * width * height / 2**30
+    return [
+        "every image is decoded anew for every random resized crop: --set keep_images=true decodes each once, and "
+        f"keeps about {gib:.2g} GiB"
+    ]
 
 
 class _Decoded(Dataset[Any]):

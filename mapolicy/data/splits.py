@@ -24,7 +24,7 @@ from .decode import CorruptImageError, bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
 from .kept_images import Owner
-from .kept_split import KeptLoader
+from .kept_split import KeptLoader, keeping_hint
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits, set_aside
@@ -187,6 +187,8 @@ def load_splits(
         where.append(said)
     else:
         train, validation, *rest = loader.load(pool, groups)
+        if random:
+            where += keeping_hint(reading, found)
         contents, digest = _contents_and_fingerprint(classes, pool, used)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)

@@ -1,6 +1,7 @@
 """Kept images: what is kept changes no batch, damaged files cost an image, and processes share a file."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -237,6 +238,16 @@ def test_a_corrupt_image_is_named(photos: Path, workers: int) -> None:
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(InputError, match=path.name):
         batches(load(photos, workers=workers, train_per_class=0.0).train_with_validation())
+
+
+def test_a_run_that_could_keep_images_says_so(photos: Path) -> None:
+    plain = load(photos, keep_images=False)
+    kept = load(photos).train.kept.crops.size / 2**30  # type: ignore[attr-defined]
+    told = re.search(r"--set keep_images=true decodes each once, and keeps about (\S+) GiB", plain.notes[-1])
+    assert told is not None
+    assert float(told[1]) == pytest.approx(kept, rel=0.2)
+    for changes in ({"interpolation": "bicubic"}, {"base_augmentation": "none"}, {}):
+        assert not any("keep_images=true" in note for note in load(photos, **changes).notes)
 
 
 def test_other_filters_keep_nothing(photos: Path) -> None:
