@@ -90,7 +90,8 @@ class Plan:
         ),
     ] = DEFAULT_BASELINES
     mode: Annotated[
-        str, typer.Option(help="Modes of the learned policy: frozen, finetune, or frozen,finetune.", metavar="NAME,NAME")
+        str,
+        typer.Option(help="Modes of the learned policy: frozen, finetune, or frozen,finetune.", metavar="NAME,NAME"),
     ] = "frozen"
     seeds: Annotated[int, typer.Option(help="Number of seeds, from --seed on.", min=1, max=10_000)] = 3
     budget: Annotated[

@@ -4,7 +4,7 @@ Ours and Pillow's draw the same operations, levels and directions, and their res
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -52,7 +52,7 @@ def measure_operations(
             case = _Case(images.to(device))
             candidates = [
                 Candidate(OURS, case.ours, REPEATS, OURS_FACTS),
-                *([Candidate(ALONE, case.alone, REPEATS, OURS_FACTS)] if in_force > 1 else []),
+                *([Candidate(ALONE, on_one_thread(case.ours), REPEATS, OURS_FACTS)] if in_force > 1 else []),
                 Candidate(
                     REFERENCE, case.by_pillow, REPEATS, {"same_work": True, "input": "PIL images", "equal": None}
                 ),
@@ -93,21 +93,13 @@ class _Case:
     def ours(self, call: int) -> Tensor:
         return self._draw(call).to(self.batch.images.device).apply(self.batch.images, fill=self.fill)
 
-    def alone(self, call: int) -> Tensor:
-        """Ours on one thread."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return self.ours(call)
-        finally:
-            torch.set_num_threads(before)
-
     def by_pillow(self, call: int) -> list[Image.Image]:
         return transform_by_pillow(self.batch.pictures, self._draw(call), self.batch.colour)
 
     def equal(self, call: int) -> bool:
         ours = self.ours(call).cpu()
-        return torch.equal(ours, from_pillow(self.by_pillow(call))) and torch.equal(ours, self.alone(call).cpu())
+        alone = on_one_thread(self.ours)(call).cpu()
+        return torch.equal(ours, from_pillow(self.by_pillow(call))) and torch.equal(ours, alone)
 
 
 def _per_image(row: Row, side: int, batch_size: int, equal: bool) -> Row:
@@ -116,6 +108,20 @@ def _per_image(row: Row, side: int, batch_size: int, equal: bool) -> Row:
     if "equal" in facts:
         facts["equal"] = equal
     return replace(row, facts=facts)
+
+
+def on_one_thread(work: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    """The same work with one of torch's threads."""
+
+    def alone(call: int) -> Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return work(call)
+        finally:
+            torch.set_num_threads(before)
+
+    return alone
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ..data.survey import survey
 from ..errors import InputError
 from ..transforms.auto_augment import RandAugment
 from .interleaved import Candidate, Clock, Progress, Row, measure, silent
-from .operations import threads_set
+from .operations import on_one_thread, threads_set
 from .report import Report
 from .synthetic import synthetic_images
 
@@ -34,6 +34,7 @@ WIDTH, HEIGHT, QUALITY = 484, 387, 90  # of synthetic JPEGs
 JPEG = frozenset({".jpg", ".jpeg"})
 TORCHVISION, THEIR_POLICY = "torchvision", "torchvision+randaugment"
 FIRST, LATER, ANEW, OUR_POLICY = "first-epoch", "later-epochs", "files-anew", "later-epochs+randaugment"
+LATER_ALONE, OUR_POLICY_ALONE = f"{LATER}-one-thread", f"{OUR_POLICY}-one-thread"
 CPU = torch.device("cpu")
 
 
@@ -52,7 +53,7 @@ def measure_photos(
         sizes: sides of the crops, pixels.
         batch_size: images of a batch; of a folder at most so many are used.
         rounds: timings of each candidate at each size.
-        threads: threads of torch; with several, wall-clock time is measured.
+        threads: threads of torch; with several, ours is also measured on one, and wall-clock time is measured.
         progress: called at the start of each round.
 
     Raises:
@@ -68,6 +69,8 @@ def measure_photos(
             title = f"{len(names)} photos, {side} x {side}"
             plain = {TORCHVISION: case.torchvision, FIRST: case.first_epoch, LATER: case.later, ANEW: case.anew}
             policy = {THEIR_POLICY: case.torchvision_policy, OUR_POLICY: case.later_policy}
+            if in_force > 1:
+                plain[LATER_ALONE], policy[OUR_POLICY_ALONE] = map(on_one_thread, (case.later, case.later_policy))
             for group in (plain, policy):
                 candidates = [Candidate(name, work) for name, work in group.items()]
                 measured = measure(candidates, next(iter(group)), rounds, clock, progress, title)

@@ -29,7 +29,7 @@ from .survey import Survey
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
 
-SHARPER = 2.0  # an image file is decoded at no less than so many times the kept size
+SHARPER = 1.25  # an image file is decoded at no less than so many times the kept size
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 WORTH_THREADS = 2**20  # bytes of images; fewer take about a millisecond
+RANGES = 4  # for each thread, since images do not take equally long
 
 
 def in_ranges(work: Callable[[int, int], object], number: int, chunk: int, threads: int | None = None) -> None:
@@ -51,7 +52,5 @@ def in_ranges(work: Callable[[int, int], object], number: int, chunk: int, threa
 
 def images_in_ranges(work: Callable[[int, int], object], number: int, bytes_per_image: int) -> None:
     """`in_ranges` for the images of a batch, in one thread where they are few."""
-    if number * bytes_per_image < WORTH_THREADS:
-        in_ranges(work, number, max(1, number))
-    else:
-        in_ranges(work, number, max(1, WORTH_THREADS // 4 // max(1, bytes_per_image)))
+    ranges = RANGES * torch.get_num_threads() if number * bytes_per_image >= WORTH_THREADS else 1
+    in_ranges(work, number, max(1, -(-number // ranges)))

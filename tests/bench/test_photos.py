@@ -1,5 +1,6 @@
 """`bench.photos`: both sides make random resized crops of the same files, ours through a run's loader."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_a_folders_jpegs_are_measured_and_nothing_else(tmp_path: Path) -> None:
         assert row["us_per_image"] == pytest.approx(1000 * row["median_ms"] / 3)
     with pytest.raises(InputError, match="0 JPEGs"):
         photos.measure_photos(tmp_path / "missing", [8], 4, 1, 1)
+
+
+def test_with_several_threads_ours_is_measured_on_one_too(tmp_path: Path, set_threads: Callable[[int], None]) -> None:
+    set_threads(1)
+    write(tmp_path, "0.jpg", "1.jpg")
+    report = photos.measure_photos(tmp_path, [8], 2, 1, 2).document()
+    names = {row["what"] for row in report["rows"]}
+    assert {"later-epochs-one-thread", "later-epochs+randaugment-one-thread"} <= names
+    assert "wall-clock" in report["time"]
 
 
 def test_epochs_differ_in_where_pixels_come_from_alone(tmp_path: Path) -> None:

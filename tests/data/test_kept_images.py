@@ -126,7 +126,7 @@ def test_an_image_is_kept_at_an_eighth_more_than_the_crops() -> None:
 
 
 def test_a_jpeg_is_decoded_smaller_where_that_suffices(photos: Path) -> None:
-    """At no less than twice the kept size; the difference is a few levels."""
+    """The difference is a few levels, where neighbouring pixels differ by many."""
     split = load(photos, image_size=8).train  # kept at 9 of 50 to 90 pixels
     reader = split.reader  # type: ignore[attr-defined]
     index = int(split.indices[-1])
