@@ -6,7 +6,7 @@ find what it kept. torchvision decodes each image for each crop (`decode_jpeg`, 
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,8 @@ TORCHVISION, THEIR_POLICY = "torchvision", "torchvision+randaugment"
 FIRST, LATER, ANEW, OUR_POLICY = "first-epoch", "later-epochs", "files-anew", "later-epochs+randaugment"
 LATER_ALONE, OUR_POLICY_ALONE = f"{LATER}-one-thread", f"{OUR_POLICY}-one-thread"
 CPU = torch.device("cpu")
+
+Work = Callable[[int], Tensor]
 
 
 def measure_photos(
@@ -67,8 +69,13 @@ def measure_photos(
         for side in sizes:
             case = _Case(found, side)
             title = f"{len(names)} photos, {side} x {side}"
-            plain = {TORCHVISION: case.torchvision, FIRST: case.first_epoch, LATER: case.later, ANEW: case.anew}
-            policy = {THEIR_POLICY: case.torchvision_policy, OUR_POLICY: case.later_policy}
+            plain: dict[str, Work] = {
+                TORCHVISION: case.torchvision,
+                FIRST: case.first_epoch,
+                LATER: case.later,
+                ANEW: case.anew,
+            }
+            policy: dict[str, Work] = {THEIR_POLICY: case.torchvision_policy, OUR_POLICY: case.later_policy}
             if in_force > 1:
                 plain[LATER_ALONE], policy[OUR_POLICY_ALONE] = map(on_one_thread, (case.later, case.later_policy))
             for group in (plain, policy):
