@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -168,7 +168,7 @@ def compare(
         return
     comparison = compare_policies(*asked, run.force)
     if plan.chart is not None:
-        write_atomically(plan.chart, draw(comparison.summary, plan.chart.suffix.removeprefix(".")))
+        write_atomically(plan.chart, draw(comparison.titled_summary(), plan.chart.suffix.removeprefix(".")))
     if output.as_json:
         display.print_json({"run": str(folder), **comparison.document()})
     else:
@@ -217,7 +217,7 @@ def _imported(names: Sequence[str], limits: options.LimitOption) -> tuple[list[s
         if name in left:
             continue
         if not name.endswith(".safetensors"):
-            found.append(import_policy(name))
+            found.append(replace(import_policy(name), origin=name))
             continue
         opened = options.BundleChecks(None, limits).open(name)
         if opened.policy.has_network:

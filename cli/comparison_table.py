@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 def show(comparison: "Comparison", folder: Path) -> None:
     """Print what was found in sentences, the summary as a table, then what its figures mean and depend on."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    if found := sentences(comparison.summary):
+    summary = comparison.titled_summary()
+    if found := sentences(summary):
         print("\n".join(map(printable, found)), end="\n\n")
     table = Table("network", "policy")
     for name in ("epochs", "n", "test top-1 %", "to best baseline", "to uniform", "seconds", "x plain step"):
         table.add_column(name, justify="right")
-    for position, entry in enumerate(comparison.summary):
-        if position and entry.arch != comparison.summary[position - 1].arch:
+    for position, entry in enumerate(summary):
+        if position and entry.arch != summary[position - 1].arch:
             table.add_section()
         table.add_row(
             entry.arch,
-            entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}",
+            escape(printable(entry.policy if entry.mode in (None, "frozen") else f"{entry.policy}, {entry.mode}")),
             str(entry.epochs),
             str(entry.n),
             f"{entry.test_top1:.2f}" if entry.deviation is None else f"{entry.test_top1:.2f} ± {entry.deviation:.2f}",

@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from mapolicy.compare.policies import titles
+
 
 def difference(found: dict | None) -> str:
     """Mean and 95 % interval."""
@@ -21,6 +23,7 @@ def difference(found: dict | None) -> str:
 def main() -> None:
     """One row for each network and policy, the best first."""
     document = json.loads(Path(sys.argv[1]).read_text())
+    named = titles(document["bundles"])
     print("| network | policy | test top-1 %, mean ± deviation | to `uniform` | to the best baseline | cost |")
     print("|---|---|---|---|---|---|")
     for row in sorted(document["summary"], key=lambda row: (row["arch"], -row["test_top1"])):
@@ -28,7 +31,7 @@ def main() -> None:
         cost = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
         cells = (
             row["arch"],
-            row["policy"] + (", fine-tuned" if row["mode"] == "finetune" else ""),
+            named.get(row["policy"], row["policy"]) + (", fine-tuned" if row["mode"] == "finetune" else ""),
             f"{row['test_top1']:.2f}{spread}",
             *map(difference, (row["versus_uniform"], row["versus_rival"])),
             cost,

@@ -145,7 +145,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of searches and trainings, instead of the table's")
     parser.add_argument("--train-per-class", type=int, help="training images of each class, instead of the table's")
     parser.add_argument("--searched-for", help="the name of results whose bundles are used")
-    parser.add_argument("--also", type=Path, action="append", default=[], help="another bundle, as an imported policy")
     parser.add_argument("--modes", help="of the learned policies, instead of the table's")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--against", default=EVERY_RIVAL)
@@ -175,7 +174,6 @@ def main() -> None:
                 *seeds,
                 *("--out", str(bundle), "--run-dir", str(searches / f"search{number}"), "--force"),
             )
-    bundles += [part for bundle in arguments.also for part in ("--bundle", str(bundle))]
     run = work / "compare"
     own = {key: value for key, value in table.settings.items() if key in ("image_size", "base_augmentation", "cutout")}
     free = Table(table.dataset, own, table.epochs, table.model_args, table.archs, table.bundles)

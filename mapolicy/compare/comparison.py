@@ -8,7 +8,7 @@ the seed sets the order of the batches and the initial weights, and the bundle s
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from .checks import caveats, check_arguments, check_bundles, check_data
 from .equal_time import EqualTimeBudget, check_epochs, equal_time_budget
 from .forecast import ComparisonForecast, forecast_jobs
 from .job import Job, finished_row, plan_jobs, read_row
-from .policies import ComparedPolicy, compared_policies, short_digest
+from .policies import ComparedPolicy, compared_policies, short_digest, titles
 from .process_pool import Failure, gpu_environments, run_in_processes
 from .record import open_record, save_record, write_json
 from .run_job import JobRunner
@@ -66,6 +66,11 @@ class Comparison:
     notes: Sequence[str]
     hardware: Mapping[str, Any]
     versions: Mapping[str, str]
+
+    def titled_summary(self) -> list[Summary]:
+        """The summary for people: a dataset-level policy has the name that it was asked for by."""
+        named = titles(self.bundles)
+        return [replace(entry, policy=named.get(entry.policy, entry.policy)) for entry in self.summary]
 
     def document(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -5,8 +5,11 @@ A searched bundle also fixes the data split, and every other policy is trained o
 bundle the settings draw the split.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
 
 from ..bundle.manifest_base import PolicyFile
 from ..config import RunConfig, TrainConfig
@@ -85,6 +88,29 @@ def short_digest(bundle: PolicyFile) -> str:
 def dataset_level_name(digest: str) -> str:
     """A dataset-level policy's name in folders and tables."""
     return f"dataset-level-{digest[:DIGEST_DIGITS]}"
+
+
+def titles(bundles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What people read instead of a dataset-level policy's name: what it was asked for by, or its source.
+
+    Args:
+        bundles: what a comparison says of each, with its `digest`, `origin` and, of a dataset-level policy, `source`.
+
+    Returns:
+        By the policy's name in tables. Where two have one title, each gets its digest as well.
+    """
+    found = {
+        about["digest"]: _file_name(about["origin"]) or str(about["source"]) for about in bundles if "source" in about
+    }
+    times = Counter(found.values())
+    return {
+        dataset_level_name(digest): title if times[title] == 1 else f"{title} ({digest[:DIGEST_DIGITS]})"
+        for digest, title in found.items()
+    }
+
+
+def _file_name(origin: str) -> str:
+    return PurePath(origin.rpartition("/")[2]).name.removesuffix(".safetensors")
 
 
 def split_name(split_of: PolicyBundle | None, config: RunConfig) -> str:

@@ -94,7 +94,8 @@ def test_compare_takes_bundles_of_either_kind_with_the_expected_digests(
     command = ("compare", "digits", "--bundle", "listed.safetensors", "--arch", "test_resnet", *split)
     compared = mapolicy(*command, "--epochs", "1", "--seeds", "1", "--against", "none", "--run-dir", "alone", "--quiet")
     assert compared.code == 0, compared.err
-    assert f"dataset-level-{listed}" in compared.out
+    assert "│ listed " in compared.out
+    assert f"dataset-level-{listed}" not in compared.out
     assert f"{listed} (RandAugment, N 2, M 9 of 30" in compared.out
     mapolicy(*COMPARE, "--bundle", bundle_file, "--expect-digest", "0" * 64).is_error(3, bundle.digest[:12])
     mapolicy(*COMPARE, "--bundle", "missing.safetensors").is_error(3, "missing.safetensors")
