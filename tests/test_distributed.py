@@ -404,6 +404,47 @@ def test_a_process_decodes_its_own_images_alone(
     assert torch.equal(torch.cat([first_images, second_images]), images)
 
 
+@pytest.mark.parametrize("limit", [0.0, 1.0], ids=["file", "memory"])
+def test_ranks_with_kept_images_see_the_batches_of_one(
+    make_train_config: Callable[..., TrainConfig], tiny: Path, tmp_path: Path, limit: float
+) -> None:
+    """Each crops its own images; a file is filled by both at once, and has an image after one of them has kept it."""
+    config = make_train_config(
+        dataset="folder:tiny",
+        data_dir=str(tiny),
+        image_size=16,
+        policy="uniform",
+        base_augmentation="random_resized_crop",
+        keep_images=True,
+        cache_dir=str(tmp_path / "cache"),
+        memory_limit_gib=limit,
+        train_per_class=4,
+        validation_per_class=1,
+        test_per_class=1,
+        epochs=2,
+        batch_size=8,
+        validation_batch_size=2,
+        workers=0,
+        learning_rate=0.0,
+    )
+
+    def trained() -> Tensor:
+        images, augment = [], Pipeline.augment
+
+        def seen(self: Pipeline, *arguments: Any) -> AugmentedBatch:
+            images.append(augment(self, *arguments))
+            return images[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pipeline, "augment", seen)
+            train_network(config)
+        return torch.stack([batch.images for batch in images])
+
+    first, second = on_ranks(2, trained, tmp_path)
+    assert len(list((tmp_path / "cache").rglob("*.images"))) == (2 if limit == 0 else 0)
+    assert torch.equal(torch.cat([first, second], 1), trained())
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(searched: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
     expected = "batch_size: 255 images are not divided by 2 processes x accumulate 1; set it to a multiple of 2"
     assert on_ranks(2, partial(message, UsageError, searched, batch_size=255), tmp_path) == [expected] * 2
