@@ -1,12 +1,11 @@
 """`mapolicy import`: a published dataset-level policy as a bundle."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import options, outputs
+from . import next_command, options, outputs
 from .grouped import grouped
 
 
@@ -62,6 +61,6 @@ def import_policy(
             **facts,
             name.replace("_", "-"): str(size),
             "lost": "; ".join(manifest.lost) or "nothing",
-            "next": f"mapolicy train DATASET --bundle {shlex.quote(str(out))} --arch ARCH",
+            "next": next_command.with_any_network(str(out), made),
         },
     )

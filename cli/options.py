@@ -127,18 +127,8 @@ class BundleChecks:
 
 # Settings with an option of the same meaning in every command that trains.
 OWN_OPTIONS = (
-    *(
-        "weights",
-        "epochs",
-        "image_size",
-        "resize",
-        "batch_size",
-        "learning_rate",
-        "workers",
-        "data_dir",
-        "seed",
-        "device",
-    ),
+    *("weights", "epochs", "image_size", "resize", "batch_size", "learning_rate", "balance"),
+    *("workers", "data_dir", "seed", "device"),
 )
 # What to type for a setting, where there is something shorter than `--set`.
 OPTION_OF: Mapping[str, str] = {
@@ -192,6 +182,10 @@ class Settings:
     resize: Annotated[
         str | None,
         typer.Option(help="How images become square: crop (keep the centre), pad or squash.", metavar="NAME"),
+    ] = None
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Classes of unequal size: none, sampler (draw each equally often) or loss.", metavar="NAME"),
     ] = None
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images of data sets that do not fit in memory.")

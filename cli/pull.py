@@ -1,13 +1,12 @@
 """`mapolicy pull`: fetch a bundle, check it and keep it as a file."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..runtime.files import write_atomically
-from . import display, options, outputs
+from . import display, next_command, options, outputs
 from .grouped import grouped
 
 
@@ -35,4 +34,4 @@ def pull(
     if fetched.commit is not None:
         facts["commit"] = fetched.commit
     extractor = {"extractor": display.NOT_BUILT} if opened.policy.has_network else {}
-    output.show(facts, facts | extractor | {"next": f"mapolicy train --bundle {shlex.quote(str(out))} --arch ARCH"})
+    output.show(facts, facts | extractor | {"next": next_command.with_any_network(str(out), opened.policy)})

@@ -7,7 +7,7 @@ import typer
 
 from ..bundle.source import BUNDLE_FILE, CARD_FILE
 from ..runtime.files import write_atomically
-from . import bundles, options, outputs
+from . import bundles, next_command, options, outputs
 from .grouped import grouped
 
 
@@ -55,7 +55,7 @@ def push(
         files = {BUNDLE_FILE: opened.fetched.content, **pages}
         commit = hub.publish(repository, files, f"Policy {manifest.digest[:12]}", private)
         facts = {"bundle": f"hf://{repository}@{commit}", "commit": commit, "digest": manifest.digest}
-    advice = {"next": f"mapolicy train --bundle {facts['bundle']} --arch ARCH"} if card_only is None else {}
+    advice = {} if card_only else {"next": next_command.with_any_network(facts["bundle"], opened.policy)}
     if not (manifest.licence or licence):
         advice["licence"] = "not stated, so others may not use the bundle; --licence states one"
     output.show(facts, facts | advice)

@@ -1,6 +1,5 @@
 """`mapolicy train`: train a network with a bundle's policy, or with a baseline."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +115,12 @@ def train(
         return
     print(f"{printable(accuracy_sentence(config, result, reporter.result['test_images']))}\n")
     files = {"network": str(folder / NETWORK_FILE)}
-    files["to use it"] = f"{shlex.join(['mapolicy', 'predict', str(folder)])} IMAGE..."
+    files["to use it"] = f"{next_command.command('predict', str(folder))} IMAGE..."
     files |= {name.replace("_", " "): text for name, text in refined.items()}
-    if built is not None and config.policy == "learned":
-        settings_of_bundle = built.data_settings()
-        files["whether it helped"] = next_command.whether_it_helps(config, str(bundle), settings_of_bundle)
+    if built is not None and config.policy == "learned" and not choice.allow_dataset_mismatch:
+        files["whether it helped"] = next_command.whether_it_helped(
+            config, str(bundle), built.data_settings(), settings.recipe, checks.limits or ()
+        )
     display.print_figures(files)
     print("\ndetails")
     digest = {} if result.digest is None else {"bundle's digest": result.digest}

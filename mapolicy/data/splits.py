@@ -158,8 +158,7 @@ def load_splits(
     pool, classes = source.pool, source.classes
     if check is not None:
         check(source.name, classes, len(pool), None)
-    if stage == "train":
-        _check_test_split(source, config)
+    _check_test_split(source, config, stage)
     indices = draw_splits(source, config, meta_validation, partial(_corrupt, pool, config.skip_corrupt))
     kept, aside = indices.train, torch.empty(0, dtype=torch.int64)
     if isinstance(config, SearchConfig) and config.verify_per_class:
@@ -302,9 +301,9 @@ def _check_settings(config: RunConfig, drawn: bool) -> None:
         raise UsageError("validation_per_class", "0 leaves no images to learn from", "give a count or a fraction")
 
 
-def _check_test_split(source: Source, config: RunConfig) -> None:
-    """Find out before training what would otherwise fail after it."""
-    if source.open_test is None and config.test_per_class == 0:
+def _check_test_split(source: Source, config: RunConfig, stage: str) -> None:
+    """Find out before a run what would otherwise fail after it: a search's trainings have the classes of the search."""
+    if stage == "train" and source.open_test is None and config.test_per_class == 0:
         raise _no_test_split(source)
     if source.check_test is not None:
         source.check_test()

@@ -184,7 +184,7 @@ def notes(found: Survey, reading: ImageReading, classes: Sequence[int]) -> list[
     if max(classes) >= UNEVEN * min(classes):
         lines.append(
             f"classes have {min(classes)} to {max(classes)} images: top-1 is mostly that of the large ones, so look at "
-            "the balanced accuracy and at each class; --set balance=sampler or balance=loss makes up for it"
+            "the balanced accuracy and at each class; --balance sampler or --balance loss makes up for it"
         )
     if found.images < found.total:
         lines.append(f"the headers of {found.images} of {found.total} images were read, evenly spaced")

@@ -78,7 +78,7 @@ def start_weights(config: RunConfig) -> StartWeights | None:
 
     Raises:
         UsageError: the network has no pretrained weights, or the file is a pickle.
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or holds numbers that are not finite.
         EnvironmentFault: the weights are not in the cache and cannot be downloaded.
     """
     if config.weights:
@@ -94,8 +94,16 @@ def start_weights(config: RunConfig) -> StartWeights | None:
     except SafetensorError as problem:
         why = f"is not a safetensors file ({str(problem).splitlines()[0]})"
         raise InputError(origin, why, "name a file that safetensors.torch.save_file wrote") from None
+    _check_finite(origin, tensors)
     digest = hashlib.sha256(content).hexdigest()
     return StartWeights(origin, digest, clean_state_dict(tensors), _class_names(str(path)) if config.weights else ())
+
+
+def _check_finite(origin: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            why = f"holds numbers that are not finite (NaN or infinite), in {printable(name)}"
+            raise InputError(origin, why, "name a file of a training that did not diverge")
 
 
 def network_input(config: RunConfig) -> NetworkInput | None:

@@ -2,11 +2,18 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 from mapolicy.cli.comparison_table import sentences
+from mapolicy.cli.next_command import command, whether_it_helped
+from mapolicy.cli.resolve import resolve
+from safetensors.torch import save_file
 
+from mapolicy import TrainConfig
 from mapolicy.compare.stats import Row, summarise
 from tests.helpers.command_line import SHORT, TRAIN, save_greys
 
@@ -14,9 +21,13 @@ FEW = ("--epochs", "1", "--batch-size", "8", "--set", "threads=1")
 
 
 def told(text: str, name: str) -> list[str]:
-    """The words of the command on the line with this name, without `mapolicy`."""
-    (line,) = re.findall(rf"^{name} +mapolicy (.+)$", text, re.MULTILINE)
+    """The words of the command on the line with this name, without `mapolicy` and what the environment has."""
+    (line,) = re.findall(rf"^{name} +(?:MAPOLICY_PLUGINS=\S+ )?mapolicy (.+)$", text, re.MULTILINE)
     return shlex.split(line)
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    return tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
 
 
 def test_the_commands_that_a_search_of_a_folder_tells_run_as_they_are(mapolicy, tmp_path: Path) -> None:
@@ -25,7 +36,8 @@ def test_the_commands_that_a_search_of_a_folder_tells_run_as_they_are(mapolicy, 
     searched = mapolicy("search", "folder:my photos/greys", "--proxy", "wrn10_1", *FEW, *small, "--no-verify")
     assert searched.code == 0, searched.err
     assert searched.out.startswith("The search is done. Whether training with its policy helps was not checked")
-    trained = mapolicy(*told(searched.out, "next"))
+    own = ("--image-size", "12", "--seed", "3", "--set", "label_smoothing=0.1", "--set", "on_divergence=rollback")
+    trained = mapolicy(*told(searched.out, "next"), *own)
     assert trained.code == 0, trained.err
     assert re.match(
         r"wrn10_1, trained with policy learned, frozen, is right about \d+\.\d % of 6 test images "
@@ -33,11 +45,13 @@ def test_the_commands_that_a_search_of_a_folder_tells_run_as_they_are(mapolicy, 
         trained.out,
     )
     compare = told(trained.out, "whether it helped")
-    assert compare == told(searched.out, "whether it helps")
-    assert compare[:2] == ["compare", "folder:my photos/greys"]
+    assert compare[:2] == told(searched.out, "whether it helps")[:2] == ["compare", "folder:my photos/greys"]
     compare[compare.index("--seeds") + 1] = "1"
     compared = mapolicy(*compare, "--against", "none")
     assert compared.code == 0, compared.err
+    (same,) = (tmp_path / "runs").glob("compare-*/wrn10_1/learned/*-seed3")
+    (first,) = (tmp_path / "runs").glob("train-*")
+    assert settings_of(same) == settings_of(first)
     assert re.match(r"wrn10_1: learned is .*the best policy without a search \(no interval from 1 seed", compared.out)
 
 
@@ -68,6 +82,33 @@ def test_settings_that_were_given_are_in_the_next_command(mapolicy) -> None:
         .json["next"]
         .startswith("mapolicy train --bundle artifacts/digits.safetensors --arch wrn10_1")
     )
+
+
+def test_what_a_plugin_adds_is_in_front_of_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("data", "folder:my photos") == "mapolicy data 'folder:my photos'"
+    monkeypatch.setenv("MAPOLICY_PLUGINS", "my_operations,my_data")
+    assert command("data", "x") == "MAPOLICY_PLUGINS=my_operations,my_data mapolicy data x"
+
+
+def test_a_training_from_weights_is_compared_from_the_same_weights(tmp_path: Path) -> None:
+    weights = str(tmp_path / "start.safetensors")
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), weights)
+    options: dict[str, Any] = {
+        "weights": weights,
+        "epochs": 3,
+        "balance": "loss",
+        "mode": "finetune",
+        "last_batch": "drop",
+    }
+    config, recipe = resolve(TrainConfig, "test_resnet", "folder:a b", flags=options)
+    assert recipe == "recipe train-finetune"
+    words = shlex.split(whether_it_helped(config, "b.safetensors", {}, None, ["pixels=9"]))
+    assert words[:4] == ["mapolicy", "compare", "folder:a b", "--bundle"]
+    for part in (["--mode", "finetune"], ["--limit", "pixels=9"], ["--weights", weights], ["--set", "last_batch=drop"]):
+        assert part in [words[at : at + 2] for at in range(len(words))], part
+    assert not {"--lr", "--batch-size", "--image-size", "optimizer=adamw"} & {*words}, "the recipe has them"
+    named = shlex.split(whether_it_helped(config, "b.safetensors", {}, "train-finetune", []))
+    assert named[named.index("--recipe") + 1] == "train-finetune"
 
 
 def test_a_baseline_tells_no_comparison(mapolicy) -> None:

@@ -217,6 +217,8 @@ def test_what_can_be_known_of_the_test_split_is_known_before_the_training(mapoli
     mapolicy(
         "train", "folder:data/pets", "--policy", "none", "--arch", "wrn10_1", "--set", "batch_size=4"
     ).is_error(3, "class 'dog' is only in the training split")  # fmt: skip
+    searched = mapolicy("search", "folder:data/pets", "--dry-run")
+    searched.is_error(3, "class 'dog' is only in the training split")
     assert not (tmp_path / "runs").exists()
 
 

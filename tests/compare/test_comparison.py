@@ -456,7 +456,8 @@ def test_what_every_run_says_is_said_once(
     monkeypatch.setattr("mapolicy.compare.run_job.train_network", train)
     messages = Messages()
     compare_policies([bundle], [config], tmp_path / "run", ("none",), seeds=1, reporter=messages)
-    assert [text.partition(": ")[2] for text in messages.notes] == [
+    of_runs = [text for text in messages.notes if text.startswith("test_resnet, ")]
+    assert [text.partition(": ")[2] for text in of_runs] == [
         "images of 105 x 105 are used at 8 x 8",
         "draws by learned",
         "draws by none",

@@ -213,13 +213,11 @@ def test_own_test_split_is_not_opened_before_it_is_asked_for(tmp_path):
     write_folder(root / "test", per_class=4)
     (root / "test" / "cow" / "03.png").write_bytes(b"")
     shutil.rmtree(root / "test" / "ant")
-    splits = load(root, test_per_class=11, stage="search")  # ignored: the data set has a test split of its own
-    with pytest.raises(InputError, match="'ant' is only in"):
-        splits.test()
-    with pytest.raises(InputError, match="'ant' is only in"):
-        load(root)
+    for stage in ("search", "train"):  # a search is for trainings that would be refused
+        with pytest.raises(InputError, match="'ant' is only in"):
+            load(root, stage=stage)
     shutil.copytree(root / "train" / "ant", root / "test" / "ant")
-    splits = load(root)
+    splits = load(root, test_per_class=11, stage="search")  # ignored: the data set has a test split of its own
     with pytest.raises(InputError, match=r"cow/03\.png: is empty"):
         splits.test()
     splits = load(root, skip_corrupt=True)

@@ -1,6 +1,7 @@
 """Weights that a network starts from, against what timm itself makes of them; nothing is unpickled."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -194,6 +195,17 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
 
 
 # ---- the hub
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_found_before_a_training(tmp_path: Path, value: float) -> None:
+    tensors = trained()
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
+    tensors[name].flatten()[0] = value
+    with pytest.raises(
+        InputError, match=rf"holds numbers that are not finite \(NaN or infinite\), in {re.escape(name)}"
+    ):
+        start_weights(config(weights=stored(tmp_path, tensors)))
 
 
 def test_timms_weights_come_from_the_hub_and_then_from_the_cache(hub_server, monkeypatch) -> None:
