@@ -19,6 +19,7 @@ RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 NEGLIGIBLE = 0.02
 # Of a uniform draw's frequency: where nothing harms, the search thins down to this by chance (docs/algorithm.md).
 BY_CHANCE = math.exp(-1.5)
+ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
 HARMS, MAY_HARM = "harms", "may harm"
 EASY = "is easy for the proxy"
 NO_AUGMENTATION = "none"
@@ -116,6 +117,7 @@ def what_was_learned(
     most: int = 6,
     effect: float | None = None,
     adversarial: bool = False,
+    iterations: int | None = None,
 ) -> list[str]:
     """Sentences about the levels: what harms, and which operations make no difference.
 
@@ -126,23 +128,30 @@ def what_was_learned(
         most: sentences about what harms.
         effect: how much operations or levels differ beyond chance, standard deviations; None where it is not known.
         adversarial: what is drawn less often has a small training loss; it does not harm.
+        iterations: of the search; None where it is not known.
     """
     relative = relative_frequencies(log_levels, strength)
     rare = thinned(relative, space)
-    unsure = effect is not None and effect < NEGLIGIBLE
+    few = iterations is not None and iterations < ENOUGH_ITERATIONS
+    unsure = few or (effect is not None and effect < NEGLIGIBLE)
     verbs = [MAY_HARM if unsure or each.frequency > BY_CHANCE else HARMS for each in rare[:most]]
     sentences = [
         each.sentence(space, EASY if adversarial else verb) for each, verb in zip(rare[:most], verbs, strict=True)
     ]
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more ranges of levels are drawn less often than at random")
+    too_few = f"{iterations} iterations are too few to tell which operations harm, about {ENOUGH_ITERATIONS} are needed"
+    if not rare and few:
+        return [f"{too_few}: so far none is drawn clearly less often than at random"]
     if not rare:
         return ["no operation is drawn clearly less often than at random at any level"]
     if unsure:
-        sentences.insert(0, "operations and levels hardly differ from each other, so the following may be chance")
+        why = too_few if few else "operations and levels hardly differ from each other"
+        sentences.insert(0, f"{why}, so the following may be chance")
     harmless = [name for name in space.ranges if name not in {each.operation for each in rare}]
     if harmless:
-        what = "easy at no level" if adversarial else "harmless at every level"
+        what = "harmless at every level" if not unsure else "not seen to harm, which says little"
+        what = "easy at no level" if adversarial else what
         number = f"{len(harmless)} of the {len(space.ranges)} operations are {what}"
         sentences.append(f"{number}: {', '.join(harmless)}")
     return sentences
@@ -302,7 +311,8 @@ def _learned(manifest: ManifestDraft, log_levels: Table) -> list[str]:
     assert manifest.levels is not None
     space, adversarial = SPACES[manifest.operations.space], manifest.search.settings.get("sampler") == "adversarial"
     strength = manifest.levels.strength
-    return what_was_learned(log_levels, strength, space, effect=effect_of(manifest), adversarial=adversarial)
+    effect, iterations = effect_of(manifest), manifest.run.iterations
+    return what_was_learned(log_levels, strength, space, effect=effect, adversarial=adversarial, iterations=iterations)
 
 
 def what_it_sees(manifest: ManifestDraft) -> str:

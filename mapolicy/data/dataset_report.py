@@ -18,11 +18,13 @@ from .folders import LeftOut
 from .image_dataset import ImageSet, Source
 from .loader import threaded_map
 from .reading import ImageReading
-from .splits import open_dataset
+from .splits import find_corrupt, open_dataset
 from .stratify import draw_splits
-from .survey import Survey, choose_reading, notes, survey
+from .survey import Survey, choose_reading, notes, spread, survey
 
 UNUSED = "unused"
+DECODED_PIXELS = 10**9  # about ten seconds on two cores
+LOOKED_AT = 256  # images, to estimate how many these are
 SHOWN = 3  # names in a sentence
 
 
@@ -60,7 +62,7 @@ class DatasetReport:
         notes: sentences that a run says at its start.
         trouble: sentences on what is likely to go wrong.
         left_out: files and folders that are not used.
-        unreadable: images without a header, as `name: why`.
+        unreadable: images that cannot be read, as `name: why`; with `skip_corrupt` they are in no split.
         copies: groups of images with the same content.
     """
 
@@ -95,53 +97,80 @@ class DatasetReport:
 
 
 def report_dataset(config: RunConfig) -> DatasetReport:
-    """Look at a data set as a run with this configuration would use it. Reads headers, and files of equal size.
+    """Look at a data set as a run with this configuration would use it: headers, contents, and whether images decode.
+
+    Of a set with more than `DECODED_PIXELS`, as many images as fit are decoded, evenly spaced; all with `skip_corrupt`.
 
     Raises:
         UsageError, InputError, EnvironmentFault: the data set cannot be opened, as in a run.
     """
     source = open_dataset(config)
     trouble: list[str] = []
-    parts = _parts(source, config, trouble)
+    images, everything = source.pool, torch.arange(len(source.pool))
+    bad, seen = _undecodable(images, config.skip_corrupt)
+    parts = _parts(source, config, trouble, bad)
     drawn_test = parts.pop("testing", torch.empty(0, dtype=torch.int64))
-    order = torch.cat(list(parts.values())).sort().values
-    found = survey(source.pool, order)
-    images, counted = source.pool, {name: (source.pool, at) for name, at in parts.items() if len(at)}
+    counted = {name: (images, at) for name, at in parts.items() if len(at)}
+    test, bad_tests = None, dict[int, str]()
     if len(drawn_test):
         counted["testing"] = (images, drawn_test)
+        test = survey(images, drawn_test)
+        bad = {**test.unreadable, **bad}
     elif source.open_test is not None:
         tests = source.open_test()
-        counted["testing"] = (tests, torch.arange(len(tests)))
+        bad_tests, seen_tests = _undecodable(tests, config.skip_corrupt)
+        own_test = _without(torch.arange(len(tests)), bad_tests if config.skip_corrupt else {})
+        counted["testing"], test, seen = (tests, own_test), survey(tests, own_test), seen + seen_tests
+        bad_tests = {**test.unreadable, **bad_tests}
     if UNUSED in counted:
         counted[UNUSED] = counted.pop(UNUSED)  # last
-    test = survey(*counted["testing"]) if "testing" in counted else None
-    training = parts.get("training", order)
-    readable = torch.tensor([index for index in training.tolist() if index not in found.unreadable], dtype=torch.int64)
-    reading = choose_reading(config, found, images, readable)
+    pool = survey(images, torch.cat(list(parts.values())).sort().values)
+    bad = {**pool.unreadable, **bad}
+    unreadable = _named(images, bad) + (_named(counted["testing"][0], bad_tests) if bad_tests else [])
+    training = parts.get("training", everything)
+    reading = choose_reading(config, pool, images, _without(training, bad))
     copies = find_copies(source.classes, counted)
-    unreadable = [f"{printable(images.name(index))}: {why}" for index, why in found.unreadable.items()]
-    if test is not None:
-        own = counted["testing"][0]
-        unreadable += [f"{printable(own.name(index))}: {why}" for index, why in test.unreadable.items()]
     by_class = {
         name: {part: int((of.labels[at] == label).sum()) for part, (of, at) in counted.items()}
         for label, name in enumerate(source.classes)
     }
     sizes = [sum(counts.values()) for counts in by_class.values()]
+    lines = [*source.notes, *notes(pool, reading, sizes)]
+    total = len(everything) + (0 if source.open_test is None else len(counted["testing"][0]))
+    if seen < total:
+        lines.append(f"{seen} of {total} images were decoded to look for damaged ones; --skip-corrupt decodes all")
+    if unreadable and config.skip_corrupt:
+        lines.append(f"{len(unreadable)} images cannot be read and are in no split ({_some(unreadable)})")
     return DatasetReport(
         name=source.name,
         where=source.where,
         images={name: len(at) for name, (_, at) in counted.items()},
         classes=by_class,
-        pool=found,
+        pool=pool,
         test=test,
         reading=reading,
-        notes=(*source.notes, *notes(found, reading, sizes)),
-        trouble=(*trouble, *_trouble(unreadable, copies, sum(sizes))),
+        notes=tuple(lines),
+        trouble=(*trouble, *_trouble([] if config.skip_corrupt else unreadable, copies, sum(sizes))),
         left_out=tuple(source.left_out),
         unreadable=tuple(unreadable),
         copies=copies,
     )
+
+
+def _undecodable(images: ImageSet, every: bool) -> tuple[dict[int, str], int]:
+    """By position, why images cannot be decoded; and how many were tried."""
+    everything = torch.arange(len(images))
+    some = survey(images, torch.tensor(spread(everything, LOOKED_AT)))
+    order = spread(everything, len(images) if every else max(1, DECODED_PIXELS // max(1, some.width * some.height)))
+    return find_corrupt(images, torch.tensor(order, dtype=torch.int64)), len(order)
+
+
+def _named(images: ImageSet, bad: Mapping[int, str]) -> list[str]:
+    return [f"{printable(images.name(index))}: {why}" for index, why in sorted(bad.items())]
+
+
+def _without(indices: Tensor, bad: Mapping[int, str]) -> Tensor:
+    return indices[[index not in bad for index in indices.tolist()]]
 
 
 def find_copies(classes: Sequence[str], parts: Mapping[str, tuple[ImageSet, Tensor]]) -> tuple[Copies, ...]:
@@ -185,11 +214,15 @@ def find_copies(classes: Sequence[str], parts: Mapping[str, tuple[ImageSet, Tens
     )
 
 
-def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, Tensor]:
-    """Positions in the pool for each split; all are unused where the settings cannot split it, which is trouble."""
-    everything = torch.arange(len(source.pool))
+def _parts(source: Source, config: RunConfig, trouble: list[str], bad: Mapping[int, str]) -> dict[str, Tensor]:
+    """Positions in the pool for each split; all are unused where the settings cannot split it, which is trouble.
+
+    Images that cannot be decoded are left out where the configuration says so.
+    """
+    skipped = bad if config.skip_corrupt else {}
+    everything = _without(torch.arange(len(source.pool)), skipped)
     try:
-        drawn = draw_splits(source, config, None, lambda _: {})
+        drawn = draw_splits(source, config, None, lambda _: skipped)
     except (InputError, UsageError) as problem:
         trouble.append(str(problem))
         return {UNUSED: everything}
@@ -205,7 +238,8 @@ def _parts(source: Source, config: RunConfig, trouble: list[str]) -> dict[str, T
             f"{images} training images make {batches_per_epoch(config, images)} batches of {config.batch_size} an "
             f"epoch, which leave out {lost} of them: set batch_size={fits}"
         )
-    used = {"training": drawn.train, "meta-validation": drawn.meta_validation, "testing": drawn.test}
+    test = _without(drawn.test, skipped)
+    used = {"training": drawn.train, "meta-validation": drawn.meta_validation, "testing": test}
     return used | {UNUSED: everything[~torch.isin(everything, torch.cat(list(used.values())))]}
 
 

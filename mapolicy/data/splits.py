@@ -329,15 +329,19 @@ def _no_test_split(source: Source) -> UsageError:
 
 
 def _corrupt(images: ImageSet, skip_corrupt: bool, indices: Tensor) -> dict[int, str]:
-    """By index, what is wrong with the images that cannot be decoded; without `skip_corrupt` none is looked at."""
-    if not skip_corrupt:
-        return {}
+    """What is wrong with the images that cannot be decoded; without `skip_corrupt` none is looked at."""
+    found = find_corrupt(images, indices) if skip_corrupt else {}
+    return {index: f"{printable(images.name(index))}: {why}" for index, why in found.items()}
+
+
+def find_corrupt(images: ImageSet, indices: Tensor) -> dict[int, str]:
+    """By index, why images cannot be decoded; all of them are decoded to find out."""
 
     def fault(index: int) -> str:
         try:
             images.read(index)
         except CorruptImageError as problem:
-            return f"{printable(images.name(index))}: {problem.why}"
+            return problem.why
         return ""
 
     order = indices.tolist()

@@ -88,7 +88,7 @@ def survey(images: ImageSet, indices: Tensor) -> Survey:
         images: the image set.
         indices: int64: which of them.
     """
-    order = _spread(indices, SURVEYED)
+    order = spread(indices, SURVEYED)
     found = _headers(images, order)
     headers = [header for header in found if isinstance(header, Header)]
     colour = sum(not header.gray for header in headers)
@@ -165,7 +165,7 @@ def measured_range(images: ImageSet, indices: Sequence[int]) -> tuple[float, flo
         return float(values.min()), float(values.max()), image.mode == "F"
 
     with bombs_as_errors():
-        found = threaded_map(_spread(torch.tensor(indices), MEASURED), ends)
+        found = threaded_map(spread(torch.tensor(indices), MEASURED), ends)
     low, high = max(-LARGEST_VALUE, min(each[0] for each in found)), min(LARGEST_VALUE, max(each[1] for each in found))
     if low >= 0 and FULL_RANGE[0] <= high <= FULL_RANGE[1] and not any(each[2] for each in found):
         return None
@@ -188,8 +188,9 @@ def notes(found: Survey, reading: ImageReading, classes: Sequence[int]) -> list[
         )
     if found.images < found.total:
         lines.append(f"the headers of {found.images} of {found.total} images were read, evenly spaced")
-    if 0 < found.colour < found.images:
-        lines.append(f"{found.colour} of {found.images} images are in colour, so all are read in colour")
+    readable = found.images - len(found.unreadable)
+    if 0 < found.colour < readable:
+        lines.append(f"{found.colour} of {readable} images are in colour, so all are read in colour")
     if found.transparent:
         background = reading.alpha_background
         lines.append(
@@ -231,7 +232,7 @@ def _headers(images: ImageSet, order: Sequence[int]) -> list[Header | str]:
         return threaded_map(order, header)
 
 
-def _spread(indices: Tensor, most: int) -> list[int]:
+def spread(indices: Tensor, most: int) -> list[int]:
     """At most so many of the indices, evenly spaced."""
     if len(indices) <= most:
         return [int(index) for index in indices.tolist()]

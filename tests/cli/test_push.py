@@ -33,7 +33,7 @@ def test_push_pull_train(
     trained = mapolicy("train", "--bundle", "hf://birds/digits@main", *TRAIN, "--json", "--run-dir", "run")
     assert trained.code == 0, trained.err
     assert trained.json["bundle"] == f"hf://birds/digits@{commit}"
-    assert f"bundle hf://birds/digits@{commit}" in trained.err
+    assert f"bundle: hf://birds/digits@{commit}" in trained.err
     assert json.loads((tmp_path / "run" / "result.json").read_text())["bundle"] == trained.json["bundle"]
     assert mapolicy("inspect", trained.json["bundle"], "--json").json["digest"] == bundle.digest
 

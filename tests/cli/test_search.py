@@ -18,7 +18,7 @@ def test_search_then_train_then_inspect(mapolicy, tmp_path: Path) -> None:
     digest = PolicyBundle.load(tmp_path / "artifacts" / "digits.safetensors").digest
     assert digest in searched.out
     assert "epoch 1" in searched.err
-    assert "settings from recipe search-digits" in searched.err
+    assert "settings: from recipe search-digits" in searched.err
     assert (tmp_path / "runs" / "search-digits-wrn10_1-seed0" / "metrics.jsonl").exists()
 
     trained = mapolicy("train", "--bundle", "artifacts/digits.safetensors", *TRAIN, "--json")

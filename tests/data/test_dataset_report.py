@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from mapolicy.config import TrainConfig
 from mapolicy.data.dataset_report import DatasetReport, find_copies, report_dataset
 from mapolicy.data.image_dataset import ArrayImages
+from mapolicy.data.splits import load_splits
 from tests.helpers.image_folders import CLASSES, write_folder
 from tests.helpers.settings import TINY
 
+CPU = torch.device("cpu")
 BASE = TrainConfig(
     dataset="folder:zoo", arch="none", workers=0, **TINY | {"validation_per_class": 2, "test_per_class": 3}
 )
@@ -87,6 +90,31 @@ def test_arrays_are_compared_too() -> None:
     images = ArrayImages(arrays, [0, 0, 0, 1, 1, 1])
     (group,) = find_copies(("a", "b"), {"x": (images, torch.arange(3)), "y": (images, torch.arange(3, 6))})
     assert (group.names, group.splits, group.classes) == (("0", "5"), ("x", "y"), ("a", "b"))
+
+
+def test_a_damaged_file_is_found_and_left_out_where_a_run_would(tmp_path: Path) -> None:
+    root = distinct(write_folder(tmp_path / "zoo"))
+    half = root / "bee" / "00.png"
+    half.write_bytes(half.read_bytes()[:-60])  # its header is whole
+    (root / "cow" / "01.png").write_bytes(b"")
+    found = report(root, train_per_class=0)
+    assert found.images == {"training": 21, "meta-validation": 6, "testing": 9}
+    assert [line.partition(":")[0] for line in found.unreadable] == ["bee/00.png", "cow/01.png"]
+    assert any(line.startswith("2 images cannot be read (bee/00.png: cannot be decoded") for line in found.trouble)
+    assert not any("are in colour" in line for line in found.notes), "what has no header is not grey"
+    skipped = report(root, train_per_class=0, skip_corrupt=True)
+    splits = load_splits(replace(BASE, data_dir=str(tmp_path), train_per_class=0, skip_corrupt=True), CPU, "train")
+    drawn = {"training": splits.train, "meta-validation": splits.meta_validation, "testing": splits.test()}
+    assert skipped.images == {name: len(split) for name, split in drawn.items()}
+    assert sum(skipped.images.values()) == 34
+    assert any(line.startswith("2 images cannot be read and are in no split (bee/00.png: ") for line in skipped.notes)
+    assert not any("cannot be read" in line for line in skipped.trouble)
+
+
+def test_of_a_large_set_some_images_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapolicy.data.dataset_report.DECODED_PIXELS", 10 * 8 * 8)
+    found = report(distinct(write_folder(tmp_path / "zoo")))
+    assert "10 of 36 images were decoded to look for damaged ones; --skip-corrupt decodes all" in found.notes
 
 
 def test_trouble_does_not_end_the_report(tmp_path: Path) -> None:

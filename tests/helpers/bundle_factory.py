@@ -60,7 +60,7 @@ def draft(**changes) -> ManifestDraft:
             "split": {"seed": 0, "train_per_class": 6, "validation_per_class": 1, "test_per_class": 3},
         },
         "search": {"settings": {"proxy": "test_resnet", "epochs": 2, "learning_rate": 0.1, "decay_all": True}},
-        "run": {"epochs": 2, "iterations": 6, "threads": 1, "device": "cpu"},
+        "run": {"epochs": 200, "iterations": 600, "threads": 1, "device": "cpu"},
         "results": {"validation_top1": 75.0},
         "licence": "CC0-1.0",
         "note": "A small one.\nFor tests: [/bold] <script>alert(1)</script>",
