@@ -147,7 +147,7 @@ def compare(
     name = data_folder.dataset_slug(configs[0].dataset, configs[0].data_dir)
     folder = run.folder(f"compare-{name}-{'-'.join(slug(name) for name in plan.arch or ())}")
     if not dry_run:
-        run.check_folder(folder)
+        run.check_folder(folder, comparison=True)
         if plan.chart is not None:
             run.check_file(plan.chart, "--chart")
     learns = "finetune" in _names(plan.mode)

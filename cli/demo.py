@@ -40,8 +40,9 @@ def demo(
     """
     searches = [run_dir / f"search{split}" for split in range(SPLITS)]
     outputs.ensure_writable(out, "--out", force=True)
-    for folder in (*searches, run_dir / "compare"):
+    for folder in searches:
         outputs.ensure_run_folder(folder, force=True)
+    outputs.ensure_run_folder(run_dir / "compare", force=True, comparison=True)
 
     from ..compare.comparison import compare_policies
     from ..search import search_policy

@@ -272,9 +272,9 @@ class RunFolder:
         """Check that the run can write a file: `outputs.ensure_writable`."""
         outputs.ensure_writable(path, flag, force=self.force, resume=self.resume)
 
-    def check_folder(self, folder: Path) -> None:
+    def check_folder(self, folder: Path, comparison: bool = False) -> None:
         """Check that the run can write its folder: `outputs.ensure_run_folder`."""
-        outputs.ensure_run_folder(folder, force=self.force, resume=self.resume)
+        outputs.ensure_run_folder(folder, force=self.force, resume=self.resume, comparison=comparison)
 
 
 @dataclass(frozen=True)

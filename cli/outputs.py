@@ -4,8 +4,16 @@ from pathlib import Path
 
 from ..bundle.source import BUNDLE_FILE, redacted
 from ..errors import UsageError
-from ..runtime.files import CONFIG_FILE, check_writable, has_files, remove_litter
+from ..runtime.files import (
+    CONFIG_FILE,
+    check_writable,
+    foreign_to_comparison,
+    foreign_to_run,
+    has_files,
+    remove_litter,
+)
 from ..runtime.lock import check_free
+from ..runtime.sanitize import printable
 
 
 def ensure_writable(path: Path, flag: str, *, force: bool, resume: bool = False) -> None:
@@ -33,19 +41,28 @@ def ensure_folder_writable(folder: Path, flag: str, *, force: bool) -> None:
     check_writable(folder / "probe")
 
 
-def ensure_run_folder(folder: Path, *, force: bool, resume: bool = False) -> None:
+def ensure_run_folder(folder: Path, *, force: bool, resume: bool = False, comparison: bool = False) -> None:
     """Check that a run can be written to a folder, and that no other run is in it.
+
+    Args:
+        folder: of the run.
+        force, resume: the options.
+        comparison: whether it is a comparison's, with runs in folders below it.
 
     Raises:
         FolderInUseError: another run is in it.
-        UsageError: the folder holds a run, and neither --force nor --resume was given.
+        UsageError: the folder holds a run, and neither --force nor --resume was given; or something that mapolicy did
+            not write, which --force does not replace either.
         EnvironmentFault: it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(str(folder), "is no folder", "use another --run-dir")
     check_free(folder)
+    what, odd = ("comparison", foreign_to_comparison(folder)) if comparison else ("run", foreign_to_run(folder))
+    if odd:
+        raise UsageError(str(folder), f"holds {printable(odd)}, which is no {what}'s", "use another --run-dir")
     if has_files(folder) and not (force or resume):
-        raise UsageError(str(folder), "holds a run", "use --resume, --force or another --run-dir")
+        raise UsageError(str(folder), f"holds a {what}", "use --resume, --force or another --run-dir")
     check_writable(folder / CONFIG_FILE)
 
 

@@ -13,7 +13,7 @@ from ..config.choices import MODES
 from ..errors import UsageError
 from ..registries import policy_names
 from ..runtime import rank_environment
-from ..runtime.files import NETWORK_FILE
+from ..runtime.files import NETWORK_FILE, REFINED_FILE
 from ..runtime.sanitize import printable
 from . import bundles, completion, data_folder, display, next_command, options
 from .grouped import grouped
@@ -62,7 +62,14 @@ def train(
     choice: PolicyChoice,
     checks: options.BundleChecks,
     settings: options.StageSettings,
-    out: Annotated[Path | None, typer.Option(help="The refined bundle, with --mode finetune.", metavar="FILE")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The refined bundle, with --mode finetune.",
+            metavar="FILE",
+            show_default=f"{REFINED_FILE} in the run folder",
+        ),
+    ] = None,
     run: options.Run,
     output: options.Output,
 ) -> None:
@@ -85,6 +92,8 @@ def train(
     label = config.policy if config.policy != "learned" else config.mode
     name = data_folder.dataset_slug(config.dataset, config.data_dir)
     folder = run.folder(f"train-{name}-{slug(config.arch)}-{label}-seed{config.seed}")
+    if config.mode == "finetune":
+        out = out or folder / REFINED_FILE
     reporter, listeners = run.begin(folder, out, recipe)
 
     from ..distributed import process_group

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..bundle.manifest_base import PolicyFile
 from ..errors import InputError, UsageError
-from ..runtime.files import has_files, read_regular_file, write_atomically
+from ..runtime.files import COMPARISON_FILE, foreign_to_comparison, has_files, read_regular_file, write_atomically
+from ..runtime.sanitize import printable
 from .policies import DIGEST_DIGITS
 
-COMPARISON_FILE = "comparison.json"
 LARGEST_JSON = 2**24  # bytes
 
 
@@ -27,17 +27,18 @@ def open_record(
         overwrite: start a new comparison in a folder that holds one.
 
     Raises:
-        UsageError: the folder holds files, and neither `resume` nor `overwrite` was given.
-        InputError: the folder holds another comparison, or with `resume` files that are none's.
+        UsageError: the folder holds a comparison, and neither `resume` nor `overwrite` was given; or it holds files
+            and is no comparison's, so it is somebody's folder.
+        InputError: the folder holds another comparison.
     """
     path = run_dir / COMPARISON_FILE
     new: dict[str, Any] = {"budget": budget, "bundles": list(bundles)}
+    if odd := foreign_to_comparison(run_dir):
+        raise UsageError(str(run_dir), f"holds {printable(odd)}, which is no comparison's", "use another --run-dir")
     if not resume:
         if has_files(run_dir) and not overwrite:
-            raise UsageError(str(run_dir), "holds a run", "use --resume, --force or another --run-dir")
+            raise UsageError(str(run_dir), "holds a comparison", "use --resume, --force or another --run-dir")
         return new
-    if not path.exists() and has_files(run_dir) and not overwrite:
-        raise InputError(str(run_dir), "holds files, but no comparison to resume", "use another --run-dir, or --force")
     if not path.exists():  # stopped before its first run began
         return new
     old = read_json_object(path)

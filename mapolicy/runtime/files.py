@@ -7,7 +7,7 @@ import resource
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,11 +29,14 @@ PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.safetensors"
 RESULT_FILE = "result.json"
 DATA_FILE = "data.json"
 VERIFICATION_FILE = "verification.json"
+REFINED_FILE = "refined.safetensors"
+LOGGER_FOLDERS = ("tensorboard", "wandb")
+COMPARISON_FILE = "comparison.json"  # of a comparison's folder
 PICKLES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"})  # endings
 NETWORK_FILE = "network.safetensors"
 RUN_FILES = (
     *(CONFIG_FILE, METRICS_FILE, TABLE_FILE, STATUS_FILE, RESULT_FILE, NETWORK_FILE, VERIFICATION_FILE, DATA_FILE),
-    *(CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE),
+    *(CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, REFINED_FILE),
 )
 
 
@@ -92,15 +95,25 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
             os.close(descriptor)
 
 
-def foreign_file(folder: Path) -> str:
-    """The name of a visible file that no run writes, in a folder without a checkpoint; empty where there is none.
+def foreign_to_run(folder: Path) -> str:
+    """The name of something visible that no run writes, in a folder without a checkpoint; empty where there is none.
 
-    Such a folder is somebody's own, and no run may write its files there.
+    Such a folder is somebody's own, and no run may write its files there. A run writes its log first.
     """
-    if not folder.is_dir() or any((folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
-        return ""
-    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    return min(names - {*RUN_FILES, LOCK_FILE}, default="")
+    names = _visible(folder, (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE))
+    return min(names - {*RUN_FILES, *LOGGER_FOLDERS} if METRICS_FILE in names else names, default="")
+
+
+def foreign_to_comparison(folder: Path) -> str:
+    """The same for a folder of a comparison, which writes its record first."""
+    return min(_visible(folder, (COMPARISON_FILE,)), default="")
+
+
+def _visible(folder: Path, marks: Sequence[str]) -> set[str]:
+    """Names in a folder without hidden ones and without the lock; none where one of the marks is there."""
+    if not folder.is_dir() or any((folder / name).exists() for name in marks):
+        return set()
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {LOCK_FILE}
 
 
 def has_files(folder: Path) -> bool:

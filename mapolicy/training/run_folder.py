@@ -22,7 +22,7 @@ from ..runtime.files import (
     STATUS_FILE,
     TABLE_FILE,
     append_line,
-    foreign_file,
+    foreign_to_run,
     has_files,
     remove_litter,
     sync,
@@ -54,9 +54,8 @@ class RunFolder:
         """
         if self.path is None:
             return
-        if odd := foreign_file(self.path):
-            why = f"has no checkpoint, and holds {printable(odd)}, which is no run's"
-            raise UsageError(str(self.path), why, "use another --run-dir")
+        if odd := foreign_to_run(self.path):
+            raise UsageError(str(self.path), f"holds {printable(odd)}, which is no run's", "use another --run-dir")
         if not (resume or overwrite) and has_files(self.path):
             raise UsageError(str(self.path), "holds a run", "use --resume, --force or another --run-dir")
 

@@ -20,7 +20,7 @@ def test_compare_prints_a_table_and_goes_on(mapolicy, bundle_file: Path, bundle:
         assert text in first.out
     assert "test_resnet: settings from recipe train-digits" in first.err
     assert re.search(r"4 of 4: test_resnet, uniform, \w+-seed0: \d+\.\d\d % test top-1; 0:00 left", first.err)
-    mapolicy(*command, "--seeds", "2").is_error(2, "holds a run", "--resume")
+    mapolicy(*command, "--seeds", "2").is_error(2, "holds a comparison", "--resume")
     again = mapolicy(*command, "--seeds", "2", "--resume", "--json", "--quiet")
     assert again.code == 0, again.err
     assert "3 of 6 runs were finished before" in again.err
@@ -141,6 +141,14 @@ def test_compare_against_policies_that_are_imported(mapolicy, tmp_path: Path) ->
         "list of 2 sub-policies",
         "Population Based Augmentation, schedule of a file",
     }
+
+
+def test_no_comparison_is_written_into_somebodys_own_folder(mapolicy, bundle_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "letters").mkdir(parents=True)
+    for flags in ((), ("--force",), ("--resume",)):
+        outcome = mapolicy(*COMPARE, "--bundle", bundle_file, "--run-dir", "mine", *flags)
+        outcome.is_error(2, "mine: holds letters, which is no comparison's; use another --run-dir")
+    assert snapshot(tmp_path) == ["mine", "mine/letters"]
 
 
 def test_compare_against_a_searched_bundle_is_a_wrong_option(mapolicy, bundle_file: Path) -> None:

@@ -24,6 +24,10 @@ def test_finetune_saves_the_refined_bundle(mapolicy, bundle_file: Path, tmp_path
     assert outcome.code == 0, outcome.err
     refined = PolicyBundle.load(tmp_path / "refined.safetensors")
     assert outcome.json["refined_digest"] == refined.digest != outcome.json["digest"]
+    again = mapolicy("train", "--bundle", bundle_file, "--mode", "finetune", *TRAIN, "--run-dir", "run")
+    assert again.code == 0, again.err
+    assert re.search(r"^refined bundle +run/refined.safetensors$", again.out, re.M)
+    assert PolicyBundle.load(tmp_path / "run" / "refined.safetensors").digest == refined.digest
 
 
 def test_no_run_is_written_into_somebodys_own_folder(mapolicy, tmp_path: Path) -> None:
@@ -33,7 +37,7 @@ def test_no_run_is_written_into_somebodys_own_folder(mapolicy, tmp_path: Path) -
         (tmp_path / "mine" / name).write_text(content, encoding="utf-8")
     for flags in (("--force",), ("--resume",)):
         outcome = mapolicy("train", "digits", "--policy", "none", *TRAIN, "--run-dir", "mine", *flags)
-        outcome.is_error(2, "holds notes.txt, which is no run's", "use another --run-dir")
+        outcome.is_error(2, "holds config.toml, which is no run's", "use another --run-dir")
     assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "mine").iterdir()} == own
 
 

@@ -189,7 +189,7 @@ def test_the_folder_of_another_comparison_is_rejected_and_left_unchanged(
     compare_policies([bundle], [config], folder, ("none",))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     trained.clear()
-    with pytest.raises(UsageError, match="holds a run; use --resume, --force"):
+    with pytest.raises(UsageError, match="holds a comparison; use --resume, --force"):
         compare_policies([bundle], [config], folder, ("none",))
     slower = config.with_changes(learning_rate=0.05, epochs=3)
     differences = "epochs 1 -> 3, learning_rate 0.1 -> 0.05; undo"
@@ -200,8 +200,9 @@ def test_the_folder_of_another_comparison_is_rejected_and_left_unchanged(
         compare_policies([other_bundle], [other], folder, ("none",), resume=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "cat.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match="holds files, but no comparison to resume"):
-        compare_policies([bundle], [config], tmp_path / "elsewhere", ("none",), resume=True)
+    for flags in ({"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}, {}):
+        with pytest.raises(UsageError, match=r"holds cat\.jpg, which is no comparison's; use another --run-dir"):
+            compare_policies([bundle], [config], tmp_path / "elsewhere", ("none",), **flags)
     assert trained == []
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     compare_policies([bundle], [config], folder, ("none",), overwrite=True)

@@ -121,13 +121,21 @@ def test_refusals(folder: RunFolder, tmp_path: Path) -> None:
     folder.check(resume=False, overwrite=True)
     RunFolder(tmp_path / "none").check(resume=True, overwrite=False)  # a run that was stopped before it began
     assert not (tmp_path / "none").exists()
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"has no checkpoint, and holds cat\.jpg, which is no run's"):
-        RunFolder(tmp_path / "photos").check(resume=True, overwrite=False)
-    for resume, overwrite in ((False, True), (True, True), (False, False)):  # --force does not write among photos
-        with pytest.raises(UsageError, match=r"cat\.jpg, which is no run's; use another --run-dir"):
-            RunFolder(tmp_path / "photos").check(resume=resume, overwrite=overwrite)
+    for number, made in enumerate(("cat.jpg", "animals/cat.jpg", "config.toml", "comparison.json")):
+        folder_of_photos = tmp_path / f"photos{number}"
+        (folder_of_photos / made).parent.mkdir(parents=True)
+        (folder_of_photos / made).write_bytes(b"")
+        for resume, overwrite in ((True, False), (False, True), (True, True), (False, False)):  # nor with --force
+            odd = made.partition("/")[0]
+            with pytest.raises(UsageError, match=rf"holds {odd}, which is no run's; use another --run-dir"):
+                RunFolder(folder_of_photos).check(resume=resume, overwrite=overwrite)
+
+
+def test_a_run_that_was_stopped_early_may_be_replaced(tmp_path: Path, make_train_config) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(make_train_config())
+    (tmp_path / "run" / "tensorboard").mkdir()
+    folder.check(resume=False, overwrite=True)
 
 
 def test_without_a_path_nothing_is_written(make_train_config, tmp_path: Path, monkeypatch) -> None:
