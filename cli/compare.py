@@ -164,7 +164,9 @@ def compare(
     built, modes = [*(bundles.build(each) for each in opened), *imported], _names(plan.mode)
     asked = (built, configs, folder, against, modes, plan.seeds, plan.budget, plan.jobs, reporter, run.resume)
     if dry_run:
-        comparison_table.show_forecast(forecast_comparison(*asked), output.as_json)
+        with display.note_if_long("building the networks and measuring a few iterations with each policy", quiet):
+            expected = forecast_comparison(*asked)
+        comparison_table.show_forecast(expected, output.as_json)
         return
     comparison = compare_policies(*asked, run.force)
     if plan.chart is not None:

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..bundle.findings import Findings
@@ -26,6 +28,7 @@ LABELS = {
 }
 
 
+LONG = 5.0  # seconds, after which a user wants to know what is being done
 # What a command says of a bundle's network when it has not built it.
 NOT_BUILT = "its tensors are checked; its first use also checks the architecture and that features are finite"
 
@@ -33,6 +36,28 @@ NOT_BUILT = "its tensors are checked; its first use also checks the architecture
 def note(text: str) -> None:
     """Print one line on stderr."""
     print(printable(f"mapolicy: {text}"), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def note_if_long(text: str, quiet: bool = False, seconds: float = LONG) -> Iterator[None]:
+    """Print one line on stderr if the block is not done after some seconds."""
+    timer = threading.Timer(seconds, note, (text,))
+    timer.daemon = True
+    if not quiet:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def note_dark(images: int) -> None:
+    """Say on stderr that so many images are seen dark, if any."""
+    if images:
+        note(
+            f"warning: {images} images have more than 8 bits a pixel and small values, and the network was trained on "
+            "8-bit images: it sees them dark; convert them to 8 bits, or train on such images"
+        )
 
 
 def redraws(console: "Console") -> bool:
@@ -126,6 +151,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def whole_time(command: float, run: float) -> str:
+    """One value: the seconds of a command, and of its run, which may have begun in an earlier command."""
+    return f"{duration(command)} for this command, {duration(run)} for the run itself"
 
 
 def class_figures(evaluation: "Evaluation") -> dict[str, str]:

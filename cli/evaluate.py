@@ -82,6 +82,7 @@ def evaluate(
     if found.corrupt:
         listed = "; ".join(found.corrupt[:LISTED_CORRUPT])
         display.note(f"left out {len(found.corrupt)} images that cannot be decoded: {listed}")
+    display.note_dark(found.dark)
     document = _document(file.source, source.name, found)
     if out is not None:
         _write(out, found, document)

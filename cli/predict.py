@@ -69,6 +69,7 @@ def predict(
                     show(prediction)
             found += batch
             tell(len(found))
+    display.note_dark(sum(prediction.dark for prediction in found))
     failed = [prediction for prediction in found if prediction.error]
     if output.as_json:
         display.print_json(_document(file, found))

@@ -77,7 +77,8 @@ def search(
             reporter.facts = {**chosen, **reporter.facts}
         splits = None if plan is None else plan.splits
         if run.dry_run:
-            expected = forecast_search(config, reporter, splits)
+            with display.note_if_long(f"building {config.proxy} and measuring its first iterations", run.quiet):
+                expected = forecast_search(config, reporter, splits)
         else:
             bundle = search_policy(config, listeners, place.folder, run.resume, run.force, place.out, splits)
     if rank_environment.rank() > 0:
@@ -86,7 +87,8 @@ def search(
         lines, document = planned.shown(plan)
         display.print_forecast(expected, config.proxy, recipe, output.as_json, chosen | lines, document)
         return
-    _tell(config, bundle, reporter.result, place.out, place.folder, output)
+    result = {**reporter.result, "command_seconds": time.monotonic() - started}
+    _tell(config, bundle, result, place.out, place.folder, output)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,6 @@ def _figures(config: SearchConfig, result: Mapping[str, Any], folder: Path) -> d
         **({} if config.weighting == "equal" else display.spread_of_weights(result)),
         **display.signal_to_noise(result),
         "cost": display.ratio(result["cost_ratio"]),
-        "time": display.duration(result["seconds"]),
+        "time": display.whole_time(result["command_seconds"], result["seconds"]),
         "run folder": str(folder),
     }

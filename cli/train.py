@@ -1,5 +1,6 @@
 """`mapolicy train`: train a network with a bundle's policy, or with a baseline."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ def train(
 
     Example: mapolicy train --bundle artifacts/c100.safetensors --arch resnet18
     """
+    started = time.monotonic()
     opened = None if bundle is None else checks.open(bundle)
     file = None if opened is None else opened.policy
     from_bundle = None if file is None else file.data_settings()
@@ -108,7 +110,8 @@ def train(
         (config,), chosen = data_folder.with_fitting_batches([config], [recipe], settings.typed(), learns)
         reporter.facts = {**chosen, **reporter.facts}
         if run.dry_run:
-            expected = forecast_training(config, built, reporter, choice.allow_dataset_mismatch)
+            with display.note_if_long(f"building {config.arch} and measuring its first iterations", run.quiet):
+                expected = forecast_training(config, built, reporter, choice.allow_dataset_mismatch)
         else:
             result = train_network(
                 config, built, listeners, folder, run.resume, run.force, choice.allow_dataset_mismatch, out=out
@@ -119,10 +122,11 @@ def train(
         display.print_forecast(expected, config.arch, recipe, output.as_json, chosen, {"chosen": chosen})
         return
     refined = {"refined_bundle": str(out), "refined_digest": result.refined.digest} if out and result.refined else {}
+    facts = {**reporter.result, "command_seconds": time.monotonic() - started}
     if output.as_json:
-        display.print_json({"run": str(folder), **reporter.result, **refined})
+        display.print_json({"run": str(folder), **facts, **refined})
         return
-    print(f"{printable(accuracy_sentence(config, result, reporter.result['test_images']))}\n")
+    print(f"{printable(accuracy_sentence(config, result, facts['test_images']))}\n")
     files = {"network": str(folder / NETWORK_FILE)}
     files["to use it"] = f"{next_command.command('predict', str(folder))} IMAGE..."
     files |= {name.replace("_", " "): text for name, text in refined.items()}
@@ -133,7 +137,7 @@ def train(
     display.print_figures(files)
     print("\ndetails")
     digest = {} if result.digest is None else {"bundle's digest": result.digest}
-    figures = _figures(config, result, reporter.result, built.origin if built else "")
+    figures = _figures(config, result, facts, built.origin if built else "")
     display.print_figures(figures | {"run folder": str(folder)} | digest)
 
 
@@ -157,7 +161,7 @@ def _figures(config: TrainConfig, result: "TrainResult", facts: Mapping[str, Any
         "meta-validation top-1": "trained on" if result.validation_top1 is None else f"{result.validation_top1:.2f} %",
         "weights' spread": f"{result.weight_spread:.4f}",
         "cost": display.ratio(result.cost_ratio),
-        "time": display.duration(facts["seconds"]),
+        "time": display.whole_time(facts["command_seconds"], facts["seconds"]),
     }
     if result.dataset_mismatch:
         lines["data set"] = f"not the bundle's: {'; '.join(result.dataset_mismatch)}"

@@ -91,7 +91,7 @@ def search_policy(
         search = PreparedSearch.prepared(config, reporter, threads, device, splits)
         if run_dir is not None:
             check_savable(config, search.setup.splits, search.setup.network)
-        expected = forecast_before(search.run.iteration, search.run.state, resume)
+        expected = forecast_before(search.run.iteration, search.run.state, resume, reporter.on_note)
         if expected is not None:
             expected = expected.with_check(search.check_seconds(config, device))
         facts = {"step": search.run.step.how}
@@ -141,10 +141,10 @@ def forecast_search(
     Raises:
         UsageError, InputError, TrainingError: as `search_policy`.
     """
-    device = resolve_device(config.device)
+    device, reporter = resolve_device(config.device), reporter or Reporter()
     with reproducible(config.threads, device) as threads:
-        search = PreparedSearch.prepared(config, reporter or Reporter(), threads, device, splits)
-        expected = forecast(search.run.iteration, search.run.state)
+        search = PreparedSearch.prepared(config, reporter, threads, device, splits)
+        expected = forecast(search.run.iteration, search.run.state, reporter.on_note)
         return expected.with_check(search.check_seconds(config, device))
 
 

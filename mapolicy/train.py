@@ -131,7 +131,7 @@ def train_network(
         )
         if run_dir is not None:
             check_savable(config, setup.splits, setup.network)
-        expected = forecast_before(iteration, state, resume)
+        expected = forecast_before(iteration, state, resume, reporter.on_note)
         digest = None if bundle is None else bundle.digest
         learned = searched_bundle(bundle) if config.mode == "finetune" else None
         facts = _facts(iteration)
@@ -186,10 +186,10 @@ def forecast_training(
     Raises:
         UsageError, InputError, TrainingError: as `train_network`.
     """
-    device = resolve_device(config.device)
+    device, reporter = resolve_device(config.device), reporter or Reporter()
     with reproducible(config.threads, device):
-        _, iteration, state, _ = _prepared(config, bundle, reporter or Reporter(), device, allow_dataset_mismatch)
-        return forecast(iteration, state)
+        _, iteration, state, _ = _prepared(config, bundle, reporter, device, allow_dataset_mismatch)
+        return forecast(iteration, state, reporter.on_note)
 
 
 def _prepared(

@@ -424,3 +424,9 @@ def test_labels_of_several_classes_need_the_cross_entropy(name: str, monkeypatch
             make(TrainConfig, training_loss="other", **{name: 0.1})
     finally:
         LOSSES.remove("other")
+
+
+def test_nothing_is_frozen_at_random(make_train_config) -> None:
+    with pytest.raises(InputError, match=r"freeze: without weights to start from.*add --pretrained or --weights FILE"):
+        make_train_config(freeze=True)
+    assert make_train_config(freeze=True, pretrained=True).freeze

@@ -324,6 +324,9 @@ class RunConfig:
                 raise UsageError(name, why, "use training_loss=cross-entropy")
         if self.pretrained and self.weights:
             raise UsageError("weights", "the network can start from one set of weights alone", "leave pretrained out")
+        if self.freeze and not (self.pretrained or self.weights):
+            why = "without weights to start from, all but the classifier would stay random"
+            raise UsageError("freeze", why, "add --pretrained or --weights FILE, or leave it out")
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 "warmup_epochs",

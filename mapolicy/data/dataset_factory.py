@@ -91,6 +91,11 @@ def open_folder(request: DatasetRequest) -> Source:
     path = Path(text).expanduser()
     if not path.exists() and Path(text).name == text:
         path = request.data_dir / text  # a bundle names the folder without its path
+        if not path.exists():
+            why = f"there is no folder {printable(text)} here ({printable(Path.cwd())}) and none in {request.data_dir}"
+            raise InputError(
+                f"folder:{printable(text)}", why, "name folder:PATH, or the folder above it with --data-dir"
+            )
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, and the name would change
     return folder_source(f"folder:{printable(path.name)}", path, request.nested_classes)
 

@@ -24,6 +24,7 @@ from .decode import GRAY_MODES, CorruptImageError, corrupt, decode, has_alpha
 LARGEST_SIZE = 4096
 KEPT_SHARE = 0.875  # of the shorter side of an image that is kept for random crops: the output's side
 
+DARK = 2**15
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
@@ -193,6 +194,11 @@ class ImageReading:
             raise
         except Exception as problem:  # Pillow's conversions raise exceptions of many kinds
             raise corrupt(name, f"cannot be converted ({problem})") from None
+
+    def looks_dark(self, image: Image.Image) -> bool:
+        """Whether all values of an image lie in the lower half of 16 bits, and nothing says which of them is white."""
+        wide = image.mode.startswith("I") and self.value_range is None
+        return wide and bool(np.asarray(image).max(initial=0) < DARK)
 
     def _scaled(self, image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image)

@@ -52,6 +52,7 @@ class NetworkOnImages:
         what: which images of the data set were used.
         learned: how many of the chosen images the network learned from; estimated as in `LabelledImages`.
         corrupt: images that cannot be decoded, each as `name: reason`.
+        dark: number of images with more than 8 bits a pixel and small values: a network of 8-bit images sees them dark.
     """
 
     evaluation: Evaluation
@@ -60,6 +61,7 @@ class NetworkOnImages:
     what: str
     learned: int
     corrupt: tuple[str, ...]
+    dark: int = 0
 
     def confusion(self) -> list[list[int]]:
         """How many images of each class (row) are predicted as each class (column)."""
@@ -166,12 +168,14 @@ def evaluate_network(
     Raises:
         InputError: an image cannot be decoded, or none can.
     """
-    parts, used, corrupt = [], [], []
+    parts, used, corrupt, dark = [], [], [], []
 
     def read(position: int) -> Tensor | CorruptImageError:
         index = int(chosen.indices[position])
         try:
-            return torch.tensor(network.reading.pixels(chosen.images.read(index), chosen.images.name(index)))
+            image = chosen.images.read(index)
+            dark.append(network.reading.looks_dark(image))
+            return torch.tensor(network.reading.pixels(image, chosen.images.name(index)))
         except CorruptImageError as problem:
             return problem
 
@@ -192,4 +196,4 @@ def evaluate_network(
         raise InputError("data set", f"none of its {len(chosen.indices)} images can be decoded", "check the files")
     outcomes, labels = Outcomes.joined(parts), chosen.labels[used]
     figures = Evaluation.of(labels, outcomes, network.classes)
-    return NetworkOnImages(figures, labels, outcomes.predicted, chosen.what, chosen.learned, tuple(corrupt))
+    return NetworkOnImages(figures, labels, outcomes.predicted, chosen.what, chosen.learned, tuple(corrupt), sum(dark))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.decode import EXTENSIONS, CorruptImageError, bombs_as_errors
+from ..data.decode import EXTENSIONS, CorruptImageError, bombs_as_errors, decode, read_file
 from ..data.folders import is_leftover
 from ..errors import InputError
 from ..runtime.sanitize import printable
@@ -24,11 +24,13 @@ class Prediction:
         path: of the file, as it was named or found.
         likeliest: classes and their probabilities, the likeliest first; empty if the file cannot be read.
         error: why it cannot be read; empty if it can.
+        dark: whether it has more than 8 bits a pixel but small values, so that a network of 8-bit images sees it dark.
     """
 
     path: str
     likeliest: tuple[tuple[str, float], ...] = ()
     error: str = ""
+    dark: bool = False
 
 
 def find_images(names: Sequence[str]) -> list[str]:
@@ -72,9 +74,10 @@ def predict_files(
         batch_size: images in one forward.
     """
 
-    def read(path: str) -> Tensor | str:
+    def read(path: str) -> tuple[Tensor, bool] | str:
         try:
-            return network.pixels(path)
+            image = decode(read_file(path), path)
+            return torch.tensor(network.reading.pixels(image, path)), network.reading.looks_dark(image)
         except CorruptImageError as problem:
             return problem.why
 
@@ -84,13 +87,13 @@ def predict_files(
 
 
 def _predicted(
-    network: TrainedNetwork, paths: Sequence[str], read: Sequence[Tensor | str], top: int
+    network: TrainedNetwork, paths: Sequence[str], read: Sequence[tuple[Tensor, bool] | str], top: int
 ) -> list[Prediction]:
     """Predictions for the images that were read, and why the others were not."""
-    pixels = [each for each in read if isinstance(each, Tensor)]
+    pixels = [each[0] for each in read if not isinstance(each, str)]
     answers = iter(_likeliest(network, torch.stack(pixels), top) if pixels else [])
     return [
-        Prediction(path, error=each) if isinstance(each, str) else Prediction(path, next(answers))
+        Prediction(path, error=each) if isinstance(each, str) else Prediction(path, next(answers), dark=each[1])
         for path, each in zip(paths, read, strict=True)
     ]
 

@@ -43,12 +43,14 @@ class StartWeights:
         digest: SHA-256 of the file.
         tensors: by name.
         classes: names of the logits' classes, where the file has them.
+        value_range: of images with more than 8 bits a pixel that they were trained on, where the file has one.
     """
 
     origin: str
     digest: str
     tensors: Mapping[str, Tensor]
     classes: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def start_weights(config: RunConfig) -> StartWeights | None:
         raise InputError(origin, why, "name a file that safetensors.torch.save_file wrote") from None
     _check_finite(origin, tensors)
     digest = hashlib.sha256(content).hexdigest()
-    return StartWeights(origin, digest, clean_state_dict(tensors), _class_names(str(path)) if config.weights else ())
+    classes, values = _told_by_file(str(path)) if config.weights else ((), None)
+    return StartWeights(origin, digest, clean_state_dict(tensors), classes, values)
 
 
 def _check_finite(origin: str, tensors: Mapping[str, Tensor]) -> None:
@@ -293,18 +296,27 @@ def _said_by(path: str) -> dict[str, Any]:
     return {}
 
 
-def _class_names(path: str) -> tuple[str, ...]:
-    """The names of the classes in a safetensors file's metadata, as timm and mapolicy write them; () without any."""
+def _told_by_file(path: str) -> tuple[tuple[str, ...], tuple[float, float] | None]:
+    """The names of the classes in a safetensors file's metadata, as timm and mapolicy write them; () without any.
+
+    And the range of the values of images with more than 8 bits, as mapolicy writes it.
+    """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     for text in metadata.values():
         try:
-            names = json.loads(text)["label_names"]
+            about = json.loads(text)
+            names = about["label_names"]
         except (ValueError, KeyError, TypeError):
             continue
+        try:
+            low, high = map(float, about["mapolicy"]["images"]["value_range"])
+            values: tuple[float, float] | None = (low, high)
+        except (ValueError, KeyError, TypeError):
+            values = None
         if isinstance(names, list):
-            return tuple(map(printable, map(str, names)))
-    return ()
+            return tuple(map(printable, map(str, names))), values
+    return (), None
 
 
 def _description(network: nn.Module, tensors: Mapping[str, Tensor], name: str, classes: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,9 @@ from .step_time import StepTimer
 WARM_UP = 1
 SAMPLES = 2  # of each kind of iteration
 WORTH_MEASURING = 20  # iterations of a run
+LONG = 5.0  # seconds of an iteration, after which a user wants to know what is being done
+
+OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,19 @@ class Forecast:
         return replace(self, seconds=self.seconds + seconds, check_seconds=seconds)
 
 
-def forecast(iteration: Iteration, state: RunState) -> Forecast:
+def forecast(iteration: Iteration, state: RunState, on_note: OnNote = lambda text: None) -> Forecast:
     """Measure the first iterations of a run that has not begun; what moves in them is put back.
 
     Args:
         iteration: of the run.
         state: all that moves.
+        on_note: called with what is being done, where that takes long.
 
     Raises:
         TrainingError: memory has run out.
     """
     setup, device = iteration.setup, iteration.setup.pipeline.device
-    each = time_iterations(iteration, state).seconds
+    each = time_iterations(iteration, state, on_note=on_note).seconds
     assert each is not None
     return Forecast(
         parameters=sum(parameter.numel() for parameter in setup.network.parameters()),
@@ -88,7 +92,11 @@ def forecast(iteration: Iteration, state: RunState) -> Forecast:
 
 
 def time_iterations(
-    iteration: Iteration, state: RunState, samples: int = SAMPLES, at_most: float = math.inf
+    iteration: Iteration,
+    state: RunState,
+    samples: int = SAMPLES,
+    at_most: float = math.inf,
+    on_note: OnNote = lambda text: None,
 ) -> StepTimer:
     """Time a few iterations of a run that has not begun; what moves in them is put back.
 
@@ -97,6 +105,7 @@ def time_iterations(
         state: all that moves.
         samples: of each kind of iteration: one that learns the policy, and one that does not where there are such.
         at_most: seconds after which no more samples are taken, once there is one of each kind.
+        on_note: called with what is being done, after an iteration that took long.
 
     Raises:
         TrainingError: memory has run out.
@@ -108,11 +117,14 @@ def time_iterations(
     _, positions = setup.plan(0)[0]
     batches = setup.iteration_batches([(step, positions) for step in steps], iteration.learns_policy)
     timer = StepTimer(setup.pipeline.device, [1, iteration.period - 1][: len(kinds)], WARM_UP)
-    before, end = state.tensors(), time.monotonic() + at_most
+    before, start = state.tensors(), time.monotonic()
+    end = start + at_most
     try:
         with worker_faults():
-            for step in steps:  # loading a batch is part of an iteration
+            for number, step in enumerate(steps):  # loading a batch is part of an iteration
                 timer(lambda: iteration(*next(batches)), step)
+                if number == 0 and (took := time.monotonic() - start) > LONG:
+                    on_note(f"measuring {len(steps) - 1} more iterations; the first took {time_in_words(took)}")
                 if time.monotonic() > end and timer.seconds is not None:
                     break
     except (RuntimeError, MemoryError) as problem:
@@ -125,11 +137,13 @@ def time_iterations(
     return timer
 
 
-def forecast_before(iteration: Iteration, state: RunState, resume: bool) -> Forecast | None:
+def forecast_before(
+    iteration: Iteration, state: RunState, resume: bool, on_note: OnNote = lambda text: None
+) -> Forecast | None:
     """What to tell of memory and time when a run starts: nothing of one that is short, or that goes on."""
     if resume or iteration.setup.iterations < WORTH_MEASURING:
         return None
-    return forecast(iteration, state)
+    return forecast(iteration, state, on_note)
 
 
 def _memory(device: torch.device) -> int:

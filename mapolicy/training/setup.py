@@ -27,7 +27,7 @@ from ..errors import UsageError
 from ..inference.measures import Evaluation
 from ..models.factory import build_network, check_arch
 from ..models.features import feature_width, last_map
-from ..models.pretrained import StartWeights, freeze_body, load_weights, start_weights
+from ..models.pretrained import StartWeights, freeze_body, load_weights, network_input, start_weights
 from ..policy.pipeline import Pipeline
 from ..runtime.random import seed_for
 from .evaluate import Accuracy, evaluate, evaluate_fully
@@ -225,7 +225,23 @@ class TrainingSetup:
         if self.weights is None:
             tag = self.config.network.partition(".")[2]
             return {"weights": f"random; --pretrained loads those of {tag}"} if tag else {}
-        return {"weights": "; ".join((self.weights.origin, *self.left_out))}
+        found = {"weights": "; ".join((self.weights.origin, *self.left_out))}
+        size, own = self.config.image_size, network_input(self.config)
+        if own is not None and own.size == size:
+            found["input"] = (
+                f"{size} x {size} pixels, {own.interpolation}, as the weights were trained on (--image-size)"
+            )
+        elif own is not None:
+            found["input"] = f"{size} x {size} pixels; the weights were trained on {own.size} x {own.size}"
+        survey, values = self.splits.survey, self.splits.reading.value_range
+        if survey is not None and survey.wide and values != self.weights.value_range:
+            learned = "8-bit images" if (of := self.weights.value_range) is None else f"values {of[0]:g} to {of[1]:g}"
+            here = "0 to 65535" if values is None else f"{values[0]:g} to {values[1]:g}"
+            found["values"] = (
+                f"the weights were trained on {learned}; here {here} become black to white, so brightness and contrast "
+                "may be others; value_range=LOW:HIGH sets them"
+            )
+        return found
 
 
 def start_network(

@@ -23,18 +23,18 @@ def test_the_file_is_written_and_checked(mapolicy, run: Path, form: str, ending:
     if form == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxscript")
-    shown = mapolicy("export-network", run, "--to", form, "--out", f"my.{ending}")
+    shown = mapolicy("export-network", run, "--to", form, "--out", f"new/my.{ending}")
     assert shown.code == 0, shown.err
     assert "images: uint8 [B, 1, 8, 8], not normalised" in shown.out
     assert "16 images by" in shown.out
-    content = (tmp_path / f"my.{ending}").read_bytes()
+    content = (tmp_path / f"new/my.{ending}").read_bytes()
     if form == "torchscript":
         images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
         loaded = torch.jit.load(io.BytesIO(content))
         with torch.no_grad():
             torch.testing.assert_close(loaded(images), load_network(run)(images))
-    mapolicy("export-network", run, "--to", form, "--out", f"my.{ending}").is_error(2, "exists", "--force")
-    document = mapolicy("export-network", run, "--to", form, "--out", f"my.{ending}", "--force", "--json").json
+    mapolicy("export-network", run, "--to", form, "--out", f"new/my.{ending}").is_error(2, "exists", "--force")
+    document = mapolicy("export-network", run, "--to", form, "--out", f"new/my.{ending}", "--force", "--json").json
     assert document["input"] == ["batch", 1, 8, 8]
     assert document["difference"] < 1e-4
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -46,6 +47,15 @@ def test_files_and_folders_are_answered(mapolicy, run: Path, photos: Path) -> No
     assert shown.err == ""
     lines = [re.fullmatch(r"(.*)  (dark|light) \d+\.\d %", line) for line in shown.out.splitlines()]
     assert [Path(line[1]).name for line in lines if line] == ["a.png", "b.JPG", "a.png"]
+
+
+def test_images_of_more_bits_than_the_network_knows_are_said(mapolicy, run: Path, tmp_path: Path) -> None:
+    values = np.full((20, 20), 4000, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "twelve.png")
+    Image.fromarray(values * 16).save(tmp_path / "sixteen.png")
+    shown = mapolicy("predict", run, tmp_path / "twelve.png", tmp_path / "sixteen.png")
+    assert shown.code == 0, shown.err
+    assert shown.err.startswith("mapolicy: warning: 1 images have more than 8 bits a pixel and small values")
 
 
 def test_json_has_probabilities(mapolicy, run: Path, photos: Path) -> None:

@@ -185,6 +185,7 @@ def test_a_folder_alone_is_enough(mapolicy, tmp_path: Path, monkeypatch: pytest.
     assert "(--set base_augmentation=)" in first.err
     assert "warning: 10 meta-validation images are too few" in first.err
     assert first.json["verification"] is not None
+    assert first.json["command_seconds"] > first.json["seconds"]
 
     monkeypatch.setattr("mapolicy.search.plan_search", None)
     resumed = mapolicy(*command, "--resume")

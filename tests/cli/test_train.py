@@ -113,7 +113,8 @@ def test_a_dry_run_says_what_a_start_warns_of(mapolicy, tmp_path: Path) -> None:
     assert any(line.startswith("left out 14 of 30 images") for line in lines)
     assert any(line.startswith("feature map 1 x 1 at 32 pixels") for line in lines)
     warnings = mapolicy(*command, "--json").json["warnings"]
-    assert list(warnings) == ["weights", "left out", "feature map"]
+    assert list(warnings) == ["weights", "input", "left out", "feature map"]
+    assert warnings["input"] == "32 x 32 pixels; the weights were trained on 176 x 176"
 
 
 def test_a_recipes_warm_up_is_cut_to_the_users_epochs(mapolicy, tmp_path: Path) -> None:
@@ -270,6 +271,7 @@ def test_weights_from_a_file_bring_their_input_and_their_recipe(mapolicy, start:
     assert outcome.code == 0, outcome.err
     assert "train-finetune" in outcome.err
     assert "the classifier is new: the weights have 20 classes, the data has 10" in " ".join(outcome.err.split())
+    assert "input: 12 x 12 pixels, bicubic, as the weights were trained on (--image-size)" in outcome.err
     settings = saved(tmp_path)
     assert (settings["image_size"], settings["interpolation"], settings["optimizer"]) == (12, "bicubic", "adamw")
     assert not settings["pretrained"]

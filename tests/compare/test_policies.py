@@ -15,6 +15,7 @@ EVERYTHING = {
     "early_stopping": 2,
     "last_batch": "keep",
     "layer_decay": 0.7,
+    "pretrained": True,
     "freeze": True,
     "schedule": "step",
 }

@@ -166,7 +166,7 @@ def test_bad_indices_of_a_bundle(zoo, given, says):
             InputError,
             "has 15 training images, fewer than batch_size = 16; use --batch-size 15, or add",
         ),
-        ({"dataset": "folder:nowhere"}, InputError, "No such file"),
+        ({"dataset": "folder:nowhere"}, InputError, "there is no folder nowhere here"),
     ],
 )
 def test_splits_that_cannot_be_made(zoo, changes, error, says):

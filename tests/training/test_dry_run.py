@@ -75,12 +75,23 @@ def test_a_short_run_and_one_that_goes_on_are_not_measured(make_search_config, m
     search = prepared(make_search_config())
     calls: list[RunState] = []
     example = Forecast(1, 100, 0.5, 50.0, 2**30, "cpu")
-    monkeypatch.setattr("mapolicy.training.dry_run.forecast", lambda iteration, state: calls.append(state) or example)
+    monkeypatch.setattr(
+        "mapolicy.training.dry_run.forecast", lambda iteration, state, *_: calls.append(state) or example
+    )
     assert forecast_before(search.run.iteration, search.run.state, resume=False) is None, "10 iterations"
     monkeypatch.setattr("mapolicy.training.dry_run.WORTH_MEASURING", search.setup.iterations)
     assert forecast_before(search.run.iteration, search.run.state, resume=True) is None
     assert calls == []
     assert forecast_before(search.run.iteration, search.run.state, resume=False) is example
+
+
+def test_a_long_iteration_is_announced(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, notes = prepared(make_search_config()), list[str]()
+    forecast(search.run.iteration, search.run.state, notes.append)
+    assert notes == []
+    monkeypatch.setattr("mapolicy.training.dry_run.LONG", 0.0)
+    forecast(search.run.iteration, search.run.state, notes.append)
+    assert [note.partition(";")[0] for note in notes] == ["measuring 2 more iterations"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,15 @@
 """The training setup: which part of the data a run trains on, and with which optimiser and schedule."""
 
-import pytest
-import torch
+from pathlib import Path
 
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mapolicy import train_network
 from mapolicy.errors import InputError, UsageError
 from mapolicy.training.setup import TrainingSetup
 
@@ -116,3 +123,22 @@ def test_a_last_feature_map_of_one_pixel_is_told(
     assert ("feature map" in facts) == lost
     if lost:
         assert facts["feature map"].startswith("1 x 1 at 32 pixels, so positions are lost; set image_size=64 or 128")
+
+
+def test_weights_of_8_bit_images_are_said_for_others(make_train_config, tmp_path: Path) -> None:
+    for name in ("dark", "light"):
+        (tmp_path / "zoo" / name).mkdir(parents=True)
+        for number in range(12):
+            values = np.linspace(number, 4095, 64).astype(np.uint16).reshape(8, 8)
+            Image.fromarray(values).save(tmp_path / "zoo" / name / f"{number}.png")
+    of_folder = {"policy": "none", "dataset": "folder:zoo", "data_dir": str(tmp_path), "train_per_class": 0.0}
+    small = {"validation_per_class": 2.0, "test_per_class": 2.0, "batch_size": 8, "epochs": 1}
+    config = make_train_config(**of_folder, **small)
+    assert "values" not in TrainingSetup.build(config, CPU).warnings()
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "eight.safetensors")
+    warm = config.with_changes(weights=str(tmp_path / "eight.safetensors"))
+    found = TrainingSetup.build(warm, CPU).warnings()["values"]
+    assert found.startswith("the weights were trained on 8-bit images; here 0 to 4095 become black to white")
+    train_network(config, run_dir=tmp_path / "run")
+    again = config.with_changes(weights=str(tmp_path / "run" / "network.safetensors"))
+    assert "values" not in TrainingSetup.build(again, CPU).warnings(), "its own images have the same range"
