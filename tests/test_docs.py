@@ -247,6 +247,28 @@ def test_the_guard_sees_paths() -> None:
     assert len(found) > 40
 
 
+TESTS = set(
+    re.findall(r"^def (test_\w+)", "".join(p.read_text("utf-8") for p in ROOT.glob("tests/**/test_*.py")), re.M)
+)
+
+
+@pytest.mark.parametrize("page", ["docs/inputs.md", "docs/reference/inputs-tested.md"])
+def test_tests_that_are_named_exist(page: str) -> None:
+    rows = [
+        line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if re.match(r"\| (?!---|#|what)", line)
+    ]
+    assert len(rows) >= 28
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.split("|")[-2])
+        assert named, row
+        assert [name for name in named if name not in TESTS] == []
+
+
+def test_every_case_of_real_inputs_has_its_row() -> None:
+    page = (ROOT / "docs" / "reference" / "inputs-tested.md").read_text(encoding="utf-8")
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.M)] == list(range(1, 29))
+
+
 def test_every_space_of_operations_has_its_picture() -> None:
     page = (ROOT / "docs" / "reference" / "operations.md").read_text(encoding="utf-8")
     linked = re.findall(r"\(\.\./images/operations-(.+)\.png\)", page)
