@@ -3,7 +3,7 @@
 #     docker build -t mapolicy .                                     # CPU
 #     docker build -t mapolicy:cuda --build-arg TORCH=cu128 .        # CUDA 12.8; run with --gpus all
 #     docker run --rm mapolicy
-#     docker run --rm -v "$PWD:/data" mapolicy search folder:birds
+#     docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" -e HOME=/tmp mapolicy search folder:birds
 #
 # TORCH is the name of an index of PyTorch's: cpu, cu126, cu128, ...
 FROM python:3.12-slim

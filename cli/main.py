@@ -119,7 +119,7 @@ def _before_any_command(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Search a sample-aware augmentation policy once, keep it in one file, train any network with it.
+    """Learn from your images which augmentations harm a classifier, keep it in one file, train any network with it.
 
     Two lines to begin with: mapolicy demo, and mapolicy search folder:PHOTOS.
     """

@@ -1,6 +1,8 @@
 """What is published: the package's description, its version, its long description, and the files beside the code."""
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -74,13 +76,20 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 120
 
 
-@pytest.mark.slow
-def test_what_is_built_has_what_it_should(tmp_path: Path, setup_file: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel and the source archive."""
     pytest.importorskip("build")
-    pytest.importorskip("twine")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    folder = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    wheel, source = (next(tmp_path.glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+
+
+@pytest.mark.slow
+def test_what_is_built_has_what_it_should(built: tuple[Path, Path]) -> None:
+    pytest.importorskip("twine")
+    wheel, source = built
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel, source], check=True, timeout=60)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -96,3 +105,31 @@ def test_what_is_built_has_what_it_should(tmp_path: Path, setup_file: ModuleType
     for name in ("docs/index.md", "docs/tutorials/own-photos.md", "examples/plain_loop.py", "benchmarks/RESULTS.md"):
         assert name in inside
     assert {"CHANGELOG.md", "CITATION.cff", "SECURITY.md", "Dockerfile", "tests/test_package.py"} <= inside
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_without_the_repository(built: tuple[Path, Path], tmp_path: Path) -> None:
+    """In an environment of its own, about 6 GB, with all that the wheel asks for and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=600)
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([programs / "pip", "install", "--quiet", built[0]], check=True, timeout=3600)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [programs / "mapolicy", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=3600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert mapolicy.__version__ in run("--version")
+    assert "learned" in run("demo", "--quiet")
+    searched = json.loads(run("search", "digits", "--quiet", "--json", "--out", "digits.safetensors"))
+    assert json.loads(run("inspect", "digits.safetensors", "--json"))["digest"] == searched["digest"]
+    (place,) = (programs.parent / "lib").glob("python*/site-packages/mapolicy/__init__.py")
+    assert place.is_file()
