@@ -100,7 +100,8 @@ def data(
 ) -> None:
     """Time random resized crops of photos, also torchvision's.
 
-    With keep_images a photo is decoded in the first epoch alone. torchvision decodes it for each crop. Both are
+    With keep_images a photo is decoded in the first epoch alone; rows with -whole keep it at its own size
+    (keep_images=whole), the others a small copy (keep_images=small). torchvision decodes it for each crop. Both are
     measured with two random operations too.
 
     Example: mapolicy bench data photos --image-size 224

@@ -415,7 +415,7 @@ def test_ranks_with_kept_images_see_the_batches_of_one(
         image_size=16,
         policy="uniform",
         base_augmentation="random_resized_crop",
-        keep_images=True,
+        keep_images="whole",
         cache_dir=str(tmp_path / "cache"),
         memory_limit_gib=limit,
         train_per_class=4,

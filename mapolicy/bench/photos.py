@@ -1,7 +1,8 @@
 """Time from JPEG files to a batch of random resized crops: ours and torchvision's, without and with two operations.
 
 Ours reads through the data loader of a run with `keep_images`, in this process: the first epoch decodes, later ones
-find what it kept. torchvision decodes each image for each crop (`decode_jpeg`, then v2).
+find what it kept: small copies, or with `-whole` the photos themselves. torchvision decodes each image for each crop
+(`decode_jpeg`, then v2).
 """
 
 import tempfile
@@ -34,6 +35,7 @@ WIDTH, HEIGHT, QUALITY = 484, 387, 90  # of synthetic JPEGs
 JPEG = frozenset({".jpg", ".jpeg"})
 TORCHVISION, THEIR_POLICY = "torchvision", "torchvision+randaugment"
 FIRST, LATER, ANEW, OUR_POLICY = "first-epoch", "later-epochs", "files-anew", "later-epochs+randaugment"
+FIRST_WHOLE, LATER_WHOLE = f"{FIRST}-whole", f"{LATER}-whole"
 LATER_ALONE, OUR_POLICY_ALONE = f"{LATER}-one-thread", f"{OUR_POLICY}-one-thread"
 CPU = torch.device("cpu")
 
@@ -73,6 +75,8 @@ def measure_photos(
                 TORCHVISION: case.torchvision,
                 FIRST: case.first_epoch,
                 LATER: case.later,
+                FIRST_WHOLE: case.first_epoch_whole,
+                LATER_WHOLE: case.later_whole,
                 ANEW: case.anew,
             }
             policy: dict[str, Work] = {THEIR_POLICY: case.torchvision_policy, OUR_POLICY: case.later_policy}
@@ -101,16 +105,17 @@ class _Case:
         self._crop = Cropper(ImageReading(3, side), True, 0, "train")
         # A run has read the headers before, to find out what its images are like.
         self._sizes = survey(images, self._positions).sizes
-        self._kept = self._empty()
-        self._batch(self._kept, 0)
+        self._small, self._whole = self._empty(whole=False), self._empty(whole=True)
+        for split in (self._small, self._whole):
+            self._batch(split, 0)
         self._streamed = StreamedSplit(images, self._crop, self._positions, CPU, 0)
         self._theirs = v2.RandomResizedCrop(side, antialias=True)
         self._their_policy = v2.Compose([self._theirs, v2.RandAugment()])
         self._our_policy = RandAugment()
 
-    def _empty(self) -> Split:
+    def _empty(self, whole: bool) -> Split:
         """A split of which nothing is kept yet."""
-        keeper = KeptLoader(self._crop, CPU, 0, float("inf"), "", Owner("bench", "bench"), "bench", "")
+        keeper = KeptLoader(self._crop, CPU, 0, float("inf"), whole, "", Owner("bench", "bench"), "bench", "")
         (split,), _ = keeper.keep(self._images, [self._positions], self._sizes)
         return split
 
@@ -119,10 +124,16 @@ class _Case:
         return images
 
     def first_epoch(self, call: int) -> Tensor:
-        return self._batch(self._empty(), call)
+        return self._batch(self._empty(whole=False), call)
+
+    def first_epoch_whole(self, call: int) -> Tensor:
+        return self._batch(self._empty(whole=True), call)
 
     def later(self, call: int) -> Tensor:
-        return self._batch(self._kept, call)
+        return self._batch(self._small, call)
+
+    def later_whole(self, call: int) -> Tensor:
+        return self._batch(self._whole, call)
 
     def anew(self, call: int) -> Tensor:
         return self._batch(self._streamed, call)

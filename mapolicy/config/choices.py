@@ -32,6 +32,8 @@ ON_DIVERGENCE = ("stop", "rollback")
 NORMALISATIONS = ("auto", "data", "network")
 BALANCES = ("none", "sampler", "loss")
 LAST_BATCHES = ("drop", "keep")
+OFF, WHOLE, SMALL = "off", "whole", "small"
+KEPT_IMAGES = (OFF, WHOLE, SMALL)
 VERIFICATIONS = ("full", "short")
 TRAIN_SCHEDULES = ("cosine", "tanh", "poly", "step", "wsd", "rsqrt", "constant")
 
@@ -75,7 +77,7 @@ LATER: Mapping[str, Any] = {
     "keep_best": False,
     "early_stopping": 0,
     "last_batch": "drop",
-    "keep_images": False,
+    "keep_images": OFF,
 }
 
 # Settings that a recipe may leave out: their defaults change nothing.

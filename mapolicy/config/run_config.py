@@ -33,10 +33,12 @@ from .choices import (
     DEVICES,
     FILLS,
     INTERPOLATIONS,
+    KEPT_IMAGES,
     LAST_BATCHES,
     LATER,
     MACHINE_FIELDS,
     NORMALISATIONS,
+    OFF,
     ON_DIVERGENCE,
     PRECISIONS,
     RESIZES,
@@ -127,10 +129,10 @@ class RunConfig:
     memory_limit_gib: float = Field(
         4.0, ge=0, description="largest data set kept in memory as uint8 pixels, GiB; with keep_images the kept images"
     )
-    keep_images: bool = Field(
-        False,
-        description="decode each image once, and cut random resized crops from a copy whose shorter side is "
-        "image_size / 0.875; with interpolation=bilinear",
+    keep_images: Annotated[str, OneOf(KEPT_IMAGES)] = Field(
+        OFF,
+        description="decode each image once, and cut random resized crops from the whole image, or from a small copy "
+        "whose shorter side is image_size / 0.875; with interpolation=bilinear",
     )
     cache_dir: str = Field(
         "", description="folder for kept images that exceed memory_limit_gib; empty: mapolicy in the user's cache"
@@ -376,7 +378,7 @@ class RunConfig:
     def keeps_images(self) -> bool:
         """Whether random resized crops are cut from kept images."""
         crops = self.base_augmentation == "random_resized_crop"
-        return self.keep_images and crops and self.interpolation == "bilinear"
+        return self.keep_images != OFF and crops and self.interpolation == "bilinear"
 
     @property
     def fixed_value_range(self) -> tuple[float, float] | None:

@@ -1,12 +1,15 @@
 """Batches from kept images: decoded once by workers, while the first epoch trains, and cropped in batches from then on.
 
-What is kept, and where, does not change a batch: an image that could not be kept is decoded and made smaller anew.
+Where an image is kept does not change a batch: one that could not be kept is decoded anew.
 """
 
+import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from ..config.choices import SMALL, WHOLE
 from ..errors import MapolicyError
 from ..transforms.random_resized_crop import RandomResizedCrop, resize_flat, scaled_boxes
 from .batch_sampler import Plan
@@ -23,13 +27,14 @@ from .decode import CorruptImageError, bombs_as_errors
 from .image_dataset import ImageSet
 from .kept_images import KeptImages, Owner, cache_folder, open_file
 from .loader import Split, SplitLoader, StreamedSplit, merge_columns, patience, threaded_map, worker_faults
-from .reading import ImageReading
+from .reading import ImageReading, Size
 from .survey import Survey
 
 Pixels = NDArray[np.uint8]
-Size = tuple[int, int]  # width, height
 
-SHARPER = 1.25  # an image file is decoded at no less than so many times the kept size
+SHARPER = 1.25  # for a smaller copy a file is decoded at no less than so many times the copy's size
+SPARED = 0.5  # of a disk's free bytes: the start suggests files up to this share
+PIECE = 2**24  # bytes of decoded images that a worker hands over at once, or a single image
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,31 @@ class KeptReader:
         images: the image set.
         reading: how its images are read.
         sizes: by position in the image set, width and height as the header says; (0, 0) for an unreadable one.
+        whole: whether images keep their size; else they are made smaller.
     """
 
     images: ImageSet
     reading: ImageReading
     sizes: Mapping[int, Size]
+    whole: bool
+
+    def size(self, index: int) -> Size:
+        """Width and height that an image is kept at; (0, 0) for an unreadable one."""
+        own = self.sizes[index]
+        if min(own) == 0:
+            return 0, 0
+        return self.reading.whole_size(*own) if self.whole else self.reading.small_size(*own)
 
     def for_crops(self, index: int) -> Pixels:
         """The image at its kept size, uint8 [C, height, width]."""
         name, own = self.images.name(index), self.sizes[index]
+        if self.whole:
+            return self.reading.whole(self.images.read(index), name)
         if min(own) == 0:
-            return self.reading.kept(self.images.read(index), own, name)  # says what is wrong with it
-        _, kept = self.reading.kept_size(*own)
+            return self.reading.small(self.images.read(index), own, name)  # says what is wrong with it
+        kept = self.size(index)
         shrink = min(own) / min(kept) if self.reading.resize == "crop" else max(own) / max(kept)
-        return self.reading.kept(self.images.read_small(index, shrink / SHARPER), kept, name)
+        return self.reading.small(self.images.read_small(index, shrink / SHARPER), kept, name)
 
     def central(self, index: int) -> Pixels:
         """The image without randomness, uint8 [C, S, S]."""
@@ -101,77 +117,110 @@ class KeptSplit(StreamedSplit):
 
         store, slots = self.kept.of(augment)
         indices = [self.indices[positions].tolist() for _, positions in plan]
-        jobs = _jobs(indices, store, slots)
+        jobs = [list(self._pieces(job, augment)) for job in _jobs(indices, store, slots)]
+        pieces = [piece for job in jobs for piece in job]
         loader: DataLoader[Any] = DataLoader(
             _Decoded(self.reader, augment),
             batch_size=None,
-            sampler=[job for job in jobs if job],
+            sampler=pieces,
             num_workers=self.workers,
-            timeout=patience(max(map(len, jobs), default=0)) if self.workers else 0,
+            timeout=patience(max(map(len, pieces), default=0)) if self.workers else 0,
             generator=torch.Generator().manual_seed(0),
         )
         decoded: Any = None
+
+        def fresh(job: list[list[int]]) -> Iterator[tuple[int, Pixels]]:
+            nonlocal decoded
+            for piece in job:
+                with worker_faults():
+                    decoded = iter(loader) if decoded is None else decoded
+                    found = next(decoded)
+                if isinstance(found, MapolicyError):
+                    raise found
+                yield from zip(piece, _unpack(*found), strict=True)
+
         try:
             for (step, positions), batch, job in zip(plan, indices, jobs, strict=True):
-                fresh: dict[int, Pixels] = {}
-                if job:
-                    with worker_faults():
-                        decoded = iter(loader) if decoded is None else decoded
-                        found = next(decoded)
-                    if isinstance(found, MapolicyError):
-                        raise found
-                    fresh = dict(zip(job, _unpack(*found), strict=True))
-                images = torch.from_numpy(self._batch(batch, step, augment, fresh))
+                images = torch.from_numpy(self._batch(batch, step, augment, fresh(job)))
                 if self.device.type == "cuda":
                     images = images.pin_memory()
                 yield images.to(self.device, non_blocking=True), self.labels[positions].to(self.device)
         finally:
             getattr(decoded, "_shutdown_workers", lambda: None)()
 
-    def _batch(self, indices: Sequence[int], step: int, augment: bool, fresh: dict[int, Pixels]) -> Pixels:
-        """One batch, uint8 [b, C, S, S]; keeps what was decoded for it."""
+    def _pieces(self, job: Sequence[int], augment: bool) -> Iterator[list[int]]:
+        """The job in parts of up to `PIECE` bytes."""
+        reading, piece, full = self.crop.reading, list[int](), 0
+        for index in job:
+            width, height = self.reader.size(index) if augment else (reading.image_size,) * 2
+            space = width * height * reading.channels
+            if piece and full + space > PIECE:
+                yield piece
+                piece, full = [], 0
+            piece.append(index)
+            full += space
+        if piece:
+            yield piece
+
+    def _batch(self, indices: Sequence[int], step: int, augment: bool, fresh: Iterable[tuple[int, Pixels]]) -> Pixels:
+        """One batch, uint8 [b, C, S, S].
+
+        Args:
+            indices: of its images.
+            step: the iteration.
+            augment: whether to crop at random.
+            fresh: images that were decoded for it, which it keeps where it can.
+        """
         store, slots = self.kept.of(augment)
-        for index, pixels in fresh.items():
-            if index in slots:
-                store.put(slots[index], pixels)
         size = self.crop.reading.image_size
         result = np.empty((len(indices), self.crop.reading.channels, size, size), np.uint8)
-        there = np.array([index in slots and store.has(slots[index]) for index in indices], bool)
-        for row in np.flatnonzero(~there).tolist():
-            index = indices[row]
-            if index not in fresh:  # its file was damaged, or it comes twice in an epoch and cannot be kept
-                with bombs_as_errors():
-                    fresh[index] = self.reader.for_crops(index) if augment else self.reader.central(index)
-                if index in slots and store.put(slots[index], fresh[index]):
-                    there[[other == index for other in indices]] = True
-        places = np.array([slots.get(index, -1) for index in indices], np.int64)
-        if not augment:
-            for row, index in enumerate(indices):
-                result[row] = store.image(int(places[row])) if there[row] else fresh[index]
-            return result
-        shapes = np.array([fresh[index].shape[1:] if index in fresh else (0, 0) for index in indices])
-        shapes[there] = store.shapes[places[there]]
-        boxes = self._boxes(indices, step, [(int(width), int(height)) for height, width in shapes])
-        if there.all():
-            resize_flat(store.pixels, store.starts[places], shapes, boxes, result)
-            return result
+        rows: dict[int, list[int]] = {}
         for row, index in enumerate(indices):
-            one = slice(row, row + 1)
-            if there[row]:
-                resize_flat(store.pixels, store.starts[places[one]], shapes[one], boxes[one], result[one])
-            else:
-                pixels = np.ascontiguousarray(fresh[index]).reshape(-1)
-                resize_flat(pixels, np.zeros(1, np.int64), shapes[one], boxes[one], result[one])
+            rows.setdefault(index, []).append(row)
+
+        def take(index: int, pixels: Pixels) -> None:
+            """Keep an image, or else make its rows at once: whole photos of a batch can be gigabytes."""
+            if not (index in slots and store.put(slots[index], pixels)):
+                one = self._crop(pixels.reshape(-1), [0], [pixels.shape[1:]], [index], step) if augment else pixels
+                result[rows.pop(index)] = one
+
+        for index, pixels in fresh:
+            take(index, pixels)
+        for index in list(rows):
+            if not (index in slots and store.has(slots[index])):
+                # Its file was damaged, or it comes twice in an epoch and cannot be kept.
+                with bombs_as_errors():
+                    take(index, self.reader.for_crops(index) if augment else self.reader.central(index))
+        if augment and rows:
+            places = [slots[index] for index in rows]
+            crops = self._crop(store.pixels, store.starts[places], store.shapes[places], list(rows), step)
+            if len(rows) == len(indices):
+                return crops
+            for crop, some in zip(crops, rows.values(), strict=True):
+                result[some] = crop
+        elif rows:
+            for index, some in rows.items():
+                result[some] = store.image(slots[index])
+        return result
+
+    def _crop(self, pixels: Pixels, starts: Any, shapes: Any, indices: Sequence[int], step: int) -> Pixels:
+        """Random crops of images in one array, uint8 [b, C, S, S]; other arguments as for `resize_flat`."""
+        shapes, size = np.array(shapes, np.int64).reshape(-1, 2), self.crop.reading.image_size
+        boxes = self._boxes(indices, step, [(int(width), int(height)) for height, width in shapes])
+        result: Pixels = np.empty((len(indices), self.crop.reading.channels, size, size), np.uint8)
+        resize_flat(pixels, np.array(starts, np.int64), shapes, boxes, result, cut=self.reader.whole)
         return result
 
     def _boxes(self, indices: Sequence[int], step: int, kept: Sequence[Size]) -> NDArray[np.float32]:
         """The boxes in the pixels of the kept images, drawn in those of the files."""
+        if self.reader.whole:
+            return np.array(self._random.boxes(indices, step, kept), np.float32).reshape(-1, 4)
         drawn = []
         for index, (width, height) in zip(indices, kept, strict=True):
             own = self.reader.sizes[index]
             if (own[0] - own[1]) * (width - height) < 0:
                 own = own[1], own[0]
-            drawn.append(self.crop.reading.kept_size(*own)[0])
+            drawn.append(self.crop.reading.whole_size(*own))
         boxes: NDArray[np.float32] = scaled_boxes(self._random.boxes(indices, step, drawn), drawn, kept).numpy()
         return boxes
 
@@ -187,12 +236,14 @@ class KeptLoader(SplitLoader):
     """Loads splits whose random resized crops are cut from kept images.
 
     Args:
+        whole: whether images keep their size; else they are made smaller.
         cache_dir: the setting.
         owner: the data set, for `clear`.
         dataset: as the user typed it.
         fingerprint: of the images.
     """
 
+    whole: bool
     cache_dir: str
     owner: Owner
     dataset: str
@@ -211,18 +262,15 @@ class KeptLoader(SplitLoader):
         used, held_out = (sorted(index for group in some for index in group.tolist()) for some in (groups, groups[1:]))
         known = dict(sizes or {})
         rest = [index for index in used if index not in known]
-        reader = KeptReader(images, self.crop.reading, known | dict(zip(rest, _sizes(images, rest), strict=True)))
+        known |= zip(rest, _sizes(images, rest), strict=True)
+        reader = KeptReader(images, self.crop.reading, known, self.whole)
         kept = self._open(reader, used, held_out)
         streams = [StreamedSplit(images, self.crop, group, self.device, self.workers) for group in groups]
         return [KeptSplit(each, reader, kept) for each in streams], kept.where
 
     def _open(self, reader: KeptReader, used: Sequence[int], held_out: Sequence[int]) -> Kept:
         reading = self.crop.reading
-        shapes = []
-        for index in used:
-            width, height = reading.kept_size(*reader.sizes[index])[1] if min(reader.sizes[index]) else (0, 0)
-            shapes.append((height, width))
-        crops = KeptImages(shapes, reading.channels)
+        crops = KeptImages([reader.size(index)[::-1] for index in used], reading.channels)
         centrals = KeptImages([(reading.image_size, reading.image_size)] * len(held_out), reading.channels)
         slots = ({index: slot for slot, index in enumerate(used)}, {index: slot for slot, index in enumerate(held_out)})
         gib = (crops.size + centrals.size) / 2**30
@@ -231,9 +279,10 @@ class KeptLoader(SplitLoader):
             return Kept(crops.allocate(), centrals.allocate(), slots, f"{sizes} in memory")
         folder = cache_folder(self.cache_dir)
         try:
-            free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
+            free = _free(folder)
             key = {"fingerprint": self.fingerprint, "reading": reading.to_dict(), "libraries": _libraries()}
-            wide = open_file(folder, self.owner, key | {"what": "crops"}, crops.shapes, reading.channels)
+            what = {"what": WHOLE, "reading": _without_size(reading)} if self.whole else {"what": "crops"}
+            wide = open_file(folder, self.owner, key | what, crops.shapes, reading.channels)
             square = open_file(folder, self.owner, key | {"what": "centrals"}, centrals.shapes, reading.channels)
             missing = sum(int(each.sizes[~each.expected()].sum()) for each in (wide, square))
             if missing > free:
@@ -247,16 +296,41 @@ class KeptLoader(SplitLoader):
         return Kept(wide, square, slots, f"{sizes}, {why}, so in {folder}; {remove}")
 
 
-def keeping_hint(reading: ImageReading, found: Survey) -> list[str]:
+def keeping_hint(reading: ImageReading, found: Survey, memory_limit_gib: float, cache_dir: str) -> list[str]:
     """A sentence for a run that decodes each image for each of its crops, and could keep it."""
-    if reading.interpolation != "bilinear" or not min(found.width, found.height):
+    known = [size for size in found.sizes.values() if min(size)]
+    if reading.interpolation != "bilinear" or not known:
         return []
-    (width, height) = reading.kept_size(found.width, found.height)[1]
-    gib = found.total * reading.channels * width * height / 2**30
-    return [
-        "every image is decoded anew for every random resized crop: --set keep_images=true decodes each once, and "
-        f"keeps about {gib:.2g} GiB; the copies have fewer pixels, which can cost accuracy"
-    ]
+    room = memory_limit_gib
+    with suppress(OSError):
+        room = max(room, _free(cache_folder(cache_dir)) / 2**30 * SPARED)
+    for value, kept_size, which in (
+        (WHOLE, reading.whole_size, "the crops stay the same within 1 level"),
+        (
+            SMALL,
+            reading.small_size,
+            "the copies have fewer pixels, which cost 4.7 points of accuracy in a measurement",
+        ),
+    ):
+        pixels = sum(math.prod(kept_size(*size)) for size in known) / len(known)
+        gib = found.total * reading.channels * pixels / 2**30
+        if gib <= room:
+            place = "in memory" if gib <= memory_limit_gib else "in a file"
+            return [
+                "every image is decoded anew for every random resized crop: "
+                f"--set keep_images={value} decodes each once, and keeps about {gib:.2g} GiB {place}; {which}"
+            ]
+    return []
+
+
+def _free(folder: Path) -> int:
+    """Free bytes on the disk of a folder, which need not be there yet."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
+
+
+def _without_size(reading: ImageReading) -> dict[str, Any]:
+    """What whole images depend on: runs of other sizes share them."""
+    return {name: value for name, value in reading.to_dict().items() if name not in ("image_size", "share")}
 
 
 class _Decoded(Dataset[Any]):

@@ -23,8 +23,9 @@ from .decode import GRAY_MODES, CorruptImageError, corrupt, decode, has_alpha
 
 LARGEST_SIZE = 4096
 KEPT_SHARE = 0.875  # of the shorter side of an image that is kept for random crops: the output's side
-
 DARK = 2**15
+
+Size = tuple[int, int]  # width, height
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
@@ -127,33 +128,37 @@ class ImageReading:
         Raises:
             CorruptImageError: as `read`.
         """
-        image = self.converted(image, name)
-        if self.resize == "pad":
-            image = self._padded(image, max(image.size))
-        elif self.resize == "squash":
-            side = _squashed(*image.size)
-            image = image.resize((side, side), _FILTERS[self.interpolation])
+        image = self._for_crops(self.converted(image, name))
         cut = image.crop(random_crop_box(*image.size, draws))
         return self._array(self._resized(cut, (0, 0, *cut.size)))
 
-    def kept_size(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Width and height that boxes of random crops are drawn in, and those that the image is kept at for them.
-
-        An image is kept as small as its central square would be for `KEPT_SHARE`, and never enlarged.
-        """
-        side = round(self.image_size / KEPT_SHARE)
+    def whole_size(self, width: int, height: int) -> Size:
+        """Width and height of the image that random crops are cut from."""
         if self.resize == "crop":
-            scale = min(1.0, side / min(width, height))
-            return (width, height), (max(1, round(width * scale)), max(1, round(height * scale)))
+            return width, height
         square = max(width, height) if self.resize == "pad" else _squashed(width, height)
-        return (square, square), (min(square, side), min(square, side))
+        return square, square
 
-    def kept(self, image: Image.Image, size: tuple[int, int], name: str = "image") -> NDArray[np.uint8]:
-        """An image as it is kept for random crops, uint8 [C, height, width]; bilinear, antialiased.
+    def whole(self, image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
+        """The image that random crops are cut from, uint8 [C, height, width].
+
+        Raises:
+            CorruptImageError: as `read`.
+        """
+        return self._array(self._for_crops(self.converted(image, name)))
+
+    def small_size(self, width: int, height: int) -> Size:
+        """Width and height of a copy as small as its central square would be for `KEPT_SHARE`, and never enlarged."""
+        width, height = self.whole_size(width, height)
+        scale = min(1.0, round(self.image_size / KEPT_SHARE) / min(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def small(self, image: Image.Image, size: Size, name: str = "image") -> NDArray[np.uint8]:
+        """A smaller copy that random crops are cut from, uint8 [C, height, width]; bilinear, antialiased.
 
         Args:
             image: decoded, perhaps at a smaller size than its file's.
-            size: width and height, as `kept_size` says; with its sides exchanged if the image has them so.
+            size: width and height, as `small_size` says; with its sides exchanged if the image has them so.
             name: of the image, for an error.
 
         Raises:
@@ -214,6 +219,15 @@ class ImageReading:
         pixels = image.convert("RGBA")
         background = Image.new("RGBA", image.size, ImageColor.getcolor(self.alpha_background, "RGBA"))
         return Image.alpha_composite(background, pixels).convert(_base(image))
+
+    def _for_crops(self, image: Image.Image) -> Image.Image:
+        """What random crops are cut from: the image; `pad` and `squash` make it square, and no smaller."""
+        if self.resize == "pad":
+            return self._padded(image, max(image.size))
+        if self.resize == "squash":
+            side = _squashed(*image.size)
+            return image.resize((side, side), _FILTERS[self.interpolation])
+        return image
 
     def _padded(self, image: Image.Image, side: int | None = None) -> Image.Image:
         """The image on a black square, as large as fits."""

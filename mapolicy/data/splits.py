@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig, SearchConfig
+from ..config.choices import WHOLE
 from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
@@ -180,14 +181,14 @@ def load_splits(
     where: list[str] = []
     if config.keeps_images:
         contents, digest = _contents_and_fingerprint(classes, pool, used)
-        place = (config.cache_dir, owner_of(source), config.dataset, digest)
+        place = (config.keep_images == WHOLE, config.cache_dir, owner_of(source), config.dataset, digest)
         keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
         (train, validation, *rest), said = keeper.keep(pool, groups, found.sizes)
         where.append(said)
     else:
         train, validation, *rest = loader.load(pool, groups)
         if random:
-            where += keeping_hint(reading, found)
+            where += keeping_hint(reading, found, config.memory_limit_gib, config.cache_dir)
         contents, digest = _contents_and_fingerprint(classes, pool, used)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)

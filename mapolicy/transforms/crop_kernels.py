@@ -34,6 +34,7 @@ def resize_boxes(
     width: Integers,
     interleaved: bool,
     boxes: Boxes,
+    cut: bool,
     result: Pixels,
     first: int,
     last: int,
@@ -45,7 +46,8 @@ def resize_boxes(
         start: int64 [B], where in `pixels` each image begins.
         height, width: int64 [B], of each image.
         interleaved: whether an image is [height, width, C], else [C, height, width].
-        boxes: float32 [B, 4], left, top, right, bottom in pixels, inside the image.
+        boxes: float32 [B, 4], left, top, right, bottom in pixels, inside the image; whole numbers with `cut`.
+        cut: whether a box is cut out first, so that no pixel outside has a weight; Pillow's `crop` and then `resize`.
         result: uint8 [B, C, H, W], overwritten from image `first` to before image `last`.
         first, last: the images that this call changes.
     """
@@ -56,8 +58,8 @@ def resize_boxes(
     for i in range(first, last):
         high, wide = height[i], width[i]
         left, top, right, bottom = boxes[i]
-        weights_across = _weights(wide, left, right, side, across)
-        weights_down = _weights(high, top, bottom, tall, down)
+        weights_across = _weights(left if cut else 0, right if cut else wide, left, right, side, across)
+        weights_down = _weights(top if cut else 0, bottom if cut else high, top, bottom, tall, down)
         x, y = across[0, 0], down[0, 0]
         columns, rows = across[side - 1, 0] + across[side - 1, 1] - x, down[tall - 1, 0] + down[tall - 1, 1] - y
         across[:, 0] -= x
@@ -83,11 +85,11 @@ def _apart(number: int) -> int:
 
 
 @compiled
-def _weights(size: int, low: float, high: float, side: int, bounds: Integers) -> Weights:
+def _weights(start: int, end: int, low: float, high: float, side: int, bounds: Integers) -> Weights:
     """`precompute_coeffs` and `normalize_coeffs_8bpc`: weights int32 [side, taps] of each output pixel's input pixels.
 
     Args:
-        size: of the image along this side.
+        start, end: the pixels along this side that may have a weight.
         low, high: ends of the box.
         side: output pixels.
         bounds: int64 [side, 2], overwritten with the first input pixel and their number.
@@ -98,8 +100,8 @@ def _weights(size: int, low: float, high: float, side: int, bounds: Integers) ->
     values = np.empty(found.shape[1], np.float64)
     for j in range(side):
         centre = float(low) + (j + 0.5) * scale
-        begin = max(int(centre - stretch + 0.5), 0)
-        number = min(int(centre + stretch + 0.5), size) - begin
+        begin = max(int(centre - stretch + 0.5), int(start))
+        number = min(int(centre + stretch + 0.5), int(end)) - begin
         total = 0.0
         for k in range(number):
             values[k] = max(1.0 - abs((k + begin - centre + 0.5) * (1.0 / stretch)), 0.0)

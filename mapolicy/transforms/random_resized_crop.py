@@ -151,7 +151,9 @@ def resize_boxes(images: Tensor | Sequence[Tensor], boxes: Tensor, size: int) ->
     return result
 
 
-def resize_flat(pixels: Any, starts: Any, sizes: Any, boxes: Any, result: Any, interleaved: bool = False) -> None:
+def resize_flat(
+    pixels: Any, starts: Any, sizes: Any, boxes: Any, result: Any, interleaved: bool = False, cut: bool = False
+) -> None:
     """`resize_boxes` on a CPU from images in one array, on torch's number of threads.
 
     Args:
@@ -161,13 +163,14 @@ def resize_flat(pixels: Any, starts: Any, sizes: Any, boxes: Any, result: Any, i
         boxes: float32 [B, 4].
         result: uint8 [B, C, H, W], overwritten.
         interleaved: whether the images are [height, width, C], else [C, height, width].
+        cut: whether the boxes, whole numbers, are cut out before they are resized: no pixel outside has a weight.
     """
     from .crop_kernels import resize_boxes as compiled  # takes numba, which needs a while to load
 
     heights, widths = np.ascontiguousarray(sizes[:, 0]), np.ascontiguousarray(sizes[:, 1])
 
     def work(first: int, last: int) -> None:
-        compiled(pixels, starts, heights, widths, interleaved, boxes, result, first, last)
+        compiled(pixels, starts, heights, widths, interleaved, boxes, cut, result, first, last)
 
     images_in_ranges(work, len(result), int(np.prod(result.shape[1:])))
 

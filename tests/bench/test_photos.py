@@ -25,7 +25,7 @@ def test_a_folders_jpegs_are_measured_and_nothing_else(tmp_path: Path) -> None:
     assert report["settings"]["photos"] == 3
     assert report["settings"]["median_size"] == "40 x 30"
     rows = {(row["what"], row["image_size"]): row for row in report["rows"]}
-    assert len(rows) == 12
+    assert len(rows) == 16
     for (name, _), row in rows.items():
         reference = photos.THEIR_POLICY if "randaugment" in name else photos.TORCHVISION
         assert row["against"] == reference
@@ -52,10 +52,13 @@ def test_epochs_differ_in_where_pixels_come_from_alone(tmp_path: Path) -> None:
     assert torch.equal(first, later)
     assert first.shape == case.torchvision(3).shape == case.torchvision_policy(3).shape == (6, 3, 12, 12)
     assert (first.float() - anew.float()).abs().mean() < 12
+    assert torch.equal(case.first_epoch_whole(3), case.later_whole(3))
+    assert (case.later_whole(3).int() - anew.int()).abs().max() <= 1
     assert not torch.equal(case.later_policy(3), later)
     for name in names:
         (tmp_path / name).unlink()
     assert torch.equal(case.later(3), later), "nothing is read again"
+    assert (case.later_whole(3).int() - anew.int()).abs().max() <= 1
 
 
 def test_a_file_that_torchvision_cannot_decode_is_told(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_runs_say_at_the_start_what_they_found(mapolicy, tmp_path: Path, dry: tu
 
 def test_kept_images_are_announced_reused_and_cleared(mapolicy, tmp_path: Path) -> None:
     write_folder(tmp_path / "zoo", size=(40, 30))
-    crops = ("base_augmentation=random_resized_crop", "keep_images=true", "memory_limit_gib=0", "cache_dir=cache")
+    crops = ("base_augmentation=random_resized_crop", "keep_images=whole", "memory_limit_gib=0", "cache_dir=cache")
     settings = [part for text in crops for part in ("--set", text)]
     train = ("train", "folder:zoo", "--policy", "none", "--arch", "test_resnet", *SMALL, *settings)
     digests = []

@@ -26,7 +26,7 @@ BASE = TrainConfig(
     arch="none",
     workers=0,
     **TINY | {"validation_per_class": 2, "test_per_class": 2, "image_size": 16},
-).with_changes(base_augmentation="random_resized_crop", keep_images=True)
+).with_changes(base_augmentation="random_resized_crop", keep_images="small")
 OWNER = Owner("folder:x", "/x")
 SHAPES = [(3, 4), (5, 2)]
 
@@ -62,26 +62,25 @@ def cache_files(root: Path) -> list[Path]:
     return sorted((root.parent / "cache" / CACHE).glob("*.images"))
 
 
-@pytest.fixture(params=["crop", "pad", "squash"])
-def resize(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_batches_do_not_depend_on_where_images_are_kept(photos: Path, resize: str) -> None:
+@pytest.mark.parametrize(
+    ("resize", "keep_images"), [("crop", "small"), ("pad", "small"), ("squash", "small"), ("crop", "whole")]
+)
+def test_batches_do_not_depend_on_where_images_are_kept(photos: Path, resize: str, keep_images: str) -> None:
     """Not on memory, a new file, a filled one, or nowhere; nor on the epoch that decoded them."""
-    memory, new = load(photos, resize=resize), load(photos, memory_limit_gib=0.0, resize=resize)
+    how = {"resize": resize, "keep_images": keep_images}
+    memory, new = load(photos, **how), load(photos, memory_limit_gib=0.0, **how)
     expected = [batches(memory.train, first_step=step) for step in (0, 7)]
     assert not torch.equal(*expected)
     assert torch.equal(batches(new.train), expected[0])
-    filled = load(photos, memory_limit_gib=0.0, resize=resize)
+    filled = load(photos, memory_limit_gib=0.0, **how)
     assert filled.train.kept.crops.expected().sum() == len(filled.train)  # type: ignore[attr-defined]
     assert torch.equal(batches(filled.train, first_step=7), expected[1])
-    nowhere = load(photos, memory_limit_gib=0.0, resize=resize, cache_dir=str(photos / "0" / "00.jpg"))
+    nowhere = load(photos, memory_limit_gib=0.0, **how, cache_dir=str(photos / "0" / "00.jpg"))
     assert "decoded anew" in nowhere.notes[-1]
     assert torch.equal(batches(nowhere.train), expected[0])
     assert torch.equal(batches(nowhere.train, first_step=7), expected[1])
     # Central squares are those of a run that keeps nothing.
-    plain = load(photos, resize=resize, keep_images=False)
+    plain = load(photos, resize=resize, keep_images="off")
     for splits in (memory, filled, nowhere):
         for _ in range(2):
             assert torch.equal(
@@ -98,30 +97,47 @@ def test_batches_do_not_depend_on_workers_threads_or_ranks(
     split = load(photos, workers=2).train
     assert split.workers == 2  # type: ignore[attr-defined]
     assert torch.equal(batches(split), expected)
+    # Nor on how many images a worker hands over at once.
+    monkeypatch.setattr("mapolicy.data.kept_split.PIECE", 2 * max(split.kept.crops.sizes))  # type: ignore[attr-defined]
+    split = load(photos, workers=1).train
+    assert {len(piece) for piece in split._pieces(split.indices.tolist(), True)} >= {2}  # type: ignore[attr-defined]
+    assert torch.equal(batches(split), expected)
     (half, _), *_ = load(photos).train.batches([(1, torch.arange(7, 10))], augment=True)
     assert torch.equal(half, expected[7:10])
     both = load(photos).train_with_validation()
     assert batches(both).shape == (len(both), 3, 16, 16)
 
 
-def test_crops_of_kept_images_look_like_those_of_the_files(photos: Path) -> None:
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_crops_of_whole_images_are_those_of_the_files(photos: Path, resize: str) -> None:
+    """Within 1 level, although a JPEG's decoder could reduce the file for such small crops, and whoever decodes."""
+    how = {"resize": resize, "image_size": 8}
+    plain = batches(load(photos, keep_images="off", **how).train).int()
+    whole, small = load(photos, keep_images="whole", **how), load(photos, keep_images="small", **how)
+    for _ in ("decoded", "kept"):
+        assert (batches(whole.train).int() - plain).abs().max() <= 1
+    assert (batches(small.train).int() - plain).abs().max() > 10
+
+
+def test_crops_of_small_copies_look_like_those_of_the_files(photos: Path) -> None:
     """The same boxes: the mean difference is what a smaller copy loses; with another step's boxes it is far larger."""
-    kept, plain = batches(load(photos).train).float(), batches(load(photos, keep_images=False).train).float()
+    kept, plain = batches(load(photos).train).float(), batches(load(photos, keep_images="off").train).float()
     assert (kept - plain).abs().mean() < 6
-    other = batches(load(photos, keep_images=False).train, first_step=50).float()
+    other = batches(load(photos, keep_images="off").train, first_step=50).float()
     assert (kept - other).abs().mean() > 3 * (kept - plain).abs().mean()
 
 
-def test_an_image_is_kept_at_an_eighth_more_than_the_crops() -> None:
+def test_a_small_copy_is_an_eighth_larger_than_the_crops() -> None:
     reading = ImageReading(3, 224)
-    assert reading.kept_size(484, 387) == ((484, 387), (320, 256))
-    assert reading.kept_size(100, 90) == ((100, 90), (100, 90))
-    assert ImageReading(3, 224, "squash").kept_size(484, 387) == ((484, 484), (256, 256))
-    assert ImageReading(3, 224, "squash").kept_size(4000, 10) == ((40, 40), (40, 40))
-    assert ImageReading(3, 224, "pad").kept_size(484, 387) == ((484, 484), (256, 256))
+    squash, pad = ImageReading(3, 224, "squash"), ImageReading(3, 224, "pad")
+    assert (reading.whole_size(484, 387), reading.small_size(484, 387)) == ((484, 387), (320, 256))
+    assert (reading.whole_size(100, 90), reading.small_size(100, 90)) == ((100, 90), (100, 90))
+    assert (squash.whole_size(484, 387), squash.small_size(484, 387)) == ((484, 484), (256, 256))
+    assert (squash.whole_size(4000, 10), squash.small_size(4000, 10)) == ((40, 40), (40, 40))
+    assert (pad.whole_size(484, 387), pad.small_size(484, 387)) == ((484, 484), (256, 256))
     pixels = synthetic_images(1, 120)[0][:, :100].permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels)
-    got = ImageReading(3, 28).kept(image, (38, 32))
+    got = ImageReading(3, 28).small(image, (38, 32))
     assert np.abs(got.transpose(1, 2, 0).astype(int) - np.asarray(image.resize((38, 32), 2))).max() <= 1
 
 
@@ -134,7 +150,7 @@ def test_a_jpeg_is_decoded_smaller_where_that_suffices(photos: Path) -> None:
     assert np.array_equal(np.asarray(reader.images.read_small(index, 1.9)), np.asarray(reader.images.read(index)))
     small = reader.images.read_small(index, 3)
     assert small.size == tuple(-(-side // 2) for side in reader.sizes[index])
-    whole = reader.reading.kept(reader.images.read(index), reader.reading.kept_size(*reader.sizes[index])[1])
+    whole = reader.reading.small(reader.images.read(index), reader.size(index))
     assert np.abs(whole.astype(int) - reader.for_crops(index)).mean() < 4
 
 
@@ -173,6 +189,12 @@ def test_other_images_and_other_readings_have_other_files(photos: Path) -> None:
     Image.new("RGB", (70, 60)).save(photos / images.name(index))
     load(photos, memory_limit_gib=0.0)
     assert len(cache_files(photos)) == 3 * known
+    # Whole images are found again at another size, where the central squares differ.
+    before = load(photos, memory_limit_gib=0.0, keep_images="whole")
+    assert len(cache_files(photos)) == 3 * known + 1
+    after = load(photos, memory_limit_gib=0.0, keep_images="whole", image_size=24)
+    assert before.train.kept.crops.path == after.train.kept.crops.path  # type: ignore[attr-defined]
+    assert len(cache_files(photos)) == 3 * known + 2
 
 
 def test_clearing_removes_a_data_sets_files_alone(tmp_path: Path) -> None:
@@ -240,14 +262,34 @@ def test_a_corrupt_image_is_named(photos: Path, workers: int) -> None:
         batches(load(photos, workers=workers, train_per_class=0.0).train_with_validation())
 
 
-def test_a_run_that_could_keep_images_says_so(photos: Path) -> None:
-    plain = load(photos, keep_images=False)
-    kept = load(photos).train.kept.crops.size / 2**30  # type: ignore[attr-defined]
-    told = re.search(r"--set keep_images=true decodes each once, and keeps about (\S+) GiB", plain.notes[-1])
-    assert told is not None
-    assert float(told[1]) == pytest.approx(kept, rel=0.2)
-    for changes in ({"interpolation": "bicubic"}, {"base_augmentation": "none"}, {}):
-        assert not any("keep_images=true" in note for note in load(photos, **changes).notes)
+def test_a_run_that_could_keep_images_says_so(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told of whole images where they fit into memory or into half of what is free, else of small copies."""
+    sizes = {each: load(photos, keep_images=each).train.kept.crops.size for each in ("whole", "small")}  # type: ignore[attr-defined]
+    free = 0
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free})())
+
+    def told(**changes: object) -> tuple[str, str, bool] | None:
+        """The value, the place, and whether accuracy is warned of; the size is right."""
+        notes = [note for note in load(photos, keep_images="off", **changes).notes if "keep_images=" in note]
+        if not notes:
+            return None
+        found = re.search(r"--set keep_images=(\w+) decodes each once, and keeps about (\S+) GiB in (.+);", notes[0])
+        assert found is not None, notes
+        assert float(found[2]) == pytest.approx(sizes[found[1]] / 2**30, rel=0.2)
+        return found[1], found[3], "accuracy" in notes[0]
+
+    assert told() == ("whole", "memory", False)
+    limit = {"memory_limit_gib": sizes["small"] * 1.3 / 2**30}
+    assert told(**limit) == ("small", "memory", True)
+    free = sizes["whole"] * 3
+    assert told(**limit) == ("whole", "a file", False)
+    free = sizes["whole"]
+    assert told(memory_limit_gib=0.0) == ("small", "a file", True)
+    free = 0
+    assert told(memory_limit_gib=0.0) is None
+    assert told(interpolation="bicubic") is None
+    assert told(base_augmentation="none") is None
+    assert not any("decodes each once" in note for note in load(photos).notes)
 
 
 def test_other_filters_keep_nothing(photos: Path) -> None:

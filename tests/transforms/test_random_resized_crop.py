@@ -85,6 +85,23 @@ def test_interleaved_images_give_the_same_pixels() -> None:
         assert np.array_equal(planar[0].transpose(1, 2, 0).squeeze(), resized)
 
 
+@pytest.mark.parametrize("size", [9, 64])
+def test_a_box_that_is_cut_out_first_is_pillows_crop_resized(size: int) -> None:
+    """No pixel outside the box has a weight, which moves those at an edge by many levels."""
+    images = some_images(*SHAPES)
+    for image, box in zip(images, some_boxes(images).numpy(), strict=True):
+        low, high = np.floor(box[:2]), np.ceil(box[2:])
+        (left, top), (right, bottom) = low.astype(int), high.astype(int)
+        boxes, sizes = np.concatenate([low, high])[None], np.array([image.shape[1:]])
+        cut_out = image[:, top:bottom, left:right]
+        expected = pillow_crop(cut_out, torch.tensor([0, 0, right - left, bottom - top]), size).int()
+        for cut in (True, False):
+            result = np.empty((1, len(image), size, size), np.uint8)
+            resize_flat(image.reshape(-1).numpy(), np.zeros(1, np.int64), sizes, boxes, result, cut=cut)
+            same = (torch.from_numpy(result[0]).int() - expected).abs().max() <= 1
+            assert same == (cut or cut_out.shape == image.shape)
+
+
 def test_threads_do_not_change_the_crops(set_threads: Callable[[int], None]) -> None:
     images = torch.stack(some_images(*[(3, 90, 70)] * 40))
     crops = []
