@@ -101,7 +101,7 @@ def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) ->
     for name in (*bundles, "c100.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(bundle_file, tmp_path / name)
-    for name in ("cat.jpg", "dog.png", "photos/bird.webp"):
+    for name in ("cat.jpg", "dog.png", "new1.jpg", "new2.png", "photos/bird.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(tmp_path / name)
     for name, photo in itertools.product(("owl", "robin", "wren"), range(8)):
