@@ -316,5 +316,6 @@ def reporter(quiet: bool = False, settings_from: str | None = None) -> QuietRepo
 
 
 def shown(record: Record) -> dict[str, str]:
-    """The figures of a record that the display shows, formatted, by name."""
-    return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record}
+    """The figures of a record that the display shows, formatted, by name; no spread where all weights are equal."""
+    equal = {"weight_spread"} if not record.get("weight_spread") else set()
+    return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record and key not in equal}

@@ -130,7 +130,7 @@ class BilevelStep:
         self.extractor, self.communicator = extractor, communicator
         self.losses = NetworkLosses(network, self.options, communicator, training_loss, validation_loss)
         self.own_rules: bool | None = None
-        self.how = "eager"
+        self.how = "not compiled"
         self.noise_at_mean = has_unequal_noise(network)
         if self.noise_at_mean and self.options.simultaneous:
             why = "the virtual step has the noise of Shake-Shake or ShakeDrop at its mean, the weighted step has not"

@@ -33,7 +33,7 @@ class Choice:
     reason: str
 
     def __str__(self) -> str:
-        return f"{'compiled' if self.compiled else 'eager'} ({self.reason})"
+        return f"{'compiled' if self.compiled else 'not compiled'} ({self.reason})"
 
 
 def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int, device: torch.device) -> Choice:
@@ -54,7 +54,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
         return Choice(False, "as asked for")
     always, hypergradients = config.compile == "always", -(-iterations // config.meta_every)
     if not always and hypergradients < WORTH_COMPILING:
-        return Choice(False, f"{hypergradients} hypergradients do not repay compiling, {WORTH_COMPILING} would")
+        return Choice(False, f"{hypergradients} steps of the policy are too few to repay it, {WORTH_COMPILING} would")
     if not always and device.type != "cpu":
         return Choice(False, "chosen on a CPU alone")
     several = "the batch is shared by several processes" if communicator().size > 1 else None
@@ -68,7 +68,7 @@ def choose(config: RunConfig, network: nn.Module, channels: int, iterations: int
         if always:
             raise EnvironmentFault("compile", "there is no C++ compiler", "install one, or use --set compile=auto")
         return Choice(False, "there is no C++ compiler")
-    return Choice(True, "as asked for" if always else f"{hypergradients} hypergradients repay compiling")
+    return Choice(True, "as asked for" if always else f"{hypergradients} steps of the policy repay it")
 
 
 def other_algorithm(config: RunConfig) -> str | None:

@@ -89,7 +89,7 @@ class CompiledStep(BilevelStep):
                 raise EnvironmentFault(
                     "compile", f"torch cannot compile the iteration ({reason})", "use --set compile=never"
                 ) from None
-            self._fell_back, self.how = True, "eager (torch cannot compile it)"
+            self._fell_back, self.how = True, "not compiled (torch cannot)"
             self._on_note(f"torch cannot compile the iteration ({reason}); it goes on uncompiled")
             return super()._step(batch, validation)
         with torch.no_grad():

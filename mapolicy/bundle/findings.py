@@ -250,8 +250,8 @@ def verification_lines(verification: Verification, strength: float) -> list[tupl
     for row in verification.rows:
         label = row.policy if row.strength is None else f"{row.policy}, strength {row.strength:g}"
         accuracy = f"{100 * row.correct / verification.images:.1f} %"
-        gain = f"; kept {gain_over(row, verification.images)}"
-        lines.append((label, f"{accuracy}, kept" if row is kept else f"{accuracy}{gain}"))
+        gain = f"; the bundle's policy {gain_over(row, verification.images)}"
+        lines.append((label, f"{accuracy}, the bundle's policy" if row is kept else f"{accuracy}{gain}"))
     return lines
 
 

@@ -242,8 +242,8 @@ class RunConfig:
     )
     level_course: bool = Field(
         False,
-        description="let a bundle's draws follow the course of the search, at the same share of a training; else they "
-        "have the mean of its second half throughout",
+        description="let a bundle's draws change during a training as they did during the search; else they are the "
+        "mean of its second half throughout",
     )
     sampler_input: Annotated[str, OneOf(SAMPLER_INPUTS)] = Field(
         "none",

@@ -140,7 +140,7 @@ Found = tuple[Any, str] | None
 
 
 def _image_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
-    size = f"images have {data.side} pixels (median)"
+    size = f"the shorter side of a median image has {data.side} pixels"
     if data.side < SMALL_SIDE:
         return max(8, data.side // 4 * 4), size
     if data.side < LARGE_SIDE:
@@ -160,7 +160,9 @@ def _model_args(data: DataProfile, machine: Machine, config: SearchConfig) -> Fo
     if config.image_size < 32:
         return None
     side = -(-config.image_size // 8)
-    return {"stem_stride": 2}, f"quarters the time, and leaves feature maps of {side} x {side}"
+    return {
+        "stem_stride": 2
+    }, f"its first layer halves the images, for a quarter of the time; feature maps of {side} x {side} are left"
 
 
 def _base_augmentation(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
@@ -174,9 +176,9 @@ def _base_augmentation(data: DataProfile, machine: Machine, config: SearchConfig
 
 def _cutout(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
     if config.base_augmentation == "none":
-        return 0, "as there is no base augmentation"
+        return 0, "nothing is erased, as there is no base augmentation"
     side = min(config.image_size // 2, LARGEST_CUTOUT)
-    return side, f"a square of {side} pixels is erased"
+    return side, f"a square of {side} pixels is erased from each training image"
 
 
 def _validation_per_class(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
@@ -185,7 +187,8 @@ def _validation_per_class(data: DataProfile, machine: Machine, config: SearchCon
         return None
     images = {share: sum(per_class(share, data.sizes)) for share in SHARES}
     share = next((share for share in SHARES if images[share] >= WANTED_HELD_OUT), SHARES[-1])
-    return share, f"{images[share]} meta-validation images to learn from; {config.validation_per_class:g} gives {found}"
+    why = f"{images[share]} meta-validation images, from which the policy learns"
+    return share, f"{why}; {config.validation_per_class:g} gives {found}"
 
 
 def _batch_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
@@ -268,9 +271,15 @@ def fit(
     choices = [Choice("epochs", found.epochs, f"{reason} take about {taken} of {in_words(budget)} here{limit}")]
     if found.verification != config.verification:
         trainings = outline.checked.get(found.verification, 0)
-        choices.append(Choice("verification", found.verification, f"{trainings} trainings check the policy, for time"))
+        choices.append(
+            Choice(
+                "verification",
+                found.verification,
+                f"{trainings} trainings check the policy at the end; more would take too long",
+            )
+        )
     if found.meta_every != config.meta_every:
-        why = f"the policy learns in one of {found.meta_every} iterations, for time"
+        why = f"the policy learns in one of {found.meta_every} iterations; in more of them it would take too long"
         choices.append(Choice("meta_every", found.meta_every, why))
     return found, tuple(choices)
 
@@ -331,7 +340,7 @@ def problems(
     if outline.last_map == (1, 1):
         size = config.image_size
         lines.append(
-            f"the proxy's last feature map is 1 x 1 at {size} pixels, so positions are lost: set --image-size "
-            f"{2 * size} or {4 * size}, or a smaller stem (docs/networks.md)"
+            f"the proxy's last feature map is 1 x 1 at {size} pixels, so it is lost where in the image something is: "
+            f"set --image-size {2 * size} or {4 * size}, or a first layer with a smaller stride (docs/networks.md)"
         )
     return tuple(lines)

@@ -216,8 +216,10 @@ class TrainingSetup:
             found["few iterations"] = f"{each} an epoch, {self.iterations} in all; --batch-size {better} makes more"
         size = config.image_size
         if last_map(self.network, size, self.splits.channels) == (1, 1):
-            remedy = f"set image_size={2 * size} or {4 * size}, or a smaller stem (docs/networks.md)"
-            found["feature map"] = f"1 x 1 at {size} pixels, so positions are lost; {remedy}"
+            remedy = (
+                f"set image_size={2 * size} or {4 * size}, or a first layer with a smaller stride (docs/networks.md)"
+            )
+            found["feature map"] = f"1 x 1 at {size} pixels, so it is lost where in the image something is; {remedy}"
         return found
 
     def _start(self) -> dict[str, str]:

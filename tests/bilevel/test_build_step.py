@@ -23,8 +23,8 @@ def network(**arguments: Any) -> nn.Module:
     ("change", "iterations", "chosen", "reason"),
     [
         ({}, WORTH_COMPILING, True, "repay"),
-        ({}, WORTH_COMPILING - 1, False, "do not repay"),
-        ({"meta_every": 2}, 2 * WORTH_COMPILING - 2, False, "do not repay"),
+        ({}, WORTH_COMPILING - 1, False, "too few to repay"),
+        ({"meta_every": 2}, 2 * WORTH_COMPILING - 2, False, "too few to repay"),
         ({"meta_every": 2}, 2 * WORTH_COMPILING - 1, True, "repay"),
         ({"compile": "never"}, WORTH_COMPILING, False, "asked"),
         ({"compile": "always"}, 1, True, "asked"),

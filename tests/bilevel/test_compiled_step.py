@@ -161,7 +161,7 @@ def test_a_failure_to_compile_is_told_and_the_run_goes_on() -> None:
     (note,) = notes
     assert "cannot compile" in note
     assert "\n" not in note
-    assert step.how == "eager (torch cannot compile it)"
+    assert step.how == "not compiled (torch cannot)"
 
 
 def test_a_failure_to_compile_is_an_error_where_it_was_asked_for() -> None:
@@ -201,7 +201,7 @@ def test_a_run_says_and_records_its_choice(
     assert search_policy(config, run_dir=tmp_path / "run", resume=True).to_bytes() == bundle.to_bytes()
 
     eager = search_policy(config.with_changes(compile="never"), listener)
-    assert listener.result["step"] == "eager (as asked for)"
+    assert listener.result["step"] == "not compiled (as asked for)"
     # In float32 Adam turns rounding into steps where a gradient is nearly none; alpha sums over all of w.
     torch.testing.assert_close(bundle.alpha, eager.alpha, rtol=1e-2, atol=0.0)
 

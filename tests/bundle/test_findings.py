@@ -257,8 +257,8 @@ def test_the_verdict(rows: list, strength: float, says: str) -> None:
 def test_rows_name_the_kept_one_and_what_it_gains() -> None:
     lines = dict(findings.verification_lines(checked(), 30.0))
     assert list(lines) == ["none", "uniform", "trivialaugment", "learned, strength 30", "learned, strength 15"]
-    assert lines["learned, strength 30"] == "80.0 %, kept"
-    assert lines["none"] == "70.0 %; kept +10.0 points (95 % interval +2.9 to +17.1)"
+    assert lines["learned, strength 30"] == "80.0 %, the bundle's policy"
+    assert lines["none"] == "70.0 %; the bundle's policy +10.0 points (95 % interval +2.9 to +17.1)"
     with pytest.raises(ValueError, match="no row of strength 7"):
         findings.verification_lines(checked(), 7.0)
 

@@ -37,8 +37,8 @@ def test_inspect_says_first_what_was_learned_and_checked(mapolicy, tmp_path: Pat
     assert lines[2] == "what was learned"
     assert lines[3].startswith("  Rotate at -30 to -15 degrees harms")
     assert "this policy sees the transformation, not the image" in shown.out
-    assert "  none                  70.0 %; kept +10.0 points" in shown.out
-    assert "  learned, strength 30  80.0 %, kept" in shown.out
+    assert "  none                  70.0 %; the bundle's policy +10.0 points" in shown.out
+    assert "  learned, strength 30  80.0 %, the bundle's policy" in shown.out
     assert "weights'" not in shown.out, "they are all equal"
     facts = mapolicy("inspect", "x", "--json").json
     assert facts["verification"]["verdict"] == lines[0]

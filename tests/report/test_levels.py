@@ -39,7 +39,9 @@ def gathered(levels: PolicyBundle, monkeypatch: pytest.MonkeyPatch) -> Report:
 def test_a_report_shows_levels_and_no_weights(gathered: Report, levels: PolicyBundle) -> None:
     table = levels.log_levels.double().numpy()
     np.testing.assert_array_equal(gathered.levels.values, relative_frequencies(table, levels.strength))
-    assert list(gathered.findings.learned) == what_was_learned(table, levels.strength, levels.operation_space)
+    iterations = levels.manifest.run.iterations
+    learned = what_was_learned(table, levels.strength, levels.operation_space, iterations=iterations)
+    assert list(gathered.findings.learned) == learned
     assert gathered.response is gathered.samples is gathered.classes is None
     assert gathered.probabilities is not None
 

@@ -122,7 +122,9 @@ def test_a_last_feature_map_of_one_pixel_is_told(
     facts = TrainingSetup.build(config, CPU).facts()
     assert ("feature map" in facts) == lost
     if lost:
-        assert facts["feature map"].startswith("1 x 1 at 32 pixels, so positions are lost; set image_size=64 or 128")
+        assert facts["feature map"].startswith(
+            "1 x 1 at 32 pixels, so it is lost where in the image something is; set image_size=64"
+        )
 
 
 def test_weights_of_8_bit_images_are_said_for_others(make_train_config, tmp_path: Path) -> None:
