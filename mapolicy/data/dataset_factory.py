@@ -92,7 +92,7 @@ def open_folder(request: DatasetRequest) -> Source:
     if not path.exists() and Path(text).name == text:
         path = request.data_dir / text  # a bundle names the folder without its path
         if not path.exists():
-            why = f"there is no folder {printable(text)} here ({printable(Path.cwd())}) and none in {request.data_dir}"
+            why = f"there is no folder {printable(text)} here and none in {request.data_dir}"
             raise InputError(
                 f"folder:{printable(text)}", why, "name folder:PATH, or the folder above it with --data-dir"
             )

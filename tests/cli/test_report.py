@@ -68,7 +68,9 @@ def test_a_report_does_without_a_data_set_that_was_not_asked_for(mapolicy, tmp_p
     page = (tmp_path / "report.html").read_text()
     assert "Without the data set" in page
     assert str(tmp_path) not in page
-    mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", ".", "--force").is_error(3, "tiny: No such file")
+    mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", ".", "--force").is_error(
+        3, "folder:tiny: there is no folder tiny here and none in ."
+    )
     found = mapolicy("report", "artifacts/tiny.safetensors", "--data-dir", tiny, "--force", "--json")
     assert found.json["samples"] == 6
 
