@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import RunConfig, TrainConfig
+from ..config import RunConfig, SearchConfig, TrainConfig
 from ..errors import MapolicyError
 from ..runtime.plugins import VARIABLE
 from .options import OPTION_OF
@@ -30,7 +30,9 @@ NOT_COMPARED = frozenset({"dataset", "download", "arch", "model_args", "policy",
 NO_OPTION = frozenset({"on_divergence"})  # of a comparison
 
 
-def after_search(config: RunConfig, bundle: Path, bundle_settings: Mapping[str, Any], policy: str | None = None) -> str:
+def after_search(
+    config: SearchConfig, bundle: Path, bundle_settings: Mapping[str, Any], policy: str | None = None
+) -> str:
     """A training of the proxy's architecture on the search's data set.
 
     Args:
@@ -39,13 +41,18 @@ def after_search(config: RunConfig, bundle: Path, bundle_settings: Mapping[str, 
         bundle_settings: what a training takes from it.
         policy: for `--policy`; None trains with what was learned.
     """
-    choice = [] if policy is None else ["--policy", policy]
+    choice = _mode(config) if policy is None else ["--policy", policy]
     return _command("train", config, bundle, bundle_settings, choice, OF_A_SEARCH)
 
 
-def whether_it_helps(config: RunConfig, bundle: Path, bundle_settings: Mapping[str, Any]) -> str:
+def whether_it_helps(config: SearchConfig, bundle: Path, bundle_settings: Mapping[str, Any]) -> str:
     """A comparison of the policy that a search found with others, for the proxy's architecture."""
-    return _command("compare", config, bundle, bundle_settings, ["--seeds", "5"], OF_A_SEARCH)
+    return _command("compare", config, bundle, bundle_settings, ["--seeds", "5", *_mode(config)], OF_A_SEARCH)
+
+
+def _mode(config: SearchConfig) -> list[str]:
+    """The mode that a policy needs: a frozen one does not see the training loss."""
+    return ["--mode", "finetune"] if config.weighting == "policy" and config.policy_input == "loss" else []
 
 
 def whether_it_helped(

@@ -55,7 +55,8 @@ def check_arguments(
             raise UsageError(what, "nothing was named", "name at least one")
         for position, name in enumerate(names):
             if name not in known:
-                raise UsageError(what, f"{name!r} is not one of {', '.join(known)}")
+                others = "or name a policy that `mapolicy policies` can import, or a file" if what == "against" else ""
+                raise UsageError(what, f"{name!r} is not one of {', '.join(known)}", others)
             if name in names[:position]:
                 raise UsageError(what, f"{name[:40]} was named twice", "name it once")
     for what, number in (("seeds", seeds), ("jobs", jobs)):

@@ -9,7 +9,7 @@ out of its sub-policy and listed as lost. A file is read as data, never evaluate
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,9 @@ def import_policy(
             pba-svhn; or a file: a list of sub-policies as Fast AutoAugment's repository publishes them, `LIST_FORM` in
             Python or JSON; such lists with names, as DADA's genotype.py has them or as a JSON object; a policy of
             AutoAlbument's or Faster AutoAugment's in JSON; or a schedule of Population Based Augmentation's.
-        drop_unknown: leave out operations of AutoAlbument, Faster AutoAugment and DADA that have no counterpart here.
-            They are the larger part of most policies of AutoAlbument's, so without this the file is rejected. In Fast
-            AutoAugment's and DADA's lists only Cutout has none. It is always left out, because training has a setting
-            for it.
+        drop_unknown: leave out operations that have no counterpart here. They are the larger part of most policies of
+            AutoAlbument's, so without this the file is rejected. In Fast AutoAugment's and DADA's lists only Cutout has
+            none. It is always left out, because training has a setting for it.
         epochs: of the search that wrote the log of a schedule; only such a log needs them.
         which: name of the list, for a file that has several.
 
@@ -182,7 +181,7 @@ def _from_file(path: Path, drop_unknown: bool, epochs: int | None, which: str | 
     found = _parsed(content, source)
     if pba.is_schedule(found):
         return _scheduled(pba.stages_of_list(found, source), "schedule of a file")
-    return _from_list(found, source)
+    return _from_list(found, source, drop_unknown)
 
 
 def _document(content: bytes, source: str) -> dict[str, Any]:
@@ -254,8 +253,7 @@ def _from_named(lists: dict[str, Any], source: str, drop_unknown: bool, which: s
     if pba.is_schedule(lists[name]):
         raise invalid_bundle(source, f"{quoted(name)} is not a list of sub-policies", f"expected {LIST_FORM}")
     made, chances = _sub_policies(lists[name], source)
-    whole = sum(chances.values()) + sum(step.probability for steps in made for step in steps)
-    shares = {operation: chance / whole for operation, chance in chances.items() if chance}
+    shares = _shares(made, chances)
     cutout = [f"Cutout: no counterpart, {shares.pop('Cutout'):.2%} of all draws"] if "Cutout" in shares else []
     return _with_shares(f"list {_plain(name)} of {len(made)} sub-policies", made, shares, cutout, source, drop_unknown)
 
@@ -280,11 +278,19 @@ def _parsed(content: bytes, source: str) -> Any:
         raise invalid_bundle(source, str(problem), remedy) from None
 
 
-def _from_list(found: Any, source: str) -> DatasetPolicy:
+def _from_list(found: Any, source: str, drop_unknown: bool) -> DatasetPolicy:
     lost: Counter[str] = Counter()
-    sub_policies, _ = _sub_policies(found, source, lost)
-    lines = [f"{name} in {lost[name]} steps: no counterpart" for name in sorted(lost)]
-    return _made(f"list of {len(sub_policies)} sub-policies", sub_policies, lines, source)
+    made, chances = _sub_policies(found, source, lost)
+    cutout = [f"Cutout in {lost['Cutout']} steps: no counterpart"] if lost["Cutout"] else []
+    shares = _shares(made, chances)
+    shares.pop("Cutout", None)
+    return _with_shares(f"list of {len(made)} sub-policies", made, shares, cutout, source, drop_unknown)
+
+
+def _shares(sub_policies: Sequence[Sequence[Step]], chances: Mapping[str, float]) -> dict[str, float]:
+    """Each operation without a counterpart with its share of all draws."""
+    whole = sum(chances.values()) + sum(step.probability for steps in sub_policies for step in steps)
+    return {operation: chance / whole for operation, chance in chances.items() if chance}
 
 
 def _sub_policies(

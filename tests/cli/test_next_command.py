@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 from mapolicy.cli.comparison_table import sentences
-from mapolicy.cli.next_command import command, whether_it_helped
+from mapolicy.cli.next_command import after_search, command, whether_it_helped, whether_it_helps
 from mapolicy.cli.resolve import resolve
 from safetensors.torch import save_file
 
@@ -82,6 +82,15 @@ def test_settings_that_were_given_are_in_the_next_command(mapolicy) -> None:
         .json["next"]
         .startswith("mapolicy train --bundle artifacts/digits.safetensors --arch wrn10_1")
     )
+
+
+def test_weights_that_see_the_training_loss_go_on_learning(make_search_config) -> None:
+    config = make_search_config(policy_input="loss")
+    given: dict[str, object] = {}
+    assert "--mode finetune" in after_search(config, Path("b.safetensors"), given)
+    assert "--mode finetune" in whether_it_helps(config, Path("b.safetensors"), given)
+    assert "--mode" not in after_search(config, Path("b.safetensors"), given, "uniform")
+    assert "--mode" not in whether_it_helps(make_search_config(), Path("b.safetensors"), given)
 
 
 def test_what_a_plugin_adds_is_in_front_of_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
