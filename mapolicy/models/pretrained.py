@@ -27,8 +27,9 @@ from ..runtime.sanitize import printable
 
 HUB_FILE = "model.safetensors"
 # For users to run on their own files; nothing here opens a pickle.
-CONVERSION = "import sys, torch; from safetensors.torch import save_file as s; "
-CONVERSION += "s(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
+# Short, so that an error's one line has room for it. `torch.load` loads tensors alone since torch 2.6.
+CONVERSION = "import sys,torch,safetensors.torch as s;s.save_file(torch.load(sys.argv[1]),sys.argv[2])"
+LONGEST_NAME = 24  # of a file, in the command that converts it
 LARGEST_FILE = 64 * 2**30
 LISTED = 4  # tensors in a message
 MOST_MISSING = 0.5  # of a network's tensors; with more the weights are another network's
@@ -271,7 +272,8 @@ def _from_hub(name: str) -> tuple[Path, str]:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() in PICKLES:
-        names = shlex.join([path.name, f"{path.stem}.safetensors"])
+        name = path.name if len(path.name) <= LONGEST_NAME else f"FILE{path.suffix}"
+        names = shlex.join([name, "weights.safetensors"])
         remedy = f"convert it: python -c {shlex.quote(CONVERSION)} {names}"
         raise UsageError("weights", f"{path} is a pickle, which could run code", remedy)
 

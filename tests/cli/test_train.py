@@ -303,6 +303,11 @@ def test_pretrained_weights_come_from_the_hub_by_a_tag(mapolicy, hub_server, sta
 
 
 def test_weights_are_checked_before_anything_else(mapolicy, tmp_path: Path) -> None:
+    long = "resnet18_of_the_best_run_of_november.pth"
+    for name, printed in (("resnet18.a1_in1k.pth", "resnet18.a1_in1k.pth"), (long, "FILE.pth")):
+        (tmp_path / name).write_bytes(b"junk")
+        outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "test_resnet", "--weights", name)
+        assert outcome.err.endswith(f",sys.argv[2])' {printed} weights.safetensors\n"), "the whole command"
     (tmp_path / "old.pth").write_bytes(b"junk")
     for name, why in (("old.pth", "is a pickle"), ("absent.safetensors", "No such file")):
         outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "test_resnet", "--weights", name)

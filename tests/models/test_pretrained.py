@@ -164,7 +164,7 @@ def test_a_pickle_is_refused_with_how_to_convert_it(ending: str, tmp_path: Path,
     for read in (start_weights, network_input):
         with pytest.raises(UsageError, match="is a pickle, which could run code") as refusal:
             read(config(weights=str(path)))
-        assert "save_file as s" in str(refusal.value)
+        assert "save_file(torch.load(" in str(refusal.value)
         assert "\n" not in str(refusal.value)
         assert len(str(refusal.value)) < 240 + len(str(tmp_path))
 
@@ -179,7 +179,7 @@ def test_the_way_to_convert_a_pickle_works(tmp_path: Path, monkeypatch: pytest.M
     python, *arguments = shlex.split(refusal.value.remedy.removeprefix("convert it: "))
     assert python == "python"
     subprocess.run([sys.executable, *arguments], check=True)
-    weights = start_weights(config(weights="it's $(mine).safetensors"))
+    weights = start_weights(config(weights="weights.safetensors"))
     assert weights is not None
     assert weights.tensors.keys() == tensors.keys()
 
