@@ -215,6 +215,11 @@ def verdict(verification: Verification, strength: float) -> str:
     others = [row for row in verification.rows if row.policy not in (LEARNED, kept.policy)]
     if not others:
         return f"{name} was compared with nothing else on {images} held-out images"
+    if all(row.only_kept == row.only_this == 0 for row in others):
+        return (
+            f"every policy is right on the same {kept.correct} of {images} held-out images, so this check cannot tell "
+            "them apart; search for longer"
+        )
     best = max(others, key=lambda row: row.correct)
     if best.correct > kept.correct:
         gain = gain_over(best, images)

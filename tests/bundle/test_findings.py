@@ -243,12 +243,26 @@ def test_many_findings_are_cut() -> None:
             "the learned policy is 1.0 points above randaugment on 100 held-out images",
         ),
         (
+            [("uniform", None, 30, 0, 0), ("trivialaugment", None, 30, 0, 0), ("learned", 30.0, 30, 0, 0)],
+            30.0,
+            "every policy is right on the same 30 of 100 held-out images, so this check cannot tell them apart",
+        ),
+        (
             [("learned", 30.0, 80, 0, 0)],
             30.0,
             "the learned policy was compared with nothing else on 100 held-out images",
         ),
     ],
-    ids=["learned best", "uniform best", "none best", "TrivialAugment best", "a tie", "without it", "alone"],
+    ids=[
+        "learned best",
+        "uniform best",
+        "none best",
+        "TrivialAugment best",
+        "a tie",
+        "without it",
+        "the same images",
+        "alone",
+    ],
 )
 def test_the_verdict(rows: list, strength: float, says: str) -> None:
     assert findings.verdict(checked(rows), strength).startswith(says)
