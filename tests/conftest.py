@@ -36,23 +36,24 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_policy  # noqa: E402
 from mapolicy.bench.synthetic import synthetic_images  # noqa: E402
 from mapolicy.training.trainer import Trainer  # noqa: E402
-from tests.helpers.settings import PAPER  # noqa: E402
+from tests.helpers.settings import FEW, PAPER  # noqa: E402
 
 # The order of float32 sums depends on it; and on small tensors more threads only wait for each other.
 torch.set_num_threads(1)
 
 
 def search_config(**changes) -> SearchConfig:
-    """The recipe for digits, shortened."""
+    """The recipe for digits, shortened; all images of another data set."""
     _, values = recipes.load("search-digits")
-    return SearchConfig.from_mapping(values | PAPER | {"epochs": 2, "batch_size": 256, "threads": 1} | changes)
+    few = {"threads": 1} if "dataset" in changes else FEW
+    return SearchConfig.from_mapping(values | PAPER | few | {"epochs": 2} | changes)
 
 
 def train_config(**changes) -> TrainConfig:
-    """The recipe for digits, shortened, for a network that is not the proxy."""
+    """The recipe for digits, shortened, for a network that is not the proxy; all images of another data set."""
     _, values = recipes.load("train-digits")
-    short = {"arch": "test_resnet", "epochs": 2, "batch_size": 256, "threads": 1}
-    return TrainConfig.from_mapping(values | short | changes)
+    few = {"threads": 1} if "dataset" in changes else FEW
+    return TrainConfig.from_mapping(values | few | {"arch": "test_resnet", "epochs": 2} | changes)
 
 
 @pytest.fixture(scope="session")

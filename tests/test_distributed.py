@@ -181,7 +181,6 @@ def test_in_single_precision_they_differ_by_rounding(iterations: int, bound: flo
 VIT_RUN = {
     "model_args": WITHOUT_STATISTICS,
     "epochs": 1,
-    "batch_size": 256,
     "validation_batch_size": 32,
     "learning_rate": 0.02,
     "policy_learning_rate": 1e-3,
@@ -196,7 +195,8 @@ def searched(make_search_config: Callable[..., SearchConfig]) -> Callable[..., d
     """Searches on digits, five iterations long unless told otherwise; returns the bundle's tensors."""
 
     def search(run_dir: Path | None = None, resume: bool = False, **changes: Any) -> dict[str, Tensor]:
-        config = make_search_config(**{"proxy": VIT[0]} | VIT_RUN | changes)
+        large = {"train_per_class": 128, "batch_size": 256}  # rounding of a small batch passes the bounds
+        config = make_search_config(**{"proxy": VIT[0]} | VIT_RUN | large | changes)
         return dict(search_policy(config, run_dir=run_dir, resume=resume).tensors)
 
     return search
@@ -469,7 +469,9 @@ SEARCH = (
     "--device",
     "cpu",
     "--set",
-    "batch_size=512",
+    "train_per_class=32",
+    "--set",
+    "batch_size=128",
     "--run-dir",
     "run",
     "--out",
@@ -487,7 +489,7 @@ def test_torchrun_searches_as_typed(tmp_path: Path) -> None:
     assert document["digest"] == bundle.digest
     assert bundle.manifest.search.settings["processes"] == 2
     assert err.count("mapolicy: epoch 1") == 1
-    assert "processes 2, batch normalisation local" in err
+    assert "processes: 2, batch normalisation local" in err
     assert {path.name for path in tmp_path.iterdir()} == {"found.safetensors", "run"}
 
 

@@ -89,7 +89,7 @@ def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) ->
 
     def smaller(stage: str, dataset: str, network: str | None):
         name, values = find(stage, "digits", network)
-        return name, values | FEW | {"epochs": 1, "batch_size": 256}
+        return name, values | FEW | {"epochs": 1, "batch_size": 160}
 
     def standing_in(kind, network, dataset, **rest):
         return resolve(kind, networks.get(network, network), dataset and "digits", **rest)

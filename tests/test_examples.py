@@ -10,10 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from mapolicy import search_policy
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 OWN = ("plain_loop", "torchvision_reference", "timm_loop")
 INTEGRATED = ("timm_loop", "accelerate_loop", "lightning_module", "hugging_face_trainer")
 FOREIGN = {"accelerate_loop": "accelerate", "lightning_module": "lightning", "hugging_face_trainer": "transformers"}
+
+
+@pytest.fixture(scope="module")
+def bundle_file(make_search_config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all digits, which the examples train on."""
+    path = tmp_path_factory.mktemp("bundle") / "digits.safetensors"
+    search_policy(make_search_config(train_per_class=0, batch_size=256, epochs=1)).save(path)
+    return path
 
 
 def accuracy(output: str) -> float:

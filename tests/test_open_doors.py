@@ -1,6 +1,7 @@
 """Every open door, opened from outside the package by the examples of docs/extending.md, in few lines each.
 
-Each example is run as a plugin by the command line, in a process of its own, and used there.
+Each example is run as a plugin by the command line, in a process of its own, and used there. One search is started as
+a user starts it; to spare the others its imports, they are forked.
 """
 
 import json
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from tests.helpers.forked import run_command
 
 LONGEST = 15  # lines of a door's code
 
@@ -39,18 +42,19 @@ class MostlyEqualize(TransformationSampler):
     def observe(self, observation):
         pass
 """
-SHORT = [
-    *("--set", "batch_size=16", "--set", "train_per_class=40", "--set", "validation_per_class=10"),
-    *("--set", "test_per_class=10", "--set", "threads=1", "--epochs", "1", "--device", "cpu"),
-]
+FAST = ("--set", "batch_size=16", "--set", "threads=1", "--epochs", "1", "--device", "cpu")
+SIZES = ("--set", "validation_per_class=10", "--set", "test_per_class=10")
+SHORT = (*FAST, *SIZES, "--set", "train_per_class=8")
 
 
 def mapolicy(folder: Path, *arguments: str, plugins: str = "") -> subprocess.CompletedProcess[str]:
     """The command line with plugins that lie in a folder."""
+    return run_command(*arguments, folder=folder, environment=with_plugins(folder, plugins))
+
+
+def with_plugins(folder: Path, plugins: str) -> dict[str, str]:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"MAPOLICY_PLUGINS": plugins, "PYTHONPATH": path}
-    command = [sys.executable, "-m", "mapolicy", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+    return {"MAPOLICY_PLUGINS": plugins, "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +81,16 @@ def test_an_operation(folder: Path) -> None:
     ]
     search = ("search", "digits", "--proxy", "wrn10_1", "--set", "operation_space=bright", "--out", "b.safetensors")
     search += ("--set", "sampler=mean-weight", "--set", "weighting=policy")
-    done = mapolicy(folder, *search, *SHORT, "--quiet", plugins="outside_operation")
+    command = [sys.executable, "-m", "mapolicy", *search, *SHORT, "--quiet"]
+    environment = os.environ | with_plugins(folder, "outside_operation")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
     assert done.returncode == 0, done.stderr
     inspected = mapolicy(folder, "inspect", "b.safetensors", "--json", plugins="outside_operation")
     operations = json.loads(inspected.stdout)["operations"]
     assert (operations["space"], operations["names"][13:]) == ("bright", ["Identity", "Invert", "Lighten"])
     use = (
-        ("train", "--bundle", "b.safetensors", "--arch", "wrn10_1", *SHORT[-4:], "--quiet"),
-        ("train", "--bundle", "b.safetensors", "--arch", "wrn10_1", "--mode", "finetune", *SHORT[-4:], "--quiet"),
+        ("train", "--bundle", "b.safetensors", "--arch", "wrn10_1", *FAST, "--quiet"),
+        ("train", "--bundle", "b.safetensors", "--arch", "wrn10_1", "--mode", "finetune", *FAST, "--quiet"),
         ("train", "digits", "--policy", "uniform", "--set", "operation_space=bright", *SHORT, "--quiet"),
         ("explain", "b.safetensors", "digit.png", "--transformations", "Invert,Lighten:-4", "--json"),
         ("report", "b.safetensors", "--samples", "28"),
@@ -121,7 +127,8 @@ def test_a_data_set(folder: Path) -> None:
     assert json.loads(listed.stdout)["rows"] == [
         {"name": "stripes", "description": "dark and light stripes of 8x8 pixels"}
     ]
-    train = ("train", "stripes", "--recipe", "train-digits", "--policy", "none", *SHORT, "--json", "--quiet")
+    train = ("train", "stripes", "--recipe", "train-digits", "--policy", "none", *FAST, *SIZES, "--json", "--quiet")
+    train += ("--set", "train_per_class=40")
     done = mapolicy(folder, *train, plugins="outside_dataset")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["test_top1"] > 60
@@ -131,7 +138,7 @@ def test_a_data_set(folder: Path) -> None:
 
 
 SEARCH = ("search", "digits", "--proxy", "wrn10_1", *SHORT, "--quiet", "--force", "--out")
-TRAIN = ("train", "--arch", "wrn10_1", *SHORT[-4:], "--quiet", "--force", "--bundle")
+TRAIN = ("train", "--arch", "wrn10_1", *FAST, "--quiet", "--force", "--bundle")
 
 
 def test_a_sampler(folder: Path) -> None:
@@ -161,7 +168,7 @@ def test_a_sampler_from_outside_draws(folder: Path) -> None:
     likeliest = inspected["likeliest"][0]
     assert (likeliest["first"], likeliest["second"]) == ("Equalize", "Equalize")
     assert likeliest["probability"] == pytest.approx(0.81, abs=0.01)
-    train = ("train", "--bundle", "s.safetensors", "--arch", "wrn10_1", *SHORT[-4:], "--quiet")
+    train = ("train", "--bundle", "s.safetensors", "--arch", "wrn10_1", *FAST, "--quiet")
     for mode in ("frozen", "finetune"):
         done = mapolicy(folder, *train, "--mode", mode, "--force", plugins="equalize")
         assert done.returncode == 0, (mode, done.stderr)

@@ -97,7 +97,7 @@ def test_the_bundle_says_what_was_done(bundle: PolicyBundle, make_search_config)
     assert manifest.extractor.feature_width == 64
     settings = make_search_config().portable()
     assert manifest.search.settings == settings
-    assert manifest.run.iterations == 2 * (manifest.dataset.counts.train // 256)
+    assert manifest.run.iterations == 2 * (manifest.dataset.counts.train // 64)
     assert 10 < manifest.results["validation_top1"] <= 100
     assert len(bundle.meta_validation) == manifest.dataset.counts.meta_validation
 
@@ -112,7 +112,7 @@ def test_the_test_split_is_not_opened(make_search_config, monkeypatch: pytest.Mo
 
 def test_run_folder_has_configuration_log_and_result(make_search_config, tmp_path) -> None:
     log = Log()
-    config = make_search_config(batch_size=128)
+    config = make_search_config(batch_size=32)
     searched = search_policy(config, log, tmp_path / "run")
     folder = tmp_path / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -281,7 +281,7 @@ def test_resume_with_other_images_is_refused(make_search_config, squares: Path, 
 
 
 def test_resuming_a_finished_run_keeps_its_figures(make_search_config, tmp_path: Path) -> None:
-    config = make_search_config(batch_size=128, epochs=1)
+    config = make_search_config(batch_size=32, epochs=1)
     search_policy(config, run_dir=tmp_path / "run")
     first = json.loads((tmp_path / "run" / "result.json").read_text())
     search_policy(config, run_dir=tmp_path / "run", resume=True)
@@ -304,7 +304,7 @@ def test_a_last_update_that_diverges_is_seen(make_search_config, tmp_path: Path,
 
     monkeypatch.setattr(bilevel, "weighted_step", diverging)
     with pytest.raises(TrainingError, match="the update is not finite; no checkpoint"):
-        search_policy(make_search_config(batch_size=1349, epochs=1), run_dir=tmp_path / "run")
+        search_policy(make_search_config(batch_size=320, epochs=1), run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
@@ -347,7 +347,7 @@ def test_divergence_stops_and_names_the_iteration_and_the_last_good_state(make_s
     ids=lambda change: "-".join(map(str, change.values())),
 )
 def test_options_end_in_a_bundle_that_loads(make_search_config, change: dict) -> None:
-    searched = search_policy(make_search_config(epochs=1, batch_size=512, **change))
+    searched = search_policy(make_search_config(epochs=1, batch_size=128, **change))
     loaded = PolicyBundle.from_bytes(searched.to_bytes())
     assert loaded.digest == searched.digest
     (name,) = change
@@ -387,7 +387,7 @@ def test_a_proxy_that_no_bundle_may_hold_is_refused_at_the_start(make_search_con
 
 
 def test_a_transformer_can_search(make_search_config) -> None:
-    config = make_search_config(proxy="test_vit", model_args={"img_size": 8, "patch_size": 4}, epochs=1, batch_size=512)
+    config = make_search_config(proxy="test_vit", model_args={"img_size": 8, "patch_size": 4}, epochs=1, batch_size=128)
     assert search_policy(config).manifest.extractor.model_args == {"img_size": 8, "patch_size": 4}
 
 
@@ -395,7 +395,7 @@ def test_a_transformer_can_search(make_search_config) -> None:
 def test_a_network_without_a_true_gradient_can_search(make_search_config, tmp_path: Path, extractor: str) -> None:
     log = Log()
     small = {"proxy": "pyramidnet110_a48", "model_args": {"depth": 8}}
-    config = make_search_config(epochs=1, batch_size=512, extractor=extractor, **small)
+    config = make_search_config(epochs=1, batch_size=128, extractor=extractor, **small)
     searched = search_policy(config, log, tmp_path / "run")
     assert sum("noise at its mean" in note for note in log.notes) == 1
     assert log.result["step"].endswith("hypergradient with the noise at its mean")
@@ -481,7 +481,7 @@ def marginals(table: torch.Tensor) -> list[tuple[float, float]]:
 
 def test_an_operation_that_destroys_labels_is_found_out(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, with_planted)
-    searched = search_policy(make_search_config(epochs=8, batch_size=128))
+    searched = search_policy(make_search_config(epochs=8, batch_size=128, train_per_class=0))
     for probability, other in marginals(searched.probabilities):
         assert probability < 0.75 * other
     for weight, other in marginals(searched.means):
@@ -491,7 +491,7 @@ def test_an_operation_that_destroys_labels_is_found_out(make_search_config, monk
 
 def test_the_one_operation_that_keeps_labels_is_found_out(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, lambda transformation: ~with_planted(transformation))
-    searched = search_policy(make_search_config(epochs=8, batch_size=128))
+    searched = search_policy(make_search_config(epochs=8, batch_size=128, train_per_class=0))
     for probability, other in marginals(searched.probabilities):
         assert probability > 1.5 * other
     for weight, other in marginals(searched.means):
@@ -500,34 +500,35 @@ def test_the_one_operation_that_keeps_labels_is_found_out(make_search_config, mo
 
 def test_meta_weight_net_end_to_end(make_search_config, make_train_config, tmp_path: Path) -> None:
     """The bundle holds a policy of the loss: training fine-tunes it or leaves the weights out, and says so."""
-    searched = search_policy(make_search_config(epochs=1, batch_size=512, policy_input="loss"))
+    searched = search_policy(make_search_config(epochs=1, batch_size=128, policy_input="loss"))
     searched.save(tmp_path / "a")
     loaded = PolicyBundle.load(tmp_path / "a")
     assert loaded.manifest.policy.input == "loss"
     assert not loaded.manifest.weighs_images
     with pytest.raises(UsageError, match=r"its policy weighs a sample by its training loss.*--policy sampler-only"):
-        train_network(make_train_config(epochs=1, batch_size=512), loaded)
-    train_network(make_train_config(epochs=1, batch_size=512, policy="sampler-only"), loaded)
-    refined = train_network(make_train_config(epochs=1, batch_size=512, mode="finetune"), loaded).refined
+        train_network(make_train_config(epochs=1, batch_size=128), loaded)
+    train_network(make_train_config(epochs=1, batch_size=128, policy="sampler-only"), loaded)
+    refined = train_network(make_train_config(epochs=1, batch_size=128, mode="finetune"), loaded).refined
     assert refined is not None
     assert refined.manifest.policy.input == "loss"
 
 
 def test_reweighting_end_to_end(make_search_config, make_train_config) -> None:
     """Weights of Ren et al. end with the search: what is left are its draws, with equal weights."""
-    config = make_search_config(epochs=1, batch_size=512, weighting="reweight", sampler="alignment")
+    config = make_search_config(epochs=1, batch_size=128, weighting="reweight", sampler="alignment")
     log = Log()
     searched = search_policy(config, log)
     assert searched.manifest.equal_weights
     assert log.records[-1]["weight_spread"] > 0.1
-    found = train_network(make_train_config(epochs=1, batch_size=512), searched)
+    found = train_network(make_train_config(epochs=1, batch_size=128), searched)
     assert found.weight_spread == pytest.approx(0, abs=1e-6)
 
 
 def test_an_adversarial_search_takes_no_hypergradient(
     make_search_config, make_train_config, tmp_path: Path, interrupted_after
 ) -> None:
-    config = make_search_config(epochs=2, batch_size=256, copies=4, sampler="adversarial", weighting="equal")
+    large = {"train_per_class": 0, "batch_size": 256}  # so that one level is the likeliest all along
+    config = make_search_config(**large, copies=4, sampler="adversarial", weighting="equal")
     log = Log()
     searched = search_policy(config, log)
     assert "validation_loss" not in log.records[-1]
@@ -535,8 +536,8 @@ def test_an_adversarial_search_takes_no_hypergradient(
     assert float(searched.log_levels.min()) < 0 == float(searched.log_levels.max())
     assert 0 < searched.manifest.results["level_entropy"] <= 1
     loaded = PolicyBundle.from_bytes(searched.to_bytes())
-    train_network(make_train_config(epochs=1, batch_size=512), loaded)
-    refined = train_network(make_train_config(epochs=1, batch_size=512, mode="finetune"), loaded).refined
+    train_network(make_train_config(**large, epochs=1), loaded)
+    refined = train_network(make_train_config(**large, epochs=1, mode="finetune"), loaded).refined
     assert refined is not None
     assert refined.log_levels is not None
     with interrupted_after(3):

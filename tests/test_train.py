@@ -103,7 +103,7 @@ def test_finetuning_goes_on_learning_and_keeps_the_extractor(bundle: PolicyBundl
 def test_a_network_without_a_true_gradient_is_trained_frozen_and_finetuned(
     bundle: PolicyBundle, make_train_config
 ) -> None:
-    changes = {"arch": "pyramidnet110_a48", "model_args": {"depth": 8}, "epochs": 1, "batch_size": 512}
+    changes = {"arch": "pyramidnet110_a48", "model_args": {"depth": 8}, "epochs": 1, "batch_size": 128}
     notes: dict[str, list[str]] = {"frozen": [], "finetune": []}
     refined = {}
     for mode, heard in notes.items():
@@ -173,8 +173,8 @@ def test_the_test_split_is_opened_once_at_the_end(make_train_config, monkeypatch
 
 
 def test_validation_images_are_trained_on_only_if_asked(bundle: PolicyBundle, make_train_config) -> None:
-    without = train_network(make_train_config(epochs=1, batch_size=128), bundle)
-    included = train_network(make_train_config(epochs=1, batch_size=128, include_validation=True), bundle)
+    without = train_network(make_train_config(epochs=1, batch_size=32), bundle)
+    included = train_network(make_train_config(epochs=1, batch_size=32, include_validation=True), bundle)
     assert without.validation_top1 is not None
     assert included.validation_top1 is None
 
@@ -476,7 +476,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_iteration(make_train_con
 def test_stochastic_depth_is_an_argument_of_the_network(make_train_config, bundle: PolicyBundle) -> None:
     """It changes the training, frozen and fine-tuned, and is off where accuracy is measured."""
     for mode in ("frozen", "finetune"):
-        config = make_train_config(mode=mode, arch="test_convnext", image_size=32, batch_size=512)
+        config = make_train_config(mode=mode, arch="test_convnext", image_size=32, batch_size=128)
         plain, dropped = (
             train_network(config.with_changes(epochs=1, model_args=arguments), bundle).network
             for arguments in ({}, {"drop_path_rate": 0.5})

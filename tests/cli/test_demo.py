@@ -11,7 +11,7 @@ from mapolicy import PolicyBundle
 
 
 def test_demo_searches_trains_and_prints_one_table(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("mapolicy.cli.demo.SETTINGS", SETTINGS | {"epochs": 2})
+    monkeypatch.setattr("mapolicy.cli.demo.SETTINGS", SETTINGS | {"epochs": 2, "test_per_class": 20.0})
     monkeypatch.setattr("mapolicy.cli.demo.JOBS", 1)
     monkeypatch.setattr("mapolicy.cli.demo.SPLITS", 2)
     monkeypatch.chdir(tmp_path)

@@ -23,20 +23,26 @@ def test_the_file_is_written_and_checked(mapolicy, run: Path, form: str, ending:
     if form == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxscript")
-    shown = mapolicy("export-network", run, "--to", form, "--out", f"new/my.{ending}")
+    command = ("export-network", run, "--to", form, "--out", f"new/my.{ending}")
+    document = mapolicy(*command, "--json").json
+    assert document["input"] == ["batch", 1, 8, 8]
+    assert document["difference"] < 1e-4
+    assert (tmp_path / f"new/my.{ending}").stat().st_size > 1000
+    mapolicy(*command).is_error(2, "exists", "--force")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_person_reads_what_the_file_takes_and_how_it_was_checked(mapolicy, run: Path, tmp_path: Path) -> None:
+    shown = mapolicy("export-network", run, "--to", "torchscript", "--out", "new/my.pt")
     assert shown.code == 0, shown.err
     assert "images: uint8 [B, 1, 8, 8], not normalised" in shown.out
     assert "16 images by" in shown.out
-    content = (tmp_path / f"new/my.{ending}").read_bytes()
-    if form == "torchscript":
-        images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-        loaded = torch.jit.load(io.BytesIO(content))
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(images), load_network(run)(images))
-    mapolicy("export-network", run, "--to", form, "--out", f"new/my.{ending}").is_error(2, "exists", "--force")
-    document = mapolicy("export-network", run, "--to", form, "--out", f"new/my.{ending}", "--force", "--json").json
-    assert document["input"] == ["batch", 1, 8, 8]
-    assert document["difference"] < 1e-4
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    loaded = torch.jit.load(io.BytesIO((tmp_path / "new" / "my.pt").read_bytes()))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), load_network(run)(images))
+    replaced = mapolicy("export-network", run, "--to", "torchscript", "--out", "new/my.pt", "--force", "--json")
+    assert replaced.code == 0, replaced.err
 
 
 def test_nothing_is_written_where_it_fails(

@@ -73,7 +73,7 @@ def test_settings_that_were_given_are_in_the_next_command(mapolicy) -> None:
     pairs = dict(zip(words[1::2], words[2::2], strict=False))
     assert pairs["--arch"] == "wrn10_1"
     assert pairs["--model-arg"] == "drop_rate=0.5"
-    assert pairs["--batch-size"] == "256"
+    assert pairs["--batch-size"] == "64"
     assert pairs["--lr"] == "0.05"
     assert pairs["--device"] == "cpu"
     assert "digits" not in words  # the bundle names it

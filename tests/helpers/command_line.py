@@ -9,7 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-SHORT = ("--epochs", "1", "--set", "batch_size=256", "--set", "threads=1")
+from tests.helpers.settings import FEW
+
+SHORT = ("--epochs", "1", *(f"--set={name}={value}" for name, value in FEW.items()))  # of the digits
 # What a launcher sets for the first of two processes.
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 TRAIN = ("--arch", "test_resnet", *SHORT)

@@ -11,9 +11,9 @@ from mapolicy import PolicyBundle, SearchConfig, TrainConfig, recipes, search_po
 from mapolicy.compare.comparison import compare_policies
 from mapolicy.runtime.files import write_atomically
 from mapolicy.training.run_folder import RunFolder
-from tests.helpers.settings import PAPER
+from tests.helpers.settings import FEW, PAPER
 
-SHORT = {"epochs": 2, "batch_size": 256, "threads": 1, "checkpoint_minutes": 0.0}
+SHORT = FEW | {"epochs": 2, "checkpoint_minutes": 0.0}
 
 
 def search(folder: Path, bundle: Path) -> None:

@@ -1,7 +1,9 @@
 """Exported networks give torch's logits, in a program that has never seen mapolicy."""
 
+import functools
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +13,19 @@ import torch
 from mapolicy import TrainedNetwork, load_network
 from mapolicy.errors import EnvironmentFault, InputError
 from mapolicy.inference import export_network as exporting
-from mapolicy.inference.export_network import FORMS, export_network
+from mapolicy.inference.export_network import FORMS, Exported, export_network
 from mapolicy.inference.network_config import EXPORT_FORMS
 
 
 @pytest.fixture(scope="module")
 def network(trained_run: Path) -> TrainedNetwork:
     return load_network(trained_run)
+
+
+@pytest.fixture(scope="module")
+def exported(network: TrainedNetwork) -> Callable[[str], Exported]:
+    """The network in a form; in each of them once."""
+    return functools.cache(lambda form: export_network(network, form))
 
 
 def needs(form: str) -> None:
@@ -31,29 +39,31 @@ def test_the_forms_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.filterwarnings("ignore")
-def test_any_number_of_images_gives_the_same_logits(form: str, network: TrainedNetwork) -> None:
+def test_any_number_of_images_gives_the_same_logits(
+    form: str, network: TrainedNetwork, exported: Callable[[str], Exported]
+) -> None:
     needs(form)
-    exported = export_network(network, form)
-    assert exported.difference <= 1e-5
+    file = exported(form)
+    assert file.difference <= 1e-5
     images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
-        torch.testing.assert_close(FORMS[form].run(exported.content, images), network(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(FORMS[form].run(file.content, images), network(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_file_says_what_it_is(network: TrainedNetwork) -> None:
+def test_the_file_says_what_it_is(exported: Callable[[str], Exported]) -> None:
     for form, load in (("torchscript", torch.jit.load), ("exported", torch.export.load)):
         extra = {"config.json": ""}
         key = "_extra_files" if form == "torchscript" else "extra_files"
-        load(io.BytesIO(export_network(network, form).content), **{key: extra})
+        load(io.BytesIO(exported(form).content), **{key: extra})
         assert json.loads(extra["config.json"])["label_names"] == list("0123456789")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_in_a_program_of_its_own(network: TrainedNetwork) -> None:
+def test_onnx_in_a_program_of_its_own(exported: Callable[[str], Exported]) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    model = onnx.load_from_string(export_network(network, "onnx").content)
+    model = onnx.load_from_string(exported("onnx").content)
     onnx.checker.check_model(model)
     described = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(described["config.json"])["architecture"] == "test_resnet"

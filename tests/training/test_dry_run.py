@@ -32,7 +32,7 @@ def test_what_moved_is_put_back(make_search_config) -> None:
 
 
 def test_a_measured_run_gives_the_same_bytes(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_search_config(epochs=3, batch_size=128, meta_every=3)
+    config = make_search_config(epochs=3, batch_size=32, meta_every=3)
     measured = []
 
     class Listening(Reporter):
@@ -115,6 +115,6 @@ def test_no_memory_is_an_error_of_ours(make_search_config, monkeypatch: pytest.M
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
     monkeypatch.setattr(search.run.iteration, "bilevel", exhausted)
-    with pytest.raises(TrainingError, match="out of memory at batch_size 256") as caught:
+    with pytest.raises(TrainingError, match="out of memory at batch_size 64") as caught:
         forecast(search.run.iteration, search.run.state)
     assert caught.value.exit_code == 4

@@ -1,7 +1,6 @@
 """A run that is killed, at any moment and any number of times, ends in the same bytes as one that is not."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -12,10 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import killable
-
-# Its children have torch and our modules from the start, and none of pytest's threads.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mapolicy.search", "mapolicy.train", "mapolicy.compare.comparison"])
+from tests.helpers.forked import FORKS
 
 
 def start(what: str, folder: Path, bundle: Path, dies_before_rename: int | None = None):

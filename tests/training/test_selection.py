@@ -136,7 +136,7 @@ def test_a_run_with_everything_resumes_to_the_same_bytes(
 def test_a_run_that_ended_early_resumes_to_its_end(make_train_config, interrupted_after, tmp_path: Path) -> None:
     """Without a learning rate every epoch is as good as the first: it ends after three of six."""
     config = make_train_config(policy="none", arch="test_vit", image_size=16, model_args={"img_size": 16})
-    config = config.with_changes(learning_rate=0.0, batch_size=512, epochs=6, early_stopping=2)
+    config = config.with_changes(learning_rate=0.0, batch_size=128, epochs=6, early_stopping=2)
     with interrupted_after(5):
         train_network(config, run_dir=tmp_path / "run")
     for _ in range(2):  # to its end, and once more when it has ended

@@ -25,8 +25,8 @@ def test_meta_validation_images_are_trained_on_if_asked(make_train_config) -> No
     assert set(without.training.indices.tolist()) == train
     assert set(included.training.indices.tolist()) == train | validation
     assert len(train & validation) == 0
-    assert without.iterations_per_epoch == len(train) // 256
-    assert included.iterations_per_epoch == len(train | validation) // 256
+    assert without.iterations_per_epoch == len(train) // 64
+    assert included.iterations_per_epoch == len(train | validation) // 64
 
 
 def test_a_lone_image_is_refused_where_it_is_normalised_over(make_train_config, make_search_config) -> None:
@@ -88,7 +88,7 @@ def test_the_network_starts_from_the_seed_alone(make_train_config) -> None:
 
 def test_facts_name_what_a_user_wants_to_know(make_train_config) -> None:
     facts = TrainingSetup.build(make_train_config(policy="none"), CPU).facts()
-    assert facts["images"] == "1349 training, 179 meta-validation"
+    assert facts["images"] == "320 training, 179 meta-validation"
     assert facts["classes"] == "10"
     assert "million parameters" in facts["network"]
 

@@ -65,7 +65,7 @@ def test_the_runs_network_and_optimiser_are_left_alone(setup: TrainingSetup) -> 
 
 
 def test_measuring_does_not_change_the_result(make_train_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_train_config(policy="uniform", epochs=1, model_args={"drop_rate": 0.5}, batch_size=128)
+    config = make_train_config(policy="uniform", epochs=1, model_args={"drop_rate": 0.5}, batch_size=32)
     measured = train_network(config)
     monkeypatch.setattr("mapolicy.training.step_time.SAMPLES", 0)
     unmeasured = train_network(config)

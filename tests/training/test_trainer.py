@@ -125,7 +125,7 @@ def test_out_of_memory_names_what_to_lower(make_train_config, tmp_path, monkeypa
         raise problem
 
     monkeypatch.setattr("mapolicy.training.iteration.weighted_step", fail)
-    with pytest.raises(TrainingError, match="out of memory at batch_size 256; raise accumulate, set low_memory"):
+    with pytest.raises(TrainingError, match="out of memory at batch_size 64; raise accumulate, set low_memory"):
         train_network(make_train_config(policy="none"), run_dir=tmp_path / "run")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 4)
@@ -229,7 +229,7 @@ def test_the_policys_rates_are_halved_too(make_search_config, tmp_path, monkeypa
         return loss, measures
 
     monkeypatch.setattr(BilevelIteration, "__call__", call)
-    config = make_search_config(checkpoint_minutes=0.0, on_divergence="rollback", epochs=1, batch_size=512)
+    config = make_search_config(checkpoint_minutes=0.0, on_divergence="rollback", epochs=1, batch_size=128)
     search_policy(config, run_dir=tmp_path / "run")
     assert len(rates) == 3
     assert rates[1] == rates[0]
@@ -262,7 +262,7 @@ def test_a_divergence_says_what_has_been_tried(make_train_config, tmp_path, brea
 
 def test_a_run_is_done_when_its_bundle_stands(make_search_config, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    config = make_search_config(epochs=1, batch_size=512)
+    config = make_search_config(epochs=1, batch_size=128)
     with pytest.raises(EnvironmentFault):
         search_policy(config, run_dir=tmp_path / "run", out=tmp_path / "file" / "bundle.safetensors")
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -434,7 +434,7 @@ class Interrupting(Reporter):
 def test_an_interrupt_in_a_callback_leaves_a_checkpoint(
     make_train_config, tmp_path: Path, method: str, after: int
 ) -> None:
-    config = make_train_config(policy="none", epochs=2, train_per_class=128)  # five iterations an epoch
+    config = make_train_config(policy="none", epochs=2)  # five iterations an epoch
     with pytest.raises(KeyboardInterrupt):
         train_network(config, reporter=Interrupting(method, 4), run_dir=tmp_path / "run")
     _, facts = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
