@@ -313,7 +313,7 @@ def test_a_folder_with_a_run_is_refused(make_search_config, tmp_path) -> None:
     (tmp_path / "run" / "something").write_text("")
     with pytest.raises(UsageError, match="holds something, which is no run's"):
         search_policy(make_search_config(), run_dir=tmp_path / "run")
-    (tmp_path / "run" / "something").rename(tmp_path / "run" / "status.json")
+    (tmp_path / "run" / "something").rename(tmp_path / "run" / "metrics.jsonl")
     with pytest.raises(UsageError, match="holds a run"):
         search_policy(make_search_config(), run_dir=tmp_path / "run")
 
