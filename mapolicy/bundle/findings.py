@@ -19,7 +19,7 @@ RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 NEGLIGIBLE = 0.02
 # Of a uniform draw's frequency: where nothing harms, the search thins down to this by chance (docs/algorithm.md).
 BY_CHANCE = math.exp(-1.5)
-ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
+FEW_ITERATIONS = 100  # in fewer a search cannot tell what harms; the demo's 200 of large batches can
 HARMS, MAY_HARM = "harms", "may harm"
 EASY = "is easy for the proxy"
 NO_AUGMENTATION = "none"
@@ -132,7 +132,7 @@ def what_was_learned(
     """
     relative = relative_frequencies(log_levels, strength)
     rare = thinned(relative, space)
-    few = iterations is not None and iterations < ENOUGH_ITERATIONS
+    few = iterations is not None and iterations < FEW_ITERATIONS
     unsure = few or (effect is not None and effect < NEGLIGIBLE)
     verbs = [MAY_HARM if unsure or each.frequency > BY_CHANCE else HARMS for each in rare[:most]]
     sentences = [
@@ -140,7 +140,7 @@ def what_was_learned(
     ]
     if len(rare) > most:
         sentences.append(f"{len(rare) - most} more ranges of levels are drawn less often than at random")
-    too_few = f"{iterations} iterations are too few to tell which operations harm, about {ENOUGH_ITERATIONS} are needed"
+    too_few = f"{iterations} iterations are too few to tell which operations harm, some hundreds are needed"
     if not rare and few:
         return [f"{too_few}: so far none is drawn clearly less often than at random"]
     if not rare:
@@ -150,10 +150,9 @@ def what_was_learned(
         sentences.insert(0, f"{why}, so the following may be chance")
     harmless = [name for name in space.ranges if name not in {each.operation for each in rare}]
     if harmless:
-        what = "harmless at every level" if not unsure else "not seen to harm, which says little"
-        what = "easy at no level" if adversarial else what
-        number = f"{len(harmless)} of the {len(space.ranges)} operations are {what}"
-        sentences.append(f"{number}: {', '.join(harmless)}")
+        what = "are harmless at every level" if not unsure else "were not seen to harm, which says little"
+        what = "are easy at no level" if adversarial else what
+        sentences.append(f"{len(harmless)} of the {len(space.ranges)} operations {what}: {', '.join(harmless)}")
     return sentences
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..bundle.findings import ENOUGH_ITERATIONS
 from ..config import SearchConfig
 from ..data.batch_sampler import ENOUGH_BATCHES, SMALLEST_BATCH, fitting_batch
 from ..data.profile import DataProfile
 from ..data.stratify import per_class
 
 CPU_MINUTES, GPU_MINUTES = 10, 30  # of a search on one's own images, where the user names no budget
+ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
 SHARE = 0.9  # of the budget that is planned; the rest is for what a measurement of seconds does not see
 MOST_ITERATIONS = 2000  # of a set so small that the recipe's epochs are fewer
 ENOUGH_HELD_OUT = 50  # meta-validation images
