@@ -86,27 +86,37 @@ def alive_in_group(group: int) -> list[str]:
     return found
 
 
-def test_ctrl_c_stops_a_comparison_side_by_side(bundle_file: Path, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def comparing(folder: Path, bundle: Path) -> Iterator[subprocess.Popen[str]]:
+    """A comparison that takes its time, in its first two trainings."""
     script = Path(sys.executable).with_name("mapolicy")
-    command = [script, "compare", "--bundle", bundle_file, "--arch", "wrn10_1", "--against", "none", "--jobs", "2"]
-    process = subprocess.Popen(
-        [*command, "--epochs", "400", "--run-dir", "run"],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
-    )  # fmt: skip
-    end = time.monotonic() + 240
-    while len([path for path in (tmp_path / "run").rglob("metrics.jsonl") if path.stat().st_size]) < 2:
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
-    out, errors = process.communicate(timeout=240)
+    command = [script, "compare", "--bundle", bundle, "--arch", "wrn10_1", "--against", "none", "--jobs", "2"]
+    command += ["--epochs", "4000", "--run-dir", "run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, cwd=folder, start_new_session=True) as process:
+        try:
+            end = time.monotonic() + 240
+            while len([path for path in (folder / "run").rglob("metrics.jsonl") if path.stat().st_size]) < 2:
+                assert time.monotonic() < end
+                assert process.poll() is None
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.kill()  # its workers end with it
+
+
+def test_ctrl_c_stops_a_comparison_side_by_side(bundle_file: Path, tmp_path: Path) -> None:
+    with comparing(tmp_path, bundle_file) as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+        out, errors = process.communicate(timeout=240)
     assert (process.returncode, out) == (130, "")
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     assert "--resume goes on from its last checkpoint" in errors.splitlines()[-1]
     for policy in ("learned", "none"):
         (run,) = (tmp_path / "run" / "wrn10_1" / policy).iterdir()
         assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
         assert load_checkpoint(run / "checkpoint.safetensors")[1]["iteration"] > 0
+    end = time.monotonic() + 60
     while alive_in_group(process.pid):  # multiprocessing's own tracker hears a moment later
         assert time.monotonic() < end
         time.sleep(0.1)
