@@ -47,9 +47,9 @@ MEAN_WEIGHT: dict[str, dict[str, object]] = {
 }
 # For each sampler: what every variant has in common, the variants, the baselines of the first one, of all others.
 CHOICES: dict[str, tuple[dict[str, object], dict[str, dict[str, object]], str, str]] = {
-    "alignment": ({"verify": False}, ALIGNMENT, "uniform,trivialaugment", ""),
+    "alignment": ({"verify": "false"}, ALIGNMENT, "uniform,trivialaugment", ""),
     "mean-weight": (
-        {"verify": False, "sampler": "mean-weight", "weighting": "policy"},
+        {"verify": "false", "sampler": "mean-weight", "weighting": "policy"},
         MEAN_WEIGHT,
         "uniform,sampler-only,weights-only",
         "sampler-only",
