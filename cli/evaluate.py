@@ -16,7 +16,7 @@ from .progress import counted
 if TYPE_CHECKING:
     from ..inference.evaluate import NetworkOnImages
 
-LISTED_CLASSES, LISTED_CORRUPT = 40, 10  # on the screen
+LISTED_CLASSES = 40  # on the screen
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def evaluate(
         outputs.ensure_folder_writable(out, "--out", force=force)
     file = checks.read(network)
 
+    from ..data import damaged
     from ..data.dataset_factory import open_source
     from ..inference.evaluate import evaluate_network, images_to_evaluate
 
@@ -80,8 +81,7 @@ def evaluate(
         part = f"about {found.learned} of these {len(images.indices)} images"
         display.note(f"warning: the network learned from {part}, so its figures are too high")
     if found.corrupt:
-        listed = "; ".join(found.corrupt[:LISTED_CORRUPT])
-        display.note(f"left out {len(found.corrupt)} images that cannot be decoded: {listed}")
+        display.note(damaged.note(found.corrupt))
     display.note_dark(found.dark)
     document = _document(file.source, source.name, found)
     if out is not None:

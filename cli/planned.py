@@ -96,7 +96,7 @@ class Planner:
         if self.budget == 0:
             self.budget = machine.usual_seconds
         if self.general:
-            config, self.choices = choose(profile(open_dataset(config)), machine, config, self.given)
+            config, self.choices = choose(profile(open_dataset(config), config), machine, config, self.given)
         return config
 
     def fit(self, config: SearchConfig, reporter: "Reporter") -> "PlannedSearch":

@@ -137,7 +137,7 @@ def _splits_source(name: str, folder: Path, splits: SplitFolders, nested_classes
     left, train = list(splits.left_out), folder / splits.train
     listing = list_folder(train, nested_classes)
     left += [LeftOut(f"{splits.train}/{each.path}", each.why) for each in listing.left_out]
-    pool, meta_validation = FileImages(train, listing.files, listing.labels), None
+    pool, meta_validation = FileImages(train, listing.files, listing.labels, splits.train), None
     if held_out is not None:
         also = list_folder(folder / held_out, nested_classes)
         held_out_labels = _labels(folder / held_out, also, listing.classes)
@@ -165,7 +165,7 @@ def _test_images(folder: Path, name: str, classes: tuple[str, ...], left_out: li
     listing = list_folder(folder / name)
     labels = _labels(folder / name, listing, classes)
     left_out += [LeftOut(f"{name}/{each.path}", each.why) for each in listing.left_out]
-    return FileImages(folder / name, listing.files, labels)
+    return FileImages(folder / name, listing.files, labels, name)
 
 
 def _labels(folder: Path, listing: Listing, classes: tuple[str, ...]) -> list[int]:

@@ -1,7 +1,5 @@
 """A data set looked at before a run: classes, splits, kinds of images, what is left out, duplicates, likely trouble."""
 
-import hashlib
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,39 +11,18 @@ from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
 from .batch_sampler import NOTABLE_SHARE, batches_per_epoch, fitting_batch, left_out
-from .decode import CorruptImageError, bombs_as_errors
+from .copies import Copies, find_copies, some, trouble_of_copies
+from .damaged import find_corrupt, note, without
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
-from .loader import threaded_map
 from .reading import ImageReading
-from .splits import find_corrupt, open_dataset
+from .splits import META_VALIDATION, TESTING, TRAINING, open_dataset
 from .stratify import draw_splits
 from .survey import Survey, choose_reading, notes, spread, survey
 
 UNUSED = "unused"
 DECODED_PIXELS = 10**9  # about ten seconds on two cores
 LOOKED_AT = 256  # images, to estimate how many these are
-SHOWN = 3  # names in a sentence
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Images that have the same content.
-
-    Attributes:
-        names: of the images, relative to the data set.
-        splits: of the images, in the same order.
-        classes: of the images, likewise.
-    """
-
-    names: tuple[str, ...]
-    splits: tuple[str, ...]
-    classes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        named = [f"{name} ({split})" for name, split in zip(self.names, self.splits, strict=True)][:SHOWN]
-        rest = len(self.names) - len(named)
-        return " = ".join(named) + (f" = {rest} more" if rest else "")
 
 
 @dataclass(frozen=True)
@@ -109,38 +86,39 @@ def report_dataset(config: RunConfig) -> DatasetReport:
     images, everything = source.pool, torch.arange(len(source.pool))
     bad, seen = _undecodable(images, config.skip_corrupt)
     parts = _parts(source, config, trouble, bad)
-    drawn_test = parts.pop("testing", torch.empty(0, dtype=torch.int64))
+    drawn_test = parts.pop(TESTING, torch.empty(0, dtype=torch.int64))
     counted = {name: (images, at) for name, at in parts.items() if len(at)}
     test, bad_tests = None, dict[int, str]()
     if len(drawn_test):
-        counted["testing"] = (images, drawn_test)
+        counted[TESTING] = (images, drawn_test)
         test = survey(images, drawn_test)
         bad = {**test.unreadable, **bad}
     elif source.open_test is not None:
         tests = source.open_test()
         bad_tests, seen_tests = _undecodable(tests, config.skip_corrupt)
-        own_test = _without(torch.arange(len(tests)), bad_tests if config.skip_corrupt else {})
-        counted["testing"], test, seen = (tests, own_test), survey(tests, own_test), seen + seen_tests
+        own_test = without(torch.arange(len(tests)), bad_tests if config.skip_corrupt else {})
+        counted[TESTING], test, seen = (tests, own_test), survey(tests, own_test), seen + seen_tests
         bad_tests = {**test.unreadable, **bad_tests}
     if UNUSED in counted:
         counted[UNUSED] = counted.pop(UNUSED)  # last
     pool = survey(images, torch.cat(list(parts.values())).sort().values)
     bad = {**pool.unreadable, **bad}
-    unreadable = _named(images, bad) + (_named(counted["testing"][0], bad_tests) if bad_tests else [])
-    training = parts.get("training", everything)
-    reading = choose_reading(config, pool, images, _without(training, bad))
+    unreadable = _named(images, bad) + (_named(counted[TESTING][0], bad_tests) if bad_tests else [])
+    training = parts.get(TRAINING, everything)
+    reading = choose_reading(config, pool, images, without(training, bad))
     copies = find_copies(source.classes, counted)
     by_class = {
         name: {part: int((of.labels[at] == label).sum()) for part, (of, at) in counted.items()}
         for label, name in enumerate(source.classes)
     }
-    sizes = [sum(counts.values()) for counts in by_class.values()]
-    lines = [*source.notes, *notes(pool, reading, sizes)]
-    total = len(everything) + (0 if source.open_test is None else len(counted["testing"][0]))
+    learned_from = [name for name in counted if name in (TRAINING, META_VALIDATION)] or list(counted)
+    sizes = [sum(counts[name] for name in learned_from) for counts in by_class.values()]
+    lines = [*source.notes, *notes(pool, reading, sizes, config.balance)]
+    total = len(everything) + (0 if source.open_test is None else len(counted[TESTING][0]))
     if seen < total:
         lines.append(f"{seen} of {total} images were decoded to look for damaged ones; --skip-corrupt decodes all")
     if unreadable and config.skip_corrupt:
-        lines.append(f"{len(unreadable)} images cannot be read and are in no split ({_some(unreadable)})")
+        lines.append(note(unreadable))
     return DatasetReport(
         name=source.name,
         where=source.where,
@@ -150,7 +128,7 @@ def report_dataset(config: RunConfig) -> DatasetReport:
         test=test,
         reading=reading,
         notes=tuple(lines),
-        trouble=(*trouble, *_trouble([] if config.skip_corrupt else unreadable, copies, sum(sizes))),
+        trouble=(*trouble, *_trouble([] if config.skip_corrupt else unreadable, copies, counted)),
         left_out=tuple(source.left_out),
         unreadable=tuple(unreadable),
         copies=copies,
@@ -166,52 +144,7 @@ def _undecodable(images: ImageSet, every: bool) -> tuple[dict[int, str], int]:
 
 
 def _named(images: ImageSet, bad: Mapping[int, str]) -> list[str]:
-    return [f"{printable(images.name(index))}: {why}" for index, why in sorted(bad.items())]
-
-
-def _without(indices: Tensor, bad: Mapping[int, str]) -> Tensor:
-    return indices[[index not in bad for index in indices.tolist()]]
-
-
-def find_copies(classes: Sequence[str], parts: Mapping[str, tuple[ImageSet, Tensor]]) -> tuple[Copies, ...]:
-    """Groups of images with the same content, in the order of the first image of each.
-
-    Args:
-        classes: names, by label.
-        parts: for each split its image set, and int64 positions in it.
-    """
-    places = [(part, images, index) for part, (images, at) in parts.items() for index in at.tolist()]
-
-    def size(number: int) -> int:
-        _, images, index = places[number]
-        try:
-            return images.size(index)
-        except CorruptImageError:
-            return -1
-
-    def digest(number: int) -> bytes:
-        _, images, index = places[number]
-        try:
-            return hashlib.sha256(images.content(index)).digest()
-        except CorruptImageError:
-            return b""
-
-    sizes = threaded_map(range(len(places)), size)
-    often = Counter(sizes)
-    alike = [number for number, each in enumerate(sizes) if often[each] > 1 and each >= 0]  # a lone size has no copy
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    with bombs_as_errors():
-        for number, content in zip(alike, threaded_map(alike, digest), strict=True):
-            groups[content].append(number)
-    return tuple(
-        Copies(
-            names=tuple(printable(places[n][1].name(places[n][2])) for n in numbers),
-            splits=tuple(places[n][0] for n in numbers),
-            classes=tuple(classes[int(places[n][1].labels[places[n][2]])] for n in numbers),
-        )
-        for content, numbers in groups.items()
-        if content and len(numbers) > 1
-    )
+    return [f"{printable(images.place(index))}: {why}" for index, why in sorted(bad.items())]
 
 
 def _parts(source: Source, config: RunConfig, trouble: list[str], bad: Mapping[int, str]) -> dict[str, Tensor]:
@@ -220,7 +153,7 @@ def _parts(source: Source, config: RunConfig, trouble: list[str], bad: Mapping[i
     Images that cannot be decoded are left out where the configuration says so.
     """
     skipped = bad if config.skip_corrupt else {}
-    everything = _without(torch.arange(len(source.pool)), skipped)
+    everything = without(torch.arange(len(source.pool)), skipped)
     try:
         drawn = draw_splits(source, config, None, lambda _: skipped)
     except (InputError, UsageError) as problem:
@@ -238,29 +171,17 @@ def _parts(source: Source, config: RunConfig, trouble: list[str], bad: Mapping[i
             f"{images} training images make {batches_per_epoch(config, images)} batches of {config.batch_size} an "
             f"epoch, which leave out {lost} of them: set batch_size={fits}"
         )
-    test = _without(drawn.test, skipped)
-    used = {"training": drawn.train, "meta-validation": drawn.meta_validation, "testing": test}
+    test = without(drawn.test, skipped)
+    used = {TRAINING: drawn.train, META_VALIDATION: drawn.meta_validation, TESTING: test}
     return used | {UNUSED: everything[~torch.isin(everything, torch.cat(list(used.values())))]}
 
 
-def _trouble(unreadable: Sequence[str], copies: Sequence[Copies], images: int) -> list[str]:
-    lines = []
+def _trouble(
+    unreadable: Sequence[str], copies: Sequence[Copies], counted: Mapping[str, tuple[ImageSet, Tensor]]
+) -> list[str]:
+    lines, images = [], sum(len(at) for _, at in counted.values())
     if unreadable:
-        lines.append(f"{len(unreadable)} images cannot be read ({_some(unreadable)}): mend them, or use --skip-corrupt")
+        lines.append(f"{len(unreadable)} images cannot be read ({some(unreadable)}): mend them, or use --skip-corrupt")
     if len(copies) == 1 and len(copies[0].names) == images:
         return [*lines, f"all {images} images are equal, so there is nothing to learn: look at the files"]
-    across = [group for group in copies if len(set(group.splits)) > 1]
-    if across:
-        pairs = Counter(tuple(dict.fromkeys(group.splits)) for group in across)
-        found = ", ".join(f"{count} in {' and '.join(splits)}" for splits, count in pairs.most_common(SHOWN))
-        named = _some([str(group) for group in across])
-        lines.append(f"{len(across)} images are in several splits, {found} ({named}): accuracies will be too high")
-    contradictory = [group for group in copies if len(set(group.classes)) > 1]
-    if contradictory:
-        named = _some([str(group) for group in contradictory])
-        lines.append(f"{len(contradictory)} images are in several classes ({named}): one of the labels is wrong")
-    return lines
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return [*lines, *trouble_of_copies(copies)]

@@ -42,7 +42,7 @@ class CorruptImageError(InputError):
 
 def corrupt(name: str, why: str) -> CorruptImageError:
     """The error for one corrupt image; `name` and `why` may hold any characters."""
-    return CorruptImageError(printable(name), printable(why)[:100], "mend or remove it, or set skip_corrupt")
+    return CorruptImageError(printable(name), printable(why)[:100], "mend or remove it, or use --skip-corrupt")
 
 
 @contextmanager

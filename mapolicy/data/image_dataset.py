@@ -1,7 +1,7 @@
 """Ordered sets of labelled images that are read one by one, and the `Source` that a data set's name opens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,14 @@ class ImageSet(ABC):
     def name(self, index: int) -> str:
         """The image's name within its data set: a path relative to the data set, or else its number."""
         return str(index)
+
+    def place(self, index: int) -> str:
+        """The image's name for people, who also want to know the folder of its split."""
+        return self.name(index)
+
+    def state(self, index: int) -> Hashable | None:
+        """What is another value once the image's file is another; None without a file, or where it is missing."""
+        return None
 
     @abstractmethod
     def content(self, index: int) -> bytes:
@@ -74,15 +82,29 @@ class FileImages(ImageSet):
         folder: the folder that the names are relative to.
         names: relative paths.
         labels: class of each image.
+        split: the folder's own name where it is a split's, which people want to see before the names.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], labels: Sequence[int], split: str = "") -> None:
         self.folder, self.names = str(folder), tuple(names)
         self.labels = torch.tensor(labels, dtype=torch.int64)
+        self._split = f"{split}/" if split else ""
 
     @override
     def name(self, index: int) -> str:
         return self.names[index]
+
+    @override
+    def place(self, index: int) -> str:
+        return self._split + self.names[index]
+
+    @override
+    def state(self, index: int) -> Hashable | None:
+        try:
+            facts = Path(self._path(index)).stat()
+        except OSError:
+            return None
+        return self._path(index), facts.st_size, facts.st_mtime_ns
 
     @override
     def content(self, index: int) -> bytes:

@@ -2,17 +2,24 @@
 
 import statistics
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from ..config import RunConfig
+from ..errors import MapolicyError
+from .damaged import left_out
 from .decode import WIDE_MODES, CorruptImageError, bombs_as_errors
 from .image_dataset import ImageSet, Source
 from .loader import threaded_map
+from .stratify import draw_splits
+from .survey import spread
 
-HEADERS = 256  # of so many images the size is read
+HEADERS = 4096  # of so many images the size is read
 DECODED = 64  # so many are decoded
 LEVELS = 16  # neighbouring grey values that count as one, so that JPEG's noise does not
 DRAWN_SHARE = 0.7  # of an image's pixels in two levels: ink on paper
@@ -28,8 +35,9 @@ class DataProfile:
         names: of the classes.
         sizes: for each class, its number of images in the pool, which the splits are drawn from.
         own_validation: number of images in the data set's own validation split; 0 without one.
+        damaged: number of images for training and meta-validation that are left out because they cannot be decoded.
         own_test: whether the data set has a test split of its own.
-        side: the shorter side of a median image, pixels.
+        side: median of the images' shorter sides, pixels.
         grey: whether all images that were looked at are grey, however they are stored.
         drawn: whether these are grey images of characters or lines: nearly all pixels have one of two values.
     """
@@ -41,6 +49,7 @@ class DataProfile:
     drawn: bool = False
     own_validation: int = 0
     own_test: bool = False
+    damaged: int = 0
 
     @property
     def images(self) -> int:
@@ -48,12 +57,19 @@ class DataProfile:
         return sum(self.sizes)
 
 
-def profile(source: Source) -> DataProfile:
-    """Look at some images of an opened data set, evenly spaced. Images that cannot be read are left out."""
+def profile(source: Source, config: RunConfig | None = None) -> DataProfile:
+    """Look at some images of an opened data set, evenly spaced. Images that cannot be read are left out.
+
+    Args:
+        source: the data set.
+        config: of the run, whose test images are not looked at; with `skip_corrupt` all others are decoded to count
+            those that the run leaves out. None looks at all images.
+    """
     pool = source.pool
-    sides = [side for side in threaded_map(_spread(len(pool), HEADERS), lambda index: _side(pool, index)) if side]
+    usable, damaged = (torch.arange(len(pool)), 0) if config is None else _usable(source, config)
+    sides = [side for side in threaded_map(spread(usable, HEADERS), lambda index: _side(pool, index)) if side]
     with bombs_as_errors():
-        greys = threaded_map(_spread(len(pool), DECODED), lambda index: _grey(pool, index))
+        greys = threaded_map(spread(usable, DECODED), lambda index: _grey(pool, index))
     seen = [levels for levels, known in greys if known]
     grey = bool(seen) and all(levels is not None for levels in seen)
     return DataProfile(
@@ -64,11 +80,18 @@ def profile(source: Source) -> DataProfile:
         drawn=grey and statistics.mean(_is_drawn(levels) for levels in seen if levels is not None) > 0.5,
         own_validation=0 if source.meta_validation is None else len(source.meta_validation),
         own_test=source.open_test is not None,
+        damaged=damaged,
     )
 
 
-def _spread(images: int, most: int) -> list[int]:
-    return sorted({int(index) for index in np.linspace(0, images - 1, min(images, most)).round()})
+def _usable(source: Source, config: RunConfig) -> tuple[Tensor, int]:
+    """The images that are neither test images nor damaged, and how many damaged ones a run leaves out."""
+    try:
+        drawn = draw_splits(source, config, None, partial(left_out, source.pool, config.skip_corrupt))
+    except MapolicyError:  # the run says why
+        return torch.arange(len(source.pool)), 0
+    own = set() if source.meta_validation is None else set(source.meta_validation.tolist())
+    return torch.cat(drawn.usable).sort().values, len(drawn.corrupt.keys() - own)
 
 
 def _side(images: ImageSet, index: int) -> int:

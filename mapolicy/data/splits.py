@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
 from ..runtime.sanitize import printable
+from . import damaged
 from .batch_sampler import batches_per_epoch, check_parts, fitting_batch
+from .copies import find_copies, trouble_of_copies
 from .dataset_factory import open_source
-from .decode import CorruptImageError, bombs_as_errors
+from .decode import bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
 from .kept_images import Owner
@@ -36,9 +39,11 @@ __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits
 # Called with name, classes, number of images and fingerprint (None: not known yet) of a data set; may raise.
 Check = Callable[[str, tuple[str, ...], int, str | None], None]
 
+TRAINING, META_VALIDATION, TESTING, ASIDE = "training", "meta-validation", "testing", "set aside for the check"
 FINGERPRINT_IMAGES = 100_000  # of a larger data set the fingerprint covers names and sizes instead of contents
 SKETCHED_IMAGES = 2048  # digests in a sketch; of more images it has the smallest ones, which are a random sample
 SKETCH_DIGITS = 12  # hexadecimal, of each digest in a sketch
+COMPARED_CONTENTS = 100_000  # images of a run that are searched for the same image in several splits
 COMPARED_IMAGES = 256  # of a streamed split, to find out whether all images are equal
 
 
@@ -160,7 +165,7 @@ def load_splits(
     if check is not None:
         check(source.name, classes, len(pool), None)
     _check_test_split(source, config, stage)
-    indices = draw_splits(source, config, meta_validation, partial(_corrupt, pool, config.skip_corrupt))
+    indices = draw_splits(source, config, meta_validation, partial(damaged.left_out, pool, config.skip_corrupt))
     kept, aside = indices.train, torch.empty(0, dtype=torch.int64)
     if isinstance(config, SearchConfig) and config.verify_per_class:
         kept, aside = set_aside(indices.train, pool.labels, classes, config.verify_per_class, config.split_seed)
@@ -211,7 +216,14 @@ def load_splits(
         resident=isinstance(train, ResidentSplit),
         reading=reading,
         survey=found,
-        notes=(*source.notes, *_left_out_note(source), *notes(found, reading, counts), *where),
+        notes=(
+            *source.notes,
+            *_left_out_note(source),
+            *([damaged.note(list(indices.corrupt.values()))] if indices.corrupt else []),
+            *notes(found, reading, counts, config.balance),
+            *_copies_notes(source, config, groups, indices.test),
+            *where,
+        ),
         left_out=source.left_out,
         own_validation=meta_validation is None and source.meta_validation is not None,
         sketch=sketch(contents),
@@ -233,13 +245,15 @@ def open_dataset(config: RunConfig) -> Source:
 
 
 def count_training_images(config: RunConfig) -> int:
-    """How many images a configuration trains on, without those of the meta-validation split; no image is read.
+    """How many images a configuration trains on, without those of the meta-validation split.
+
+    No image is read, except with `skip_corrupt`, which leaves out those that cannot be decoded.
 
     Raises:
         UsageError, InputError, EnvironmentFault: the data set cannot be opened or split.
     """
     source = open_dataset(config)
-    train = draw_splits(source, config, None, lambda _: {}).train
+    train = draw_splits(source, config, None, partial(damaged.left_out, source.pool, config.skip_corrupt)).train
     if isinstance(config, SearchConfig) and config.verify_per_class:
         train, _ = set_aside(train, source.pool.labels, source.classes, config.verify_per_class, config.split_seed)
     return len(train)
@@ -263,6 +277,25 @@ def _left_out_note(source: Source) -> list[str]:
     shown = ", ".join(f"{count} {printable(why)}" for why, count in reasons[:3])
     more = f" and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
     return [f"{len(source.left_out)} files and folders are not used: {shown}{more}"]
+
+
+def _copies_notes(source: Source, config: RunConfig, groups: Sequence[Tensor], drawn_test: Tensor) -> list[str]:
+    """Sentences on images of a run that are in several splits or classes; a large data set is not searched for them.
+
+    A data set's own test split is looked at where its images are files. Another one is not opened before it is needed.
+    """
+    names = (TRAINING, META_VALIDATION, ASIDE)
+    parts = {name: (source.pool, at) for name, at in zip(names, groups, strict=False)}
+    if len(drawn_test):
+        parts[TESTING] = (source.pool, drawn_test)
+    elif source.open_test is not None and source.check_test is not None:
+        tests = source.open_test()
+        parts[TESTING] = (tests, torch.arange(len(tests)))
+    total = sum(len(at) for _, at in parts.values())
+    if total > COMPARED_CONTENTS:
+        command = shlex.join(["mapolicy", "data", config.dataset])
+        return [f"{total} images are too many to look for the same image in several splits; `{command}` does"]
+    return trouble_of_copies(find_copies(source.classes, parts))
 
 
 def _check_not_all_equal(train: Split, source: Source) -> None:
@@ -315,8 +348,8 @@ def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt:
         raise _no_test_split(source)
     images = source.open_test() if source.open_test else source.pool
     indices = torch.arange(len(images)) if source.open_test else drawn
-    corrupt = _corrupt(images, skip_corrupt, indices)
-    indices = indices[[index not in corrupt for index in indices.tolist()]]
+    corrupt = damaged.left_out(images, skip_corrupt, indices)
+    indices = damaged.without(indices, corrupt)
     if len(indices) == 0:
         raise InputError(source.where, "its test split has no images", "add some")
     (split,) = loader.load(images, [indices])
@@ -327,27 +360,6 @@ def _no_test_split(source: Source) -> UsageError:
     return UsageError(
         "test_per_class", f"is 0, and {source.name} has no test split of its own", "give a count or a fraction"
     )
-
-
-def _corrupt(images: ImageSet, skip_corrupt: bool, indices: Tensor) -> dict[int, str]:
-    """What is wrong with the images that cannot be decoded; without `skip_corrupt` none is looked at."""
-    found = find_corrupt(images, indices) if skip_corrupt else {}
-    return {index: f"{printable(images.name(index))}: {why}" for index, why in found.items()}
-
-
-def find_corrupt(images: ImageSet, indices: Tensor) -> dict[int, str]:
-    """By index, why images cannot be decoded; all of them are decoded to find out."""
-
-    def fault(index: int) -> str:
-        try:
-            images.read(index)
-        except CorruptImageError as problem:
-            return problem.why
-        return ""
-
-    order = indices.tolist()
-    with bombs_as_errors():
-        return {index: why for index, why in zip(order, threaded_map(order, fault), strict=True) if why}
 
 
 def channel_statistics(split: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

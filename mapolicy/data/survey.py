@@ -33,6 +33,8 @@ class Survey:
         images: number of images whose headers were read.
         total: number of images that there are.
         width, height: medians, in pixels.
+        side: median of the images' shorter sides, in pixels; below width and height where some images are upright and
+            others are not.
         square_share: median share of an image that its central square has, 0 to 1.
         smallest, largest: smallest and largest side, in pixels.
         formats, modes: number of images by Pillow's names.
@@ -49,6 +51,7 @@ class Survey:
     total: int
     width: int
     height: int
+    side: int
     square_share: float
     smallest: int
     largest: int
@@ -70,6 +73,8 @@ class Survey:
     def fact(self, reading: ImageReading) -> str:
         """The images' size, and the size that they are used at, in words."""
         each = "" if self.smallest == self.largest else " (median)"
+        if self.side != min(self.width, self.height):
+            each = f" (medians; that of the shorter side is {self.side})"
         return f"{self.size}{each}, used at {reading.image_size} x {reading.image_size}"
 
     def figures(self) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def survey(images: ImageSet, indices: Tensor) -> Survey:
         total=len(indices),
         width=round(statistics.median([header.width for header in headers] or [0])),
         height=round(statistics.median([header.height for header in headers] or [0])),
+        side=round(statistics.median([min(header.width, header.height) for header in headers] or [0])),
         square_share=statistics.median(shares),
         smallest=min(sides),
         largest=max(sides),
@@ -172,19 +178,21 @@ def measured_range(images: ImageSet, indices: Sequence[int]) -> tuple[float, flo
     return (low, high) if low < high else (min(low, LARGEST_VALUE - 1), min(low, LARGEST_VALUE - 1) + 1)
 
 
-def notes(found: Survey, reading: ImageReading, classes: Sequence[int]) -> list[str]:
+def notes(found: Survey, reading: ImageReading, classes: Sequence[int], balance: str = "none") -> list[str]:
     """Sentences for the user about uneven classes, and about images that are read in a way that they may not expect.
 
     Args:
         found: headers of the pool.
         reading: how they are read.
         classes: number of images of each class.
+        balance: the setting of that name.
     """
     lines = []
     if max(classes) >= UNEVEN * min(classes):
+        remedy = "; --balance sampler or --balance loss makes up for it" if balance == "none" else ""
         lines.append(
             f"classes have {min(classes)} to {max(classes)} images: top-1 is mostly that of the large ones, so look at "
-            "the balanced accuracy and at each class; --balance sampler or --balance loss makes up for it"
+            f"the balanced accuracy and at each class{remedy}"
         )
     if found.images < found.total:
         lines.append(f"the headers of {found.images} of {found.total} images were read, evenly spaced")
@@ -208,11 +216,11 @@ def notes(found: Survey, reading: ImageReading, classes: Sequence[int]) -> list[
 
 
 def _size_notes(found: Survey, reading: ImageReading) -> list[str]:
-    lines, side = [], min(found.width, found.height)
-    if side >= 2 * reading.image_size:
-        sizes = [str(size) for size in USUAL_SIZES if reading.image_size < size <= side]
-        named = f": --set image_size={' or '.join(sizes[-3:])} shows more" if sizes else ""
-        lines.append(f"images of {found.size} (median) are used at {reading.image_size} x {reading.image_size}{named}")
+    lines, used = [], f"{reading.image_size} x {reading.image_size}"
+    if found.side >= 2 * reading.image_size:
+        sizes = [str(size) for size in USUAL_SIZES if reading.image_size < size <= found.side]
+        named = f": --image-size {' or '.join(sizes[-3:])} shows more" if sizes else ""
+        lines.append(f"the images' shorter side has {found.side} pixels (median), and they are used at {used}{named}")
     if reading.resize == "crop" and found.square_share < WIDE_SHARE:
         lines.append(
             f"the central square of a median image is {100 * found.square_share:.0f} % of it, and the rest is not "

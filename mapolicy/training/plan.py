@@ -140,7 +140,7 @@ Found = tuple[Any, str] | None
 
 
 def _image_size(data: DataProfile, machine: Machine, config: SearchConfig) -> Found:
-    size = f"the shorter side of a median image has {data.side} pixels"
+    size = f"the images' shorter side has {data.side} pixels (median)"
     if data.side < SMALL_SIDE:
         return max(8, data.side // 4 * 4), size
     if data.side < LARGE_SIDE:
@@ -201,7 +201,7 @@ def training_images(data: DataProfile, config: SearchConfig) -> int:
     """How many training images a configuration leaves of a data set."""
     test = 0 if data.own_test else sum(per_class(config.test_per_class, data.sizes))
     held_out = data.own_validation or sum(per_class(config.validation_per_class, data.sizes))
-    images = max(0, data.images - test - held_out)
+    images = max(0, data.images - data.damaged - test - held_out)
     if config.train_per_class:
         images = sum(per_class(config.train_per_class, data.sizes))
     aside = config.verify_per_class

@@ -217,7 +217,7 @@ class TrainingSetup:
         size = config.image_size
         if last_map(self.network, size, self.splits.channels) == (1, 1):
             remedy = (
-                f"set image_size={2 * size} or {4 * size}, or a first layer with a smaller stride (docs/networks.md)"
+                f"use --image-size {2 * size} or {4 * size}, or a first layer with a smaller stride (docs/networks.md)"
             )
             found["feature map"] = f"1 x 1 at {size} pixels, so it is lost where in the image something is; {remedy}"
         return found

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..config.choices import MACHINE_FIELDS
+from ..data import damaged
 from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.lock import folder_lock
@@ -29,7 +30,6 @@ from .setup import TrainingSetup
 from .step_time import CostMeter
 
 LOGGED_PER_EPOCH = 20
-LISTED_CORRUPT = 10
 LONGEST_SHOWN = 16
 SHOWN_TRANSFORMATIONS = 5
 MOST_ROLLBACKS = 5  # after which the learning rates are a thirty-second of what they were
@@ -135,8 +135,6 @@ class Trainer:
                 {**self.setup.facts(), **self._facts, **({} if expected is None else expected.facts())},
                 None if expected is None else expected.seconds,
             )
-            if self.setup.splits.corrupt:
-                self.note_corrupt(self.setup.splits.corrupt)
             self._write_status("running", None)
             self._open = opened.pop_all()
         return self
@@ -322,13 +320,8 @@ class Trainer:
         known = len(splits.corrupt)
         test = splits.test()
         if len(splits.corrupt) > known:
-            self.note_corrupt(splits.corrupt[known:])
+            self.reporter.on_note(damaged.note(splits.corrupt[known:]))
         return test
-
-    def note_corrupt(self, corrupt: tuple[str, ...]) -> None:
-        """Say which images were left out."""
-        listed = "; ".join(corrupt[:LISTED_CORRUPT]) + ("; ..." if len(corrupt) > LISTED_CORRUPT else "")
-        self.reporter.on_note(f"left out {len(corrupt)} images that cannot be decoded: {listed}")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Tell the result, and write it as JSON beside the log."""

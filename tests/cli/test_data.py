@@ -64,6 +64,39 @@ def test_the_networks_of_a_comparison_have_equal_batches(tmp_path: Path, make_tr
     assert {(config.batch_size, config.last_batch) for config in found} == {(128, "drop")}
 
 
+def test_damaged_files_are_in_no_count(mapolicy, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "zoo", per_class=40)
+    for path in sorted(root.glob("*/0*.png"))[::9]:
+        path.write_bytes(path.read_bytes()[:-40])
+    number = r"\b(\d+) training\b"
+    skip = ("--skip-corrupt", "--set", "validation_per_class=0.1", "--set", "test_per_class=0.1")
+    looked = mapolicy("data", "folder:zoo", *skip)
+    (found,) = set(re.findall(number, looked.out))
+    assert int(found) < 3 * 32, "some are left out"
+    for command in (("search",), ("train", "--policy", "none", "--arch", "test_resnet")):
+        outcome = mapolicy(command[0], "folder:zoo", *command[1:], *skip, "--epochs", "1", "--dry-run")
+        assert outcome.code == 0, outcome.err
+        assert set(re.findall(number, outcome.out + outcome.err)) == {found}, outcome.out
+        assert re.search(r"left out \d+ images that cannot be decoded: ant/00.png: ", outcome.err), outcome.err
+
+
+def test_copies_across_splits_are_said_at_every_start(mapolicy, tmp_path: Path) -> None:
+    train = write_folder(tmp_path / "zoo" / "train")
+    for path in train.glob("*/0[0-3].png"):
+        copy = tmp_path / "zoo" / "test" / path.relative_to(train)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    said = "12 images are in several splits"
+    few = (*SMALL, "--set", "train_per_class=0", "--dry-run")
+    assert said in mapolicy("data", "folder:zoo", "--set", "validation_per_class=2").out
+    for command in (("search",), ("train", "--policy", "none", "--arch", "test_resnet")):
+        outcome = mapolicy(command[0], "folder:zoo", *command[1:], *few)
+        assert outcome.code == 0, outcome.err
+        assert said in outcome.err
+        assert "train/ant/00.png (" in outcome.err
+        assert "test/ant/00.png (testing)" in outcome.err
+
+
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_runs_say_at_the_start_what_they_found(mapolicy, tmp_path: Path, dry: tuple[str, ...]) -> None:
     root = write_folder(tmp_path / "zoo", size=(60, 20))

@@ -98,4 +98,4 @@ def test_images_that_cannot_be_decoded_are_skipped_if_asked(mapolicy, make_train
     assert shown.code == 0
     assert "39 of folder:others: all of them, those included that the network learned from" in shown.out
     assert re.search(r"warning: the network learned from about 3[12] of these 40 images", shown.err)
-    assert "left out 1 images that cannot be decoded: " in shown.err
+    assert "left out 1 image that cannot be decoded: " in shown.err

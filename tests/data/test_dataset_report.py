@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from mapolicy.config import TrainConfig
-from mapolicy.data.dataset_report import DatasetReport, find_copies, report_dataset
-from mapolicy.data.image_dataset import ArrayImages
-from mapolicy.data.splits import load_splits
+from mapolicy.data.copies import find_copies
+from mapolicy.data.dataset_report import DatasetReport, report_dataset
+from mapolicy.data.image_dataset import ArrayImages, FileImages
+from mapolicy.data.splits import count_training_images, load_splits
+from mapolicy.errors import InputError
 from tests.helpers.image_folders import CLASSES, write_folder
 from tests.helpers.settings import TINY
 
@@ -64,10 +66,16 @@ def test_copies_across_splits_and_classes_are_found_by_content(tmp_path: Path) -
     found = report(root, train_per_class=0)
     assert len(found.copies) == 2
     groups = {tuple(sorted(group.names)) for group in found.copies}
-    assert groups == {("ant/00.png", "ant/another name.png"), ("ant/01.png", "bee/99.png")}
+    assert groups == {("test/ant/another name.png", "train/ant/00.png"), ("train/ant/01.png", "train/bee/99.png")}
     (line,) = (line for line in found.trouble if "in several splits" in line)
-    assert line.endswith("ant/another name.png (testing)): accuracies will be too high")
-    assert any("1 images are in several classes" in line for line in found.trouble)
+    assert line == (
+        "1 image is in several splits, 1 in training and testing (train/ant/00.png (training) = "
+        "test/ant/another name.png (testing)): accuracies will be too high"
+    )
+    assert any("1 image is in several classes" in line for line in found.trouble)
+    # A run says the same at its start, of the same images.
+    notes = load_splits(replace(BASE, data_dir=str(tmp_path), train_per_class=0), CPU, "train").notes
+    assert [line for line in found.trouble if "in several" in line] == [line for line in notes if "in several" in line]
 
 
 def test_images_that_are_all_equal_are_told_in_a_sentence(tmp_path: Path) -> None:
@@ -107,8 +115,39 @@ def test_a_damaged_file_is_found_and_left_out_where_a_run_would(tmp_path: Path) 
     drawn = {"training": splits.train, "meta-validation": splits.meta_validation, "testing": splits.test()}
     assert skipped.images == {name: len(split) for name, split in drawn.items()}
     assert sum(skipped.images.values()) == 34
-    assert any(line.startswith("2 images cannot be read and are in no split (bee/00.png: ") for line in skipped.notes)
+    assert any(line.startswith("left out 2 images that cannot be decoded: bee/00.png: ") for line in skipped.notes)
     assert not any("cannot be read" in line for line in skipped.trouble)
+
+
+def test_a_file_is_decoded_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = distinct(write_folder(tmp_path / "zoo"))
+    config = replace(BASE, data_dir=str(tmp_path), train_per_class=0, skip_corrupt=True)
+    decoded: list[int] = []
+    read = FileImages.read
+
+    def counting(self: FileImages, index: int) -> Image.Image:
+        decoded.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(FileImages, "read", counting)
+    assert count_training_images(config) == 21
+    assert sorted(decoded) == sorted(set(decoded)), "each once"
+    seen = len(decoded)
+    assert count_training_images(config) == 21
+    assert len(decoded) == seen == 27, "all but the test images"
+    for path in root.glob("bee/*.png"):
+        path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(InputError, match="'bee'"):
+        count_training_images(config)
+
+
+def test_a_large_set_is_not_searched_for_copies_at_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "zoo")
+    monkeypatch.setattr("mapolicy.data.splits.COMPARED_CONTENTS", 20)
+    (note,) = load_splits(replace(BASE, data_dir=str(tmp_path)), CPU, "train").notes
+    assert note == (
+        "30 images are too many to look for the same image in several splits; `mapolicy data folder:zoo` does"
+    )
 
 
 def test_of_a_large_set_some_images_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

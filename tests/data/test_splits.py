@@ -14,6 +14,7 @@ from PIL import Image
 
 from mapolicy.config import TrainConfig
 from mapolicy.data import splits as data
+from mapolicy.data.decode import CorruptImageError
 from mapolicy.data.image_dataset import ArrayImages, FileImages
 from mapolicy.data.loader import StreamedSplit
 from mapolicy.data.reading import Cropper, ImageReading
@@ -223,7 +224,7 @@ def test_own_test_split_is_not_opened_before_it_is_asked_for(tmp_path):
     splits = load(root, skip_corrupt=True)
     assert splits.corrupt == ()
     assert torch.bincount(splits.test().labels).tolist() == [12, 4, 3]
-    assert splits.corrupt == ("cow/03.png: is empty",)
+    assert splits.corrupt == ("test/cow/03.png: is empty",)
     assert splits.test() is splits.test()
     assert len(splits.corrupt) == 1
 
@@ -386,7 +387,7 @@ def test_an_abandoned_loop_ends_its_workers(zoo, two_cores):
 def test_errors_of_ours_survive_the_way_out_of_a_worker():
     import pickle
 
-    error = pickle.loads(pickle.dumps(data.CorruptImageError("a", "b", "c")))
+    error = pickle.loads(pickle.dumps(CorruptImageError("a", "b", "c")))
     assert isinstance(error, MapolicyError)
     assert str(error) == "a: b; c"
 

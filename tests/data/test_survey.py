@@ -14,8 +14,9 @@ from mapolicy.config import TrainConfig
 from mapolicy.data import survey as module
 from mapolicy.data.dataset_factory import open_source
 from mapolicy.data.image_dataset import ArrayImages
+from mapolicy.data.profile import profile
 from mapolicy.data.splits import DataSplits, load_splits
-from mapolicy.data.survey import survey
+from mapolicy.data.survey import choose_reading, notes, survey
 from mapolicy.errors import InputError
 from mapolicy.training.callbacks import Reporter
 from tests.helpers.image_folders import CLASSES, write_folder
@@ -89,8 +90,25 @@ def test_sizes_are_said_and_larger_ones_suggested(tmp_path: Path) -> None:
     assert splits.survey is not None
     assert splits.survey.fact(splits.reading) == "250 x 166 (median), used at 32 x 32"
     (note,) = splits.notes
-    assert note == ("images of 250 x 166 (median) are used at 32 x 32: --set image_size=96 or 128 or 160 shows more")
+    assert note == (
+        "the images' shorter side has 166 pixels (median), and they are used at 32 x 32: --image-size 96 or 128 or 160 "
+        "shows more"
+    )
     assert load(write_folder(tmp_path / "small" / "zoo", size=(32, 32)), image_size=32).notes == ()
+
+
+def test_upright_and_lying_photos_have_the_shorter_side_of_either(tmp_path: Path) -> None:
+    for number in range(12):
+        size = (120, 90) if number % 2 else (90, 120)
+        write_folder(tmp_path / "zoo", (f"class {number}",), 1, size)
+    source = open_source(f"folder:{tmp_path / 'zoo'}", tmp_path)
+    found = survey(source.pool, torch.arange(12))
+    assert (found.width, found.height, found.side) == (105, 105, 90)
+    reading = choose_reading(BASE, found, source.pool, torch.arange(12))
+    assert found.fact(reading) == "105 x 105 (medians; that of the shorter side is 90), used at 8 x 8"
+    (note,) = notes(found, reading, [1] * 12)
+    assert note.startswith("the images' shorter side has 90 pixels (median)")
+    assert profile(source).side == 90
 
 
 def test_a_run_says_what_it_found_and_lists_it_in_its_folder(tmp_path: Path) -> None:
@@ -133,6 +151,9 @@ def test_classes_of_uneven_size_are_said(tmp_path: Path) -> None:
     splits = load(root, train_per_class=0, validation_per_class=1, test_per_class=1)
     (note,) = splits.notes
     assert note.startswith("classes have 4 to 39 images: top-1 is mostly that of the large ones")
+    assert note.endswith("; --balance sampler or --balance loss makes up for it")
+    (balanced,) = load(root, train_per_class=0, validation_per_class=1, test_per_class=1, balance="loss").notes
+    assert balanced == note.partition(";")[0]
     assert load(write_folder(tmp_path / "even" / "zoo")).notes == ()
 
 

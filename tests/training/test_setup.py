@@ -123,7 +123,7 @@ def test_a_last_feature_map_of_one_pixel_is_told(
     assert ("feature map" in facts) == lost
     if lost:
         assert facts["feature map"].startswith(
-            "1 x 1 at 32 pixels, so it is lost where in the image something is; set image_size=64"
+            "1 x 1 at 32 pixels, so it is lost where in the image something is; use --image-size 64"
         )
 
 
