@@ -31,7 +31,11 @@ NO_OPTION = frozenset({"on_divergence"})  # of a comparison
 
 
 def after_search(
-    config: SearchConfig, bundle: Path, bundle_settings: Mapping[str, Any], policy: str | None = None
+    config: SearchConfig,
+    bundle: Path,
+    bundle_settings: Mapping[str, Any],
+    policy: str | None = None,
+    own: Collection[str] = (),
 ) -> str:
     """A training of the proxy's architecture on the search's data set.
 
@@ -40,14 +44,18 @@ def after_search(
         bundle: its file.
         bundle_settings: what a training takes from it.
         policy: for `--policy`; None trains with what was learned.
+        own: settings that are the search's alone.
     """
     choice = _mode(config) if policy is None else ["--policy", policy]
-    return _command("train", config, bundle, bundle_settings, choice, OF_A_SEARCH)
+    return _command("train", config, bundle, bundle_settings, choice, OF_A_SEARCH.difference(own))
 
 
-def whether_it_helps(config: SearchConfig, bundle: Path, bundle_settings: Mapping[str, Any]) -> str:
-    """A comparison of the policy that a search found with others, for the proxy's architecture."""
-    return _command("compare", config, bundle, bundle_settings, ["--seeds", "5", *_mode(config)], OF_A_SEARCH)
+def whether_it_helps(
+    config: SearchConfig, bundle: Path, bundle_settings: Mapping[str, Any], own: Collection[str] = ()
+) -> str:
+    """A comparison of the policy that a search found with others, for the proxy's architecture; `own` as above."""
+    choice = ["--seeds", "5", *_mode(config)]
+    return _command("compare", config, bundle, bundle_settings, choice, OF_A_SEARCH.difference(own))
 
 
 def _mode(config: SearchConfig) -> list[str]:

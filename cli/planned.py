@@ -1,7 +1,7 @@
 """A search's plan on the command line: what is chosen from the data, the machine and the time, and how it is told."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,6 +112,14 @@ def of_run(settings: StageSettings, folder: Path) -> StageSettings | None:
     """The settings of the run in a folder: a resumed run does not plan again. None where there is none."""
     path = folder / CONFIG_FILE
     return replace(settings, recipe=str(path)) if path.is_file() else None
+
+
+def own_settings(iterations: int, typed: Collection[str]) -> frozenset[str]:
+    """Settings of a search that a training after it does not repeat: epochs that the time has cut too short."""
+    from ..training.plan import ENOUGH_ITERATIONS
+
+    short = iterations < ENOUGH_ITERATIONS and "epochs" not in typed
+    return frozenset({"epochs", "warmup_epochs"} - {*typed}) if short else frozenset()
 
 
 def tell(plan: "PlannedSearch", reporter: "Reporter", run: Run) -> None:

@@ -1,7 +1,7 @@
 """`mapolicy search`: search a policy and write its bundle."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -80,7 +80,8 @@ def search(
             with display.note_if_long(f"building {config.proxy} and measuring its first iterations", run.quiet):
                 expected = forecast_search(config, reporter, splits)
         else:
-            bundle = search_policy(config, listeners, place.folder, run.resume, run.force, place.out, splits)
+            deadline = None if plan is None else plan.deadline
+            bundle = search_policy(config, listeners, place.folder, run.resume, run.force, place.out, splits, deadline)
     if rank_environment.rank() > 0:
         return
     if run.dry_run:
@@ -88,7 +89,8 @@ def search(
         display.print_forecast(expected, config.proxy, recipe, output.as_json, chosen | lines, document)
         return
     result = {**reporter.result, "command_seconds": time.monotonic() - started}
-    _tell(config, bundle, result, place.out, place.folder, output)
+    own = planned.own_settings(bundle.manifest.run.iterations, typed)
+    _tell(config, bundle, result, place, own, output)
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,19 @@ def _tell(
     config: SearchConfig,
     bundle: "PolicyBundle",
     result: Mapping[str, Any],
-    out: Path,
-    folder: Path,
+    place: Place,
+    own: Collection[str],
     output: options.Output,
 ) -> None:
     """Say what was found, in sentences; then the file and what to type next; then the figures."""
-    manifest = bundle.manifest
+    manifest, out, folder = bundle.manifest, place.out, place.folder
     log_levels = None if bundle.log_levels is None else bundle.log_levels.double().numpy()
     effects = None if bundle.sample_effects is None else bundle.sample_effects.table.double().numpy()
     check, settings_of_bundle = manifest.verification, manifest.data_settings()
     better = None if check is None else better_policy(check, bundle.strength)
     commands = {
-        "next": next_command.after_search(config, out, settings_of_bundle, better),
-        "whether it helps": next_command.whether_it_helps(config, out, settings_of_bundle),
+        "next": next_command.after_search(config, out, settings_of_bundle, better, own),
+        "whether it helps": next_command.whether_it_helps(config, out, settings_of_bundle, own),
     }
     if output.as_json:
         learned = {"levels": levels_document(manifest, log_levels, effects)}
@@ -141,8 +143,10 @@ def _tell(
 
 
 def _figures(config: SearchConfig, result: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    missing = result.get("check_left_out")
     effect = display.effect_on_weights(result["effect_on_weights"]) if "effect_on_weights" in result else {}
     return {
+        **({"not checked": f"{', '.join(missing)}, for lack of time"} if missing else {}),
         "digest": result["digest"],
         "proxy": f"{config.proxy}, {result['validation_top1']:.2f} % top-1 on the meta-validation split",
         **effect,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,19 +38,21 @@ from .runtime.random import seed_for
 from .training.build_iteration import BilevelRun, build_bilevel_run
 from .training.callbacks import Reporter
 from .training.draft_bundle import describe, describe_extractor
-from .training.dry_run import Forecast, forecast, forecast_before, time_iterations
+from .training.dry_run import WORTH_MEASURING, Forecast, forecast, forecast_before, time_iterations
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
-from .training.plan import FITTED, Choice, Costs, Outline, fit, most_epochs, problems
+from .training.pace import Deadline
+from .training.plan import FITTED, Choice, Costs, Outline, enough_time, fit, most_epochs, problems, too_little_time
 from .training.sample_context import DIRECTIONS, ProxyContext, SampleContext, build_context
 from .training.setup import TrainingSetup, start_network
 from .training.step_time import timed
 from .training.trainer import Trainer
-from .training.verify import candidates, verification_seconds, verification_step_seconds, verify
+from .training.verify import candidates, left_out, verification_seconds, verification_step_seconds, verify
 from .transforms.space import SPACES
 
 MEASURED = 20  # iterations of each kind, to plan
 MEASURED_SHARE = 0.02  # of the budget, for each measurement
+GRACE = 0.1  # of the budget, by which a check may end too late
 OVERHEAD = 2.0  # seconds of a search besides its iterations, such as building the networks
 
 
@@ -61,6 +64,7 @@ def search_policy(
     overwrite: bool = False,
     out: Path | None = None,
     splits: DataSplits | None = None,
+    deadline: float | None = None,
 ) -> PolicyBundle:
     """Search a policy; the test split is not opened.
 
@@ -72,8 +76,11 @@ def search_policy(
         run_dir: folder for configuration, log, checkpoints and result; None writes nothing.
         resume: go on from the checkpoint in `run_dir`; without one, start from the beginning.
         overwrite: remove the files of an earlier run from `run_dir`, once everything else is in order.
-        out: file that the bundle is written to before the run counts as done; None leaves saving it to the caller.
+        out: file that the bundle is written to before the run counts as done, and without its check before that
+            begins; None leaves saving it to the caller.
         splits: the data set, where it has been loaded with these settings already (`plan_search`); None loads it.
+        deadline: by `time.monotonic()`, for the end of the check: it leaves out what does not fit. A resumed search
+            leaves out the same.
 
     Returns:
         The bundle.
@@ -91,42 +98,20 @@ def search_policy(
         search = PreparedSearch.prepared(config, reporter, threads, device, splits)
         if run_dir is not None:
             check_savable(config, search.setup.splits, search.setup.network)
-        expected = forecast_before(search.run.iteration, search.run.state, resume, reporter.on_note)
-        if expected is not None:
-            expected = expected.with_check(search.check_seconds(config, device))
+        expected, check = search.measured(config, device, reporter, resume)
         facts = {"step": search.run.step.how}
+        state, setup = search.run.state, search.setup
         with Trainer(
-            config, search.run.state, search.setup, reporter, run_dir, resume, overwrite, facts=facts, expected=expected
+            config, state, setup, reporter, run_dir, resume, overwrite, None, facts, expected, afterwards=check
         ) as run:
             cost_ratio = run.loop(search.run.iteration)
-            if isinstance(search.context, ProxyContext):
-                search.context.refresh()  # the bundle's extractor is the proxy as it is now
-            accuracy, figures = search.setup.validation_accuracy(), search.run.figures()
-            for warning in search.run.warnings():
-                reporter.on_note(warning)
-            verification, strength = search.verified(config, device, reporter, run_dir)
-            bundle = search.bundle(config, accuracy, figures, verification, strength)
-            effect = {}
-            if config.extractor_dtype != "float32":
-                bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
-                effect = {"effect_on_weights": vars(difference)}
+            bundle, result = search.ended(config, device, reporter, run_dir, out, deadline)
             if run_dir is not None:
-                proxy, splits = search.setup.network, search.setup.splits
-                save_network(run_dir / NETWORK_FILE, proxy, describe_network(config, splits, proxy, bundle.digest))
+                description = describe_network(config, setup.splits, setup.network, bundle.digest)
+                save_network(run_dir / NETWORK_FILE, setup.network, description)
             if out is not None:
                 bundle.save(out)
-            run.finish(
-                {
-                    **effect,
-                    "digest": bundle.digest,
-                    "validation_top1": accuracy.top1,
-                    "alpha": float(search.run.rate().detach().mean()),
-                    "entropy": relative_entropy(search.run.sampler.probabilities),
-                    **figures,
-                    "cost_ratio": cost_ratio,
-                    "step": search.run.step.how,
-                }
-            )
+            run.finish({**result, "cost_ratio": cost_ratio, "step": search.run.step.how})
     return bundle
 
 
@@ -157,12 +142,14 @@ class PlannedSearch:
         splits: its data set.
         choices: what was chosen, with reasons.
         problems: what is likely to make it useless, each with what to change.
+        deadline: of `search_policy`; None where nothing was fitted into a time.
     """
 
     config: SearchConfig
     splits: DataSplits
     choices: tuple[Choice, ...]
     problems: tuple[str, ...]
+    deadline: float | None = None
 
 
 def plan_search(
@@ -190,8 +177,8 @@ def plan_search(
     if communicator().rank:
         reporter = None  # rank 0 tells
     device = resolve_device(config.device)
-    costs: Costs | None = None
     choices: tuple[Choice, ...] = ()
+    time_problem, deadline = "", None
     fits = budget is not None and "epochs" not in given
     measured = config.with_changes(compile="never")  # compiling would be most of the measurement
     if fits and "meta_every" not in given:
@@ -202,11 +189,14 @@ def plan_search(
         if fits and budget is not None:
             costs = search.costs(measured, device, bool(outline.checked), began, MEASURED_SHARE * budget)
             most = most_epochs(config, outline, general)
+            enough = enough_time(config, outline, costs, given, most)
             config, choices = fit(budget, config, outline, costs, given, most)
+            time_problem = too_little_time(budget, config, outline, costs, enough)
+            deadline = began + (1 + GRACE) * budget
     # Clocks differ between processes: all do what the first one chose.
     chosen = {name: getattr(config, name) for name in sorted(FITTED)}
     config = config.with_changes(**json.loads(communicator().broadcast(json.dumps(chosen).encode())))
-    return PlannedSearch(config, search.setup.splits, choices, problems(config, outline, costs, budget))
+    return PlannedSearch(config, search.setup.splits, choices, problems(config, outline, time_problem), deadline)
 
 
 @dataclass(frozen=True)
@@ -292,33 +282,85 @@ class PreparedSearch:
         if checked:
             draws, splits = self.draws(config), self.setup.splits
             check = verification_step_seconds(config, splits, device, draws, self.context, MEASURED, at_most)
-        self.setup.validation_accuracy()
         _, evaluation = timed(self.setup.validation_accuracy, device)
+        if evaluation < at_most:  # the first one is the slower one, and another one is affordable
+            _, evaluation = timed(self.setup.validation_accuracy, device)
         return Costs(each[0], each[-1], check, evaluation, time.monotonic() - started + OVERHEAD)
+
+    def measured(
+        self, config: SearchConfig, device: torch.device, reporter: Reporter, resume: bool
+    ) -> tuple[Forecast | None, float]:
+        """What the run will take, and the seconds of its check; nothing is measured of a run that is short."""
+        expected = forecast_before(self.run.iteration, self.run.state, resume, reporter.on_note)
+        worth = resume or self.setup.iterations >= WORTH_MEASURING
+        check = self.check_seconds(config, device) if worth else 0.0
+        return None if expected is None else expected.with_check(check), check
+
+    def ended(
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        reporter: Reporter,
+        run_dir: Path | None,
+        out: Path | None,
+        deadline: float | None,
+    ) -> tuple[PolicyBundle, dict[str, Any]]:
+        """What follows the last iteration: the bundle and its figures; arguments as of `search_policy`."""
+        if isinstance(self.context, ProxyContext):
+            self.context.refresh()  # the bundle's extractor is the proxy as it is now
+        accuracy, figures = self.setup.validation_accuracy(), self.run.figures()
+        for warning in self.run.warnings():
+            reporter.on_note(warning)
+        checked = self.is_checked(config)
+        if checked and any(communicator().largest(out is not None)):  # rank 0 alone has a file
+            unchecked, _ = self.bundle(config, accuracy, figures)
+            if out is not None:
+                unchecked.save(out)
+                reporter.on_note(f"{out} is written; the check of its policy begins")
+        verification, strength = self.verified(config, device, reporter, run_dir, deadline)
+        bundle, effect = self.bundle(config, accuracy, figures, verification, strength)
+        missing = left_out(config, verification) if checked else []
+        return bundle, {
+            **effect,
+            **({"check_left_out": missing} if missing else {}),
+            "digest": bundle.digest,
+            "validation_top1": accuracy.top1,
+            "alpha": float(self.run.rate().detach().mean()),
+            "entropy": relative_entropy(self.run.sampler.probabilities),
+            **figures,
+        }
 
     def draws(self, config: SearchConfig, strength: float | None = None) -> LearnedDraws:
         """What the sampler has learned; `strength` replaces its own."""
         features = self.context.features if isinstance(self.context, ProxyContext) else None
         return learned_draws(self.run.sampler, config.operation_space, strength, features, config.level_course)
 
+    def is_checked(self, config: SearchConfig) -> bool:
+        """Whether the policy is checked after the search."""
+        return config.verify and self.draws(config).log_levels is not None
+
     def check_seconds(self, config: SearchConfig, device: torch.device) -> float:
         """How long the policy's own check will take; 0 without one."""
-        draws = self.draws(config)
-        if not config.verify or draws.log_levels is None:
+        if not self.is_checked(config):
             return 0.0
-        return verification_seconds(config, self.setup.splits, device, draws, self.context)
+        return verification_seconds(config, self.setup.splits, device, self.draws(config), self.context)
 
     def verified(
-        self, config: SearchConfig, device: torch.device, reporter: Reporter, run_dir: Path | None
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        reporter: Reporter,
+        run_dir: Path | None,
+        deadline: float | None = None,
     ) -> tuple[Verification | None, float | None]:
         """How the policy does in its own check, and the strength that does best; None where it is not checked."""
-        draws = self.draws(config)
-        if not config.verify or draws.log_levels is None:
+        if not self.is_checked(config):
             if config.verify:
                 reporter.on_note(f"the policy is not checked: sampler {config.sampler} learns no levels")
             return None, None
-        record = None if run_dir is None else run_dir / VERIFICATION_FILE
-        return verify(config, self.setup.splits, device, draws, reporter, record, self.context)
+        record, draws = None if run_dir is None else run_dir / VERIFICATION_FILE, self.draws(config)
+        until = None if deadline is None else Deadline(deadline, communicator())
+        return verify(config, self.setup.splits, device, draws, reporter, record, self.context, until)
 
     def bundle(
         self,
@@ -327,10 +369,10 @@ class PreparedSearch:
         figures: Mapping[str, float],
         verification: Verification | None = None,
         strength: float | None = None,
-    ) -> PolicyBundle:
-        """What has been found; `strength` replaces the sampler's own."""
+    ) -> tuple[PolicyBundle, dict[str, Any]]:
+        """What has been found, and what a smaller `extractor_dtype` changes; `strength` replaces the sampler's own."""
         draws = self.draws(config, strength)
-        return PolicyBundle.assemble(
+        bundle = PolicyBundle.assemble(
             describe(
                 config,
                 self.setup,
@@ -350,6 +392,10 @@ class PreparedSearch:
             extractor=(self.run.step.extractor or self.setup.network).state_dict(),
             meta_validation=self.setup.splits.meta_validation.indices,
         )
+        if config.extractor_dtype == "float32":
+            return bundle, {}
+        bundle, difference = slim(bundle, config.extractor_dtype, drop_classifier=False)
+        return bundle, {"effect_on_weights": vars(difference)}
 
 
 def _own_extractor(config: SearchConfig, setup: TrainingSetup, device: torch.device) -> nn.Module | None:

@@ -5,7 +5,7 @@ the settings that are chosen, in order. What the user typed is never chosen.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..data.stratify import per_class
 
 CPU_MINUTES, GPU_MINUTES = 10, 30  # of a search on one's own images, where the user names no budget
 ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
+FEWEST_CHECKED = 50  # iterations; a shorter search is not worth the time of its check
 SHARE = 0.9  # of the budget that is planned; the rest is for what a measurement of seconds does not see
 MOST_ITERATIONS = 2000  # of a set so small that the recipe's epochs are fewer
 ENOUGH_HELD_OUT = 50  # meta-validation images
@@ -230,12 +231,14 @@ LADDER: tuple[Mapping[str, Any], ...] = (
     {"verification": "short", "meta_every": 3},
     {"verification": "short", "meta_every": 6},
 )
-FITTED = frozenset({"epochs", *LADDER[0]})  # settings that `fit` chooses
+# Where a check leaves time for fewer than `FEWEST_CHECKED` iterations.
+UNCHECKED: tuple[Mapping[str, Any], ...] = tuple({"verify": False, "meta_every": every} for every in (1, 2, 3, 6))
+FITTED = frozenset({"epochs", "verify", *LADDER[0]})  # settings that `fit` chooses
 
 
 def seconds(config: SearchConfig, outline: Outline, costs: Costs) -> float:
     """How long a search with its check takes."""
-    rows = outline.checked.get(config.verification, 0)
+    rows = outline.checked.get(config.verification, 0) if config.verify else 0
     mean = costs.other + (costs.learning - costs.other) / config.meta_every
     epoch = outline.per_epoch * (mean + rows * costs.check) + costs.evaluation
     return costs.once + config.epochs * epoch + rows * costs.evaluation
@@ -259,43 +262,82 @@ def fit(
     """
     if "epochs" in given:
         return config, ()
-    fixed = {*given, *(() if outline.checked else ("verification",))}
-    rungs = [_cheaper(config, rung, fixed) for rung in LADDER]
-    fitted = [each.with_changes(epochs=_epochs(budget, each, outline, costs, most)) for each in rungs]
+    fixed = {*given, *(() if outline.checked else ("verification", "verify"))}
     wanted = min(ENOUGH_ITERATIONS, most * outline.per_epoch)
+    found = _longest(budget, _rungs(LADDER, config, fixed), outline, costs, most, wanted)
+    if found.epochs * outline.per_epoch < min(FEWEST_CHECKED, wanted) and "verify" not in fixed:
+        found = _longest(budget, _rungs(UNCHECKED, config, fixed), outline, costs, most, wanted)
+    return found, _reasons(budget, config, found, outline, costs, most)
+
+
+def _longest(
+    budget: float, rungs: Sequence[SearchConfig], outline: Outline, costs: Costs, most: int, wanted: int
+) -> SearchConfig:
+    """The first rung that has the wanted iterations within the budget, else the one that has most."""
+    fitted = [each.with_changes(epochs=_epochs(budget, each, outline, costs, most)) for each in rungs]
     longest = max(fitted, key=lambda each: (each.epochs, -seconds(each, outline, costs)))
-    found = next((each for each in fitted if each.epochs * outline.per_epoch >= wanted), longest)
+    return next((each for each in fitted if each.epochs * outline.per_epoch >= wanted), longest)
+
+
+def _reasons(
+    budget: float, config: SearchConfig, found: SearchConfig, outline: Outline, costs: Costs, most: int
+) -> tuple[Choice, ...]:
+    """What `fit` has chosen, each with its reason."""
+    checked = bool(outline.checked) and found.verify
     iterations, taken = found.epochs * outline.per_epoch, in_words(seconds(found, outline, costs))
-    reason = f"{iterations} iterations and the check" if outline.checked else f"{iterations} iterations"
+    reason = f"{plural(iterations, 'iteration')} and the check" if checked else plural(iterations, "iteration")
     limit = "; longer is not needed" if found.epochs == most else ""
-    choices = [Choice("epochs", found.epochs, f"{reason} take about {taken} of {in_words(budget)} here{limit}")]
+    take = "take" if checked or iterations > 1 else "takes"
+    choices = [Choice("epochs", found.epochs, f"{reason} {take} about {taken} of {in_words(budget)} here{limit}")]
+    if found.verify != config.verify:
+        why = "whether the policy helps is not checked at the end, as that leaves too little time to learn it"
+        choices.append(Choice("verify", found.verify, why))
     if found.verification != config.verification:
         trainings = outline.checked.get(found.verification, 0)
-        choices.append(
-            Choice(
-                "verification",
-                found.verification,
-                f"{trainings} trainings check the policy at the end; more would take too long",
-            )
-        )
+        why = f"{trainings} trainings check the policy at the end; more would take too long"
+        choices.append(Choice("verification", found.verification, why))
     if found.meta_every != config.meta_every:
         why = f"the policy learns in one of {found.meta_every} iterations; in more of them it would take too long"
         choices.append(Choice("meta_every", found.meta_every, why))
-    return found, tuple(choices)
+    return tuple(choices)
 
 
-def _cheaper(config: SearchConfig, rung: Mapping[str, Any], fixed: Collection[str]) -> SearchConfig:
-    """A configuration on a rung of the ladder; what its recipe has is never made dearer."""
-    changes: dict[str, Any] = {"meta_every": max(config.meta_every, rung["meta_every"])}
-    if config.verification == "full":
-        changes["verification"] = rung["verification"]
-    return config.with_changes(**{name: value for name, value in changes.items() if name not in fixed})
+def _rungs(ladder: Sequence[Mapping[str, Any]], config: SearchConfig, fixed: Collection[str]) -> list[SearchConfig]:
+    """A configuration on each rung of a ladder; what its recipe has is never made dearer."""
+    found = []
+    for rung in ladder:
+        changes = {**rung, "meta_every": max(config.meta_every, rung["meta_every"])}
+        if config.verification != "full":
+            changes.pop("verification", None)
+        found.append(config.with_changes(**{name: value for name, value in changes.items() if name not in fixed}))
+    return found
 
 
 def _epochs(budget: float, config: SearchConfig, outline: Outline, costs: Costs, most: int) -> int:
     one, two = (seconds(config.with_changes(epochs=count, warmup_epochs=0), outline, costs) for count in (1, 2))
     fewest = config.warmup_epochs + 1
     return max(fewest, min(most, 1 + int((SHARE * budget - one) // max(two - one, 1e-9))))
+
+
+def enough_time(
+    config: SearchConfig, outline: Outline, costs: Costs, given: Collection[str], most: int
+) -> tuple[float, int]:
+    """The smallest budget in which a search with its check has enough iterations, and their number.
+
+    Args:
+        config: of the search, before `fit`.
+        outline, costs, given, most: as of `fit`.
+    """
+    fixed = {*given, *(() if outline.checked else ("verification", "verify"))}
+    cheapest = _rungs(LADDER, config, fixed)[-1]
+    epochs = min(most, -(-ENOUGH_ITERATIONS // outline.per_epoch))
+    least = cheapest.with_changes(epochs=max(epochs, cheapest.warmup_epochs + 1))
+    return seconds(least, outline, costs) / SHARE, least.epochs * outline.per_epoch
+
+
+def plural(count: int, what: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def most_epochs(config: SearchConfig, outline: Outline, general: bool) -> int:
@@ -306,36 +348,32 @@ def most_epochs(config: SearchConfig, outline: Outline, general: bool) -> int:
 # ---- what cannot work
 
 
-def problems(
-    config: SearchConfig, outline: Outline, costs: Costs | None = None, budget: float | None = None
-) -> tuple[str, ...]:
+def problems(config: SearchConfig, outline: Outline, time: str | None = None) -> tuple[str, ...]:
     """What is likely to make a search useless, each with what to change; empty where nothing is.
 
     Args:
         config: of the search.
         outline: its size.
-        costs: what its parts take, where that was measured.
-        budget: seconds, where there is a budget.
+        time: what `too_little_time` says, where there is a budget; else None, and the epochs are to be changed.
     """
     lines, iterations = [], config.epochs * outline.per_epoch
-    if budget is not None and costs is not None and seconds(config, outline, costs) > budget:
-        taken = in_words(seconds(config, outline, costs) / SHARE)
-        lines.append(f"even the shortest search takes longer than {in_words(budget)}: give --budget {taken}")
-    if iterations < ENOUGH_ITERATIONS:
-        epochs = -(-ENOUGH_ITERATIONS // outline.per_epoch)
-        enough = config.with_changes(epochs=epochs)
-        time = "" if costs is None else f"--budget {in_words(seconds(enough, outline, costs) / SHARE)}, or "
+    if time:
+        lines.append(time)
+    elif iterations < ENOUGH_ITERATIONS:
         lines.append(
-            f"{iterations} iterations are too few to learn from, {ENOUGH_ITERATIONS} are needed: "
-            f"give {time}--epochs {epochs}"
+            f"{plural(iterations, 'iteration')} {'is' if iterations == 1 else 'are'} too few to learn from, "
+            f"{ENOUGH_ITERATIONS} are needed: give --epochs {-(-ENOUGH_ITERATIONS // outline.per_epoch)}"
         )
     if outline.per_epoch < ENOUGH_BATCHES and outline.training >= ENOUGH_BATCHES * SMALLEST_BATCH:
         size = outline.training // ENOUGH_BATCHES
-        lines.append(f"an epoch has {outline.per_epoch} iterations, fewer than {ENOUGH_BATCHES}: --batch-size {size}")
+        lines.append(
+            f"an epoch has {plural(outline.per_epoch, 'iteration')}, fewer than {ENOUGH_BATCHES}: "
+            f"give --batch-size {size}"
+        )
     if outline.held_out < ENOUGH_HELD_OUT:
         lines.append(
-            f"{outline.held_out} meta-validation images are too few to learn from, {ENOUGH_HELD_OUT} are needed: "
-            "add images, or raise validation_per_class"
+            f"{plural(outline.held_out, 'meta-validation image')} {'is' if outline.held_out == 1 else 'are'} too few "
+            f"to learn from, {ENOUGH_HELD_OUT} are needed: add images, or raise validation_per_class"
         )
     if outline.last_map == (1, 1):
         size = config.image_size
@@ -344,3 +382,28 @@ def problems(
             f"set --image-size {2 * size} or {4 * size}, or a first layer with a smaller stride (docs/networks.md)"
         )
     return tuple(lines)
+
+
+def too_little_time(
+    budget: float, fitted: SearchConfig, outline: Outline, costs: Costs, enough: tuple[float, int]
+) -> str:
+    """What does not fit into a budget, and the budget into which everything does; empty where it does.
+
+    Args:
+        budget: seconds.
+        fitted: the configuration that `fit` found.
+        outline, costs: as of `fit`.
+        enough: what `enough_time` says.
+    """
+    (needed, wanted), iterations = enough, fitted.epochs * outline.per_epoch
+    taken = seconds(fitted, outline, costs)
+    few = iterations < wanted
+    if taken <= budget and not few:
+        return ""
+    told = in_words(budget)
+    what = f"{plural(iterations, 'iteration')}{'' if fitted.verify or not outline.checked else ' and no check'}"
+    fits = (
+        f"only {what} fit into {told}" if taken <= budget else f"even {what} take about {in_words(taken)}, not {told}"
+    )
+    short = f", and a search needs {wanted}" if few else ""
+    return f"{fits}{short}: give --budget {in_words(needed)}"

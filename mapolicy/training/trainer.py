@@ -40,7 +40,12 @@ class Expected(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Of all iterations."""
+        """Of all iterations, and of what follows them."""
+        ...
+
+    @property
+    def seconds_per_iteration(self) -> float:
+        """Of one of them."""
         ...
 
     def facts(self) -> dict[str, str]:
@@ -62,6 +67,7 @@ class Trainer:
         digest: of the bundle that the run uses, or None.
         facts: passed to `on_start` with the setup's own.
         expected: what the run will take, where that was measured.
+        afterwards: seconds of what follows the iterations, by the same measurement; part of the time left.
 
     Attributes:
         iteration: iterations that are done.
@@ -87,6 +93,7 @@ class Trainer:
         digest: str | None = None,
         facts: Mapping[str, str] | None = None,
         expected: Expected | None = None,
+        afterwards: float = 0.0,
     ) -> None:
         self.config, self.state, self.setup, self.reporter = config, state, setup, reporter
         self.per_epoch = setup.iterations_per_epoch
@@ -97,7 +104,7 @@ class Trainer:
         self._folder, self._resume, self._overwrite = RunFolder(folder), resume, overwrite
         self._log_every = max(1, self.per_epoch // LOGGED_PER_EPOCH)
         self._evaluated_epochs = 0
-        self._digest, self._facts, self._expected = digest, facts or {}, expected
+        self._digest, self._facts, self._expected, self._afterwards = digest, facts or {}, expected, afterwards
         self._seconds_before = 0.0
         self._cost_ratio: float | None = None
         self._stop = StopRequest()
@@ -239,7 +246,7 @@ class Trainer:
         now = time.monotonic()
         each = (now - self._started) / max(1, self.iteration - self._began_at)
         with self._saved_if_interrupted():
-            self.reporter.on_step(self.iteration, each * (self.iterations - self.iteration))
+            self.reporter.on_step(self.iteration, self._left(each))
         if self.iteration % self._log_every == 0 or self.iteration == self.iterations:
             seconds = (now - self._logged) / (self.iteration - self._logged_iteration)
             self._logged, self._logged_iteration = now, self.iteration
@@ -249,7 +256,7 @@ class Trainer:
                 "loss": value,
                 **measures(),
                 "images_per_second": self.config.batch_size / seconds,
-                "seconds_left": seconds * (self.iterations - self.iteration),
+                "seconds_left": self._left(seconds),
             }
             self.last_record = record
             self._folder.log(record)
@@ -259,6 +266,11 @@ class Trainer:
             self.checkpoint()
             self._next_checkpoint = time.monotonic() + 60 * self.config.checkpoint_minutes
         self._stop.raise_if_stopped()
+
+    def _left(self, each: float) -> float:
+        """Seconds left where an iteration takes `each`; what follows them takes longer where they do."""
+        slower = 1.0 if self._expected is None else each / self._expected.seconds_per_iteration
+        return each * (self.iterations - self.iteration) + slower * self._afterwards
 
     @contextmanager
     def _saved_if_interrupted(self) -> Iterator[None]:

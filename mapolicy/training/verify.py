@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,16 @@ from ..bundle.manifest_levels import LEARNED, UNIFORM, Verification, VerifiedPol
 from ..config import SearchConfig
 from ..data.batch_sampler import batches_per_epoch
 from ..data.splits import DataSplits, Split
-from ..errors import InputError, TrainingError
+from ..errors import TrainingError
 from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.samplers import LearnedDraws
 from ..registries import ZERO_COST_POLICIES
-from ..runtime.files import read_regular_file, write_atomically
 from ..transforms.space import SPACES
 from .callbacks import Reporter
+from .check_record import CheckRecord
 from .iteration import WeightedIteration
+from .pace import Deadline, Extent, fitting
+from .plan import plural
 from .sample_context import SampleContext
 from .setup import TrainingSetup
 from .step_time import StepTimer
@@ -40,7 +42,7 @@ COMPARED: Mapping[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "full": (("none", UNIFORM, "trivialaugment", "randaugment"), (1.0, 0.5)),
     "short": ((UNIFORM, "trivialaugment"), (1.0,)),
 }
-LARGEST_RECORD = 2**24
+ESSENTIAL = 2  # trainings that a check has once it has begun
 SAMPLES = 2  # iterations for a forecast
 
 
@@ -72,7 +74,8 @@ def verify(
     reporter: Reporter,
     record: Path | None = None,
     context: SampleContext | None = None,
-) -> tuple[Verification, float]:
+    deadline: Deadline | None = None,
+) -> tuple[Verification | None, float | None]:
     """Train once under each candidate.
 
     Args:
@@ -83,34 +86,88 @@ def verify(
         reporter: told of each training.
         record: file in which finished trainings are kept, so that a resumed search does not repeat them.
         context: what the draws see of the training images; None for draws that see nothing.
+        deadline: when the check has to have ended; what does not fit is left out, and stays so in a resumed search.
 
     Returns:
-        The rows, and the strength that did best; 0 where uniform draws did.
+        The rows, and the strength that did best; 0 where uniform draws did. None twice where there was no time.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    held_out, identity = measured_on(splits), _identity(config, draws)
-    known = _read(record, identity)
-    right: dict[Candidate, Tensor] = {}
-    for candidate in candidates(config.alignment_strength, config.verification):
-        if candidate.key in known:
-            right[candidate] = torch.tensor(known[candidate.key], dtype=torch.bool)
-        else:
-            right[candidate] = _trained(config, splits, device, candidate, draws, context)
-            known[candidate.key] = right[candidate].int().tolist()
-            if record is not None:
-                text = json.dumps({"identity": identity, "right": known}, sort_keys=True)
-                write_atomically(record, text.encode())
-        share = 100 * float(right[candidate].double().mean())
-        reporter.on_note(f"verified {candidate.key}: {share:.1f} % of {len(held_out)} held-out images")
-    strengths = {each: each.strength or 0.0 for each in right if each.policy in (LEARNED, UNIFORM)}
+    order = _by_importance(config)
+    kept = CheckRecord.of(record, _identity(config, draws), Extent(config.epochs))
+    if deadline is not None and kept.is_new:
+        one = training_seconds(config, splits, device, draws, context)
+        keys, fewest = [each.key for each in order], config.warmup_epochs + 1
+        kept.cut(fitting(deadline.left(), one, keys, config.epochs, fewest), reporter)
+    shorter, images = config.with_changes(epochs=max(1, kept.extent.epochs)), len(measured_on(splits))
+    progress = _Progress(reporter, config.epochs * batches_per_epoch(config, len(splits.train)))
+    for number, candidate in enumerate(order):
+        if candidate.key in kept.extent.left_out:
+            continue
+        if candidate.key not in kept.right:
+            later = [each.key for each in order[number + 1 :] if each.key not in kept.extent.left_out]
+            began, ended = time.monotonic(), partial(progress.epoch, shorter.epochs * len(later))
+            right = _trained(shorter, splits, device, candidate, draws, context, ended)
+            kept.add(candidate.key, right.int().tolist())
+            if deadline is not None:
+                most = deadline.rows(time.monotonic() - began, at_least=ESSENTIAL - number - 1)
+                kept.cut(kept.extent.without(later[most:]), reporter)
+        share = 100 * sum(kept.right[candidate.key]) / images
+        reporter.on_note(f"verified {candidate.key}: {share:.1f} % of {plural(images, 'held-out image')}")
+    return _verification(config, splits, kept)
+
+
+class _Progress:
+    """Tells the time left of a check after each epoch of its trainings."""
+
+    def __init__(self, reporter: Reporter, iterations: int) -> None:
+        self._reporter, self._iterations = reporter, iterations  # of the search, which are done
+        self._began, self._epochs = time.monotonic(), 0
+
+    def epoch(self, later: int, left: int) -> None:
+        """An epoch has ended; so many are left of its training, and so many in later ones."""
+        self._epochs += 1
+        each = (time.monotonic() - self._began) / self._epochs
+        self._reporter.on_step(self._iterations, each * (left + later))
+
+
+def _by_importance(config: SearchConfig) -> list[Candidate]:
+    """The trainings of a check; those without which it says nothing come first."""
+    order = [LEARNED, UNIFORM, "trivialaugment", "weaker", "none", "randaugment"]
+
+    def rank(each: Candidate) -> int:
+        weaker = each.strength is not None and each.strength < config.alignment_strength
+        return order.index("weaker" if weaker else each.policy)
+
+    return sorted(candidates(config.alignment_strength, config.verification), key=rank)
+
+
+def _verification(
+    config: SearchConfig, splits: DataSplits, kept: CheckRecord
+) -> tuple[Verification | None, float | None]:
+    """What follows from the trainings that are done."""
+    everything = candidates(config.alignment_strength, config.verification)
+    done = [each for each in everything if each.key not in kept.extent.left_out]
+    if not done:
+        return None, None
+    right = {each: torch.tensor(kept.right[each.key], dtype=torch.bool) for each in done}
+    strengths = {each: each.strength or 0.0 for each in done if each.policy in (LEARNED, UNIFORM)}
     # The strongest of equally good ones comes first: it is what the search itself trained with.
     best = max(strengths, key=lambda each: (int(right[each].sum()), strengths[each]))
-    rows = [_row(candidate, found, right[best]) for candidate, found in right.items()]
-    return Verification(
-        images=len(held_out), unseen=splits.aside is not None, epochs=config.epochs, rows=tuple(rows)
-    ), strengths[best]
+    rows = tuple(_row(candidate, found, right[best]) for candidate, found in right.items())
+    images, unseen = len(measured_on(splits)), splits.aside is not None
+    return Verification(images=images, unseen=unseen, epochs=kept.extent.epochs, rows=rows), strengths[best]
+
+
+def left_out(config: SearchConfig, verification: Verification | None) -> list[str]:
+    """What a check does not tell for lack of time: its missing trainings and, where they are fewer, their epochs."""
+    done = set() if verification is None else {Candidate(row.policy, row.strength) for row in verification.rows}
+    every = candidates(config.alignment_strength, config.verification)
+    missing = [each.key for each in every if each not in done]
+    if verification is not None and verification.epochs < config.epochs:
+        missing.append(f"{plural(config.epochs - verification.epochs, 'epoch')} of each training")
+    return missing
 
 
 def measured_on(splits: DataSplits) -> Split:
@@ -127,8 +184,19 @@ def verification_seconds(
 ) -> float:
     """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
     trainings = len(candidates(config.alignment_strength, config.verification))
+    return trainings * training_seconds(config, splits, device, draws, context)
+
+
+def training_seconds(
+    config: SearchConfig,
+    splits: DataSplits,
+    device: torch.device,
+    draws: LearnedDraws,
+    context: SampleContext | None = None,
+) -> float:
+    """How long one training of `verify` will take, by a few iterations."""
     iterations = config.epochs * batches_per_epoch(config, len(splits.train))
-    return trainings * iterations * verification_step_seconds(config, splits, device, draws, context)
+    return iterations * verification_step_seconds(config, splits, device, draws, context)
 
 
 def verification_step_seconds(
@@ -170,8 +238,12 @@ def _trained(
     candidate: Candidate,
     draws: LearnedDraws,
     context: SampleContext | None,
+    on_epoch: Callable[[int], None],
 ) -> Tensor:
-    """Which held-out images a network is right about that was trained under a candidate, bool [images]."""
+    """Which held-out images a network is right about that was trained under a candidate, bool [images].
+
+    `on_epoch` is called after each epoch with the number of those that are left.
+    """
     # The search's own settings but for copies: each training costs plain steps.
     setup = TrainingSetup.over(config.with_changes(copies=1), splits, device)
     iteration = _iteration(setup, config, candidate, draws, context)
@@ -181,6 +253,7 @@ def _trained(
             loss, _ = iteration(step, batch, None)
             if not bool(loss.isfinite()):
                 raise TrainingError(f"verification of {candidate.key}", "the loss is not finite", "use --no-verify")
+        on_epoch(config.epochs - epoch - 1)
     return right_images(setup, measured_on(splits))
 
 
@@ -221,14 +294,3 @@ def _identity(config: SearchConfig, draws: LearnedDraws) -> str:
         if table is not None:
             digest.update(table.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read(record: Path | None, identity: str) -> dict[str, list[int]]:
-    """Kept trainings by candidate; none where the record is missing, damaged or of another search."""
-    if record is None or not record.is_file():
-        return {}
-    try:
-        found = json.loads(read_regular_file(record, LARGEST_RECORD))
-        return dict(found["right"]) if found["identity"] == identity else {}
-    except (InputError, ValueError, KeyError, TypeError):
-        return {}

@@ -1,8 +1,10 @@
 """A search's settings from data, machine and time: tables of cases."""
 
+import re
 from dataclasses import replace
 
 import pytest
+from mapolicy.cli.planned import parse_budget
 
 from mapolicy import SearchConfig, recipes
 from mapolicy.data.profile import DataProfile
@@ -16,11 +18,13 @@ from mapolicy.training.plan import (
     Machine,
     Outline,
     choose,
+    enough_time,
     fit,
     in_words,
     most_epochs,
     problems,
     seconds,
+    too_little_time,
     training_images,
 )
 
@@ -114,7 +118,9 @@ COSTS = Costs(learning=0.08, other=0.03, check=0.03, evaluation=0.1, once=6.0)
         (65, {"verification": "short", "meta_every": 2, "epochs": 28}),
         (54, {"verification": "short", "meta_every": 6, "epochs": 25}),
         (30, {"verification": "short", "meta_every": 6, "epochs": 12}),
-        (5, {"verification": "short", "meta_every": 6, "epochs": 1}),
+        (17, {"verification": "short", "meta_every": 6, "epochs": 5}),
+        (15, {"verify": False, "meta_every": 6, "epochs": 13}),
+        (5, {"verify": False, "meta_every": 6, "epochs": 1}),
     ],
 )
 def test_epochs_follow_from_the_time(budget: float, expected: dict) -> None:
@@ -130,6 +136,7 @@ def test_epochs_follow_from_the_time(budget: float, expected: dict) -> None:
 
 def test_the_fitted_settings_that_are_given_stay() -> None:
     assert fit(60, config(epochs=7), OUTLINE, COSTS, {"epochs"}, 200) == (config(epochs=7), ())
+    assert fit(5, config(), OUTLINE, COSTS, {"verify"}, 200)[0].verify, "a check that was asked for stays"
     found, choices = fit(60, config(), OUTLINE, COSTS, {"verification", "meta_every"}, 200)
     assert (found.verification, found.meta_every, len(choices)) == ("full", 1, 1)
     assert found.epochs * OUTLINE.per_epoch < ENOUGH_ITERATIONS
@@ -173,8 +180,9 @@ def test_time_in_words(seconds: float, text: str) -> None:
     ("changes", "outline", "parts"),
     [
         ({"epochs": 25}, {}, ()),
-        ({"epochs": 24}, {}, ("288 iterations", "--epochs 25", "--budget")),
-        ({}, {"per_epoch": 4}, ("4 iterations", "--batch-size 308")),
+        ({"epochs": 24}, {}, ("288 iterations are too few", "give --epochs 25")),
+        ({"epochs": 1}, {"per_epoch": 1, "training": 60}, ("1 iteration is too few", "give --epochs 300")),
+        ({}, {"per_epoch": 4}, ("4 iterations", "give --batch-size 308")),
         ({}, {"per_epoch": 2, "training": 60}, ()),
         ({}, {"held_out": 49}, ("49 meta-validation images", "validation_per_class")),
         ({}, {"last_map": (1, 1)}, ("1 x 1 at 32 pixels", "--image-size 64")),
@@ -182,13 +190,54 @@ def test_time_in_words(seconds: float, text: str) -> None:
     ],
 )
 def test_a_plan_that_cannot_work_is_told_with_what_to_change(changes: dict, outline: dict, parts: tuple) -> None:
-    found = problems(config(**changes), replace(OUTLINE, **outline), COSTS)
+    found = problems(config(**changes), replace(OUTLINE, **outline))
     assert len(found) == bool(parts)
     for part in parts:
         assert part in found[0]
 
 
-def test_a_budget_that_is_too_small_is_told() -> None:
-    first, second = problems(config(epochs=1), OUTLINE, COSTS, 3.0)
-    assert "longer than 3s: give --budget 11s" in first
-    assert "--epochs 25" in second
+def told_of(budget: float, outline: Outline, costs: Costs, given: set[str], most: int) -> str:
+    """What is said of the time, and nothing else is."""
+    found, _ = fit(budget, config(), outline, costs, given, most)
+    time = too_little_time(budget, found, outline, costs, enough_time(config(), outline, costs, given, most))
+    assert problems(found, outline, time) == ((time,) if time else ())
+    return time
+
+
+PHOTOS = Costs(learning=4.0, other=3.5, check=3.6, evaluation=5.0, once=60.0)
+
+
+@pytest.mark.parametrize("costs", [COSTS, PHOTOS])
+@pytest.mark.parametrize("given", [set(), {"verify"}, {"verification"}, {"meta_every"}])
+@pytest.mark.parametrize("budget", [3, 20, 60, 120])
+def test_the_budget_that_is_advised_is_large_enough(costs: Costs, given: set[str], budget: float) -> None:
+    """One sentence with one budget, and with that budget there is nothing left to say; a smaller one is too small."""
+    said = told_of(budget, OUTLINE, costs, given, 200)
+    if not said:
+        return
+    (advised,) = re.findall(r": give --budget (\S+)$", said)
+    assert told_of(parse_budget(advised), OUTLINE, costs, given, 200) == ""
+    enough, iterations = enough_time(config(), OUTLINE, costs, given, 200)
+    assert iterations == ENOUGH_ITERATIONS
+    assert told_of(0.99 * enough, OUTLINE, costs, given, 200)
+
+
+def test_what_does_not_fit_is_one_sentence() -> None:
+    assert told_of(30, OUTLINE, COSTS, set(), 200) == (
+        "only 144 iterations fit into 30s, and a search needs 300: give --budget 53s"
+    )
+    assert told_of(15, OUTLINE, COSTS, set(), 200) == (
+        "only 156 iterations and no check fit into 15s, and a search needs 300: give --budget 53s"
+    )
+    assert told_of(3, OUTLINE, COSTS, set(), 200) == (
+        "even 12 iterations and no check take about 7s, not 3s, and a search needs 300: give --budget 53s"
+    )
+
+
+def test_a_recipe_that_is_short_needs_no_more_than_its_epochs() -> None:
+    assert "give --budget" in told_of(10, OUTLINE, COSTS, {"verify"}, 2)
+    found, _ = fit(60, config(), OUTLINE, COSTS, (), 2)
+    assert found.epochs == 2
+    enough = enough_time(config(), OUTLINE, COSTS, (), 2)
+    assert too_little_time(60, found, OUTLINE, COSTS, enough) == ""
+    assert "give --epochs 25" in problems(found, OUTLINE, "")[0]

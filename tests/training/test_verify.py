@@ -1,6 +1,7 @@
 """A search that checks itself: equal trainings, the strength that is kept, resumption."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,16 +9,19 @@ import pytest
 import torch
 
 from mapolicy import PolicyBundle, search_policy
+from mapolicy.distributed import Communicator
 from mapolicy.errors import InputError, TrainingError
 from mapolicy.policy.samplers import LearnedDraws
 from mapolicy.search import forecast_search
 from mapolicy.training.callbacks import Reporter
+from mapolicy.training.pace import Deadline
 from mapolicy.training.setup import TrainingSetup
-from mapolicy.training.verify import candidates, verify
+from mapolicy.training.verify import candidates, left_out, training_seconds, verify
 
 CPU = torch.device("cpu")
 ALIGNMENT = {"sampler": "alignment", "weighting": "equal"}
 KEYS = ["none", "uniform", "trivialaugment", "randaugment", "learned 3", "learned 1.5"]
+ORDER = ["learned 3", "uniform", "trivialaugment", "learned 1.5", "none", "randaugment"]  # of the trainings
 
 
 class Notes(Reporter):
@@ -77,7 +81,7 @@ def test_a_search_compares_six_trainings(checked: SimpleNamespace) -> None:
     names = ["none", "uniform", "trivialaugment", "randaugment", "learned", "learned"]
     assert [row.policy for row in found.rows] == names
     assert [row.strength for row in found.rows] == [None, None, None, None, 3, 1.5]
-    assert checked.log.verified() == KEYS
+    assert checked.log.verified() == ORDER
     assert all(0 < row.correct < found.images for row in found.rows), "it has learned something"
     assert len({row.correct for row in found.rows}) > 1
 
@@ -185,7 +189,7 @@ def test_a_check_may_use_images_that_the_policy_has_not_seen(make_search_config)
 
 def test_divergence_names_the_training(checked: SimpleNamespace, splits) -> None:
     hot = checked.config.with_changes(learning_rate=1e6, clip_norm=0.0, epochs=4)
-    with pytest.raises(TrainingError, match="verification of none: the loss is not finite; use --no-verify"):
+    with pytest.raises(TrainingError, match="verification of learned 3: the loss is not finite; use --no-verify"):
         verify(hot, splits, CPU, draws(checked.bundle), Reporter())
 
 
@@ -205,9 +209,137 @@ def test_a_short_check_compares_three_trainings(checked: SimpleNamespace, splits
     config = checked.config.with_changes(verification="short")
     log = Notes()
     found, strength = verify(config, splits, CPU, draws(checked.bundle), log)
-    assert log.verified() == ["uniform", "trivialaugment", "learned 3"]
+    assert log.verified() == ORDER[:3]
+    assert [row.policy for row in found.rows] == ["uniform", "trivialaugment", "learned"]
     full = {(row.policy, row.strength): row.correct for row in checked.bundle.manifest.verification.rows}
     assert all(row.correct == full[row.policy, row.strength] for row in found.rows)
     assert found.kept(strength) is not None
-    assert [each.key for each in candidates(3.0, "short")] == log.verified()
+    assert {each.key for each in candidates(3.0, "short")} == {*log.verified()}
     assert [each.key for each in candidates(0.0, "short")] == ["uniform", "trivialaugment"]
+
+
+# ---- against the clock
+
+
+class Clock(Deadline):
+    """Tells these seconds, one after the other; the last one for ever."""
+
+    def __init__(self, *seconds: float) -> None:
+        super().__init__(0.0, Communicator())
+        object.__setattr__(self, "seconds", list(seconds))
+
+    def left(self) -> float:
+        return self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+
+
+def rows_by_key(found) -> dict[str, int]:
+    return {each.policy if each.strength is None else f"learned {each.strength:g}": each.correct for each in found.rows}
+
+
+def test_a_check_that_has_time_is_the_same(checked: SimpleNamespace, splits, tmp_path: Path) -> None:
+    record, log = tmp_path / "verification.json", Notes()
+    found, _ = verify(checked.config, splits, CPU, draws(checked.bundle), log, record, deadline=Clock(3600.0))
+    assert found == checked.bundle.manifest.verification
+    assert json.loads(record.read_text()) == json.loads((checked.folder / "verification.json").read_text())
+    assert not [note for note in log.notes if note.startswith("warning")]
+
+
+def test_a_check_that_turns_slow_leaves_out_what_matters_least(checked: SimpleNamespace, splits, tmp_path) -> None:
+    record, log = tmp_path / "verification.json", Notes()
+    clock = Clock(3600.0, 3600.0, 3600.0, 0.0)  # at the start, and after each training
+    found, _ = verify(checked.config, splits, CPU, draws(checked.bundle), log, record, deadline=clock)
+    full = rows_by_key(checked.bundle.manifest.verification)
+    assert rows_by_key(found) == {key: full[key] for key in ORDER[:3]}
+    assert found.epochs == 1
+    assert "warning: the check leaves out learned 1.5, none, randaugment, so that it ends in time" in log.notes
+    assert left_out(checked.config, found) == ["none", "randaugment", "learned 1.5"]
+    longer = checked.config.with_changes(epochs=3)
+    assert left_out(longer, found)[3:] == ["2 epochs of each training"]
+    assert left_out(checked.config, checked.bundle.manifest.verification) == []
+    again, _ = verify(checked.config, splits, CPU, draws(checked.bundle), Notes(), record)
+    assert again == found, "a resumed search, with all the time of the world, has decided already"
+
+
+def test_a_check_that_has_begun_can_say_something(checked: SimpleNamespace, splits) -> None:
+    found, strength = verify(
+        checked.config, splits, CPU, draws(checked.bundle), Reporter(), deadline=Clock(3600.0, 0.0)
+    )
+    assert [*rows_by_key(found)] == ["uniform", "learned 3"]
+    assert found.kept(strength) is not None
+
+
+def test_a_check_may_be_of_fewer_epochs(checked: SimpleNamespace, splits, tmp_path: Path) -> None:
+    """As many as a check that was planned so; the record keeps them apart."""
+    long, log = checked.config.with_changes(epochs=2), Notes()
+    one = training_seconds(long, splits, CPU, draws(checked.bundle))
+    clock, record = Clock(2 * one, 3600.0), tmp_path / "verification.json"
+    found, _ = verify(long, splits, CPU, draws(checked.bundle), log, record, deadline=clock)
+    assert found is None or found.epochs == 1
+    record.write_text(json.dumps({**json.loads(record.read_text()), "extent": {"epochs": 1, "left_out": ["none"]}}))
+    found, _ = verify(long, splits, CPU, draws(checked.bundle), log, record)
+    full = rows_by_key(checked.bundle.manifest.verification)
+    assert {key: right for key, right in rows_by_key(found).items() if key in full} == {
+        key: full[key] for key in KEYS if key != "none"
+    }
+
+
+def test_a_search_without_time_is_not_checked_and_says_so(checked: SimpleNamespace, tmp_path: Path) -> None:
+    class Result(Notes):
+        def on_complete(self, result) -> None:
+            self.result = result
+
+    log, config = Result(), checked.config
+    found = search_policy(config, log, tmp_path / "run", deadline=time.monotonic())
+    assert found.manifest.verification is None
+    assert "warning: whether training with the policy helps is not checked, as the time is used up" in log.notes
+    assert log.result["check_left_out"] == KEYS
+    resumed = search_policy(config, run_dir=tmp_path / "run", resume=True)
+    assert resumed.to_bytes() == found.to_bytes(), "what the clock decided is repeated"
+    in_time = search_policy(config, run_dir=tmp_path / "other", deadline=time.monotonic() + 3600)
+    assert in_time.to_bytes() == checked.bundle.to_bytes(), "where there is time, the clock decides nothing"
+
+
+def test_an_interrupted_check_leaves_a_bundle(checked: SimpleNamespace, tmp_path: Path) -> None:
+    class Interrupt(Notes):
+        def on_note(self, text: str) -> None:
+            super().on_note(text)
+            if text.startswith("verified uniform"):
+                raise KeyboardInterrupt
+
+    out, run = tmp_path / "b.safetensors", tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        search_policy(checked.config, Interrupt(), run, out=out)
+    unchecked = PolicyBundle.load(out)
+    assert unchecked.manifest.verification is None
+    assert unchecked.strength == 3.0
+    assert torch.equal(log_levels(unchecked), log_levels(checked.bundle))
+    log = Notes()
+    resumed = search_policy(checked.config, log, run, resume=True, out=out)
+    assert f"{out} is written; the check of its policy begins" in log.notes
+    assert out.read_bytes() == resumed.to_bytes() == checked.bundle.to_bytes()
+    assert {*json.loads((run / "verification.json").read_text())["right"]} == {*KEYS}
+
+
+def test_the_time_left_includes_the_check(make_search_config) -> None:
+    class Steps(Notes):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: list[tuple[int, float]] = []
+            self.expected = 0.0
+
+        def on_start(self, what: str, iterations: int, facts, seconds: float | None) -> None:
+            self.iterations, self.expected = iterations, seconds
+
+        def on_step(self, iteration: int, seconds_left: float) -> None:
+            self.steps.append((iteration, seconds_left))
+
+    log, config = Steps(), make_search_config(epochs=4, batch_size=64, verify=True, verification="short", **ALIGNMENT)
+    search_policy(config, log)
+    searched, last = log.steps[: log.iterations], log.iterations
+    assert log.iterations >= 20, "a shorter run is not measured"
+    assert [iteration for iteration, _ in searched] == [*range(1, last + 1)]
+    assert searched[-1][1] > 0.1 * log.expected, "half of all work is still to do"
+    check = log.steps[last:]
+    assert [iteration for iteration, _ in check] == [last] * (3 * config.epochs)
+    assert check[-1][1] == 0
+    assert check[0][1] > check[-2][1] > 0
