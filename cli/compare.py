@@ -19,6 +19,7 @@ from ..runtime.files import write_atomically
 from . import bundles, comparison_table, data_folder, display, options, run_progress
 from .grouped import grouped
 from .outputs import slug
+from .resolve import USUAL_NETWORK
 
 if TYPE_CHECKING:
     from ..compare.comparison import Comparison
@@ -111,7 +112,7 @@ class Plan:
             UsageError: no network was named, or the chart cannot be drawn.
         """
         if not self.arch:
-            raise UsageError("--arch", "no network was named", "name at least one")
+            raise UsageError("--arch", "no network was named", f"name at least one, such as --arch {USUAL_NETWORK}")
         if self.chart is not None and self.chart.suffix not in (".png", ".svg"):
             raise UsageError("--chart", f"{self.chart} is neither a .png nor a .svg", "give it such a name")
         if self.chart is not None and not set(_names(self.against)) & set(ZERO_COST_POLICIES):

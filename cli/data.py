@@ -33,8 +33,9 @@ def data(
     """Look at a data set: what a run would use, and likely trouble.
 
     Shows classes with their counts, splits, sizes, formats, what is left out and why, and images that lie in several
-    splits. Images are not decoded, except for those whose range of values is not known. Nothing is written. With
-    --clear-cache, the files of images that runs kept of the data set are removed instead.
+    splits. Images are decoded to find damaged ones; of a large data set as many as take some seconds, and all with
+    --skip-corrupt. Nothing is written. With --clear-cache, the files of images that runs kept of the data set are
+    removed instead.
 
     Example: mapolicy data folder:photos
     """

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import shlex
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from ..runtime.toml_file import read_toml
 from . import display
 from .outputs import slug
 from .resolve import Config
+from .typed_command import completed
 
 if TYPE_CHECKING:
     from ..bundle.load import Opened
@@ -47,9 +46,8 @@ def with_known_folder(config: TrainConfig, opened: "Opened | None", typed: bool)
             display.note(f"data set: {place}, from {run / CONFIG_FILE}")
             return config.with_changes(dataset=f"{FOLDER}{place}")
     name = config.dataset.removeprefix(FOLDER)
-    command = shlex.join(["mapolicy", *sys.argv[1:2], f"{FOLDER}PATH/{name}", *sys.argv[2:]])
     why = f"the bundle has the folder's name, not its place, and it is not in {config.data_dir}"
-    raise InputError(config.dataset, why, f"type {command}")
+    raise InputError(config.dataset, why, f"type {completed(dataset=f'{FOLDER}PATH/{name}')}")
 
 
 def with_fitting_batches(

@@ -32,7 +32,7 @@ class Chosen:
         ),
     ] = False
     data_dir: options.DataDir = None
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Skip images that cannot be decoded.")] = False
+    skip_corrupt: options.SkipCorrupt = False
 
 
 @grouped

@@ -17,7 +17,7 @@ def export_network(
     *,
     network: networks.NetworkArgument,
     form: Annotated[str, typer.Option("--to", help=f"{options.either(EXPORT_FORMS)}.")],
-    out: Annotated[Path, typer.Option(help="The exported network.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="The exported network; missing folders are made.", metavar="FILE")],
     checks: networks.NetworkChecks,
     force: options.Force = False,
     output: options.Output,

@@ -61,6 +61,11 @@ DryRun = Annotated[
         "--dry-run", help="Estimate time and memory from a few iterations; write nothing.", rich_help_panel="Run"
     ),
 ]
+NestedClasses = Annotated[
+    bool,
+    typer.Option("--nested-classes", help="Take the class folders as they are: their images lie in subfolders."),
+]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Skip images that cannot be decoded, and name them.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=OUTPUT)]
 SetOption = Annotated[
@@ -193,11 +198,8 @@ class Settings:
     data_dir: DataDir = None
     seed: Annotated[int | None, typer.Option(help="Seed of everything but the splits.")] = None
     device: Device = None
-    nested_classes: Annotated[
-        bool,
-        typer.Option("--nested-classes", help="Take the class folders as they are: their images lie in subfolders."),
-    ] = False
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Skip images that cannot be decoded.")] = False
+    nested_classes: NestedClasses = False
+    skip_corrupt: SkipCorrupt = False
 
     def flags(self) -> dict[str, Any]:
         """Settings that have an option of their own, by name; None where the option was not given."""

@@ -11,7 +11,7 @@ from ..config import TrainConfig
 from ..errors import UsageError
 from ..registries import policy_names
 from ..runtime.files import write_atomically
-from . import bundles, completion, options, outputs
+from . import bundles, completion, display, options, outputs
 from .grouped import grouped
 from .resolve import resolve
 
@@ -39,6 +39,8 @@ class Data:
 
     image_size: Annotated[int | None, typer.Option(help="Side of the images, pixels.")] = None
     data_dir: options.DataDir = None
+    nested_classes: options.NestedClasses = False
+    skip_corrupt: options.SkipCorrupt = False
     settings: options.SetOption = None
 
 
@@ -75,6 +77,8 @@ def preview(
         "image_size": data.image_size,
         "data_dir": data.data_dir,
         "seed": picture.seed,
+        "nested_classes": data.nested_classes or None,
+        "skip_corrupt": data.skip_corrupt or None,
     }
     of_bundle = None if opened is None else opened.policy.data_settings()
     config, _ = resolve(
@@ -84,7 +88,7 @@ def preview(
 
     from ..report.preview import draw_preview, png
 
-    drawn = draw_preview(config, file, picture.images, picture.draws)
+    drawn = draw_preview(config, file, picture.images, picture.draws, on_note=display.note)
     write_atomically(picture.out, png(drawn))
     facts = {"picture": str(picture.out), "policy": config.policy}
     if bundle is not None and opened is not None:

@@ -1,5 +1,6 @@
 """From recipe, bundle and command line to one configuration."""
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -7,10 +8,12 @@ from typing import Any, TypeVar
 from .. import recipes
 from ..config import RunConfig
 from ..errors import InputError, UsageError
+from .typed_command import completed
 
 Config = TypeVar("Config", bound=RunConfig)
 
 FINETUNE = "train-finetune"
+USUAL_NETWORK = "resnet18"  # in the command of an error
 
 
 def resolve(
@@ -64,6 +67,8 @@ def resolve(
         values["dataset"] = named
     if network is not None:
         values[kind.network_field] = network
+    if source.startswith("recipe ") and kind.network_field not in {**values, **given}:
+        raise _no_network(kind, named, has_policy=bundle_settings is not None or "policy" in given)
     # A mistake in the recipe is no mistake in the command: check the recipe alone first.
     kind.from_mapping({"dataset": "?", kind.network_field: "?"} | values, source, InputError)
     epochs = given.get("epochs")
@@ -102,6 +107,20 @@ def typed(
 def general_recipe(kind: type[RunConfig]) -> str:
     """What `resolve` calls the recipe of data sets that have none of their own."""
     return f"recipe {kind.stage}-{recipes.ANY}"
+
+
+def no_policy(dataset: object, *words: str) -> str:
+    """What to type for a training that has neither a policy nor a bundle; `words` are what else it lacks."""
+    search = shlex.join(["mapolicy", "search", str(dataset)])
+    return (
+        f"type {completed(words=[*words, '--policy', 'none'])} (or trivialaugment), or learn a policy first: {search}"
+    )
+
+
+def _no_network(kind: type[RunConfig], dataset: object, has_policy: bool) -> UsageError:
+    words = (f"--{kind.network_field}", USUAL_NETWORK)
+    remedy = f"type {completed(words=words)} (`mapolicy archs` has more)" if has_policy else no_policy(dataset, *words)
+    return UsageError(f"--{kind.network_field}", "no network was named", remedy)
 
 
 def _key_value(flag: str, text: str) -> tuple[str, Any]:

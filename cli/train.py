@@ -12,13 +12,14 @@ from ..compare.stats import share_interval
 from ..config import TrainConfig
 from ..config.choices import MODES
 from ..errors import UsageError
-from ..registries import policy_names
+from ..registries import SEARCHED_POLICIES, policy_names
 from ..runtime import rank_environment
 from ..runtime.files import NETWORK_FILE, REFINED_FILE
 from ..runtime.sanitize import printable
 from . import bundles, completion, data_folder, display, next_command, options
 from .grouped import grouped
 from .outputs import slug
+from .resolve import no_policy
 
 if TYPE_CHECKING:
     from ..train import TrainResult
@@ -90,6 +91,8 @@ def train(
         for flag, given in (("--fast", settings.fast), ("--out", out is not None)):
             if given:
                 raise UsageError(flag, "only fine-tuning learns a policy", f"add --mode finetune or leave {flag} out")
+    if file is None and choice.policy is None and choice.mode is None and config.policy in SEARCHED_POLICIES:
+        raise UsageError("--policy", "neither a policy nor a bundle was named", no_policy(config.dataset))
     config.check_bundle(file is not None, file is not None and not file.has_network, choice.allow_dataset_mismatch)
     label = config.policy if config.policy != "learned" else config.mode
     name = data_folder.dataset_slug(config.dataset, config.data_dir)

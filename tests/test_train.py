@@ -412,19 +412,19 @@ def test_networks_for_large_images_take_small_ones(
 
 
 @pytest.mark.parametrize(
-    ("arch", "changes"),
+    ("arch", "changes", "fix"),
     [
-        ("vit_tiny_patch16_224", {}),
-        ("vit_tiny_patch16_224", {"model_args": {"img_size": 64}}),
-        ("swin_tiny_patch4_window7_224", {}),
-        ("convnext_atto", {"image_size": 8}),
+        ("vit_tiny_patch16_224", {}, "--image-size 224 or --model-arg img_size=32"),
+        ("vit_tiny_patch16_224", {"model_args": {"img_size": 64}}, "--image-size 64 or --model-arg img_size=32"),
+        ("swin_tiny_patch4_window7_224", {}, "--image-size 224 or --model-arg img_size=32"),
+        ("convnext_atto", {"image_size": 8}, "--image-size 224"),
     ],
 )
 def test_networks_that_do_not_take_the_size_say_what_to_do(
-    small_colour_bundle: PolicyBundle, small_colour_images: dict, make_train_config, arch: str, changes: dict
+    small_colour_bundle: PolicyBundle, small_colour_images: dict, make_train_config, arch: str, changes: dict, fix: str
 ) -> None:
     size = changes.get("image_size", 32)
-    remedy = r"try --model-arg img_size=\.\.\., another image_size or another arch$"
+    remedy = f"use {fix}, or another network$"
     with pytest.raises(UsageError, match=f"^network .+: does not take 3 x {size} x {size} images .+; {remedy}"):
         train_network(make_train_config(arch=arch, **(small_colour_images | changes)), small_colour_bundle)
 

@@ -54,6 +54,17 @@ def last_map(network: nn.Module, image_size: int, channels: int) -> tuple[int, i
     return sides[0], sides[1]
 
 
+def _other_size(network: nn.Module, image_size: int) -> str:
+    """What to type where a network does not take images of a size: the size that it was designed for."""
+    about = getattr(network, "pretrained_cfg", None) or {}
+    built_for = getattr(getattr(network, "patch_embed", None), "img_size", None)  # by --model-arg img_size
+    designed = built_for[0] if isinstance(built_for, tuple) else (about.get("input_size") or (0, 0, 0))[-1]
+    fits = [f"--image-size {designed}"] if designed and designed != image_size else []
+    if about.get("fixed_input_size"):
+        fits.append(f"--model-arg img_size={image_size}")
+    return f"use {' or '.join(fits)}, or another network" if fits else "use another --image-size or another network"
+
+
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Inside the block normalisation layers in training mode do not update their running statistics."""
@@ -98,11 +109,8 @@ def feature_width(network: nn.Module, image_size: int, channels: int) -> int:
                 matches = matches and torch.allclose(logits, network(images), rtol=1e-3, atol=1e-4)
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as problem:
         reason = str(problem).strip().split("\n")[0] or type(problem).__name__
-        raise UsageError(
-            f"network {name}",
-            f"does not take {channels} x {image_size} x {image_size} images ({reason})",
-            "try --model-arg img_size=..., another image_size or another arch",
-        ) from None
+        why = f"does not take {channels} x {image_size} x {image_size} images ({reason})"
+        raise UsageError(f"network {name}", why, _other_size(network, image_size)) from None
     finally:
         network.train(training)
     if features.ndim != 2 or not matches:

@@ -9,6 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -252,15 +253,13 @@ def _classifiers(network: nn.Module) -> list[nn.Module]:
 
 def _from_hub(name: str) -> tuple[Path, str]:
     """The file of timm's weights, from the cache or the network, and what to call it."""
-    from huggingface_hub import hf_hub_download
-
     found = get_pretrained_cfg(name)
     if found is None or not found.hf_hub_id:
         remedy = "use --weights FILE, or another network: `mapolicy archs WORD` lists those with weights"
         raise UsageError("pretrained", f"timm has no pretrained weights of {name}", remedy)
     repository, _, revision = found.hf_hub_id.partition("@")
     try:
-        path = hf_hub_download(repository, HUB_FILE, revision=revision or None)
+        path = _downloaded(repository, revision or None)
     except MemoryError:
         raise
     except Exception as problem:  # the client, its transport and the cache raise exceptions of many kinds
@@ -268,6 +267,28 @@ def _from_hub(name: str) -> tuple[Path, str]:
         remedy = f"connect once, or get {HUB_FILE} of {repository} elsewhere and use --weights {HUB_FILE}"
         raise EnvironmentFault(f"weights of {name}", f"cannot be downloaded ({reason})", remedy) from None
     return Path(path), f"{repository}@{revision}" if revision else repository
+
+
+def _downloaded(repository: str, revision: str | None) -> str:
+    """The path of the weights in huggingface_hub's cache; without a connection an error comes at once, not after tries.
+
+    A server that answers with an error is asked again by huggingface_hub, whose warnings are not shown.
+    """
+    import huggingface_hub as hf
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging as hf_logging
+
+    logger = hf_logging.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        cached = hf.try_to_load_from_cache(repository, HUB_FILE, revision=revision)
+        if not isinstance(cached, str) and not hf.constants.HF_HUB_OFFLINE:
+            with suppress(errors.HfHubHTTPError):
+                hf.get_hf_file_metadata(hf.hf_hub_url(repository, HUB_FILE, revision=revision))
+        return hf.hf_hub_download(repository, HUB_FILE, revision=revision)
+    finally:
+        logger.setLevel(level)
 
 
 def _check_suffix(path: Path) -> None:

@@ -5,7 +5,7 @@ adds, are left out, so that everything that is seen has its name below it.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..bundle.limits import Limits
 from ..bundle.load import SearchedFile, open_bundle
 from ..bundle.manifest_base import PolicyFile
 from ..config import TrainConfig
+from ..data import damaged
 from ..data.decode import CorruptImageError, bombs_as_errors
 from ..data.image_dataset import Source
 from ..data.reading import ImageReading
@@ -28,6 +29,7 @@ from ..policy.policy_bundle import PolicyBundle
 from ..policy.protocol import policy_of, searched_bundle
 from ..registries import SEARCHED_POLICIES
 from ..runtime.random import generator
+from ..runtime.sanitize import printable
 from .figures import as_png, tile_figure
 
 MOST_TILES = 400  # in one picture
@@ -89,7 +91,12 @@ def preview(
 
 
 def draw_preview(
-    config: TrainConfig, file: PolicyFile | None, images: int = 4, draws: int = 7, free_size: bool = False
+    config: TrainConfig,
+    file: PolicyFile | None,
+    images: int = 4,
+    draws: int = 7,
+    free_size: bool = False,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Image.Image:
     """Draw the picture of `preview` for a configuration that is already complete.
 
@@ -99,6 +106,7 @@ def draw_preview(
         images: rows.
         draws: columns beside the image itself.
         free_size: whether images smaller than config.image_size are shown at their own size.
+        on_note: called with the images that were left out because they cannot be decoded.
 
     Raises:
         UsageError: as `preview`, or the picture is too large.
@@ -111,7 +119,10 @@ def draw_preview(
         raise UsageError("preview", f"a picture holds {MOST_TILES} images", "ask for fewer images or draws")
     config.check_bundle(file is not None, file is not None and not file.has_network)
     source = open_dataset(config)
-    found = some_images(source, images, config.seed)
+    found, corrupt = some_images(source, images, config.seed)
+    if corrupt:
+        hint = "" if config.skip_corrupt else "; a run stops at such an image without --skip-corrupt"
+        on_note(f"{damaged.note(corrupt)}{hint}")
     originals = _read(source, found, config, searched_bundle(file), free_size)
     augmented, names = _augmented(config, file, source.name, originals, draws)
     rows: list[tuple[str, Sequence[Any]]] = []
@@ -130,8 +141,11 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def some_images(source: Source, count: int, seed: int) -> list[int]:
+def some_images(source: Source, count: int, seed: int) -> tuple[list[int], list[str]]:
     """Positions of images in the pool that can be read, one of each class before any class has two.
+
+    Returns:
+        The positions; and the images that were met and cannot be decoded, as `name: why`.
 
     Raises:
         InputError: none of the images that were tried can be read.
@@ -141,7 +155,7 @@ def some_images(source: Source, count: int, seed: int) -> list[int]:
     for index in torch.randperm(len(labels), generator=generator(seed, "preview", "images", 0)).tolist():
         waiting.setdefault(int(labels[index]), []).append(index)
     chosen: list[int] = []
-    faults: list[CorruptImageError] = []
+    faults: list[str] = []
     while any(waiting.values()) and len(faults) < CHECKED:
         for own in waiting.values():
             while own and len(chosen) < count and len(faults) < CHECKED:
@@ -150,16 +164,16 @@ def some_images(source: Source, count: int, seed: int) -> list[int]:
                     with bombs_as_errors():
                         source.pool.read(index)
                 except CorruptImageError as problem:
-                    faults.append(problem)
+                    faults.append(f"{printable(source.pool.place(index))}: {problem.why}")
                 else:
                     chosen.append(index)
                     break
             if len(chosen) == count:
-                return chosen
+                return chosen, faults
     if not chosen:
-        why = f"none of its images can be read: {faults[0].why}" if faults else "has no images"
+        why = f"none of its images can be read, such as {faults[0]}" if faults else "has no images"
         raise InputError(source.where, why, "check the files")
-    return chosen
+    return chosen, faults
 
 
 def _opened(reference: str | Path) -> PolicyFile:

@@ -48,8 +48,8 @@ def test_a_person_reads_what_the_file_takes_and_how_it_was_checked(mapolicy, run
 def test_nothing_is_written_where_it_fails(
     mapolicy, run: Path, bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mapolicy("export-network", run, "--to", "tflite", "--out", "x").is_error(2, "onnx, torchscript, exported")
-    mapolicy("export-network", bundle_file, "--to", "exported", "--out", "x").is_error(3, "expected a network file")
+    mapolicy("export-network", run, "--to", "tflite", "--out", "a/x").is_error(2, "onnx, torchscript, exported")
+    mapolicy("export-network", bundle_file, "--to", "exported", "--out", "a/b/x").is_error(3, "expected a network file")
     monkeypatch.setattr("mapolicy.inference.export_network.find_spec", lambda name: None)
     mapolicy("export-network", run, "--to", "onnx", "--out", "x").is_error(5, "onnx is not installed")
     assert snapshot(tmp_path) == []

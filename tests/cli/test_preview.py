@@ -1,5 +1,6 @@
 """`mapolicy preview`: the file, and what is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,25 @@ def test_a_picture_of_ones_own_images(mapolicy, tmp_path: Path) -> None:
     again = mapolicy(*command, "--out", "c.png", "--seed", "3", "--set", "operation_space=wide")
     assert again.code == 0
     assert (tmp_path / "c.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_damaged_images_are_left_out_and_named(mapolicy, tmp_path: Path) -> None:
+    save_greys(tmp_path / "greys", size=(20, 14))
+    for path in sorted((tmp_path / "greys" / "dark").iterdir())[1:]:
+        path.write_bytes(b"")
+    command = ("preview", "folder:greys", "--images", "4", "--draws", "2", "--force")
+    said = r"mapolicy: left out \d+ images? that cannot be decoded: dark/\d\d.png: is empty"
+    plain, asked = mapolicy(*command), mapolicy(*command, "--skip-corrupt")
+    assert (plain.code, asked.code) == (0, 0), plain.err
+    assert re.match(said, plain.err)
+    assert plain.err.endswith("; a run stops at such an image without --skip-corrupt\n")
+    assert asked.err == plain.err.replace("; a run stops at such an image without --skip-corrupt", "")
+    (tmp_path / "high").mkdir()
+    (tmp_path / "greys").rename(tmp_path / "high" / "greys")
+    save_greys(tmp_path / "high" / "others")
+    refused = mapolicy("preview", "folder:high", "--force")
+    refused.is_error(3, "--nested-classes")
+    assert mapolicy("preview", "folder:high", "--nested-classes", "--force").code == 0
 
 
 def test_a_bundle_brings_policy_data_and_size(mapolicy, bundle_file: Path) -> None:

@@ -302,6 +302,20 @@ def test_pretrained_weights_come_from_the_hub_by_a_tag(mapolicy, hub_server, sta
     assert "use --pretrained" in refused.err
 
 
+def test_what_is_missing_comes_with_the_whole_command(mapolicy) -> None:
+    search = "(or trivialaugment), or learn a policy first: mapolicy search folder:zoo"
+    for typed, command in (
+        ((), f"mapolicy train folder:zoo --arch resnet18 --policy none {search}"),
+        (("--arch", "wrn10_1"), f"mapolicy train folder:zoo --arch wrn10_1 --policy none {search}"),
+        (("--policy", "none"), "mapolicy train folder:zoo --policy none --arch resnet18 (`mapolicy archs` has more)"),
+        (("--policy", "learned", "--arch", "wrn10_1"), "give --bundle FILE, or --policy for a baseline"),
+    ):
+        outcome = mapolicy("train", "folder:zoo", *typed)
+        outcome.is_error(2)
+        assert outcome.err.endswith(f"{command}\n")
+    mapolicy("compare", "folder:zoo").is_error(2, "such as --arch resnet18")
+
+
 def test_weights_are_checked_before_anything_else(mapolicy, tmp_path: Path) -> None:
     long = "resnet18_of_the_best_run_of_november.pth"
     for name, printed in (("resnet18.a1_in1k.pth", "resnet18.a1_in1k.pth"), (long, "FILE.pth")):

@@ -128,21 +128,21 @@ def test_features_alone_are_the_same_features() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
-    ("name", "arguments", "side", "channels"),
+    ("name", "arguments", "side", "channels", "fix"),
     [
-        ("vit_tiny_patch16_224", TINY_VIT, 16, 3),
-        ("vit_tiny_patch16_224", TINY_VIT, 8, 1),
-        ("wrn10_1", {}, 8, 1),
+        ("vit_tiny_patch16_224", TINY_VIT, 16, 3, "use --image-size 8 or --model-arg img_size=16, or another network"),
+        ("vit_tiny_patch16_224", TINY_VIT, 8, 1, "use --model-arg img_size=8, or another network"),
+        ("wrn10_1", {}, 8, 1, "use --image-size 32, or another network"),
     ],
     ids=["size", "channels", "channels-of-ours"],
 )
-def test_images_that_do_not_fit(name: str, arguments: dict, side: int, channels: int, training: bool) -> None:
+def test_images_that_do_not_fit(name: str, arguments: dict, side: int, channels: int, fix: str, training: bool) -> None:
     network = make(name, arguments).train(training)
     with pytest.raises(UsageError) as refusal:
         feature_width(network, side, channels)
     line = str(refusal.value)
     assert line.startswith(f"network {type(network).__name__}: does not take {channels} x {side} x {side} images (")
-    assert line.endswith("); try --model-arg img_size=..., another image_size or another arch")
+    assert line.endswith(f"); {fix}")
     assert "\n" not in line
     assert all(module.training == training for module in network.modules())
 

@@ -237,6 +237,17 @@ def test_weights_that_cannot_be_had_say_how_to_have_them(files: dict[str, bytes]
     assert "\n" not in str(refusal.value)
 
 
+def test_without_a_connection_one_error_says_so(monkeypatch: pytest.MonkeyPatch, caplog, capfd) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/x"
+    )
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits for another try"))
+    with pytest.raises(EnvironmentFault, match=r"cannot be downloaded \(.*refused\)"):
+        start_weights(config(pretrained=True))
+    assert (caplog.records, *capfd.readouterr()) == ([], "", "")
+
+
 def test_a_network_without_pretrained_weights_says_so() -> None:
     with pytest.raises(UsageError, match=r"timm has no pretrained weights of wrn10_1; use --weights FILE"):
         start_weights(config("wrn10_1", pretrained=True))

@@ -81,12 +81,13 @@ def test_images_are_of_different_classes_and_can_be_read(tmp_path: Path) -> None
         (tmp_path / "greys" / "dark" / f"{number:02}.png").write_bytes(b"no image")
     source = open_source(f"folder:{tmp_path / 'greys'}", tmp_path)
     for seed in range(3):
-        found = some_images(source, 4, seed)
+        found, bad = some_images(source, 4, seed)
         assert len(set(found)) == 4
         assert sorted({source.classes[int(source.pool.labels[index])] for index in found}) == ["dark", "light"]
-        assert found == some_images(source, 4, seed)
-    assert some_images(source, 100, 0) != some_images(source, 100, 1)
-    assert len(some_images(source, 100, 0)) == 21
+        assert found == some_images(source, 4, seed)[0]
+        assert all(line.startswith("dark/") for line in bad)
+    assert some_images(source, 100, 0)[0] != some_images(source, 100, 1)[0]
+    assert [len(each) for each in some_images(source, 100, 0)] == [21, 19]
     for path in (tmp_path / "greys").rglob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(InputError, match="none of its images can be read"):
