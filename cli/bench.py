@@ -177,8 +177,8 @@ def transfer(
 ) -> None:
     """Time an iteration of training with a policy, and a plain one.
 
-    The policy is frozen, or has equal weights. Augmentation and network are timed together. A --set that only search
-    or only train knows applies to that stage alone.
+    The policy is frozen, fine-tuned, or uniform draws. Augmentation and network are timed together. A --set that only
+    search or only train knows applies to that stage alone.
 
     Example: mapolicy bench transfer --proxy wrn16_2 --arch wrn40_2
     """

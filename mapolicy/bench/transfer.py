@@ -1,10 +1,10 @@
-"""Time of a training iteration with and without a frozen policy, from uint8 images to the updated network.
+"""Time of a training iteration with and without a policy, from uint8 images to the updated network.
 
 The iterations are those of `train_network`, with base augmentation and Cutout. Only the images and the numbers in the
 bundle are random.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from ..models.factory import check_arch
 from ..policy.augmentations import NoAugmentation
 from ..policy.network import PolicyNetwork
 from ..policy.policy_bundle import PolicyBundle
-from ..policy.sampler import TransformationSampler
+from ..policy.samplers import SamplerPlan, build_sampler, learned_draws
 from ..runtime.device import reproducible, resolve_device
 from ..train import plan
 from ..training.draft_bundle import describe
@@ -28,16 +28,22 @@ from .report import Report
 from .synthetic import synthetic_images
 
 PLAIN, OUTSIDE = "plain", "outside_networks"
-# The policy setting of each row; `learned` is the bundle's policy in frozen mode.
-POLICIES = {PLAIN: "none", "frozen": "learned", "uniform": "uniform"}
+# What each row sets; `learned` is the bundle's policy.
+POLICIES: Mapping[str, Mapping[str, str]] = {
+    PLAIN: {"policy": "none"},
+    "frozen": {"policy": "learned"},
+    "finetune": {"policy": "learned", "mode": "finetune"},
+    "uniform": {"policy": "uniform"},
+}
 CLASSES, CHANNELS = 100, 3
-BATCHES = 4  # in the random data set
+BATCHES = 3  # of training images in the random data set
+HELD_OUT = 2  # meta-validation images of each class
 
 
 def measure_transfer(
     search: SearchConfig, targets: Sequence[TrainConfig], rounds: int, progress: Progress = silent
 ) -> Report:
-    """Time of one training iteration of each target under a frozen policy, under equal weights, and plain.
+    """Time of one training iteration of each target under a policy, frozen or fine-tuned, uniform draws, and plain.
 
     Args:
         search: settings of the bundle: its proxy is the extractor, its image_size the bundle's.
@@ -62,8 +68,8 @@ def measure_transfer(
             splits = random_splits(config, device)
             candidates = [
                 *(
-                    _training(config.with_changes(policy=policy), bundle, splits, device, what)
-                    for what, policy in POLICIES.items()
+                    _training(config.with_changes(**changes), bundle, splits, device, what)
+                    for what, changes in POLICIES.items()
                 ),
                 _outside(config, splits, device),
             ]
@@ -87,13 +93,13 @@ def measure_transfer(
 
 def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
     """A data set of synthetic images in memory, with arbitrary labels."""
-    count = BATCHES * config.batch_size
-    images = synthetic_images(count, config.image_size).to(device)
     classes = min(CLASSES, config.batch_size)
+    held = HELD_OUT * classes  # as in the settings of `random_bundle`
+    count = BATCHES * config.batch_size + held
+    images = synthetic_images(count, config.image_size).to(device)
     labels = torch.arange(count) % classes
     rows = torch.arange(count)
-    # One image of each class is held out, as in the settings of `random_bundle`.
-    train, held_out = (ResidentSplit(images, own, labels[own], own) for own in (rows[:-classes], rows[-classes:]))
+    train, held_out = (ResidentSplit(images, own, labels[own], own) for own in (rows[:-held], rows[-held:]))
     scaled = images.float() / 255
     return DataSplits(
         name="synthetic",
@@ -116,15 +122,16 @@ def random_splits(config: RunConfig, device: torch.device) -> DataSplits:
 
 def random_bundle(config: SearchConfig, threads: int, device: torch.device) -> PolicyBundle:
     """The bundle that a search with these settings would write before its first iteration."""
-    config = config.with_changes(train_per_class=0.0, validation_per_class=1.0)
+    config = config.with_changes(train_per_class=0.0, validation_per_class=float(HELD_OUT))
     setup = TrainingSetup.over(config, random_splits(config, device), device)
-    sampler = TransformationSampler()
+    draws = learned_draws(build_sampler(SamplerPlan(config, setup.iterations_per_epoch)), config.operation_space)
     return PolicyBundle.assemble(
-        describe(config, setup, threads, device, Accuracy(0.0, 0.0)),
+        describe(config, setup, threads, device, Accuracy(0.0, 0.0), levels=draws.levels),
         policy=PolicyNetwork(setup.feature_width, policy_input=config.policy_input).state_dict(),
         alpha=torch.tensor(config.alpha_initial),
-        probabilities=sampler.probabilities,
-        means=sampler.means,
+        probabilities=draws.probabilities,
+        means=draws.means,
+        log_levels=draws.log_levels,
         extractor=setup.network.state_dict(),
         meta_validation=setup.splits.meta_validation.indices,
     )
@@ -136,17 +143,25 @@ def _training(
     """The iterations of a training run, batch loading included."""
     setup = TrainingSetup.over(config, splits, device)
     iteration, _ = plan(config, bundle, setup, device)
-    return Candidate(what, lambda call: iteration(call, _batch(setup, call), None))
+
+    def work(call: int) -> None:
+        (batch,) = setup.iteration_batches([(call, _positions(config, call))], iteration.learns_policy)
+        iteration(*batch)
+
+    return Candidate(what, work)
 
 
 def _outside(config: TrainConfig, splits: DataSplits, device: torch.device) -> Candidate:
     """Batch loading and augmentation of a plain iteration, without the network."""
     setup = TrainingSetup.over(config, splits, device)
-    return Candidate(OUTSIDE, lambda call: setup.pipeline.augment(*_batch(setup, call), NoAugmentation(), call))
+
+    def work(call: int) -> None:
+        (batch,) = setup.training.batches([(call, _positions(config, call))])
+        setup.pipeline.augment(*batch, NoAugmentation(), call)
+
+    return Candidate(OUTSIDE, work)
 
 
-def _batch(setup: TrainingSetup, call: int) -> tuple[torch.Tensor, torch.Tensor]:
-    size = setup.config.batch_size
-    first = call % (BATCHES - 1) * size
-    (batch,) = setup.training.batches([(call, torch.arange(first, first + size))])
-    return batch
+def _positions(config: TrainConfig, call: int) -> torch.Tensor:
+    first = call % BATCHES * config.batch_size
+    return torch.arange(first, first + config.batch_size)

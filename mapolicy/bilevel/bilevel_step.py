@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..models.features import deep_features, running_statistics, running_statistics_kept
 from ..models.noise import has_unequal_noise, noise_at_its_mean
 from ..policy.network import PolicyNetwork, normalise_weights, reject_below_mean, weights_of_slopes
-from ..runtime.device import freed_memory_returned
+from ..runtime.freed_memory import freed_memory_returned
 from ..runtime.precision import at_least_float32
 from .forward_mode import Recording, agrees_with_torch
 from .hypergradients import Hypergradient, hypergradient_along, weighted_gradient

@@ -22,7 +22,7 @@ class StepOptions:
         reject_below_mean: the weighted step leaves out samples whose weight is below the batch's mean, and weighs the
             others equally (the paper's ablation).
         low_memory: the batch's forward is computed again for the weighted step instead of keeping its graph; on a CPU,
-            freed memory returns to the system at once (`runtime.device.freed_memory_returned`).
+            freed memory returns to the system at once (`runtime.freed_memory.freed_memory_returned`).
         accumulate: number of micro-batches of a process's batch, computed one after the other; keeps no graph either.
         synchronised: batch normalisation by the statistics of all processes' samples.
         precision: of the networks' products, in all passes; the rest is in single precision.

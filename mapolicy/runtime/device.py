@@ -1,16 +1,15 @@
-"""Which device a run uses, how its results are made reproducible, and how freed memory is returned."""
+"""Which device a run uses, and how its results are made reproducible."""
 
-import ctypes
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.utils import deterministic
 
 from ..errors import UsageError
+from .freed_memory import freed_memory_kept
 
 
 def resolve_device(name: str) -> torch.device:
@@ -34,7 +33,7 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
 
     Sets deterministic kernels and the number of threads, and forks torch's generators. On the CPU results repeat bit
     for bit. On CUDA they repeat where torch has deterministic kernels; where it has none, as for the gradient of
-    adaptive pooling, torch runs the kernel that it has.
+    adaptive pooling, torch runs the kernel that it has. On the CPU freed memory is kept for the next iteration.
 
     Args:
         threads: CPU threads; 0 keeps torch's choice. The order of float32 sums depends on it.
@@ -52,7 +51,8 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
     cuda = device.type == "cuda"
     devices = [torch.cuda.current_device()] if cuda else []  # other devices belong to other processes
     try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        kept = nullcontext() if cuda else freed_memory_kept()
+        with kept, torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             if cuda:
                 warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
             torch.use_deterministic_algorithms(True, warn_only=cuda)
@@ -65,28 +65,3 @@ def reproducible(threads: int, device: torch.device) -> Iterator[int]:
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(before, warn_only=warn_only_before)
         deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]
-
-
-# Parameters of mallopt (glibc's malloc.h), and the values to which glibc itself adapts in programs with large blocks.
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-ADAPTED = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # bytes
-LARGE_BLOCK = 2**23  # bytes
-
-
-@contextmanager
-def freed_memory_returned() -> Iterator[None]:
-    """Inside the block glibc returns each freed block of `LARGE_BLOCK` bytes or more to the system at once.
-
-    Otherwise malloc keeps the holes; blocks of other sizes do not fit into them, and the process grows beyond what it
-    uses. The price is time for fresh pages. It applies to all threads of the process. Other allocators are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        yield
-        return
-    mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
-    try:
-        yield
-    finally:
-        for parameter, value in ADAPTED.items():
-            mallopt(parameter, value)

@@ -1,10 +1,7 @@
 """Seeds that never move, a device that is there, and a process that is as it was after a run."""
 
-import ctypes
 import hashlib
 import platform
-import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -125,33 +122,3 @@ def test_versions() -> None:
     packages = ("mapolicy", "torch", "torchvision", "timm", "safetensors")
     assert versions() == {"python": platform.python_version()} | {name: version(name) for name in packages}
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
-
-
-HOLE = """
-import pathlib, re
-from contextlib import nullcontext
-import torch
-from mapolicy.runtime.device import freed_memory_returned
-
-def resident():
-    return int(re.search(r"VmRSS:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
-
-torch.ones(24 * 2**20, dtype=torch.uint8)  # glibc has seen a large block come and go
-with {context}:
-    large = torch.ones(20 * 2**20, dtype=torch.uint8)
-    above = torch.ones(2**16, dtype=torch.uint8)
-    before = resident()
-    del large
-print(before - resident())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator than glibc's")
-def test_freed_memory_goes_back_to_the_system() -> None:
-    """20 MiB below a block that stays: glibc keeps them, in MiB of resident memory."""
-    freed = []
-    for context in ("freed_memory_returned()", "nullcontext()"):
-        code = HOLE.format(context=context)
-        freed.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
-    assert freed[0] > 19
-    assert freed[1] < 1
