@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
 NARROW, LONGEST_NAME = 50, 30  # characters: of a terminal without borders, and of the widest first column
+OUTPUT = "Output"  # the panel of options about what is shown
 Row = tuple[str, str]
 
 
@@ -79,8 +80,10 @@ def parameters(command: Any, ctx: Any) -> dict[str, list[Row]]:
         if parameter.param_type_name == "argument":
             panels[panel or "Arguments"].append((name.removesuffix(" NAME"), text))
         else:
-            usual = list(panels)[-1] if parameter.name == "help" else "Options"
-            panels.setdefault(panel or usual, []).append((name, text))
+            of_help = OUTPUT if parameter.name == "help" and OUTPUT in panels else "Options"
+            panels.setdefault(panel or of_help, []).append((name, text))
+    if OUTPUT in panels:  # the last one, and `--help` is its last row
+        panels[OUTPUT] = panels.pop(OUTPUT)
     return panels
 
 

@@ -81,7 +81,7 @@ LimitOption = Annotated[
     list[str] | None,
     typer.Option(
         "--limit",
-        help="Accept a larger bundle: file_bytes, header_bytes, tensors, parameters, pixels.",
+        help="Accept a larger file: file_bytes, header_bytes, tensors, parameters, pixels.",
         metavar="NAME=NUMBER",
     ),
 ]
@@ -262,7 +262,10 @@ class RunFolder:
 
     panel: ClassVar[str] = "Run"
 
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for log and checkpoints.", metavar="DIR")] = None
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for log and checkpoints.", metavar="DIR", show_default="a new one in runs"),
+    ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's checkpoint.")] = False
     force: Force = False
 

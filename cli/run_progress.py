@@ -31,6 +31,8 @@ SHOWN = {
 
 
 WITH_SPARKLINE = ("loss", "validation_loss", "validation_top1", "entropy", "weight_spread")
+MOST_DRAWN = "pairs of operations drawn most often"
+SMALLEST_SPREAD = 5e-4  # a smaller one is shown as 0.000: the weights are equal but for rounding
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 NARROW = 50  # characters; a narrower terminal gets numbers without a bar
 LONGEST_SPARKLINE = 40  # characters
@@ -99,11 +101,11 @@ class PlainReporter(FullReporter):
         self.on_note(f"epoch {record['epoch']:.0f}  {figures}  {left} left")
 
     def on_policy(self, likeliest: Sequence[tuple[str, str, float]]) -> None:
-        """Print the most probable transformations when they have changed."""
-        named = "; ".join(f"{first}, {second}" for first, second, _ in likeliest)
+        """Print the pairs of operations that are drawn most when they have changed."""
+        named = "; ".join(f"{first} + {second}" for first, second, _ in likeliest)
         if named != self._likeliest:
             self._likeliest = named
-            self.on_note(f"likeliest now: {named}")
+            self.on_note(f"{MOST_DRAWN}: {named}")
 
 
 class LiveReporter(FullReporter):
@@ -197,8 +199,8 @@ class LiveReporter(FullReporter):
             transformations = Table.grid(padding=(0, 2))
             for first, second, p in self._likeliest:
                 trend = self._trend(first, second, p, options.ascii_only)
-                transformations.add_row(Text(f"{first}, {second}"), Text(f"{100 * p:.3f} %"), Text(trend))
-            yield Text("likeliest transformations", style="dim")
+                transformations.add_row(Text(f"{first} + {second}"), Text(f"{100 * p:.3f} %"), Text(trend))
+            yield Text(f"{MOST_DRAWN} (share of all draws)", style="dim")
             yield transformations
 
     def _trend(self, first: str, second: str, p: float, ascii_only: bool) -> str:
@@ -317,5 +319,5 @@ def reporter(quiet: bool = False, settings_from: str | None = None) -> QuietRepo
 
 def shown(record: Record) -> dict[str, str]:
     """The figures of a record that the display shows, formatted, by name; no spread where all weights are equal."""
-    equal = {"weight_spread"} if not record.get("weight_spread") else set()
+    equal = {"weight_spread"} if record.get("weight_spread", 0.0) < SMALLEST_SPREAD else set()
     return {key: form.format(record[key]) for key, form in SHOWN.items() if key in record and key not in equal}

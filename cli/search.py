@@ -34,7 +34,9 @@ def search(
     settings: options.StageSettings,
     extractor_dtype: options.ExtractorDtype = None,
     verify: options.Verify = None,
-    out: Annotated[Path | None, typer.Option(help="The bundle.", metavar="FILE")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle.", metavar="FILE", show_default="artifacts/DATASET.safetensors")
+    ] = None,
     run: options.Run,
     output: options.Output,
 ) -> None:

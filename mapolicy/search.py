@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .bilevel.build_step import WORTH_COMPILING
 from .bilevel.inner_rate import InnerRate
 from .bundle import manifest
 from .bundle.format import check_input_size
@@ -99,7 +100,7 @@ def search_policy(
         if run_dir is not None:
             check_savable(config, search.setup.splits, search.setup.network)
         expected, check = search.measured(config, device, reporter, resume)
-        facts = {"step": search.run.step.how}
+        facts = {} if search.setup.iterations < WORTH_COMPILING else {"step": search.run.step.how}
         state, setup = search.run.state, search.setup
         with Trainer(
             config, state, setup, reporter, run_dir, resume, overwrite, None, facts, expected, afterwards=check

@@ -32,6 +32,7 @@ class TrainingsForecast:
         trainings: their number.
         iterations: of each.
         seconds_per_iteration: None where too few iterations are left to measure one.
+        evaluation_seconds: of one training, where they were measured.
     """
 
     arch: str
@@ -39,6 +40,7 @@ class TrainingsForecast:
     trainings: int
     iterations: int
     seconds_per_iteration: float | None
+    evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ComparisonForecast:
         networks, policies, splits, seeds: what is combined.
         finished: number of trainings that were finished before.
         rows: the trainings that are left, by network and policy.
+        tests: number of searches' own networks that are tested, without a training.
         at_a_time: number of trainings at a time.
         loading_seconds: to read the data set, which each training does.
         warnings: what a user may want to change, by network.
@@ -59,6 +62,7 @@ class ComparisonForecast:
     splits: int
     seeds: int
     finished: int
+    tests: int
     rows: Sequence[TrainingsForecast]
     at_a_time: int
     loading_seconds: float
@@ -70,9 +74,9 @@ class ComparisonForecast:
         return sum(row.trainings for row in self.rows)
 
     def seconds_of(self, row: TrainingsForecast) -> float | None:
-        """Time of one training of a row, without its evaluations; None where it was not measured."""
+        """Time of one training of a row; None where it was not measured."""
         each = row.seconds_per_iteration
-        return None if each is None else self.loading_seconds + row.iterations * each
+        return None if each is None else self.loading_seconds + row.iterations * each + row.evaluation_seconds
 
     @property
     def seconds(self) -> float | None:
@@ -91,7 +95,10 @@ class ComparisonForecast:
             if count > 1 or name != "split"
         ]
         done = f", {self.finished} of them finished before" if self.finished else ""
-        return f"{self.trainings}: {' x '.join(texts)}{done}"
+        proxies = (
+            "; the proxy is tested as one more run" if self.tests == 1 else f"; {self.tests} proxies are tested as well"
+        )
+        return f"{self.trainings}: {' x '.join(texts)}{done}{proxies if self.tests else ''}"
 
     def time_in_words(self) -> str:
         """How long they take; empty where it was not measured."""
@@ -163,14 +170,16 @@ def forecast_jobs(
         measure = measure or total >= WORTH_MEASURING * len(chosen)
         for (policy, config), each in zip(chosen, iterations, strict=True):
             seconds = budget[config.arch][policy.label]["seconds_per_iteration"] if budget else None
+            evaluations = 0.0
             if config.arch not in warnings or (measure and seconds is None):
                 setup = TrainingSetup.over(config, splits, device)
                 warnings.setdefault(config.arch, setup.warnings())
                 if measure and seconds is None:
                     iteration, state = plan(config, policy.bundle(first), setup, device)
-                    seconds = forecast(iteration, state).seconds_per_iteration
+                    found = forecast(iteration, state)
+                    seconds, evaluations = found.seconds_per_iteration, found.evaluation_seconds
             count = counts[config.arch, policy.label]
-            rows.append(TrainingsForecast(config.arch, policy.label, count, each, seconds))
+            rows.append(TrainingsForecast(config.arch, policy.label, count, each, seconds, evaluations))
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the trainings may be other processes
     at_once = torch.cuda.device_count() if device.type == "cuda" else len(os.sched_getaffinity(0))
@@ -180,10 +189,11 @@ def forecast_jobs(
         splits=len(split_owners),
         seeds=len({job.config.seed for job in planned if not job.proxy}),
         finished=len([job for job in planned if not job.proxy]) - sum(counts.values()),
+        tests=sum(job.proxy for job in left),
         rows=rows,
         at_a_time=max(1, min(processes, at_once, sum(counts.values()))),
         loading_seconds=data.seconds,
-        warnings={arch: found for arch, found in warnings.items() if found},
+        warnings={arch: told for arch, told in warnings.items() if told},
     )
 
 

@@ -77,6 +77,7 @@ class DataSplits:
             does not cover contents.
         aside: training images that a search keeps from training, for its check (`verify_per_class`); None without any.
             Later trainings use them.
+        test_images: number of images of the test split; 0 where counting them would need to read it.
     """
 
     name: str
@@ -100,6 +101,7 @@ class DataSplits:
     own_validation: bool = False
     sketch: str = ""
     aside: Split | None = None
+    test_images: int = 0
     _test: Split | None = field(default=None, init=False, repr=False)
 
     def test(self) -> Split:
@@ -228,6 +230,7 @@ def load_splits(
         own_validation=meta_validation is None and source.meta_validation is not None,
         sketch=sketch(contents),
         aside=rest[0] if rest else None,
+        test_images=_count_test(source, indices.test),
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
     )
 
@@ -341,6 +344,13 @@ def _check_test_split(source: Source, config: RunConfig, stage: str) -> None:
         raise _no_test_split(source)
     if source.check_test is not None:
         source.check_test()
+
+
+def _count_test(source: Source, drawn: Tensor) -> int:
+    """Images of the test split; 0 where counting them would need to read it."""
+    if source.open_test is None:
+        return len(drawn)
+    return len(source.open_test()) if source.check_test is not None else 0
 
 
 def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:

@@ -13,7 +13,8 @@ from ..data.splits import worker_faults
 from .checkpoint import RunState
 from .iteration import Iteration
 from .memory import out_of_memory
-from .step_time import StepTimer
+from .setup import TrainingSetup
+from .step_time import StepTimer, timed
 
 WARM_UP = 1
 SAMPLES = 2  # of each kind of iteration
@@ -32,9 +33,11 @@ class Forecast:
         iterations: of the whole run.
         seconds_per_iteration: median of a few, batches and their augmentation included; where only some iterations
             learn the policy, the mean over a period.
-        seconds: of all iterations and of the check, validation and test not included.
+        seconds: of all iterations, evaluations and the check.
         memory_bytes: the most that was in use up to now, on a GPU by torch's allocator, on a CPU by the process.
         device: kind of device.
+        evaluation_seconds: of the meta-validation images after each epoch and of a training's test images, where their
+            number is known; part of `seconds`.
         check_seconds: of the trainings that check a policy after its search; part of `seconds`.
         warnings: what a user may want to change before the run, by name.
     """
@@ -45,6 +48,7 @@ class Forecast:
     seconds: float
     memory_bytes: int
     device: str
+    evaluation_seconds: float = 0.0
     check_seconds: float = 0.0
     warnings: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,15 +84,40 @@ def forecast(iteration: Iteration, state: RunState, on_note: OnNote = lambda tex
     setup, device = iteration.setup, iteration.setup.pipeline.device
     each = time_iterations(iteration, state, on_note=on_note).seconds
     assert each is not None
+    memory, evaluations = _memory(device), evaluation_seconds(setup)
     return Forecast(
         parameters=sum(parameter.numel() for parameter in setup.network.parameters()),
         iterations=setup.iterations,
         seconds_per_iteration=each,
-        seconds=each * setup.iterations,
-        memory_bytes=_memory(device),
+        seconds=each * setup.iterations + evaluations,
+        memory_bytes=memory,
         device=device.type,
+        evaluation_seconds=evaluations,
         warnings=setup.warnings(),
     )
+
+
+def evaluation_seconds(setup: TrainingSetup) -> float:
+    """How long all evaluations of a run take, by one batch of meta-validation images."""
+    config, splits = setup.config, setup.splits
+    images = 0 if config.trains_on_validation else len(splits.meta_validation) * config.epochs
+    images += splits.test_images if config.stage == "train" else 0
+    batch = min(config.batch_size, len(splits.meta_validation))
+    if not images or not batch:
+        return 0.0
+    some = [(0, torch.arange(batch))]
+    setup.network.eval()
+    try:
+        with torch.inference_mode(), worker_faults():
+            _, seconds = timed(
+                lambda: [
+                    setup.network(setup.pipeline.normalise(each)) for each, _ in splits.meta_validation.batches(some)
+                ],
+                setup.pipeline.device,
+            )
+    finally:
+        setup.network.train()
+    return seconds * images / batch / setup.communicator.size
 
 
 def time_iterations(

@@ -256,7 +256,7 @@ class Trainer:
                 "loss": value,
                 **measures(),
                 "images_per_second": self.config.batch_size / seconds,
-                "seconds_left": self._left(seconds),
+                "seconds_left": self._left(each),
             }
             self.last_record = record
             self._folder.log(record)

@@ -58,6 +58,11 @@ class Candidate:
         """What its training is kept under, between a run and its resumption."""
         return self.policy if self.strength is None else f"{self.policy} {self.strength:g}"
 
+    @property
+    def in_words(self) -> str:
+        """What it is called in a sentence."""
+        return f"policy {self.policy}" if self.strength is None else f"the learned policy at strength {self.strength:g}"
+
 
 def candidates(strength: float, verification: str = "full") -> list[Candidate]:
     """Everything that a search with this strength compares; one of strength 0 draws as `uniform` does."""
@@ -114,7 +119,8 @@ def verify(
                 most = deadline.rows(time.monotonic() - began, at_least=ESSENTIAL - number - 1)
                 kept.cut(kept.extent.without(later[most:]), reporter)
         share = 100 * sum(kept.right[candidate.key]) / images
-        reporter.on_note(f"verified {candidate.key}: {share:.1f} % of {plural(images, 'held-out image')}")
+        what = f"check: trained with {candidate.in_words}, the proxy is right about {share:.1f} %"
+        reporter.on_note(f"{what} of {plural(images, 'held-out image')}")
     return _verification(config, splits, kept)
 
 

@@ -168,5 +168,9 @@ def test_a_dry_run_says_how_many_trainings_and_how_long(mapolicy, bundle_file: P
     assert snapshot(tmp_path) == []
     document = mapolicy(*command, "--dry-run", "--json", "--jobs", "2").json
     assert (document["trainings"], document["at_a_time"]) == (12, min(2, len(os.sched_getaffinity(0))))
-    each = [document["loading_seconds"] + row["iterations"] * row["seconds_per_iteration"] for row in document["rows"]]
+    each = [
+        document["loading_seconds"] + row["iterations"] * row["seconds_per_iteration"] + row["evaluation_seconds"]
+        for row in document["rows"]
+    ]
+    assert all(row["evaluation_seconds"] > 0 for row in document["rows"])
     assert document["seconds"] == pytest.approx(3 * sum(each) / document["at_a_time"])

@@ -186,6 +186,10 @@ def test_options_are_in_panels_with_their_defaults(mapolicy, monkeypatch: pytest
         assert option in shown[settings]
     assert "hf://NAMESPACE/NAME[/FILE][@REVISION]" in shown["Policy"]  # brackets are no markup
     assert shown["Output"].endswith("--help Show this message and exit.")
+    for command in ("search", "predict", "evaluate", "doctor"):
+        shown = panels(mapolicy(command, "--help").out)
+        assert list(shown)[-1] == "Output", command
+        assert shown["Output"][-1].startswith("--help "), command
 
 
 def test_a_narrow_terminal_gets_help_too(mapolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_plain_lines_tell_an_epoch_in_one_line(capsys: pytest.CaptureFixture) ->
     assert all(line.startswith("mapolicy: ") for line in lines)
     for part in ("loss 1.250", "meta-validation top-1 87.50 %", "alpha 0.1000", "images a second 1234", "1:02:05 left"):
         assert part in lines[4]
-    assert lines[2] == "mapolicy: likeliest now: Rotate, ShearX; Color, Invert[/bold]"
+    assert lines[2] == "mapolicy: pairs of operations drawn most often: Rotate + ShearX; Color + Invert[/bold]"
     assert reporter.result == {"digest": "d"}
 
 
@@ -91,8 +91,8 @@ def test_live_display_shows_every_figure_and_no_markup(width: int) -> None:
     text = screen.getvalue()
     for part in ("1.250", "87.50 %", "0.99000", "1234", "5/10", "[bold]cpu", "a [note]", "1:02:05 left"):
         assert part in text, part
-    assert "Color, Invert[/bold]  0.610 %  \u2191" in text
-    assert "Rotate, ShearX        0.580 %  \u2193" in text
+    assert "Color + Invert[/bold]  0.610 %  \u2191" in text
+    assert "Rotate + ShearX        0.580 %  \u2193" in text
     assert max(map(cell_len, plain(text).splitlines())) <= width
 
 

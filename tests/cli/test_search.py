@@ -152,7 +152,8 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     assert "GiB" in lines["memory"]
     document = mapolicy(*arguments, "--dry-run", "--json").json
     assert document["iterations"] == int(lines["iterations"]) == 5
-    assert document["seconds"] == pytest.approx(5 * document["seconds_per_iteration"])
+    assert document["evaluation_seconds"] > 0
+    assert document["seconds"] == pytest.approx(5 * document["seconds_per_iteration"] + document["evaluation_seconds"])
     assert set(document) > {"network", "parameters", "memory_bytes"}
     assert snapshot(tmp_path) == []
 

@@ -47,14 +47,19 @@ def test_a_measured_run_gives_the_same_bytes(make_search_config, monkeypatch: py
 
 
 def test_time_is_that_of_the_iterations(make_search_config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that ticks by itself: the first takes 100, an iteration that learns 7, the two others of a period 2."""
-    clock = itertools.accumulate([0, 100, 0, 7, 0, 2, 0, 7, 0, 2])
+    """A clock that ticks by itself: the first takes 100, an iteration that learns 7, the two others of a period 2, a
+    batch of an evaluation 3.
+    """
+    clock = itertools.accumulate([0, 100, 0, 7, 0, 2, 0, 7, 0, 2, 0, 3])
     monkeypatch.setattr("mapolicy.training.step_time.time.perf_counter", lambda: float(next(clock)))
     search = prepared(make_search_config(meta_every=3))
     expected = forecast(search.run.iteration, search.run.state)
     assert expected.seconds_per_iteration == pytest.approx((7 + 2 + 2) / 3)
     assert expected.iterations == search.setup.iterations
-    assert expected.seconds == pytest.approx(expected.iterations * 11 / 3)
+    config, images = search.setup.config, len(search.setup.splits.meta_validation)
+    evaluations = 3 * config.epochs * images / min(images, config.batch_size)
+    assert expected.evaluation_seconds == pytest.approx(evaluations)
+    assert expected.seconds == pytest.approx(expected.iterations * 11 / 3 + evaluations)
     assert expected.parameters == sum(parameter.numel() for parameter in search.setup.network.parameters())
     assert 2**26 < expected.memory_bytes < 2**40
     assert expected.device == "cpu"

@@ -1,6 +1,7 @@
 """A search that checks itself: equal trainings, the strength that is kept, resumption."""
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,16 @@ class Notes(Reporter):
         self.notes.append(text)
 
     def verified(self) -> list[str]:
-        return [text.removeprefix("verified ").partition(":")[0] for text in self.notes if text.startswith("verified")]
+        told = [re.match(r"check: trained with (.*), the proxy is right about \d+\.\d %", text) for text in self.notes]
+        return [
+            re.sub(
+                "policy (?!at)|the learned policy at strength (.*)",
+                lambda m: f"learned {m[1]}" if m[1] else "",
+                found[1],
+            )
+            for found in told
+            if found
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +209,8 @@ def test_the_forecast_counts_the_trainings(checked: SimpleNamespace) -> None:
     assert without.check_seconds == 0
     assert 0 < with_check.check_seconds < with_check.seconds
     iterations = with_check.seconds_per_iteration * with_check.iterations
-    assert with_check.seconds == pytest.approx(iterations + with_check.check_seconds)
+    rest = with_check.check_seconds + with_check.evaluation_seconds
+    assert with_check.seconds == pytest.approx(iterations + rest)
     assert "of it check the policy" in with_check.facts()["time"]
     assert "check" not in without.facts()["time"]
 
@@ -303,7 +314,7 @@ def test_an_interrupted_check_leaves_a_bundle(checked: SimpleNamespace, tmp_path
     class Interrupt(Notes):
         def on_note(self, text: str) -> None:
             super().on_note(text)
-            if text.startswith("verified uniform"):
+            if text.startswith("check: trained with policy uniform"):
                 raise KeyboardInterrupt
 
     out, run = tmp_path / "b.safetensors", tmp_path / "run"
