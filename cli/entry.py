@@ -6,6 +6,7 @@ from typing import NoReturn
 from ..errors import MapolicyError
 from ..runtime.plugins import load_plugins
 from ..runtime.signals import INTERRUPT_EXIT, StopRequest
+from .clock import of_process
 
 EARLY = "mapolicy: error: interrupted: nothing had begun; give the command again"
 
@@ -23,7 +24,8 @@ def main() -> NoReturn:
             from .main import fail
 
             sys.exit(fail(problem, "--debug" in sys.argv))
-        run()
+        with of_process():
+            run()
 
 
 def _plugin_problem() -> MapolicyError | None:

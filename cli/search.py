@@ -11,7 +11,7 @@ import typer
 from ..bundle.findings import Findings, better_policy, levels_document, verification_document
 from ..config import SearchConfig
 from ..runtime import rank_environment
-from . import display, next_command, options, planned
+from . import clock, display, next_command, options, planned
 from .data_folder import dataset_slug, with_fitting_batches
 from .grouped import grouped
 from .outputs import slug
@@ -46,7 +46,7 @@ def search(
 
     Example: mapolicy search folder:photos
     """
-    started = time.monotonic()
+    started = clock.began()
     given: dict[str, Any] = {"extractor_dtype": extractor_dtype, "verify": verify}
     typed = settings.typed(**given, proxy=proxy)
     usual = {} if typed & {"pretrained", "weights"} else {"proxy": planned.UNDECIDED}

@@ -106,6 +106,14 @@ def in_words(seconds: float) -> str:
     return f"{minutes}m" if minutes < 120 else f"{-int(-minutes // 6) / 10:g}h"
 
 
+def about(seconds: float) -> str:
+    """A time for a sentence: 45s, 3.6m, 1.5h."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f}{unit}"
+    return f"{-int(-seconds // 1)}s"
+
+
 # ---- from the data
 
 
@@ -284,7 +292,7 @@ def _reasons(
 ) -> tuple[Choice, ...]:
     """What `fit` has chosen, each with its reason."""
     checked = bool(outline.checked) and found.verify
-    iterations, taken = found.epochs * outline.per_epoch, in_words(seconds(found, outline, costs))
+    iterations, taken = found.epochs * outline.per_epoch, about(seconds(found, outline, costs))
     reason = f"{plural(iterations, 'iteration')} and the check" if checked else plural(iterations, "iteration")
     limit = "; longer is not needed" if found.epochs == most else ""
     take = "take" if checked or iterations > 1 else "takes"
@@ -402,8 +410,6 @@ def too_little_time(
         return ""
     told = in_words(budget)
     what = f"{plural(iterations, 'iteration')}{'' if fitted.verify or not outline.checked else ' and no check'}"
-    fits = (
-        f"only {what} fit into {told}" if taken <= budget else f"even {what} take about {in_words(taken)}, not {told}"
-    )
-    short = f", and a search needs {wanted}" if few else ""
+    fits = f"only {what} fit into {told}" if taken <= budget else f"even {what} take about {about(taken)}, not {told}"
+    short = f", and a search needs {min(wanted, ENOUGH_ITERATIONS)}" if few else ""
     return f"{fits}{short}: give --budget {in_words(needed)}"

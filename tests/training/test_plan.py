@@ -17,6 +17,7 @@ from mapolicy.training.plan import (
     Costs,
     Machine,
     Outline,
+    about,
     choose,
     enough_time,
     fit,
@@ -173,6 +174,11 @@ def test_time_in_words(seconds: float, text: str) -> None:
     assert in_words(seconds) == text
 
 
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1s"), (119.0, "119s"), (216.0, "3.6m"), (9000.0, "2.5h")])
+def test_time_for_a_sentence(seconds: float, text: str) -> None:
+    assert about(seconds) == text
+
+
 # ---- what cannot work
 
 
@@ -217,6 +223,7 @@ def test_the_budget_that_is_advised_is_large_enough(costs: Costs, given: set[str
         return
     (advised,) = re.findall(r": give --budget (\S+)$", said)
     assert told_of(parse_budget(advised), OUTLINE, costs, given, 200) == ""
+    assert set(re.findall(r"needs (\d+)", said)) <= {"300"}
     enough, iterations = enough_time(config(), OUTLINE, costs, given, 200)
     assert iterations == ENOUGH_ITERATIONS
     assert told_of(0.99 * enough, OUTLINE, costs, given, 200)
