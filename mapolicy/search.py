@@ -54,7 +54,8 @@ from .transforms.space import SPACES
 MEASURED = 20  # iterations of each kind, to plan
 MEASURED_SHARE = 0.02  # of the budget, for each measurement
 GRACE = 0.1  # of the budget, by which a check may end too late
-OVERHEAD = 2.0  # seconds of a search besides its iterations, such as building the networks
+OVERHEAD = 2.5  # CPU seconds of a search besides its iterations, such as building the networks and ending Python
+SLOWEST = 5.0  # seconds of a CPU second, where other processes take the rest
 
 
 def search_policy(
@@ -286,7 +287,9 @@ class PreparedSearch:
         _, evaluation = timed(self.setup.validation_accuracy, device)
         if evaluation < at_most:  # the first one is the slower one, and another one is affordable
             _, evaluation = timed(self.setup.validation_accuracy, device)
-        return Costs(each[0], each[-1], check, evaluation, time.monotonic() - started + OVERHEAD)
+        passed = time.monotonic() - started
+        shared = min(SLOWEST, max(1.0, passed / max(time.process_time(), 1e-3)))
+        return Costs(each[0], each[-1], check, evaluation, passed + OVERHEAD * shared)
 
     def measured(
         self, config: SearchConfig, device: torch.device, reporter: Reporter, resume: bool

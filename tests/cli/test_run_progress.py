@@ -39,6 +39,11 @@ def drive(reporter: run_progress.QuietReporter) -> None:
     reporter.on_complete({"digest": "d"})
 
 
+def test_weights_that_are_equal_but_for_rounding_have_no_spread() -> None:
+    assert "weight_spread" in run_progress.shown(RECORD)
+    assert "weight_spread" not in run_progress.shown({**RECORD, "weight_spread": 3e-8})
+
+
 def test_the_display_suits_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("JPY_PARENT_PID", "MPLBACKEND", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
