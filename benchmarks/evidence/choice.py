@@ -31,6 +31,9 @@ ALIGNMENT: dict[str, dict[str, object]] = {
     "alignment_strength = 6": {"alignment_strength": 6.0},
     "level_bins = 2": {"level_bins": 2},
     "level_bins = 8": {"level_bins": 8},
+    # The same walk in fewer steps.
+    "meta_every = 3, rate 0.3, decay 0.06": {"meta_every": 3, "alignment_rate": 0.3, "alignment_decay": 0.06},
+    "meta_every = 2, rate 0.2, decay 0.04": {"meta_every": 2, "alignment_rate": 0.2, "alignment_decay": 0.04},
 }
 # The same for Algorithm 1 as printed. When this was chosen, search-any's policy saw "both", with memory 0.17.
 BOTH = {"policy_input": "both"}

@@ -4,7 +4,7 @@ python benchmarks/evidence/cifar20.py --data-dir DIR --work-dir runs/evidence --
 
 DIR holds `cifar100/train` and `cifar100/test`. Draw number i takes its classes and images from seed i; a policy is
 searched on it and compared with others on the same network. What stands in the work folder is kept, so that a command
-that was stopped goes on where it was; the figures go to benchmarks/evidence/cifar20.json.
+that was stopped goes on where it was; the figures go to benchmarks/evidence/cifar20.json, or NAME.json.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import random
 from pathlib import Path
 
 from table import HERE, Table, mapolicy, options
+
+from mapolicy import PolicyBundle
 
 CLASSES, IMAGES = 20, 100
 SETTINGS = {
@@ -51,20 +53,23 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first draw")
     parser.add_argument("--against", default="none,uniform,trivialaugment")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: another setting, of the searches alone")
+    parser.add_argument("--name", default="cifar20", help="of the results, where settings differ")
     arguments = parser.parse_args()
-    rows, settings = [], {}
+    rows, settings, checks = [], {}, {}
     for draw in range(arguments.first, arguments.first + arguments.draws):
         folder = drawn_folder(arguments.data_dir, arguments.work_dir, draw)
         table = Table(folder.name, SETTINGS, 100, {}, ("wrn10_1",), bundles=1)
         look = {key: SETTINGS[key] for key in ("image_size", "base_augmentation", "cutout")}
         own = Table(folder.name, look, 100, {}, ("wrn10_1",), bundles=1)
-        bundle, run = folder.with_suffix(".safetensors"), folder.parent / f"{folder.name}-compare"
+        work = arguments.work_dir / arguments.name
+        work.mkdir(exist_ok=True)
+        bundle, run = work / f"bundle{draw}.safetensors", work / f"compare{draw}"
         if not bundle.exists():
             mapolicy(
                 *("search", f"folder:{folder.name}", "--proxy", "wrn10_1", "--recipe", "search-any"),
                 *options(table, folder.parent, arguments.set),
                 *("--seed", str(draw), "--out", str(bundle)),
-                *("--run-dir", str(folder.parent / f"{folder.name}-search"), "--force"),
+                *("--run-dir", str(work / f"search{draw}"), "--force"),
             )
         document = mapolicy(
             *("compare", "--bundle", str(bundle), "--arch", "wrn10_1", "--against", arguments.against),
@@ -76,12 +81,15 @@ def main() -> None:
             {"draw": draw, **{key: row[key] for key in ("arch", "policy", "mode", "test_top1")}}
             for row in result["rows"]
         ]
+        checked = PolicyBundle.load(bundle).manifest.verification
+        checks[draw] = None if checked is None else checked.model_dump(mode="json")
         settings = {
             "search": result["bundles"][0]["search"],
             "versions": result["versions"],
             "hardware": result["hardware"],
         }
-    (HERE / "cifar20.json").write_text(json.dumps({"rows": rows, **settings}, indent=1) + "\n")
+        text = json.dumps({"rows": rows, "checks": checks, **settings}, indent=1) + "\n"
+        (HERE / f"{arguments.name}.json").write_text(text)
 
 
 if __name__ == "__main__":
