@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ..config import SearchConfig, TrainConfig
 from ..errors import MapolicyError, UsageError
 from ..runtime import rank_environment
 from ..runtime.files import free_memory
@@ -145,7 +146,7 @@ def main() -> NoReturn:
     except MapolicyError as problem:
         code = fail(problem, debug)
     except ClickException as problem:
-        code = _fail(f"command line: {_click_message(problem)}; see mapolicy --help", 2, debug)
+        code = _fail(f"command line: {_click_message(problem)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail(_interrupted(), INTERRUPT_EXIT, debug)
     except (BrokenPipeError, SystemExit) as stop:
@@ -219,4 +220,10 @@ def _fail(text: str, code: int, debug: bool) -> int:
 
 
 def _click_message(problem: Exception) -> str:
-    return str(getattr(problem, "format_message", problem.__str__)()).rstrip(".")
+    """What was wrong with the command's words, and where to read on: an option may be a setting of `--set`."""
+    text = str(getattr(problem, "format_message", problem.__str__)()).rstrip(".")
+    unknown = str(getattr(problem, "option_name", "")).lstrip("-").replace("-", "_")
+    if "No such option" in text and unknown in {*SearchConfig.settings(), *TrainConfig.settings()}:
+        option = unknown.replace("_", "-")
+        return f"No such option: --{option}; use --set {unknown}=VALUE (`mapolicy settings {unknown}` explains it)"
+    return f"{text}; see mapolicy --help"

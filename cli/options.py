@@ -172,12 +172,12 @@ class Settings:
         typer.Option("--model-arg", help="Argument of the network's constructor; repeatable.", metavar="KEY=VALUE"),
     ] = None
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start from timm's pretrained weights (cache or download).")
+        bool, typer.Option("--pretrained", help="Start from timm's pretrained weights, from the cache or the network.")
     ] = False
     weights: Annotated[
         str | None, typer.Option(help="Start from a safetensors file, such as another run's network.", metavar="FILE")
     ] = None
-    freeze: Annotated[bool, typer.Option("--freeze", help="Train the classifier alone.")] = False
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the classifier alone (needs weights).")] = False
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None
     image_size: Annotated[int | None, typer.Option(help="Side of the square network input, pixels.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Images in a training batch.")] = None

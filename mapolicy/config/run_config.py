@@ -79,7 +79,7 @@ class RunConfig:
         description="mean and deviation of the input: of the training split (data), of the pretrained weights "
         "(network), or auto: the weights' where there are any",
     )
-    freeze: bool = Field(False, description="train the classifier alone; the rest stays as it starts")
+    freeze: bool = Field(False, description="train the classifier alone; the rest keeps the weights it starts from")
     layer_decay: float = Field(
         1.0, ge=0.01, le=1, description="factor of the learning rate from each layer to the one below it; 1: all equal"
     )

@@ -23,14 +23,16 @@ from torch import Tensor, nn
 from ..config import RunConfig
 from ..config.choices import INTERPOLATIONS
 from ..errors import EnvironmentFault, InputError, UsageError
-from ..runtime.files import PICKLES, read_regular_file
+from ..runtime.files import NETWORK_FILE, PICKLES, read_regular_file
 from ..runtime.sanitize import printable
 
 HUB_FILE = "model.safetensors"
+BUNDLE_KEY = "mapolicy"  # of the metadata that every bundle has and no file of weights
 # For users to run on their own files; nothing here opens a pickle.
 # Short, so that an error's one line has room for it. `torch.load` loads tensors alone since torch 2.6.
 CONVERSION = "import sys,torch,safetensors.torch as s;s.save_file(torch.load(sys.argv[1]),sys.argv[2])"
 LONGEST_NAME = 24  # of a file, in the command that converts it
+NOWHERE_ELSE = {"source": "", "hf_hub_id": None, "url": None, "file": None}  # where timm would look for weights
 LARGEST_FILE = 64 * 2**30
 LISTED = 4  # tensors in a message
 MOST_MISSING = 0.5  # of a network's tensors; with more the weights are another network's
@@ -88,6 +90,7 @@ def start_weights(config: RunConfig) -> StartWeights | None:
     if config.weights:
         path, origin = Path(config.weights), config.weights
         _check_suffix(path)
+        _metadata(config.weights)  # says what else the file is
     elif config.pretrained:
         path, origin = _from_hub(config.network)
     else:
@@ -98,6 +101,8 @@ def start_weights(config: RunConfig) -> StartWeights | None:
     except SafetensorError as problem:
         why = f"is not a safetensors file ({str(problem).splitlines()[0]})"
         raise InputError(origin, why, "name a file that safetensors.torch.save_file wrote") from None
+    if not tensors:
+        raise InputError(origin, "holds no tensors", "name a file with a network's weights")
     _check_finite(origin, tensors)
     digest = hashlib.sha256(content).hexdigest()
     classes, values = _told_by_file(str(path)) if config.weights else ((), None)
@@ -195,7 +200,7 @@ def load_weights(
     try:
         load_pretrained(
             network,
-            pretrained_cfg={**about, "state_dict": tensors, "source": "", **({"num_classes": -1} if renamed else {})},
+            pretrained_cfg=about | NOWHERE_ELSE | {"state_dict": tensors} | ({"num_classes": -1} if renamed else {}),
             num_classes=classes,
             in_chans=channels,
             filter_fn=convert,
@@ -299,14 +304,32 @@ def _check_suffix(path: Path) -> None:
         raise UsageError("weights", f"{path} is a pickle, which could run code", remedy)
 
 
-def _said_by(path: str) -> dict[str, Any]:
-    """timm's description of the input in a safetensors file's metadata; nothing where there is none."""
+def _metadata(path: str) -> Mapping[str, str]:
+    """The metadata of a safetensors file of weights.
+
+    Raises:
+        InputError: it is none.
+    """
+    if Path(path).is_dir():
+        raise InputError(path, "is a folder", f"name a file, such as --weights {shlex.quote(f'{path}/{NETWORK_FILE}')}")
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(path, "is not a regular file", "name a safetensors file")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(path, "No such file or directory", "check the path") from None
     except (OSError, SafetensorError) as problem:
-        raise InputError(path, str(problem).splitlines()[0], "name a safetensors file") from None
-    for text in metadata.values():
+        why = f"is not a safetensors file ({str(problem).splitlines()[0]})"
+        raise InputError(path, why, "name a file that safetensors.torch.save_file wrote") from None
+    if BUNDLE_KEY in metadata:
+        raise InputError(path, "is a policy's bundle, not a network's weights", f"use --bundle {shlex.quote(path)}")
+    return metadata
+
+
+def _said_by(path: str) -> dict[str, Any]:
+    """timm's description of the input in a safetensors file's metadata; nothing where there is none."""
+    for text in _metadata(path).values():
         try:
             about = json.loads(text)["pretrained_cfg"]
             numbers = {name: [float(value) for value in about[name]] for name in ("mean", "std")}
@@ -324,9 +347,7 @@ def _told_by_file(path: str) -> tuple[tuple[str, ...], tuple[float, float] | Non
 
     And the range of the values of images with more than 8 bits, as mapolicy writes it.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    for text in metadata.values():
+    for text in _metadata(path).values():
         try:
             about = json.loads(text)
             names = about["label_names"]

@@ -204,6 +204,12 @@ def test_the_version_is_printed(mapolicy) -> None:
     assert mapolicy("--version").out == f"mapolicy {version('mapolicy')}\n"
 
 
+def test_a_setting_that_is_typed_as_an_option_comes_with_set(mapolicy) -> None:
+    said = "No such option: --layer-decay; use --set layer_decay=VALUE (`mapolicy settings layer_decay` explains it)"
+    mapolicy("train", "digits", "--layer-decay", "0.75").is_error(2, said)
+    mapolicy("train", "digits", "--nonsense").is_error(2, "No such option: --nonsense", "see mapolicy --help")
+
+
 def test_every_command_shows_its_options_once(mapolicy) -> None:
     names = [name for commands in COMMANDS.values() for name in commands]
     for name in [*names, "bench step"]:

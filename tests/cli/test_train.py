@@ -10,7 +10,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file
 
 from mapolicy import PolicyBundle
 from tests.helpers.command_line import SHORT, TRAIN, save_greys, snapshot
@@ -280,6 +281,35 @@ def test_weights_from_a_file_bring_their_input_and_their_recipe(mapolicy, start:
     again = mapolicy("train", "--recipe", "run/config.toml", "--run-dir", "again", "--json")
     assert again.code == 0, again.err
     assert tomllib.loads((tmp_path / "again" / "config.toml").read_text()) == saved(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # exporters warn
+def test_from_local_weights_to_predictions_and_other_programs(mapolicy, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_folder(tmp_path / "zoo" / part, per_class=8, size=(80, 64))
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=20).state_dict(), tmp_path / "start.safetensors")
+    # 56 is 0.875 of 64, the share that is seen after random resized crops.
+    own = ("--image-size", "56", "--batch-size", "8", "--epochs", "1", "--set", "validation_per_class=2")
+    command = ("train", "folder:zoo", "--arch", "test_resnet", "--weights", "start.safetensors", "--policy", "none")
+    trained = mapolicy(*command, *own, "--run-dir", "run", "--json").json
+    images = sorted(Path("zoo/test").rglob("*.png"))
+    answers = mapolicy("predict", "run", "zoo/test", "--top", "3", "--json").json["images"]
+    figures = mapolicy("evaluate", "run", "folder:zoo", "--out", "figures", "--json").json
+    assert figures["top1"] == pytest.approx(trained["test_top1"])
+    assert mapolicy("export-network", "run", "--to", "torchscript", "--out", "new/zoo.pt").code == 0
+
+    config = json.loads(safe_open("run/network.safetensors", "pt").metadata()["config.json"])
+    network = timm.create_model(config["architecture"], pretrained_cfg=config["pretrained_cfg"], **config["model_args"])
+    load_model(network.eval(), "run/network.safetensors")
+    transform: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    with torch.no_grad():
+        plain = network(torch.stack([transform(Image.open(path)) for path in images])).softmax(1)
+    likeliest = {answer["image"]: answer["classes"][0] for answer in answers}
+    for path, row in zip(images, plain, strict=True):
+        best = likeliest[str(path)]
+        assert row[config["label_names"].index(best["class"])].item() == pytest.approx(best["probability"], abs=1e-5)
+    assert torch.jit.load("new/zoo.pt")(torch.zeros(2, 3, 56, 56, dtype=torch.uint8)).shape == (2, 3)
 
 
 def test_a_run_starts_from_another_runs_network(mapolicy, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mapolicy.errors import EnvironmentFault, InputError, UsageError
 from mapolicy.models.factory import build_network
 from mapolicy.models.pretrained import (
     NetworkInput,
+    StartWeights,
     freeze_body,
     load_weights,
     network_input,
@@ -235,6 +236,29 @@ def test_weights_that_cannot_be_had_say_how_to_have_them(files: dict[str, bytes]
         start_weights(config(pretrained=True))
     assert refusal.value.remedy.endswith("and use --weights model.safetensors")
     assert "\n" not in str(refusal.value)
+
+
+def test_what_is_no_file_of_weights_is_refused_and_nothing_else_is_loaded(
+    tmp_path: Path, bundle_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.safetensors").write_text("no weights at all")
+    save_file({}, tmp_path / "empty.safetensors")
+    for path, said in (
+        (bundle_file, f"is a policy's bundle, not a network's weights; use --bundle {bundle_file}"),
+        (tmp_path, f"is a folder; name a file, such as --weights {tmp_path}/network.safetensors"),
+        (tmp_path / "absent.safetensors", "No such file or directory; check the path"),
+        (tmp_path / "text.safetensors", "is not a safetensors file"),
+    ):
+        for function in (start_weights, network_input):
+            with pytest.raises(InputError, match=re.escape(said)):
+                function(config(weights=str(path)))
+    with pytest.raises(InputError, match="holds no tensors"):
+        start_weights(config(weights=str(tmp_path / "empty.safetensors")))
+    # timm would look for weights elsewhere.
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: pytest.fail("from the hub"))
+    network = build_network("test_resnet", {}, 10, 3, 0, CPU)
+    with pytest.raises(InputError, match="does not fit"):
+        load_weights(network, StartWeights("empty", "", {}), "test_resnet", 10, 3)
 
 
 def test_without_a_connection_one_error_says_so(monkeypatch: pytest.MonkeyPatch, caplog, capfd) -> None:
