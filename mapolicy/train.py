@@ -98,7 +98,7 @@ def train_network(
     split_of: PolicyBundle | None = None,
     out: Path | None = None,
 ) -> TrainResult:
-    """Train a network; the test split is opened once, at the end.
+    """Train a network; the test split is used once, at the end. That its files can be read is found out before.
 
     In a process group of torch every process calls it alike and returns the same network.
 
@@ -211,6 +211,7 @@ def _prepared(
         check_before_download(config, searched)
     setup = TrainingSetup.build(config, device, held_out, comparison)
     setup.splits.tell(reporter.on_note)
+    setup.splits.try_test()
     differences = () if comparison is None else comparison.differences
     if differences:
         reporter.on_note(_what_is_given_up(config, setup.splits.name, differences))

@@ -26,13 +26,13 @@ from .copies import find_copies, trouble_of_copies
 from .dataset_factory import open_source
 from .decode import bombs_as_errors
 from .folders import LeftOut
-from .image_dataset import ImageSet, Source
+from .image_dataset import FileImages, ImageSet, Source
 from .kept_images import Owner
 from .kept_split import KeptLoader, keeping_hint
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits, set_aside
-from .survey import Survey, choose_reading, notes, survey
+from .survey import Survey, choose_reading, notes, spread, survey
 
 __all__ = ["DataSplits", "ResidentSplit", "Split", "StreamedSplit", "load_splits", "worker_faults"]
 
@@ -43,6 +43,7 @@ TRAINING, META_VALIDATION, TESTING, ASIDE = "training", "meta-validation", "test
 FINGERPRINT_IMAGES = 100_000  # of a larger data set the fingerprint covers names and sizes instead of contents
 SKETCHED_IMAGES = 2048  # digests in a sketch; of more images it has the smallest ones, which are a random sample
 SKETCH_DIGITS = 12  # hexadecimal, of each digest in a sketch
+TRIED_TESTS = 20_000  # test images that are decoded before a training, evenly spaced
 COMPARED_CONTENTS = 100_000  # images of a run that are searched for the same image in several splits
 COMPARED_IMAGES = 256  # of a streamed split, to find out whether all images are equal
 
@@ -95,6 +96,7 @@ class DataSplits:
     resident: bool
     reading: ImageReading
     _open_test: Callable[[], tuple[Split, tuple[str, ...]]] = field(repr=False)
+    _try_test: Callable[[], None] = field(default=lambda: None, repr=False)
     survey: Survey | None = None
     notes: tuple[str, ...] = ()
     left_out: list[LeftOut] = field(default_factory=list)
@@ -115,6 +117,16 @@ class DataSplits:
             self._test, corrupt = self._open_test()
             self.corrupt += corrupt
         return self._test
+
+    def try_test(self) -> None:
+        """Find out before a training whether its test images, which it reads at the end, can be decoded.
+
+        Of a large test split some are tried; none with `skip_corrupt`, and none that have no files.
+
+        Raises:
+            CorruptImageError: one cannot.
+        """
+        self._try_test()
 
     def tell(self, on_note: Callable[[str], None]) -> None:
         """Say what the user should know of the data set before the run."""
@@ -232,6 +244,7 @@ def load_splits(
         aside=rest[0] if rest else None,
         test_images=_count_test(source, indices.test),
         _open_test=lambda: _open_test(source, indices.test, loader, config.skip_corrupt),
+        _try_test=lambda: None if config.skip_corrupt else _try_test(source, indices.test),
     )
 
 
@@ -364,6 +377,16 @@ def _open_test(source: Source, drawn: Tensor, loader: SplitLoader, skip_corrupt:
         raise InputError(source.where, "its test split has no images", "add some")
     (split,) = loader.load(images, [indices])
     return split, tuple(corrupt.values())
+
+
+def _try_test(source: Source, drawn: Tensor) -> None:
+    images, indices = source.pool, drawn
+    if source.open_test is not None and source.check_test is not None:
+        images = source.open_test()
+        indices = torch.arange(len(images))
+    if isinstance(images, FileImages):
+        for index in damaged.find_corrupt(images, torch.tensor(spread(indices, TRIED_TESTS), dtype=torch.int64)):
+            images.read(index)  # raises
 
 
 def _no_test_split(source: Source) -> UsageError:

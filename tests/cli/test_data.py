@@ -80,6 +80,22 @@ def test_damaged_files_are_in_no_count(mapolicy, tmp_path: Path) -> None:
         assert re.search(r"left out \d+ images that cannot be decoded: ant/00.png: ", outcome.err), outcome.err
 
 
+def test_a_damaged_test_image_is_found_before_a_training(mapolicy, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_folder(tmp_path / "zoo" / part)
+    half = tmp_path / "zoo" / "test" / "bee" / "03.png"
+    half.write_bytes(half.read_bytes()[:-60])
+    train = ("train", "folder:zoo", "--policy", "none", "--arch", "test_resnet", *SMALL)
+    for more in ((), ("--dry-run",)):
+        outcome = mapolicy(*train, *more)
+        assert outcome.code == 3
+        assert re.search(
+            r"zoo/test/bee/03.png: cannot be decoded .*; mend or remove it, or use --skip-corrupt$", outcome.err
+        )
+        assert not (tmp_path / "runs").exists(), "before the first iteration"
+    assert mapolicy(*train, "--skip-corrupt").code == 0
+
+
 def test_copies_across_splits_are_said_at_every_start(mapolicy, tmp_path: Path) -> None:
     train = write_folder(tmp_path / "zoo" / "train")
     for path in train.glob("*/0[0-3].png"):
