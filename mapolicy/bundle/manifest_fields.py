@@ -174,10 +174,14 @@ Arch = Annotated[
     str, Field(max_length=80), _matching(r"[a-z][a-z0-9_]*", "a timm name: lower-case letters, digits and _")
 ]
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+# A folder is called as people call folders, but no separator, and no start that a shell or a path has a meaning for.
+_NOT_IN_FOLDER = rf"\u0000-\u001f{_UNPRINTABLE}/\\\\"
+_FOLDER = rf"folder:[^.~{_NOT_IN_FOLDER}][^{_NOT_IN_FOLDER}]*"
 DatasetName = Annotated[
     str,
     Field(max_length=200),
-    _matching(rf"folder:{_SEGMENT}|{_SEGMENT}(/{_SEGMENT}){{0,3}}", "a data set's name, not a path"),
+    _matching(rf"{_FOLDER}|{_SEGMENT}(/{_SEGMENT}){{0,3}}", "a data set's name, not a path"),
+    AfterValidator(_printable),
 ]
 Digest = Annotated[str, Field(max_length=64), _matching(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]

@@ -19,6 +19,8 @@ from tests.helpers.command_line import SHORT, TRAIN, save_greys
 
 FEW = ("--epochs", "1", "--batch-size", "8", "--set", "threads=1")
 
+FOLDER = "Vögel 写真 (2)"  # as people call folders
+
 
 def told(text: str, name: str) -> list[str]:
     """The words of the command on the line with this name, without `mapolicy` and what the environment has."""
@@ -31,9 +33,9 @@ def settings_of(run: Path) -> dict[str, Any]:
 
 
 def test_the_commands_that_a_search_of_a_folder_tells_run_as_they_are(mapolicy, tmp_path: Path) -> None:
-    save_greys(tmp_path / "my photos" / "greys", size=(12, 10))
+    save_greys(tmp_path / "my photos" / FOLDER, size=(12, 10))
     small = ("--image-size", "8", "--set", "cutout=4")
-    searched = mapolicy("search", "folder:my photos/greys", "--proxy", "wrn10_1", *FEW, *small, "--no-verify")
+    searched = mapolicy("search", f"folder:my photos/{FOLDER}", "--proxy", "wrn10_1", *FEW, *small, "--no-verify")
     assert searched.code == 0, searched.err
     assert searched.out.startswith("The search is done. Whether training with its policy helps was not checked")
     own = ("--image-size", "12", "--seed", "3", "--set", "label_smoothing=0.1", "--set", "on_divergence=rollback")
@@ -45,7 +47,7 @@ def test_the_commands_that_a_search_of_a_folder_tells_run_as_they_are(mapolicy, 
         trained.out,
     )
     compare = told(trained.out, "whether it helped")
-    assert compare[:2] == told(searched.out, "whether it helps")[:2] == ["compare", "folder:my photos/greys"]
+    assert compare[:2] == told(searched.out, "whether it helps")[:2] == ["compare", f"folder:my photos/{FOLDER}"]
     compare[compare.index("--seeds") + 1] = "1"
     compared = mapolicy(*compare, "--against", "none")
     assert compared.code == 0, compared.err

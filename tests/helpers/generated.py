@@ -28,7 +28,7 @@ PATTERNS = {
     r"^(?:white|black|": "`white`, `black`, or `#` and six lower-case hexadecimal digits",
     r"^(?:[0-9a-f]{64})": "64 lower-case hexadecimal digits",
     r"^(?:[a-z][a-z0-9_-]*)": "lower-case letters, digits, `_` and `-`, a letter first",
-    r"^(?:folder:": "a name: letters, digits, `_`, `.`, `-`, up to three `/`; or `folder:` and one such part",
+    r"^(?:folder:": "a name: letters, digits, `_`, `.`, `-`, up to three `/`; or `folder:` and a folder's name",
     r"^[^\u0000-\u001f": "printable",
     r"^[^\u0000-\u0009": "printable, and line breaks",
 }
