@@ -19,7 +19,7 @@ RARE = 2 / 3  # of a uniform draw's frequency: less often counts as thinned
 NEGLIGIBLE = 0.02
 # Of a uniform draw's frequency: where nothing harms, the search thins down to this by chance (docs/algorithm.md).
 BY_CHANCE = math.exp(-1.5)
-FEW_ITERATIONS = 100  # in fewer a search cannot tell what harms; the demo's 200 of large batches can
+FEW_ITERATIONS = 200  # in fewer a search cannot tell what harms; the demo's 200 of large batches can
 HARMS, MAY_HARM = "harms", "may harm"
 EASY = "is easy for the proxy"
 NO_AUGMENTATION = "none"

@@ -6,6 +6,7 @@ Source of the constant rates: MetaAugment (Zhou et al., AAAI 2021), Theorem 1, f
 import math
 from collections.abc import Iterable
 
+import timm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, StepLRScheduler, create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -95,7 +96,9 @@ def make_schedule(config: RunConfig, optimizer: Optimizer, iterations_per_epoch:
 
 def _timm_schedule(config: TrainConfig, optimizer: Optimizer, iterations_per_epoch: int) -> Scheduler:
     epochs = config.epochs - config.warmup_epochs
-    schedule: Scheduler
+    schedule: Scheduler | None
+    # An argument of this schedule alone, which timm has had since 1.0.31.
+    own = {"stable_timescale": config.warmup_epochs or 1} if config.schedule == "rsqrt" else {}
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,
@@ -106,12 +109,17 @@ def _timm_schedule(config: TrainConfig, optimizer: Optimizer, iterations_per_epo
             warmup_epochs=config.warmup_epochs,
             warmup_lr=0.0,
             warmup_prefix=True,
-            stable_timescale=config.warmup_epochs or 1,
             step_on_epochs=False,
             updates_per_epoch=iterations_per_epoch,
+            **own,
         )
     except ValueError as problem:
         raise UsageError(f"schedule {config.schedule}", str(problem).splitlines()[0], "set decay_epochs") from None
+    except TypeError:
+        schedule = None
+    if schedule is None:
+        why = f"timm {timm.__version__} does not have it"
+        raise UsageError(f"schedule {config.schedule}", why, "install timm 1.0.31 or later, or use cosine")
     return schedule
 
 

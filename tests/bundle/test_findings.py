@@ -145,9 +145,9 @@ def test_a_short_search_does_not_say_what_is_harmless() -> None:
     assert first == f"{too_few}, so the following may be chance"
     assert all("may harm" in sentence for sentence in harmful)
     assert harmless.startswith("13 of the 14 operations were not seen to harm, which says little: ")
-    (only,) = findings.what_was_learned(table, 0.0, SPACE, iterations=99)
+    (only,) = findings.what_was_learned(table, 0.0, SPACE, iterations=199)
     assert only.endswith("some hundreds are needed: so far none is drawn clearly less often than at random")
-    assert findings.what_was_learned(table, 30.0, SPACE, iterations=100) == findings.what_was_learned(
+    assert findings.what_was_learned(table, 30.0, SPACE, iterations=200) == findings.what_was_learned(
         table, 30.0, SPACE
     )
 

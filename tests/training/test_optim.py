@@ -1,6 +1,7 @@
 """Learning rates against their closed form, optimisers against their update written out."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -217,7 +218,7 @@ def test_other_schedules_are_timms(schedule: str, warmup_epochs: int) -> None:
         warmup_epochs=warmup_epochs,
         warmup_lr=0.0,
         warmup_prefix=True,
-        stable_timescale=1,
+        **({"stable_timescale": 1} if schedule == "rsqrt" else {}),
         step_on_epochs=False,
         updates_per_epoch=PER_EPOCH,
     )
@@ -229,6 +230,13 @@ def test_other_schedules_are_timms(schedule: str, warmup_epochs: int) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
     assert max(found) == pytest.approx(0.3)
     assert min(found[PER_EPOCH:]) < 0.29 or schedule == "constant"
+
+
+@pytest.mark.parametrize("answer", [(None, 5), TypeError("unexpected keyword argument")])
+def test_a_schedule_of_a_newer_timm_says_so(answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapolicy.training.optim.create_scheduler_v2", Mock(side_effect=[answer]))
+    with pytest.raises(UsageError, match=r"schedule rsqrt: timm \S+ does not have it; install timm 1\.0\.31"):
+        rates(schedule="rsqrt")
 
 
 def test_a_schedule_that_does_not_fit_says_so() -> None:
