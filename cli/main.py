@@ -47,6 +47,7 @@ from . import (
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 LONGEST_ERROR, SHORTEST_PATH, SHORTEST_REASON = 240, 60, 40
+LONGEST_ADVISED = 480  # of a line whose advice is long: a command is of no use when it is cut
 BUG_EXIT = 1
 RESUMABLE = "interrupted: the run stopped; --resume goes on from its last checkpoint, if one was written"
 INTERRUPTED = "interrupted: the command stopped; give it again"
@@ -189,7 +190,8 @@ class _Forgiving(io.FileIO):
 
 def fail(problem: MapolicyError, debug: bool) -> int:
     """Print the error as one line, with its traceback where `debug` is true; returns the exit code."""
-    return _fail(_line(problem.what, problem.why, problem.remedy), problem.exit_code, debug)
+    line = _line(problem.what, problem.why, problem.remedy)
+    return _fail(line, problem.exit_code, debug, LONGEST_ADVISED)
 
 
 def _line(what: str, why: str, remedy: str) -> str:
@@ -207,14 +209,14 @@ def _ascii(text: str) -> str:
     return " ".join(text.split()).encode("ascii", "backslashreplace").decode()
 
 
-def _fail(text: str, code: int, debug: bool) -> int:
+def _fail(text: str, code: int, debug: bool, longest: int = LONGEST_ERROR) -> int:
     if debug:
         traceback.print_exc()
     if rank_environment.rank() > 0 and (code == UsageError.exit_code or text in (RESUMABLE, INTERRUPTED)):
         return code  # rank 0 has the same error and shows it
     clean = "".join(character if character.isprintable() else "?" for character in _ascii(f"mapolicy: error: {text}"))
-    if len(clean) > LONGEST_ERROR:
-        clean = f"{clean[: LONGEST_ERROR - 3]}..."
+    if len(clean) > longest:
+        clean = f"{clean[: longest - 3]}..."
     print(clean, file=sys.stderr)
     return code
 

@@ -29,9 +29,13 @@ from ..runtime.sanitize import printable
 HUB_FILE = "model.safetensors"
 BUNDLE_KEY = "mapolicy"  # of the metadata that every bundle has and no file of weights
 # For users to run on their own files; nothing here opens a pickle.
-# Short, so that an error's one line has room for it. `torch.load` loads tensors alone since torch 2.6.
-CONVERSION = "import sys,torch,safetensors.torch as s;s.save_file(torch.load(sys.argv[1]),sys.argv[2])"
-LONGEST_NAME = 24  # of a file, in the command that converts it
+# Short, so that an error's one line has room for it. `torch.load` loads tensors alone since torch 2.6. Checkpoints of
+# training frameworks hold more than the network.
+CONVERSION = (
+    'import sys,torch,safetensors.torch as s;d=torch.load(sys.argv[1],"cpu");'
+    's.save_file(d.get("state_dict",d.get("model",d)),sys.argv[2])'
+)
+LONGEST_PATH = 160  # of a file, in the command that converts it
 NOWHERE_ELSE = {"source": "", "hf_hub_id": None, "url": None, "file": None}  # where timm would look for weights
 LARGEST_FILE = 64 * 2**30
 LISTED = 4  # tensors in a message
@@ -298,10 +302,11 @@ def _downloaded(repository: str, revision: str | None) -> str:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() in PICKLES:
-        name = path.name if len(path.name) <= LONGEST_NAME else f"FILE{path.suffix}"
-        names = shlex.join([name, "weights.safetensors"])
+        file = str(path)  # a name that an error cannot show whole is the user's to fill in
+        shown = file.isascii() and file.isprintable() and "  " not in file and len(file) <= LONGEST_PATH
+        names = shlex.join([file if shown else f"FILE{path.suffix}", "weights.safetensors"])
         remedy = f"convert it: python -c {shlex.quote(CONVERSION)} {names}"
-        raise UsageError("weights", f"{path} is a pickle, which could run code", remedy)
+        raise UsageError("weights", "the file is a pickle, which could run code", remedy)
 
 
 def _metadata(path: str) -> Mapping[str, str]:

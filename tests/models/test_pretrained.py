@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from mapolicy.cli.main import fail
 from safetensors.torch import save, save_file, save_model
 from torch import Tensor, nn
 
@@ -165,24 +166,39 @@ def test_a_pickle_is_refused_with_how_to_convert_it(ending: str, tmp_path: Path,
     for read in (start_weights, network_input):
         with pytest.raises(UsageError, match="is a pickle, which could run code") as refusal:
             read(config(weights=str(path)))
-        assert "save_file(torch.load(" in str(refusal.value)
+        assert "=torch.load(" in str(refusal.value)
+        assert refusal.value.remedy.endswith(f"{path} weights.safetensors")
         assert "\n" not in str(refusal.value)
-        assert len(str(refusal.value)) < 240 + len(str(tmp_path))
+        assert len(str(refusal.value)) < 270 + len(str(tmp_path))
 
 
-def test_the_way_to_convert_a_pickle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for a name that a shell would read as more than a name."""
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(("key", "ending"), [("", ""), ("state_dict", "x" * 80), ("model", "")])
+def test_the_way_to_convert_a_pickle_works(
+    key: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for a file elsewhere, a name that a shell would read as more than a name, and a framework's checkpoint."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     tensors = trained(classes=4)
-    torch.save(tensors, "it's $(mine).pth")
+    name = f"../it's $(mine){ending}.pth"
+    torch.save({key: tensors, "epoch": 3} if key else tensors, name)
     with pytest.raises(UsageError) as refusal:
-        start_weights(config(weights="it's $(mine).pth"))
-    python, *arguments = shlex.split(refusal.value.remedy.removeprefix("convert it: "))
+        start_weights(config(weights=name))
+    fail(refusal.value, debug=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    python, *arguments = shlex.split(line.partition("convert it: ")[2])
     assert python == "python"
     subprocess.run([sys.executable, *arguments], check=True)
     weights = start_weights(config(weights="weights.safetensors"))
     assert weights is not None
     assert weights.tensors.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".pth", "V\u00f6gel.pth"])
+def test_a_file_whose_name_has_no_room_in_an_error_is_the_users_to_fill_in(name: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        start_weights(config(weights=name))
+    assert refusal.value.remedy.endswith("' FILE.pth weights.safetensors")
 
 
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
