@@ -41,7 +41,7 @@ LARGEST_WIDTH = 100  # characters of a line on a wide terminal
 HEAD = """# Settings
 
 A run takes its settings from a recipe, then from the bundle, then from the command line; a later source wins.
-`mapolicy settings WORD` shows those with a word in their name, option or description. `--set NAME=VALUE` gives any of
+`mapolicy settings WORD` shows those with a word in their name, option or description. `--set KEY=VALUE` gives any of
 them. Those that are used most have options of their own. This page is written by `mapolicy settings --markdown`.
 """
 

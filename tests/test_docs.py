@@ -101,7 +101,7 @@ def small(monkeypatch: pytest.MonkeyPatch, bundle_file: Path, tmp_path: Path) ->
     for name in (*bundles, "c100.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(bundle_file, tmp_path / name)
-    for name in ("cat.jpg", "dog.png", "new1.jpg", "new2.png", "photos/bird.webp"):
+    for name in ("cat.jpg", "dog.png", "new1.jpg", "new2.png", "photos/bird.webp", "robin.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(tmp_path / name)
     for name, photo in itertools.product(("owl", "robin", "wren"), range(8)):
@@ -117,7 +117,7 @@ def type_line(small: Path, monkeypatch: pytest.MonkeyPatch, bundle, hub_server: 
     def line(text: str) -> None:
         arguments = [word.replace("DIGEST", bundle.digest) for word in shlex.split(text, comments=True)]
         if "pull" in arguments:
-            hub_server.large["c100.safetensors"] = Path("artifacts/c100.safetensors").read_bytes()
+            hub_server.large["digits.safetensors"] = Path("artifacts/digits.safetensors").read_bytes()
             arguments = [word.replace("https://example.org", f"{hub_server.address}/plain") for word in arguments]
         if arguments[1] == "evaluate":  # the network in the run folder was trained on digits
             arguments = [word.replace("folder:birds", "digits") for word in arguments]
@@ -154,7 +154,7 @@ def test_commands_run(block: Block, type_line, small: Path) -> None:
         text = block.text.replace("~/.ssh/id_ed25519", str(key))
         subprocess.run(["bash", "-e", "-c", text], check=True, capture_output=True, timeout=60)
         return
-    for name, run in (("c100", "runs/my-train"), ("birds", "runs/birds")):
+    for name, run in (("digits", "runs/my-train"), ("birds", "runs/birds")):
         if run in block.text and f"--run-dir {run}" not in block.text:  # an earlier step of the page trained it
             type_line(f"mapolicy train --bundle artifacts/{name}.safetensors --arch resnet18 --run-dir {run}")
     for line in block.text.replace("\\\n", " ").splitlines():
