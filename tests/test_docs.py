@@ -157,6 +157,8 @@ def test_commands_run(block: Block, type_line, small: Path) -> None:
     for name, run in (("digits", "runs/my-train"), ("birds", "runs/birds")):
         if run in block.text and f"--run-dir {run}" not in block.text:  # an earlier step of the page trained it
             type_line(f"mapolicy train --bundle artifacts/{name}.safetensors --arch resnet18 --run-dir {run}")
+    if "hf://birdlab/digits-policy" in block.text:  # an earlier step of the page pushed it
+        type_line("mapolicy push artifacts/digits.safetensors birdlab/digits-policy")
     for line in block.text.replace("\\\n", " ").splitlines():
         if line.strip():
             assert line.startswith("mapolicy "), f"{line!r} is no command of ours"
