@@ -14,8 +14,7 @@ import typer
 from ..config import SearchConfig, TrainConfig
 from ..errors import MapolicyError, UsageError
 from ..runtime import rank_environment
-from ..runtime.files import free_memory
-from ..runtime.plugins import plugin_fault
+from ..runtime.plugins import shown_fault
 from ..runtime.signals import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,
@@ -144,8 +143,6 @@ def main() -> NoReturn:
             sys.stdout.flush()
         if code == INTERRUPT_EXIT:  # typer caught the interrupt
             raise KeyboardInterrupt
-    except MapolicyError as problem:
-        code = fail(problem, debug)
     except ClickException as problem:
         code = _fail(f"command line: {_click_message(problem)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -158,14 +155,9 @@ def main() -> NoReturn:
         # The reader closed the pipe, which is no error. Python must not complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except MemoryError:
-        code = _fail(f"memory: there is not enough; {free_memory()}: free some, or use another machine", 5, debug)
-    except OSError as problem:
-        what, why = str(problem.filename or "output"), problem.strerror or str(problem)
-        code = _fail(_line(what, why, "check the disk and the path"), 5, debug)
     except Exception as problem:  # a bug of a plugin or of mapolicy gets one line and an exit code, too
         text = f"{type(problem).__name__}: {problem}; this is a bug of mapolicy, --debug shows where"
-        fault = plugin_fault(problem)
+        fault = shown_fault(problem)
         code = _fail(text, BUG_EXIT, debug) if fault is None else fail(fault, debug)
     sys.exit(code if isinstance(code, int) else 0)
 

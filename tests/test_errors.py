@@ -16,6 +16,7 @@ from mapolicy.errors import (
     TrainingError,
     UsageError,
 )
+from mapolicy.runtime.plugins import exit_code_of
 
 # The promised table: a bug of ours, usage, bad input, training failed, environment, run folder in use.
 EXIT_CODES = {
@@ -124,6 +125,21 @@ def test_what_is_no_error_of_ours(
     printed = capsys.readouterr().err
     assert printed.startswith("mapolicy: error: ")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (OSError("Failed to get source"), "OSError: Failed to get source; --debug shows where"),
+        (OSError(28, "No space left on device"), "output: No space left on device"),
+        (OSError(28, "No space left", "/x"), "/x: No space left; check the disk and the path"),
+    ],
+)
+def test_advice_about_the_disk_is_for_files(
+    problem: OSError, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(monkeypatch, problem) == exit_code_of(problem) == 5
+    assert capsys.readouterr().err == f"mapolicy: error: {line}\n"
 
 
 def test_traceback_with_debug_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,7 @@ def test_a_policy(folder: Path) -> None:
     unknown = mapolicy(folder, *train)
     assert unknown.returncode == 2
     assert "'invert' is not one of learned, sampler-only" in unknown.stderr
+    assert unknown.stderr.endswith("; use one of them, or name its plugin in MAPOLICY_PLUGINS\n")
 
 
 def test_a_data_set(folder: Path) -> None:
@@ -135,6 +136,8 @@ def test_a_data_set(folder: Path) -> None:
     unknown = mapolicy(folder, *train, "--force")
     assert unknown.returncode == 2
     assert "there is none called 'stripes'" in unknown.stderr
+    assert unknown.stderr.endswith("wds/NAME, or name its plugin in MAPOLICY_PLUGINS\n")
+    assert len(unknown.stderr.strip()) <= 240
 
 
 SEARCH = ("search", "digits", "--proxy", "wrn10_1", *SHORT, "--quiet", "--force", "--out")
@@ -197,7 +200,9 @@ def test_a_loss(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     unknown = mapolicy(folder, *train, *losses[:2])
     assert unknown.returncode == 2
-    assert "'focal' is not one of cross-entropy" in unknown.stderr
+    assert (
+        "'focal' is not one of cross-entropy; use one of them, or name its plugin in MAPOLICY_PLUGINS" in unknown.stderr
+    )
 
 
 # ---- what goes wrong in a plugin's code
@@ -312,6 +317,8 @@ def test_an_error_in_a_plugin_is_one_line(tmp_path: Path, code: str, why: str) -
     (line,) = done.stderr.splitlines()
     assert line.startswith("mapolicy: error: plugin broken: ")
     assert why in line
+    last = len(code.splitlines())
+    assert line.endswith(f"; mend it or take it out of MAPOLICY_PLUGINS (line {last} of {tmp_path / 'broken.py'})")
 
 
 def test_a_plugin_that_is_not_there(tmp_path: Path) -> None:

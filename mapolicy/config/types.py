@@ -1,11 +1,14 @@
 """Types of settings that pydantic does not have: one of several names, a text by a pattern, and a table of TOML."""
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+
+from ..runtime.plugins import OR_REGISTER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,13 @@ class OneOf:
             ValueError: it is none of the names.
         """
         if value not in self.listed():
-            raise ValueError(f"{value!r} is not one of {', '.join(self.listed())}")
+            # Tuples hold names that nothing can be added to.
+            known = [name.lower() for name in self.listed()]
+            foreign = not isinstance(self.names, tuple) and not difflib.get_close_matches(value.lower(), known)
+            raise ValueError(
+                f"{value!r} is not one of {', '.join(self.listed())}",
+                *([f"use one of them, {OR_REGISTER}"] if foreign else []),
+            )
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:

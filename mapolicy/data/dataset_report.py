@@ -181,7 +181,8 @@ def _trouble(
 ) -> list[str]:
     lines, images = [], sum(len(at) for _, at in counted.values())
     if unreadable:
-        lines.append(f"{len(unreadable)} images cannot be read ({some(unreadable)}): mend them, or use --skip-corrupt")
+        which, them = ("1 image", "it") if len(unreadable) == 1 else (f"{len(unreadable)} images", "them")
+        lines.append(f"{which} cannot be read ({some(unreadable)}): mend {them}, or use --skip-corrupt")
     if len(copies) == 1 and len(copies[0].names) == images:
         return [*lines, f"all {images} images are equal, so there is nothing to learn: look at the files"]
     return [*lines, *trouble_of_copies(copies)]

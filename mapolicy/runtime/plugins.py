@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from ..errors import EnvironmentFault
+from ..errors import EnvironmentFault, MapolicyError
+from .files import free_memory
 
 GROUP, VARIABLE = "mapolicy.plugins", "MAPOLICY_PLUGINS"
 
 # What to do where a name is not registered.
 HOW_TO_REGISTER = f"install or import what registers it, or name its module in {VARIABLE}"
+OR_REGISTER = f"or name its plugin in {VARIABLE}"  # behind a list of names
 
 _loaded: list[str] = []
 
@@ -41,7 +43,7 @@ def import_plugins(modules: Iterable[str]) -> None:
         EnvironmentFault: as `load_plugins`.
     """
     for module in modules:
-        remedy = f"put its folder on PYTHONPATH, mend it, or take it out of {VARIABLE}"
+        remedy = f"mend it or take it out of {VARIABLE}"
         _load(module, lambda module=module: import_module(module), remedy)  # type: ignore[misc]
 
 
@@ -64,11 +66,51 @@ def plugin_fault(problem: BaseException) -> EnvironmentFault | None:
     return None
 
 
+def shown_fault(problem: BaseException) -> MapolicyError | None:
+    """The error that a command ends with for an exception; None for a bug of mapolicy."""
+    match problem:
+        case MapolicyError():
+            return problem
+        case MemoryError():
+            return EnvironmentFault(
+                "memory", f"there is not enough; {free_memory()}", "free some, or use another machine"
+            )
+        case OSError(filename=str() | bytes() | os.PathLike(), strerror=str()):
+            return EnvironmentFault(os.fsdecode(problem.filename), problem.strerror, "check the disk and the path")
+        case OSError(strerror=str()):
+            return EnvironmentFault("output", problem.strerror)
+        case OSError():
+            return EnvironmentFault(type(problem).__name__, str(problem), "--debug shows where")
+    return plugin_fault(problem)
+
+
+def exit_code_of(problem: BaseException) -> int:
+    """The exit code of a command that ends with an exception other than a signal's."""
+    fault = shown_fault(problem)
+    return MapolicyError.exit_code if fault is None else fault.exit_code
+
+
 def _load(name: str, load: Callable[[], object], remedy: str) -> None:
     if name in _loaded:
         return
     try:
         load()
     except (Exception, SystemExit) as problem:  # a plugin is foreign code, which fails in any way
+        module = name.partition(":")[0]
+        if isinstance(problem, ModuleNotFoundError) and f"{module}.".startswith(f"{problem.name}."):
+            remedy = f"put its folder on PYTHONPATH, or {remedy.removeprefix('mend it or ')}"
+        else:
+            remedy += _place(problem, module)
         raise EnvironmentFault(f"plugin {name}", f"{type(problem).__name__}: {problem}", remedy) from problem
     _loaded.append(name.partition(":")[0])
+
+
+def _place(problem: BaseException, plugin: str) -> str:
+    """Where in the plugin's own code an exception came from: ` (line 3 of FILE)`; empty where that is not known."""
+    if isinstance(problem, SyntaxError) and problem.filename:
+        return f" (line {problem.lineno} of {problem.filename})"
+    root = plugin.partition(".")[0]
+    for frame, line in reversed(list(traceback.walk_tb(problem.__traceback__))):
+        if frame.f_globals.get("__name__", "").partition(".")[0] == root:
+            return f" (line {line} of {frame.f_code.co_filename})"
+    return ""

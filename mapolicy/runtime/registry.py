@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
 
 from ..errors import UsageError
+from .plugins import OR_REGISTER
 from .sanitize import quoted
 
 T = TypeVar("T")
@@ -137,7 +138,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """What to type instead of a name that is not in the table."""
         known = {each.lower(): each for each in self._entries}
         found = [known[each] for each in difflib.get_close_matches(name.lower(), known, n=2)]
-        return f"did you mean {' or '.join(found)}?" if found else f"use one of {', '.join(self._entries)}"
+        if found:
+            return f"did you mean {' or '.join(found)}?"
+        return f"use one of {', '.join(self._entries)}, {OR_REGISTER}"
 
     def __getitem__(self, name: str) -> T:
         return self._entries[name].load()

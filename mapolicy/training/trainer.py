@@ -20,6 +20,7 @@ from ..data import damaged
 from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
 from ..runtime.lock import folder_lock
+from ..runtime.plugins import exit_code_of
 from ..runtime.signals import StopRequest
 from .callbacks import Reporter
 from .checkpoint import RunState
@@ -158,10 +159,7 @@ class Trainer:
             translated = out_of_memory(problem, self.config, self.iteration)
             failure = translated or problem
             interrupted = isinstance(failure, KeyboardInterrupt | SystemExit)
-            if isinstance(failure, MapolicyError):
-                code = failure.exit_code
-            else:
-                code = self._stop.exit_code if interrupted else 1
+            code = self._stop.exit_code if interrupted else exit_code_of(failure)
             number = self._stop.number if interrupted else None
             reason = str(failure) if number is None else signal.Signals(number).name
             with suppress(EnvironmentFault):  # a full disk has been told of already

@@ -162,6 +162,6 @@ def test_trouble_does_not_end_the_report(tmp_path: Path) -> None:
     found = report(root, train_per_class=100)
     assert found.images == {"unused": 36}
     assert any("fewer than train_per_class = 100" in line for line in found.trouble)
-    assert any("1 images cannot be read (bee/00.png: is not an image" in line for line in found.trouble)
+    assert any("1 image cannot be read (bee/00.png: is not an image" in line for line in found.trouble)
     small = report(root, batch_size=64)
     assert any("15 training images are fewer than batch_size = 64" in line for line in small.trouble)

@@ -62,7 +62,10 @@ def test_refused_entries(name: str, description: str, why: str) -> None:
 
 
 def test_an_unknown_name_gets_suggestions() -> None:
-    for name, remedy in (("hammr", "did you mean Hammer?"), ("x", "use one of Hammer, saw")):
+    for name, remedy in (
+        ("hammr", "did you mean Hammer?"),
+        ("x", "use one of Hammer, saw, or name its plugin in MAPOLICY_PLUGINS"),
+    ):
         with pytest.raises(UsageError) as caught:
             table().find(name)
         assert str(caught.value) == f"tool: there is none called {name!r}; {remedy}"

@@ -131,14 +131,17 @@ def test_out_of_memory_names_what_to_lower(make_train_config, tmp_path, monkeypa
     assert (status["state"], status["exit_code"]) == ("failed", 4)
 
 
-def test_a_bug_stays_a_bug(make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("problem", "code"), [(RuntimeError("not about memory"), 1), (OSError("no source"), 5)])
+def test_what_is_not_about_memory_stays_what_it_is(
+    make_train_config, tmp_path, monkeypatch: pytest.MonkeyPatch, problem: Exception, code: int
+) -> None:
     def fail(*_) -> None:
-        raise RuntimeError("not about memory")
+        raise problem
 
     monkeypatch.setattr("mapolicy.training.iteration.weighted_step", fail)
-    with pytest.raises(RuntimeError, match="not about memory"):
+    with pytest.raises(type(problem), match=str(problem)):
         train_network(make_train_config(policy="none"), run_dir=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == code
 
 
 def test_a_run_folder_that_cannot_be_is_the_environments_fault(make_train_config, tmp_path) -> None:
