@@ -42,6 +42,7 @@ def test_explore_serves_until_ctrl_c(
 
 
 def test_explore_refuses_what_it_cannot_show(mapolicy) -> None:
+    pytest.importorskip("starlette", reason="the extra explore")
     mapolicy("import", "randaugment:1,5", "--out", "r.safetensors")
     mapolicy("explore", "r.safetensors").is_error(3, "dataset-level policy")
     mapolicy("explore", "nowhere").is_error(3, "nowhere: No such file")
