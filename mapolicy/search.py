@@ -101,7 +101,8 @@ def search_policy(
         if run_dir is not None:
             check_savable(config, search.setup.splits, search.setup.network)
         expected, check = search.measured(config, device, reporter, resume)
-        facts = {} if search.setup.iterations < WORTH_COMPILING else {"step": search.run.step.how}
+        told = config.compile != "auto" or search.setup.iterations >= WORTH_COMPILING
+        facts = {"step": search.run.step.how} if told else {}
         state, setup = search.run.state, search.setup
         with Trainer(
             config, state, setup, reporter, run_dir, resume, overwrite, None, facts, expected, afterwards=check

@@ -41,7 +41,7 @@ def test_no_arguments_show_the_help(mapolicy) -> None:
         (("search", "digits", "--proxy", "wrn10_1", "--set", "optimizer=sdg"), ("optimizer",)),
         (("search", "digits", "--proxy", "vit_tiny_patch16_224"), ("img_size",)),
         (("search", "digits", "--nonsense"), ("nonsense",)),
-        (("train", "digits", "--arch", "resnet10t"), ("--bundle",)),
+        (("train", "digits", "--arch", "resnet10t"), ("type mapolicy train digits --arch resnet10t --policy none",)),
         (("train", "digits", "--arch", "resnet10t", "--policy", "best"), ("policy",)),
         (("train", "digits", "--arch", "resnet10t", "--policy", "none", "--mode", "finetune"), ("finetune",)),
         (("train", "digits", "--arch", "resnet10t", "--policy", "none", "--out", "x"), ("--out",)),
