@@ -75,10 +75,10 @@ def shown_fault(problem: BaseException) -> MapolicyError | None:
             return EnvironmentFault(
                 "memory", f"there is not enough; {free_memory()}", "free some, or use another machine"
             )
-        case OSError(filename=str() | bytes() | os.PathLike(), strerror=str()):
-            return EnvironmentFault(os.fsdecode(problem.filename), problem.strerror, "check the disk and the path")
-        case OSError(strerror=str()):
-            return EnvironmentFault("output", problem.strerror)
+        case OSError(filename=str() | bytes() | os.PathLike() as place, strerror=str() as why):
+            return EnvironmentFault(os.fsdecode(place), why, "check the disk and the path")
+        case OSError(strerror=str() as why):
+            return EnvironmentFault("output", why)
         case OSError():
             return EnvironmentFault(type(problem).__name__, str(problem), "--debug shows where")
     return plugin_fault(problem)

@@ -5,6 +5,7 @@ Source of the constant rates: MetaAugment (Zhou et al., AAAI 2021), Theorem 1, f
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import timm
 from timm.optim import create_optimizer_v2
@@ -98,7 +99,7 @@ def _timm_schedule(config: TrainConfig, optimizer: Optimizer, iterations_per_epo
     epochs = config.epochs - config.warmup_epochs
     schedule: Scheduler | None
     # An argument of this schedule alone, which timm has had since 1.0.31.
-    own = {"stable_timescale": config.warmup_epochs or 1} if config.schedule == "rsqrt" else {}
+    own: dict[str, Any] = {"stable_timescale": config.warmup_epochs or 1} if config.schedule == "rsqrt" else {}
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,
