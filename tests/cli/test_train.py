@@ -347,8 +347,8 @@ def test_what_is_missing_comes_with_the_whole_command(mapolicy) -> None:
 
 
 def test_weights_are_checked_before_anything_else(mapolicy, tmp_path: Path) -> None:
-    long = "resnet18_of_the_best_run_of_november.pth"
-    for name, printed in (("resnet18.a1_in1k.pth", "resnet18.a1_in1k.pth"), (long, "FILE.pth")):
+    usual = "resnet18_of_the_best_run_of_november.pth"
+    for name, printed in ((usual, usual), (f"{'very_' * 40}long.pth", "FILE.pth")):
         (tmp_path / name).write_bytes(b"junk")
         outcome = mapolicy("train", "digits", "--policy", "none", "--arch", "test_resnet", "--weights", name)
         assert outcome.err.endswith(f",sys.argv[2])' {printed} weights.safetensors\n"), "the whole command"
