@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle.findings import Findings
 from ..runtime.sanitize import printable
+from ..runtime.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +56,8 @@ def note_dark(images: int) -> None:
     """Say on stderr that so many images are seen dark, if any."""
     if images:
         note(
-            f"warning: {images} images have more than 8 bits a pixel and small values, and the network was trained on "
-            "8-bit images: it sees them dark; convert them to 8 bits, or train on such images"
+            f"warning: {plural(images, 'image')} with more than 8 bits a pixel and small values: the network was "
+            "trained on 8-bit images and sees them dark; convert them to 8 bits, or train on such images"
         )
 
 

@@ -14,7 +14,7 @@ import typer
 from ..config import SearchConfig, TrainConfig
 from ..errors import MapolicyError, UsageError
 from ..runtime import rank_environment
-from ..runtime.plugins import shown_fault
+from ..runtime.faults import shown_fault
 from ..runtime.signals import INTERRUPT_EXIT, TERMINATE_EXIT
 from . import (
     bench,

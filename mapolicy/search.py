@@ -48,7 +48,7 @@ from .training.sample_context import DIRECTIONS, ProxyContext, SampleContext, bu
 from .training.setup import TrainingSetup, start_network
 from .training.step_time import timed
 from .training.trainer import Trainer
-from .training.verify import candidates, left_out, verification_seconds, verification_step_seconds, verify
+from .training.verify import candidates, left_out, training_seconds, verification_step_seconds, verify
 from .transforms.space import SPACES
 
 MEASURED = 20  # iterations of each kind, to plan
@@ -348,7 +348,8 @@ class PreparedSearch:
         """How long the policy's own check will take; 0 without one."""
         if not self.is_checked(config):
             return 0.0
-        return verification_seconds(config, self.setup.splits, device, self.draws(config), self.context)
+        each = training_seconds(config, self.setup.splits, device, self.draws(config), self.context)
+        return len(candidates(config.alignment_strength, config.verification)) * each
 
     def verified(
         self,

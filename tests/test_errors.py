@@ -16,7 +16,7 @@ from mapolicy.errors import (
     TrainingError,
     UsageError,
 )
-from mapolicy.runtime.plugins import exit_code_of
+from mapolicy.runtime.faults import exit_code_of
 
 # The promised table: a bug of ours, usage, bad input, training failed, environment, run folder in use.
 EXIT_CODES = {

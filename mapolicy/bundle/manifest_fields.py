@@ -175,7 +175,7 @@ Arch = Annotated[
 ]
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 # A folder is called as people call folders, but no separator, and no start that a shell or a path has a meaning for.
-_NOT_IN_FOLDER = rf"\u0000-\u001f{_UNPRINTABLE}/\\\\"
+_NOT_IN_FOLDER = rf"\u0000-\u001f{_UNPRINTABLE}/\\"
 _FOLDER = rf"folder:[^.~{_NOT_IN_FOLDER}][^{_NOT_IN_FOLDER}]*"
 DatasetName = Annotated[
     str,

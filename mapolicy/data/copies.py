@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..runtime.sanitize import printable
+from ..runtime.words import plural_are
 from .decode import CorruptImageError, bombs_as_errors
 from .image_dataset import ImageSet
 from .loader import threaded_map
@@ -85,19 +86,15 @@ def trouble_of_copies(copies: Sequence[Copies]) -> list[str]:
     if across:
         pairs = Counter(tuple(dict.fromkeys(group.splits)) for group in across)
         found = ", ".join(f"{count} in {' and '.join(splits)}" for splits, count in pairs.most_common(SHOWN))
-        named = some([str(group) for group in across])
-        lines.append(f"{_images(len(across))} in several splits, {found} ({named}): accuracies will be too high")
+        what, named = plural_are(len(across), "image"), some([str(group) for group in across])
+        lines.append(f"{what} in several splits, {found} ({named}): accuracies will be too high")
     contradictory = [group for group in copies if len(set(group.classes)) > 1]
     if contradictory:
-        named = some([str(group) for group in contradictory])
-        lines.append(f"{_images(len(contradictory))} in several classes ({named}): one of the labels is wrong")
+        what, named = plural_are(len(contradictory), "image"), some([str(group) for group in contradictory])
+        lines.append(f"{what} in several classes ({named}): one of the labels is wrong")
     return lines
 
 
 def some(names: Sequence[str]) -> str:
     """The first names for a sentence."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def _images(count: int) -> str:
-    return f"{count} images are" if count > 1 else "1 image is"

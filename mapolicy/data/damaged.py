@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.sanitize import printable
+from ..runtime.words import plural
 from .decode import CorruptImageError, bombs_as_errors
 from .image_dataset import ImageSet
 from .loader import threaded_map
@@ -50,7 +51,7 @@ def left_out(images: ImageSet, skip_corrupt: bool, indices: Tensor) -> dict[int,
 def note(corrupt: Sequence[str]) -> str:
     """What a run says of the images that it leaves out, each given as `name: why`."""
     listed = "; ".join(corrupt[:LISTED]) + ("; ..." if len(corrupt) > LISTED else "")
-    return f"left out {len(corrupt)} image{'s' * (len(corrupt) > 1)} that cannot be decoded: {listed}"
+    return f"left out {plural(len(corrupt), 'image')} that cannot be decoded: {listed}"
 
 
 def without(indices: Tensor, some: Container[int]) -> Tensor:

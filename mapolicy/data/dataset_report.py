@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import printable
+from ..runtime.words import plural
 from .batch_sampler import NOTABLE_SHARE, batches_per_epoch, fitting_batch, left_out
 from .copies import Copies, find_copies, some, trouble_of_copies
 from .damaged import find_corrupt, note, without
@@ -181,8 +182,9 @@ def _trouble(
 ) -> list[str]:
     lines, images = [], sum(len(at) for _, at in counted.values())
     if unreadable:
-        which, them = ("1 image", "it") if len(unreadable) == 1 else (f"{len(unreadable)} images", "them")
-        lines.append(f"{which} cannot be read ({some(unreadable)}): mend {them}, or use --skip-corrupt")
+        them = "it" if len(unreadable) == 1 else "them"
+        what = f"{plural(len(unreadable), 'image')} cannot be read ({some(unreadable)})"
+        lines.append(f"{what}: mend {them}, or use --skip-corrupt")
     if len(copies) == 1 and len(copies[0].names) == images:
         return [*lines, f"all {images} images are equal, so there is nothing to learn: look at the files"]
     return [*lines, *trouble_of_copies(copies)]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from ..runtime.files import remove_litter
 from ..runtime.lock import PAUSE, try_lock
@@ -116,7 +117,8 @@ class KeptFile(KeptImages):
         with suppress(AttributeError, OSError):
             os.close(self._descriptor)
 
-    def has(self, slot: int) -> bool:  # noqa: D102
+    @override
+    def has(self, slot: int) -> bool:
         if not self._whole[slot]:
             height, width, digest, there = (int(number) for number in self._table[slot])
             if there != 1 or sorted((height, width)) != sorted(self.shapes[slot].tolist()):
@@ -128,7 +130,8 @@ class KeptFile(KeptImages):
             self._whole[slot] = True
         return True
 
-    def expected(self) -> NDArray[np.bool_]:  # noqa: D102
+    @override
+    def expected(self) -> NDArray[np.bool_]:
         return np.asarray(self._table[:, 3] == 1)
 
     def _write(self, slot: int, image: Pixels) -> bool:

@@ -17,6 +17,7 @@ from ..config import RunConfig
 from ..errors import InputError, UsageError
 from ..runtime.random import generator
 from ..runtime.sanitize import printable
+from ..runtime.words import plural
 from .image_dataset import Source
 
 
@@ -99,7 +100,7 @@ def take(
 def _too_few(name: str, left: int, count: int, setting: str, taken: Sequence[tuple[str, int]]) -> InputError:
     parts = [f"{number} for {use}" for use, number in taken if number]
     total = left + sum(number for _, number in taken)
-    why = f"has {total} images: {', '.join(parts)}, and {left} left" if parts else f"has {total} images"
+    why = f"has {plural(total, 'image')}" + (f": {', '.join(parts)}, and {left} left" if parts else "")
     if count == 1:  # a fraction of a small class, or all that are left: not a number that the user has given
         use = {"train_per_class": "training", "validation_per_class": "meta-validation"}.get(setting, "testing")
         why, remedy = f"{why} for {use}", "add images to the class, or remove it"
@@ -124,7 +125,7 @@ def check_given(given: Tensor, total: int, test: Tensor, name: str) -> Tensor:
     if len(ordered) == 0:
         why = "has none of the bundle's meta-validation images: the bundle names none"
     elif ordered[0] < 0 or ordered[-1] >= total:
-        why = f"has {total} images, and the bundle's meta-validation split names others"
+        why = f"has {plural(total, 'image')}, and the bundle's meta-validation split names others"
     elif (ordered[1:] == ordered[:-1]).any():
         why = "cannot be split as the bundle says: its meta-validation split names an image twice"
     elif torch.isin(ordered, test).any():

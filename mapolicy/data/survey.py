@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..config.choices import EVALUATION_SHARE, LARGEST_VALUE
+from ..runtime.words import plural, plural_are
 from .decode import CorruptImageError, Header, bombs_as_errors
 from .image_dataset import ImageSet
 from .loader import threaded_map
@@ -202,15 +203,15 @@ def notes(found: Survey, reading: ImageReading, classes: Sequence[int], balance:
     if found.transparent:
         background = reading.alpha_background
         lines.append(
-            f"{found.transparent} images can be transparent: they are blended over {background} (alpha_background)"
+            f"{plural(found.transparent, 'image')} can be transparent: blended over {background} (alpha_background)"
         )
     if found.animated:
-        lines.append(f"{found.animated} images are animated: their first frame is read")
+        lines.append(f"{plural_are(found.animated, 'image')} animated: the first frame is read")
     if found.wide and reading.value_range is not None:
         low, high = (f"{value:g}" for value in reading.value_range)
         lines.append(
-            f"{len(found.wide)} images have more than 8 bits a pixel: their values {low} to {high}, the range of the "
-            "training split, become black to white (value_range)"
+            f"{plural(len(found.wide), 'image')} with more than 8 bits a pixel: values {low} to {high}, "
+            "the range of the training split, become black to white (value_range)"
         )
     return [*lines, *_size_notes(found, reading)]
 

@@ -28,11 +28,10 @@ from ..runtime.sanitize import printable
 
 HUB_FILE = "model.safetensors"
 BUNDLE_KEY = "mapolicy"  # of the metadata that every bundle has and no file of weights
-# For users to run on their own files; nothing here opens a pickle.
-# Short, so that an error's one line has room for it. `torch.load` loads tensors alone since torch 2.6. Checkpoints of
-# training frameworks hold more than the network.
+# A text that an error shows, for users to run on their own files; nothing here opens a pickle. Short, so that the
+# error's one line has room for it. Checkpoints of training frameworks hold more than the network.
 CONVERSION = (
-    'import sys,torch,safetensors.torch as s;d=torch.load(sys.argv[1],"cpu");'
+    'import sys,torch,safetensors.torch as s;d=torch.load(sys.argv[1],"cpu",weights_only=True);'
     's.save_file(d.get("state_dict",d.get("model",d)),sys.argv[2])'
 )
 LONGEST_PATH = 160  # of a file, in the command that converts it

@@ -23,10 +23,12 @@ _current = dict(ADAPTED)  # mallopt sets values, and tells none
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Inside the block what is freed stays with the process, up to 2 GiB at a time; afterwards it is given back."""
-    with _settings({MMAP_MAX: 0, TRIM_THRESHOLD: LARGEST}):
-        yield
-    if (trim := _function("malloc_trim")) is not None:
-        trim(0)
+    try:
+        with _settings({MMAP_MAX: 0, TRIM_THRESHOLD: LARGEST}):
+            yield
+    finally:
+        if (trim := _function("malloc_trim")) is not None:
+            trim(0)
 
 
 @contextmanager

@@ -8,11 +8,11 @@ name a module.
 import os
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from ..errors import EnvironmentFault, MapolicyError
-from .files import free_memory
+from ..errors import EnvironmentFault
 
 GROUP, VARIABLE = "mapolicy.plugins", "MAPOLICY_PLUGINS"
 
@@ -31,7 +31,7 @@ def load_plugins() -> None:
     """
     for point in entry_points(group=GROUP):
         remedy = f"mend or uninstall {point.dist.name if point.dist else 'the package that names it'}"
-        _load(point.value, lambda point=point: point.load(), remedy)  # type: ignore[misc]
+        _load(point.value, point.load, remedy)
     named = os.environ.get(VARIABLE, "").split(",")
     import_plugins([name.strip() for name in named if name.strip()])
 
@@ -44,7 +44,7 @@ def import_plugins(modules: Iterable[str]) -> None:
     """
     for module in modules:
         remedy = f"mend it or take it out of {VARIABLE}"
-        _load(module, lambda module=module: import_module(module), remedy)  # type: ignore[misc]
+        _load(module, partial(import_module, module), remedy)
 
 
 def loaded_plugins() -> tuple[str, ...]:
@@ -64,30 +64,6 @@ def plugin_fault(problem: BaseException) -> EnvironmentFault | None:
             if module == plugin or module.startswith(f"{plugin.partition('.')[0]}."):
                 return EnvironmentFault(f"plugin {plugin}", f"{type(problem).__name__}: {problem}", "mend the plugin")
     return None
-
-
-def shown_fault(problem: BaseException) -> MapolicyError | None:
-    """The error that a command ends with for an exception; None for a bug of mapolicy."""
-    match problem:
-        case MapolicyError():
-            return problem
-        case MemoryError():
-            return EnvironmentFault(
-                "memory", f"there is not enough; {free_memory()}", "free some, or use another machine"
-            )
-        case OSError(filename=str() | bytes() | os.PathLike() as place, strerror=str() as why):
-            return EnvironmentFault(os.fsdecode(place), why, "check the disk and the path")
-        case OSError(strerror=str() as why):
-            return EnvironmentFault("output", why)
-        case OSError():
-            return EnvironmentFault(type(problem).__name__, str(problem), "--debug shows where")
-    return plugin_fault(problem)
-
-
-def exit_code_of(problem: BaseException) -> int:
-    """The exit code of a command that ends with an exception other than a signal's."""
-    fault = shown_fault(problem)
-    return MapolicyError.exit_code if fault is None else fault.exit_code
 
 
 def _load(name: str, load: Callable[[], object], remedy: str) -> None:

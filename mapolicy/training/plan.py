@@ -13,6 +13,7 @@ from ..config import SearchConfig
 from ..data.batch_sampler import ENOUGH_BATCHES, SMALLEST_BATCH, fitting_batch
 from ..data.profile import DataProfile
 from ..data.stratify import per_class
+from ..runtime.words import plural, plural_are
 
 CPU_MINUTES, GPU_MINUTES = 10, 30  # of a search on one's own images, where the user names no budget
 ENOUGH_ITERATIONS = 300  # in fewer a search has learned little (docs/evidence.md has 600)
@@ -343,11 +344,6 @@ def enough_time(
     return seconds(least, outline, costs) / SHARE, least.epochs * outline.per_epoch
 
 
-def plural(count: int, what: str) -> str:
-    """A number with its noun: "1 image", "2 images"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def most_epochs(config: SearchConfig, outline: Outline, general: bool) -> int:
     """Epochs of a search that need not be longer: the recipe's, more for a tiny set under the general recipe."""
     return max(config.epochs, -(-MOST_ITERATIONS // outline.per_epoch)) if general else config.epochs
@@ -369,7 +365,7 @@ def problems(config: SearchConfig, outline: Outline, time: str | None = None) ->
         lines.append(time)
     elif iterations < ENOUGH_ITERATIONS:
         lines.append(
-            f"{plural(iterations, 'iteration')} {'is' if iterations == 1 else 'are'} too few to learn from, "
+            f"{plural_are(iterations, 'iteration')} too few to learn from, "
             f"{ENOUGH_ITERATIONS} are needed: give --epochs {-(-ENOUGH_ITERATIONS // outline.per_epoch)}"
         )
     if outline.per_epoch < ENOUGH_BATCHES and outline.training >= ENOUGH_BATCHES * SMALLEST_BATCH:
@@ -380,7 +376,7 @@ def problems(config: SearchConfig, outline: Outline, time: str | None = None) ->
         )
     if outline.held_out < ENOUGH_HELD_OUT:
         lines.append(
-            f"{plural(outline.held_out, 'meta-validation image')} {'is' if outline.held_out == 1 else 'are'} too few "
+            f"{plural_are(outline.held_out, 'meta-validation image')} too few "
             f"to learn from, {ENOUGH_HELD_OUT} are needed: add images, or raise validation_per_class"
         )
     if outline.last_map == (1, 1):

@@ -19,8 +19,8 @@ from ..config.choices import MACHINE_FIELDS
 from ..data import damaged
 from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
+from ..runtime.faults import exit_code_of
 from ..runtime.lock import folder_lock
-from ..runtime.plugins import exit_code_of
 from ..runtime.signals import StopRequest
 from .callbacks import Reporter
 from .checkpoint import RunState

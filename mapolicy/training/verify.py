@@ -26,12 +26,12 @@ from ..errors import TrainingError
 from ..policy.augmentations import Augmentation, SampledTransformations
 from ..policy.samplers import LearnedDraws
 from ..registries import ZERO_COST_POLICIES
+from ..runtime.words import plural
 from ..transforms.space import SPACES
 from .callbacks import Reporter
 from .check_record import CheckRecord
 from .iteration import WeightedIteration
 from .pace import Deadline, Extent, fitting
-from .plan import plural
 from .sample_context import SampleContext
 from .setup import TrainingSetup
 from .step_time import StepTimer
@@ -179,18 +179,6 @@ def left_out(config: SearchConfig, verification: Verification | None) -> list[st
 def measured_on(splits: DataSplits) -> Split:
     """The images that were set aside for the check, which the policy has not seen, or the meta-validation split."""
     return splits.meta_validation if splits.aside is None else splits.aside
-
-
-def verification_seconds(
-    config: SearchConfig,
-    splits: DataSplits,
-    device: torch.device,
-    draws: LearnedDraws,
-    context: SampleContext | None = None,
-) -> float:
-    """How long `verify` will take: a few iterations are measured, times the iterations of all its trainings."""
-    trainings = len(candidates(config.alignment_strength, config.verification))
-    return trainings * training_seconds(config, splits, device, draws, context)
 
 
 def training_seconds(

@@ -55,7 +55,7 @@ def test_images_of_more_bits_than_the_network_knows_are_said(mapolicy, run: Path
     Image.fromarray(values * 16).save(tmp_path / "sixteen.png")
     shown = mapolicy("predict", run, tmp_path / "twelve.png", tmp_path / "sixteen.png")
     assert shown.code == 0, shown.err
-    assert shown.err.startswith("mapolicy: warning: 1 images have more than 8 bits a pixel and small values")
+    assert shown.err.startswith("mapolicy: warning: 1 image with more than 8 bits a pixel and small values")
 
 
 def test_json_has_probabilities(mapolicy, run: Path, photos: Path) -> None:
