@@ -78,6 +78,15 @@ def test_copies_across_splits_and_classes_are_found_by_content(tmp_path: Path) -
     assert [line for line in found.trouble if "in several" in line] == [line for line in notes if "in several" in line]
 
 
+def test_two_files_of_a_size_of_their_own_are_compared(tmp_path: Path) -> None:
+    root = distinct(write_folder(tmp_path / "zoo"))
+    large = np.random.default_rng(99).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    for name in ("ant/00.png", "bee/01.png"):
+        Image.fromarray(large).save(root / name)
+    (group,) = report(root, train_per_class=0).copies
+    assert set(group.names) == {"ant/00.png", "bee/01.png"}
+
+
 def test_images_that_are_all_equal_are_told_in_a_sentence(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "zoo")
     content = (root / "ant" / "00.png").read_bytes()
