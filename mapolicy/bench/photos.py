@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
+from ..config.choices import SMALL, WHOLE
 from ..data.image_dataset import FileImages
 from ..data.kept_images import Owner
 from ..data.kept_split import KeptLoader
@@ -33,10 +34,11 @@ from .synthetic import synthetic_images
 
 WIDTH, HEIGHT, QUALITY = 484, 387, 90  # of synthetic JPEGs
 JPEG = frozenset({".jpg", ".jpeg"})
-TORCHVISION, THEIR_POLICY = "torchvision", "torchvision+randaugment"
-FIRST, LATER, ANEW, OUR_POLICY = "first-epoch", "later-epochs", "files-anew", "later-epochs+randaugment"
+POLICY = "+randaugment"
+TORCHVISION, THEIR_POLICY = "torchvision", f"torchvision{POLICY}"
+FIRST, LATER, ANEW = "first-epoch", "later-epochs", "files-anew"
 FIRST_WHOLE, LATER_WHOLE = f"{FIRST}-whole", f"{LATER}-whole"
-LATER_ALONE, OUR_POLICY_ALONE = f"{LATER}-one-thread", f"{OUR_POLICY}-one-thread"
+ALONE = "-one-thread"
 CPU = torch.device("cpu")
 
 Work = Callable[[int], Tensor]
@@ -79,9 +81,15 @@ def measure_photos(
                 LATER_WHOLE: case.later_whole,
                 ANEW: case.anew,
             }
-            policy: dict[str, Work] = {THEIR_POLICY: case.torchvision_policy, OUR_POLICY: case.later_policy}
+            policy: dict[str, Work] = {
+                THEIR_POLICY: case.torchvision_policy,
+                f"{LATER}{POLICY}": case.later_policy,
+                f"{LATER_WHOLE}{POLICY}": case.later_whole_policy,
+            }
             if in_force > 1:
-                plain[LATER_ALONE], policy[OUR_POLICY_ALONE] = map(on_one_thread, (case.later, case.later_policy))
+                for group in (plain, policy):
+                    ours = {name: work for name, work in group.items() if name.startswith(LATER)}
+                    group |= {f"{name}{ALONE}": on_one_thread(work) for name, work in ours.items()}
             for group in (plain, policy):
                 candidates = [Candidate(name, work) for name, work in group.items()]
                 measured = measure(candidates, next(iter(group)), rounds, clock, progress, title)
@@ -92,7 +100,7 @@ def measure_photos(
         settings={**facts, "image_sizes": list(sizes), "batch_size": len(names), "rounds": rounds},
         threads=in_force,
         device=CPU,
-        packages=("torchvision", "pillow", "numpy"),
+        packages=("torchvision", "pillow", "simplejpeg", "numpy"),
     )
 
 
@@ -115,7 +123,8 @@ class _Case:
 
     def _empty(self, whole: bool) -> Split:
         """A split of which nothing is kept yet."""
-        keeper = KeptLoader(self._crop, CPU, 0, float("inf"), whole, "", Owner("bench", "bench"), "bench", "")
+        kept = WHOLE if whole else SMALL
+        keeper = KeptLoader(self._crop, CPU, 0, float("inf"), kept, "", Owner("bench", "bench"), "bench", "")
         (split,), _ = keeper.keep(self._images, [self._positions], self._sizes)
         return split
 
@@ -139,7 +148,13 @@ class _Case:
         return self._batch(self._streamed, call)
 
     def later_policy(self, call: int) -> Tensor:
-        augmented: Tensor = self._our_policy(self.later(call), generator=torch.Generator().manual_seed(call))
+        return self._augmented(self.later(call), call)
+
+    def later_whole_policy(self, call: int) -> Tensor:
+        return self._augmented(self.later_whole(call), call)
+
+    def _augmented(self, images: Tensor, call: int) -> Tensor:
+        augmented: Tensor = self._our_policy(images, generator=torch.Generator().manual_seed(call))
         return augmented
 
     def torchvision(self, call: int) -> Tensor:

@@ -32,8 +32,8 @@ ON_DIVERGENCE = ("stop", "rollback")
 NORMALISATIONS = ("auto", "data", "network")
 BALANCES = ("none", "sampler", "loss")
 LAST_BATCHES = ("drop", "keep")
-OFF, WHOLE, SMALL = "off", "whole", "small"
-KEPT_IMAGES = (OFF, WHOLE, SMALL)
+MEMORY, WHOLE, SMALL, OFF = "memory", "whole", "small", "off"
+KEPT_IMAGES = (MEMORY, WHOLE, SMALL, OFF)
 VERIFICATIONS = ("full", "short")
 TRAIN_SCHEDULES = ("cosine", "tanh", "poly", "step", "wsd", "rsqrt", "constant")
 

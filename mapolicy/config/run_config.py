@@ -37,6 +37,7 @@ from .choices import (
     LAST_BATCHES,
     LATER,
     MACHINE_FIELDS,
+    MEMORY,
     NORMALISATIONS,
     OFF,
     ON_DIVERGENCE,
@@ -130,9 +131,10 @@ class RunConfig:
         4.0, ge=0, description="largest data set kept in memory as uint8 pixels, GiB; with keep_images the kept images"
     )
     keep_images: Annotated[str, OneOf(KEPT_IMAGES)] = Field(
-        OFF,
-        description="decode each image once, and cut random resized crops from the whole image, or from a small copy "
-        "whose shorter side is image_size / 0.875; with interpolation=bilinear",
+        MEMORY,
+        description="decode each image once, and cut random resized crops from the whole image: in memory if all fit "
+        "there (memory), or else in a file (whole); or from copies whose shorter side is image_size / 0.875 (small); "
+        "with interpolation=bilinear; off decodes for each crop",
     )
     cache_dir: str = Field(
         "", description="folder for kept images that exceed memory_limit_gib; empty: mapolicy in the user's cache"

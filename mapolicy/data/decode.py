@@ -14,17 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 from ..runtime.files import read_regular_file
 from ..runtime.sanitize import printable
 
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this machine: Pillow decodes to the same pixels, and takes a third longer
+    simplejpeg = None
+
 LARGEST_FILE = 2**28  # bytes; far more than an image of a classification data set has
 COMMON_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")  # tried first
 # PostScript needs another program, and the others need plug-ins of Pillow's that are not there.
 NOT_DECODED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 ORIENTATION = 0x0112  # EXIF tag
+JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"  # what a file begins with, and its pixels
+ORIENTED = (b"Exif\0", b"http://ns.adobe.com/xap/")  # marks of what may have an orientation
+TURBOJPEG_KINDS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # what is decoded, by a file's own colours
 
 Image.init()
 FORMATS = (*COMMON_FORMATS, *(name for name in Image.ID if name not in {*COMMON_FORMATS, *NOT_DECODED}))
@@ -34,6 +44,11 @@ EXTENSIONS = frozenset(ending for ending, name in _ENDINGS if name in (*FORMATS,
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})  # more than eight bits a pixel
 ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+
+def simplejpeg_version() -> str:
+    """Version of the JPEG decoder beside Pillow's; empty where there is none."""
+    return "" if simplejpeg is None else str(simplejpeg.__version__)
 
 
 class CorruptImageError(InputError):
@@ -175,6 +190,54 @@ def decode(content: bytes, name: str, shrink: float = 1.0) -> Image.Image:
         if image.getexif().get(ORIENTATION, 1) != 1:
             return ImageOps.exif_transpose(image)
     return image
+
+
+def decode_pixels(content: bytes, name: str, shrink: float = 1.0) -> Image.Image | NDArray[np.uint8]:
+    """`decode`, but for the pixels of an ordinary JPEG, which libjpeg-turbo writes where they are wanted.
+
+    Args:
+        content, name, shrink: as for `decode`.
+
+    Returns:
+        Of an upright JPEG in grey or YCbCr uint8 [H, W, 1 or 3], the pixels that `decode` finds; else Pillow's image.
+
+    Raises:
+        CorruptImageError: as `decode`.
+    """
+    found = _by_turbojpeg(content, shrink)
+    return decode(content, name, shrink) if found is None else found
+
+
+def _by_turbojpeg(content: bytes, shrink: float) -> NDArray[np.uint8] | None:
+    """The pixels of an ordinary JPEG; None for a file that Pillow has to look at."""
+    if simplejpeg is None or not content.startswith(JPEG_START) or _seems_turned(content):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        limit = Image.MAX_IMAGE_PIXELS
+        if colours not in TURBOJPEG_KINDS or (limit is not None and height * width > limit):
+            return None
+        # Pillow's halvings; of other fractions of eight the decoder has no fast way.
+        wanted = min(side // math.ceil(side / shrink) for side in (height, width)) if shrink >= 2 else 1
+        halved = max(each for each in (1, 2, 4, 8) if each <= wanted)
+        height, width = -(-height // halved), -(-width // halved)
+        kind = TURBOJPEG_KINDS[colours]
+        found: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, kind, min_height=height, min_width=width)
+    except MemoryError:
+        raise
+    except Exception:  # of several kinds; Pillow may still read it, or says better what is wrong
+        return None
+    return found if found.shape[:2] == (height, width) else None
+
+
+def _seems_turned(content: bytes) -> bool:
+    """Whether a JPEG is stored in another orientation than it is seen in, or may be."""
+    head = content[: content.find(JPEG_SCAN)]  # its EXIF may have a smaller JPEG in it, and then comes before the end
+    if not any(mark in head for mark in ORIENTED):
+        return False
+    with suppress(Exception):  # Pillow's EXIF reader raises exceptions of many kinds
+        return bool(Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) != 1)
+    return True
 
 
 def _open(file: IO[bytes], size: int, name: str) -> Image.Image:

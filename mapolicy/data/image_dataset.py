@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..errors import InputError
 from ..runtime.sanitize import printable
-from .decode import Header, corrupt, decode, read_file, read_file_header
+from .decode import Header, corrupt, decode, decode_pixels, read_file, read_file_header
 from .folders import LeftOut
 
 
@@ -54,8 +54,12 @@ class ImageSet(ABC):
             CorruptImageError: it cannot be decoded.
         """
 
-    def read_small(self, index: int, shrink: float) -> Image.Image:
-        """The decoded image, up to `shrink` times smaller where that is faster; as `read` otherwise.
+    def pixels(self, index: int, shrink: float = 1.0) -> Image.Image | NDArray[np.uint8]:
+        """The decoded image in the form that is there soonest: `read`'s, or its pixels, uint8 [H, W, 1 or 3].
+
+        Args:
+            index: of the image.
+            shrink: how many times smaller it may be where that is faster.
 
         Raises:
             CorruptImageError: it cannot be decoded.
@@ -116,9 +120,9 @@ class FileImages(ImageSet):
         return decode(read_file(path), path)
 
     @override
-    def read_small(self, index: int, shrink: float) -> Image.Image:
+    def pixels(self, index: int, shrink: float = 1.0) -> Image.Image | NDArray[np.uint8]:
         path = self._path(index)
-        return decode(read_file(path), path, shrink)
+        return decode_pixels(read_file(path), path, shrink)
 
     @override
     def header(self, index: int) -> Header:

@@ -26,7 +26,7 @@ from typing_extensions import override
 from ..runtime.files import remove_litter
 from ..runtime.lock import PAUSE, try_lock
 
-FORMAT = "mapolicy kept images 1"
+FORMAT = "mapolicy kept images 2"
 PAGE = 4096
 ENDING = ".images"
 LOCK = "lock"
@@ -37,7 +37,12 @@ Shapes = Sequence[tuple[int, int]] | NDArray[np.int64]  # height, width of each
 
 
 class KeptImages:
-    """Some images, each [C, height, width] at a place of its own; this class keeps them in memory.
+    """Some images, each at a place of its own; this class keeps them in memory.
+
+    Args:
+        shapes: height and width of each.
+        channels: of all.
+        interleaved: whether an image is [height, width, C], as decoders write it, else [C, height, width].
 
     Attributes:
         pixels: uint8 [N], all images.
@@ -45,7 +50,8 @@ class KeptImages:
         shapes: int64 [images, 2], height and width of each; turned for one whose header has the sides exchanged.
     """
 
-    def __init__(self, shapes: Shapes, channels: int) -> None:
+    def __init__(self, shapes: Shapes, channels: int, interleaved: bool = False) -> None:
+        self.interleaved = interleaved
         self.shapes = np.array(shapes, np.int64).reshape(-1, 2)
         self.channels = channels
         self.sizes = self.shapes.prod(1) * channels
@@ -72,13 +78,14 @@ class KeptImages:
         return self._whole.copy()
 
     def image(self, slot: int) -> Pixels:
-        """An image that is there, uint8 [C, height, width]."""
+        """An image that is there, uint8, as it was put."""
         start, (height, width) = self.starts[slot], self.shapes[slot]
-        return self.pixels[start : start + self.sizes[slot]].reshape(self.channels, height, width)
+        shape = (height, width, self.channels) if self.interleaved else (self.channels, height, width)
+        return self.pixels[start : start + self.sizes[slot]].reshape(shape)
 
     def put(self, slot: int, image: Pixels) -> bool:
         """Keep an image; false where it has not its place's size, or there is no room."""
-        shape = image.shape[1:]
+        shape = self._sides(image)
         if self._whole[slot] or (image.size != self.sizes[slot]) or sorted(shape) != sorted(self.shapes[slot]):
             return bool(self._whole[slot])
         if not self._write(slot, np.ascontiguousarray(image)):
@@ -86,6 +93,9 @@ class KeptImages:
         self.shapes[slot] = shape
         self._whole[slot] = True
         return True
+
+    def _sides(self, image: Pixels) -> tuple[int, ...]:
+        return image.shape[:2] if self.interleaved else image.shape[1:]
 
     def _write(self, slot: int, image: Pixels) -> bool:
         if not len(self.pixels):
@@ -100,11 +110,11 @@ class KeptFile(KeptImages):
     Args:
         path: the file; `open_file` makes sure that it is whole.
         descriptor: of the file, open for reading and writing.
-        shapes, channels: of the images.
+        shapes, channels, interleaved: of the images.
     """
 
-    def __init__(self, path: Path, descriptor: int, shapes: Shapes, channels: int) -> None:
-        super().__init__(shapes, channels)
+    def __init__(self, path: Path, descriptor: int, shapes: Shapes, channels: int, interleaved: bool = False) -> None:
+        super().__init__(shapes, channels, interleaved)
         self.path, self._descriptor = path, descriptor
         begin = _pages(PAGE + 16 * len(self.shapes))
         self.starts = self.starts + begin
@@ -137,7 +147,7 @@ class KeptFile(KeptImages):
     def _write(self, slot: int, image: Pixels) -> bool:
         if self._full:
             return False
-        height, width = image.shape[1:]
+        height, width = self._sides(image)
         entry = np.array([height, width, _digest(image.reshape(-1), height, width), 1], "<u4").tobytes()
         try:
             _write_all(self._descriptor, memoryview(image.tobytes()), int(self.starts[slot]))
@@ -167,20 +177,23 @@ def cache_folder(cache_dir: str) -> Path:
     return (Path(cache_dir) if cache_dir else users).expanduser().absolute() / CACHE
 
 
-def open_file(folder: Path, owner: Owner, key: Mapping[str, Any], shapes: Shapes, channels: int) -> KeptFile:
+def open_file(
+    folder: Path, owner: Owner, key: Mapping[str, Any], shapes: Shapes, channels: int, interleaved: bool = False
+) -> KeptFile:
     """Open the file of this key, which is made where it is missing, of another key or cut short.
 
     Args:
         folder: of all such files; created where it is missing.
         owner: recorded, so that `clear` finds the file.
         key: what the pixels depend on, as plain values.
-        shapes, channels: of the images.
+        shapes, channels, interleaved: of the images.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
     shapes = np.array(shapes, np.int64).reshape(-1, 2)
-    layout = {"channels": channels, "images": len(shapes), "shapes": zlib.crc32(shapes.astype("<i8").tobytes())}
+    sides = zlib.crc32(shapes.astype("<i8").tobytes())
+    layout = {"channels": channels, "interleaved": interleaved, "images": len(shapes), "shapes": sides}
     facts = {"format": FORMAT, **vars(owner), "key": dict(key), **layout}
     header = json.dumps(facts, sort_keys=True).encode().ljust(PAGE, b" ")
     if len(header) > PAGE:
@@ -196,7 +209,7 @@ def open_file(folder: Path, owner: Owner, key: Mapping[str, Any], shapes: Shapes
             descriptor = _open_whole(path, header, length)
     if descriptor is None:
         raise OSError(f"{path} changed while it was opened")
-    return KeptFile(path, descriptor, shapes, channels)
+    return KeptFile(path, descriptor, shapes, channels, interleaved)
 
 
 def clear(folder: Path, owner: Owner) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Where an image is kept does not change a batch: one that could not be kept is de
 import math
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ..config.choices import SMALL, WHOLE
+from ..config.choices import MEMORY, SMALL, WHOLE
 from ..errors import MapolicyError
-from ..transforms.random_resized_crop import RandomResizedCrop, resize_flat, scaled_boxes
+from ..transforms.random_resized_crop import RandomResizedCrop, crop_flat, scaled_boxes
 from .batch_sampler import Plan
-from .decode import CorruptImageError, bombs_as_errors
+from .decode import CorruptImageError, bombs_as_errors, simplejpeg_version
 from .image_dataset import ImageSet
 from .kept_images import KeptImages, Owner, cache_folder, open_file
 from .loader import Split, SplitLoader, StreamedSplit, merge_columns, patience, threaded_map, worker_faults
@@ -61,15 +61,15 @@ class KeptReader:
         return self.reading.whole_size(*own) if self.whole else self.reading.small_size(*own)
 
     def for_crops(self, index: int) -> Pixels:
-        """The image at its kept size, uint8 [C, height, width]."""
+        """The image at its kept size, uint8, [height, width, C] if it is whole, else [C, height, width]."""
         name, own = self.images.name(index), self.sizes[index]
         if self.whole:
-            return self.reading.whole(self.images.read(index), name)
+            return self.reading.whole(self.images.pixels(index), name)
         if min(own) == 0:
             return self.reading.small(self.images.read(index), own, name)  # says what is wrong with it
         kept = self.size(index)
         shrink = min(own) / min(kept) if self.reading.resize == "crop" else max(own) / max(kept)
-        return self.reading.small(self.images.read_small(index, shrink / SHARPER), kept, name)
+        return self.reading.small(self.images.pixels(index, shrink / SHARPER), kept, name)
 
     def central(self, index: int) -> Pixels:
         """The image without randomness, uint8 [C, S, S]."""
@@ -119,8 +119,9 @@ class KeptSplit(StreamedSplit):
         indices = [self.indices[positions].tolist() for _, positions in plan]
         jobs = [list(self._pieces(job, augment)) for job in _jobs(indices, store, slots)]
         pieces = [piece for job in jobs for piece in job]
+        decoder = _Decoded(self.reader, augment)
         loader: DataLoader[Any] = DataLoader(
-            _Decoded(self.reader, augment),
+            decoder,
             batch_size=None,
             sampler=pieces,
             num_workers=self.workers,
@@ -132,6 +133,12 @@ class KeptSplit(StreamedSplit):
         def fresh(job: list[list[int]]) -> Iterator[tuple[int, Pixels]]:
             nonlocal decoded
             for piece in job:
+                if not self.workers:
+                    # One by one: a decoder's memory serves the next image, and none is copied on its way.
+                    for index in piece:
+                        (pixels,) = decoder.read([index])
+                        yield index, pixels
+                    continue
                 with worker_faults():
                     decoded = iter(loader) if decoded is None else decoded
                     found = next(decoded)
@@ -181,7 +188,7 @@ class KeptSplit(StreamedSplit):
         def take(index: int, pixels: Pixels) -> None:
             """Keep an image, or else make its rows at once: whole photos of a batch can be gigabytes."""
             if not (index in slots and store.put(slots[index], pixels)):
-                one = self._crop(pixels.reshape(-1), [0], [pixels.shape[1:]], [index], step) if augment else pixels
+                one = self._crop(pixels.reshape(-1), [0], [self._sides(pixels)], [index], step) if augment else pixels
                 result[rows.pop(index)] = one
 
         for index, pixels in fresh:
@@ -204,12 +211,21 @@ class KeptSplit(StreamedSplit):
         return result
 
     def _crop(self, pixels: Pixels, starts: Any, shapes: Any, indices: Sequence[int], step: int) -> Pixels:
-        """Random crops of images in one array, uint8 [b, C, S, S]; other arguments as for `resize_flat`."""
+        """Random crops of images in one array, uint8 [b, C, S, S]; other arguments as for `crop_flat`."""
         shapes, size = np.array(shapes, np.int64).reshape(-1, 2), self.crop.reading.image_size
-        boxes = self._boxes(indices, step, [(int(width), int(height)) for height, width in shapes])
+        kept: list[Size] = [(width, height) for height, width in shapes.tolist()]
+
+        def boxes(first: int, last: int) -> NDArray[np.float32]:
+            return self._boxes(indices[first:last], step, kept[first:last])
+
         result: Pixels = np.empty((len(indices), self.crop.reading.channels, size, size), np.uint8)
-        resize_flat(pixels, np.array(starts, np.int64), shapes, boxes, result, cut=self.reader.whole)
+        whole = self.reader.whole
+        crop_flat(pixels, np.array(starts, np.int64), shapes, boxes, result, interleaved=whole, cut=whole)
         return result
+
+    def _sides(self, pixels: Pixels) -> tuple[int, ...]:
+        """Height and width of an image as it is kept for crops."""
+        return pixels.shape[:2] if self.reader.whole else pixels.shape[1:]
 
     def _boxes(self, indices: Sequence[int], step: int, kept: Sequence[Size]) -> NDArray[np.float32]:
         """The boxes in the pixels of the kept images, drawn in those of the files."""
@@ -236,14 +252,13 @@ class KeptLoader(SplitLoader):
     """Loads splits whose random resized crops are cut from kept images.
 
     Args:
-        whole: whether images keep their size; else they are made smaller.
-        cache_dir: the setting.
+        keep_images, cache_dir: the settings.
         owner: the data set, for `clear`.
         dataset: as the user typed it.
         fingerprint: of the images.
     """
 
-    whole: bool
+    keep_images: str
     cache_dir: str
     owner: Owner
     dataset: str
@@ -263,26 +278,29 @@ class KeptLoader(SplitLoader):
         known = dict(sizes or {})
         rest = [index for index in used if index not in known]
         known |= zip(rest, _sizes(images, rest), strict=True)
-        reader = KeptReader(images, self.crop.reading, known, self.whole)
+        reader = KeptReader(images, self.crop.reading, known, self.keep_images != SMALL)
         kept = self._open(reader, used, held_out)
         streams = [StreamedSplit(images, self.crop, group, self.device, self.workers) for group in groups]
         return [KeptSplit(each, reader, kept) for each in streams], kept.where
 
     def _open(self, reader: KeptReader, used: Sequence[int], held_out: Sequence[int]) -> Kept:
         reading = self.crop.reading
-        crops = KeptImages([reader.size(index)[::-1] for index in used], reading.channels)
+        crops = KeptImages([reader.size(index)[::-1] for index in used], reading.channels, reader.whole)
         centrals = KeptImages([(reading.image_size, reading.image_size)] * len(held_out), reading.channels)
         slots = ({index: slot for slot, index in enumerate(used)}, {index: slot for slot, index in enumerate(held_out)})
         gib = (crops.size + centrals.size) / 2**30
         sizes = f"{len(used)} images are kept for random resized crops (keep_images): {gib:.2f} GiB"
         if gib <= self.memory_limit_gib:
             return Kept(crops.allocate(), centrals.allocate(), slots, f"{sizes} in memory")
+        if self.keep_images == MEMORY:
+            where = f"images are decoded anew in each epoch: they take {gib:.2f} GiB, more than memory_limit_gib"
+            return Kept(crops, centrals, slots, where)
         folder = cache_folder(self.cache_dir)
         try:
             free = _free(folder)
             key = {"fingerprint": self.fingerprint, "reading": reading.to_dict(), "libraries": _libraries()}
-            what = {"what": WHOLE, "reading": _without_size(reading)} if self.whole else {"what": "crops"}
-            wide = open_file(folder, self.owner, key | what, crops.shapes, reading.channels)
+            what = {"what": WHOLE, "reading": _without_size(reading)} if reader.whole else {"what": "crops"}
+            wide = open_file(folder, self.owner, key | what, crops.shapes, reading.channels, reader.whole)
             square = open_file(folder, self.owner, key | {"what": "centrals"}, centrals.shapes, reading.channels)
             missing = sum(int(each.sizes[~each.expected()].sum()) for each in (wide, square))
             if missing > free:
@@ -296,31 +314,40 @@ class KeptLoader(SplitLoader):
         return Kept(wide, square, slots, f"{sizes}, {why}, so in {folder}; {remove}")
 
 
+def seem_to_fit(reading: ImageReading, found: Survey, memory_limit_gib: float) -> bool:
+    """Whether the whole images would be kept in memory, by those whose headers have been read."""
+    return _gib(reading.whole_size, reading, found) <= memory_limit_gib
+
+
 def keeping_hint(reading: ImageReading, found: Survey, memory_limit_gib: float, cache_dir: str) -> list[str]:
-    """A sentence for a run that decodes each image for each of its crops, and could keep it."""
-    known = [size for size in found.sizes.values() if min(size)]
-    if reading.interpolation != "bilinear" or not known:
-        return []
+    """A sentence for a run whose whole images do not fit in memory, so that each is decoded for each of its crops."""
     room = memory_limit_gib
     with suppress(OSError):
         room = max(room, _free(cache_folder(cache_dir)) / 2**30 * SPARED)
     for value, kept_size, which in (
-        (WHOLE, reading.whole_size, "the crops stay the same within 1 level"),
+        (WHOLE, reading.whole_size, "the crops stay the same"),
         (
             SMALL,
             reading.small_size,
             "the copies have fewer pixels, which cost 4.7 points of accuracy in a measurement",
         ),
     ):
-        pixels = sum(math.prod(kept_size(*size)) for size in known) / len(known)
-        gib = found.total * reading.channels * pixels / 2**30
+        gib = _gib(kept_size, reading, found)
         if gib <= room:
             place = "in memory" if gib <= memory_limit_gib else "in a file"
             return [
-                "every image is decoded anew for every random resized crop: "
-                f"--set keep_images={value} decodes each once, and keeps about {gib:.2g} GiB {place}; {which}"
+                "every image is decoded anew for every random resized crop, since all together exceed "
+                f"memory_limit_gib: --set keep_images={value} decodes each once, and keeps about {gib:.2g} GiB "
+                f"{place}; {which}"
             ]
     return []
+
+
+def _gib(kept_size: Callable[[int, int], Size], reading: ImageReading, found: Survey) -> float:
+    """About how much all images take at that size; infinitely much where no header could be read."""
+    known = [size for size in found.sizes.values() if min(size)]
+    pixels = sum(math.prod(kept_size(*size)) for size in known) / len(known) if known else math.inf
+    return found.total * reading.channels * pixels / 2**30
 
 
 def _free(folder: Path) -> int:
@@ -340,13 +367,17 @@ class _Decoded(Dataset[Any]):
         self.reader, self.augment = reader, augment
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, list[tuple[int, ...]]] | MapolicyError:
-        read = self.reader.for_crops if self.augment else self.reader.central
         try:
-            with bombs_as_errors():
-                found = [read(index) for index in indices]
+            found = self.read(indices)
         except MapolicyError as problem:
             return problem
         return torch.from_numpy(np.concatenate([each.reshape(-1) for each in found])), [each.shape for each in found]
+
+    def read(self, indices: list[int]) -> list[Pixels]:
+        """The images as they are kept."""
+        read = self.reader.for_crops if self.augment else self.reader.central
+        with bombs_as_errors():
+            return [read(index) for index in indices]
 
 
 def _unpack(pixels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Pixels]:
@@ -389,4 +420,4 @@ def _libraries() -> dict[str, str]:
     from PIL import features
 
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
-    return {"pillow": PIL.__version__, "jpeg": str(jpeg)}
+    return {"pillow": PIL.__version__, "jpeg": str(jpeg), "simplejpeg": simplejpeg_version()}

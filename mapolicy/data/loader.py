@@ -117,6 +117,8 @@ class StreamedSplit(Split):
 
     @override
     def batches(self, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        if augment and self.crop.random_crop:
+            from ..transforms import crop_kernels  # noqa: F401 - once, and not in every worker
         pinned = self.device.type == "cuda"
         largest = max((len(positions) for _, positions in plan), default=0)
         loader: DataLoader[Any] = DataLoader(
@@ -161,11 +163,11 @@ class _PlannedBatches(Dataset[Any]):
             with bombs_as_errors():
                 for row, position in enumerate(positions):
                     index = self.indices[position]
-                    image, name = self.images.read(index), self.images.name(index)
+                    name = self.images.name(index)
                     if self.augment:
-                        batch.numpy()[row] = self.crop.random(image, index, step, name)
+                        batch.numpy()[row] = self.crop.random(self.images.pixels(index), index, step, name)
                     else:
-                        batch.numpy()[row] = self.crop.central(image, name)
+                        batch.numpy()[row] = self.crop.central(self.images.read(index), name)
         except MapolicyError as problem:
             return problem
         return batch

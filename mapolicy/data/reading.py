@@ -27,6 +27,8 @@ DARK = 2**15
 
 Size = tuple[int, int]  # width, height
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
+Pixels = NDArray[np.uint8]
+Decoded = Image.Image | Pixels  # an image of any mode, or uint8 [H, W, 1 or 3]
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
@@ -94,7 +96,7 @@ class ImageReading:
             why = f"does not say how images are read: {problem}"
             raise InputError(source, why, "get a new copy of the file") from None
 
-    def read(self, content: bytes, name: str) -> NDArray[np.uint8]:
+    def read(self, content: bytes, name: str) -> Pixels:
         """Decode an image file's content and read it: uint8 [C, S, S].
 
         Raises:
@@ -102,7 +104,7 @@ class ImageReading:
         """
         return self.pixels(decode(content, name), name)
 
-    def pixels(self, image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
+    def pixels(self, image: Image.Image, name: str = "image") -> Pixels:
         """A decoded image of any mode as uint8 [C, S, S], without randomness.
 
         `crop` equals resizing the shorter side to S / share and then cropping the centre, up to rounding. It never
@@ -122,15 +124,26 @@ class ImageReading:
         left, top = (width - side) / 2, (height - side) / 2
         return self._array(self._resized(image, (left, top, left + side, top + side)))
 
-    def random_crop(self, image: Image.Image, draws: torch.Generator, name: str = "image") -> NDArray[np.uint8]:
+    def random_crop(self, image: Decoded, draws: torch.Generator, name: str = "image") -> Pixels:
         """A random resized crop, uint8 [C, S, S]; `pad` and `squash` make the image square first.
+
+        Bilinear crops are those of images that are kept whole; Pillow's differ from them by 1 level at most.
 
         Raises:
             CorruptImageError: as `read`.
         """
-        image = self._for_crops(self.converted(image, name))
-        cut = image.crop(random_crop_box(*image.size, draws))
-        return self._array(self._resized(cut, (0, 0, *cut.size)))
+        whole = self.whole(image, name)
+        height, width = whole.shape[:2]
+        box = random_crop_box(width, height, draws)
+        if self.interpolation != "bilinear":
+            cut = _of_pillow(whole[box[1] : box[3], box[0] : box[2]])
+            return self._array(self._resized(cut, (0, 0, *cut.size)))
+        result: Pixels = np.empty((self.channels, self.image_size, self.image_size), np.uint8)
+        start, boxes = np.zeros(1, np.int64), np.array([box], np.float32)
+        resize_flat(
+            whole.reshape(-1), start, np.array([[height, width]]), boxes, result[None], interleaved=True, cut=True
+        )
+        return result
 
     def whole_size(self, width: int, height: int) -> Size:
         """Width and height of the image that random crops are cut from."""
@@ -139,13 +152,13 @@ class ImageReading:
         square = max(width, height) if self.resize == "pad" else _squashed(width, height)
         return square, square
 
-    def whole(self, image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
-        """The image that random crops are cut from, uint8 [C, height, width].
+    def whole(self, image: Decoded, name: str = "image") -> Pixels:
+        """The image that random crops are cut from, uint8 [height, width, C], contiguous.
 
         Raises:
             CorruptImageError: as `read`.
         """
-        return self._array(self._for_crops(self.converted(image, name)))
+        return self._flat(image if self.resize == "crop" else self._for_crops(self.converted(image, name)), name)
 
     def small_size(self, width: int, height: int) -> Size:
         """Width and height of a copy as small as its central square would be for `KEPT_SHARE`, and never enlarged."""
@@ -153,7 +166,7 @@ class ImageReading:
         scale = min(1.0, round(self.image_size / KEPT_SHARE) / min(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    def small(self, image: Image.Image, size: Size, name: str = "image") -> NDArray[np.uint8]:
+    def small(self, image: Decoded, size: Size, name: str = "image") -> Pixels:
         """A smaller copy that random crops are cut from, uint8 [C, height, width]; bilinear, antialiased.
 
         Args:
@@ -164,27 +177,29 @@ class ImageReading:
         Raises:
             CorruptImageError: as `read`.
         """
-        image = self.converted(image, name)
         if self.resize == "pad":
-            return self._array(self._padded(image, size[0]))
-        if (image.width - image.height) * (size[0] - size[1]) < 0:
+            return self._array(self._padded(self.converted(image, name), size[0]))
+        pixels = self._flat(image, name)
+        height, width = pixels.shape[:2]
+        if (width - height) * (size[0] - size[1]) < 0:
             size = size[1], size[0]
-        pixels = np.ascontiguousarray(np.asarray(image))
-        if image.size == size:
-            return self._array(image)
-        result: NDArray[np.uint8] = np.empty((self.channels, size[1], size[0]), np.uint8)
-        box = np.array([[0, 0, *image.size]], np.float32)
-        sizes, start = np.array([[image.height, image.width]]), np.zeros(1, np.int64)
+        if (width, height) == size:
+            return pixels.transpose(2, 0, 1)
+        result: Pixels = np.empty((self.channels, size[1], size[0]), np.uint8)
+        box = np.array([[0, 0, width, height]], np.float32)
+        sizes, start = np.array([[height, width]]), np.zeros(1, np.int64)
         resize_flat(pixels.reshape(-1), start, sizes, box, result[None], interleaved=True)
         return result
 
-    def converted(self, image: Image.Image, name: str = "image") -> Image.Image:
+    def converted(self, image: Decoded, name: str = "image") -> Image.Image:
         """The image in mode `L` or `RGB`: alpha blended over the background, values of wide pixels scaled to 8 bits.
 
         Raises:
             CorruptImageError: as `read`.
         """
         wanted = "L" if self.channels == 1 else "RGB"
+        if isinstance(image, np.ndarray):
+            image = _of_pillow(image)
         if image.mode == wanted and "transparency" not in image.info:
             return image
         try:
@@ -246,7 +261,13 @@ class ImageReading:
             return image
         return image.resize(size, _FILTERS[self.interpolation], box=box)
 
-    def _array(self, image: Image.Image) -> NDArray[np.uint8]:
+    def _flat(self, image: Decoded, name: str) -> Pixels:
+        """The image at its own size, uint8 [H, W, C], contiguous."""
+        if not (isinstance(image, np.ndarray) and image.shape[2] == self.channels):
+            image = np.asarray(self.converted(image, name))
+        return np.ascontiguousarray(image).reshape(*image.shape[:2], self.channels)
+
+    def _array(self, image: Image.Image) -> Pixels:
         pixels = np.asarray(image)
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -267,11 +288,11 @@ class Cropper:
     seed: int
     stage: str
 
-    def central(self, image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
+    def central(self, image: Image.Image, name: str = "image") -> Pixels:
         """The image without randomness, uint8 [C, S, S]."""
         return self.reading.pixels(image, name)
 
-    def random(self, image: Image.Image, index: int, step: int, name: str = "image") -> NDArray[np.uint8]:
+    def random(self, image: Decoded, index: int, step: int, name: str = "image") -> Pixels:
         """A random resized crop, uint8 [C, S, S]; it depends on seed, stage, index and step, not on workers or ranks.
 
         Args:
@@ -281,6 +302,11 @@ class Cropper:
             name: the image's name, for an error.
         """
         return self.reading.random_crop(image, generator(self.seed, self.stage, f"crop/{index}", step), name)
+
+
+def _of_pillow(pixels: Pixels) -> Image.Image:
+    """Pixels uint8 [H, W, 1 or 3] as an image of mode `L` or `RGB`."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _squashed(width: int, height: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig, SearchConfig
-from ..config.choices import WHOLE
+from ..config.choices import MEMORY
 from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
@@ -28,7 +28,7 @@ from .decode import bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import FileImages, ImageSet, Source
 from .kept_images import Owner
-from .kept_split import KeptLoader, keeping_hint
+from .kept_split import KeptLoader, keeping_hint, seem_to_fit
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits, set_aside
@@ -198,17 +198,16 @@ def load_splits(
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
     groups = [kept, indices.meta_validation, *([aside] if len(aside) else [])]
     where: list[str] = []
-    if config.keeps_images:
-        contents, digest = _contents_and_fingerprint(classes, pool, used)
-        place = (config.keep_images == WHOLE, config.cache_dir, owner_of(source), config.dataset, digest)
+    contents, digest = _contents_and_fingerprint(classes, pool, used)
+    if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, config.memory_limit_gib)):
+        place = (config.keep_images, config.cache_dir, owner_of(source), config.dataset, digest)
         keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
         (train, validation, *rest), said = keeper.keep(pool, groups, found.sizes)
         where.append(said)
     else:
         train, validation, *rest = loader.load(pool, groups)
-        if random:
+        if config.keeps_images:
             where += keeping_hint(reading, found, config.memory_limit_gib, config.cache_dir)
-        contents, digest = _contents_and_fingerprint(classes, pool, used)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     counts = tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist())

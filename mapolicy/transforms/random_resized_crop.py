@@ -10,7 +10,7 @@ and Pillow makes the vertical one first for some boxes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,13 +154,27 @@ def resize_boxes(images: Tensor | Sequence[Tensor], boxes: Tensor, size: int) ->
 def resize_flat(
     pixels: Any, starts: Any, sizes: Any, boxes: Any, result: Any, interleaved: bool = False, cut: bool = False
 ) -> None:
-    """`resize_boxes` on a CPU from images in one array, on torch's number of threads.
+    """`resize_boxes` on a CPU from images in one array; as `crop_flat`, with boxes float32 [B, 4]."""
+    crop_flat(pixels, starts, sizes, lambda first, last: boxes[first:last], result, interleaved, cut)
+
+
+def crop_flat(
+    pixels: Any,
+    starts: Any,
+    sizes: Any,
+    boxes: Callable[[int, int], Any],
+    result: Any,
+    interleaved: bool = False,
+    cut: bool = False,
+) -> None:
+    """Cut boxes out of images in one array and resize them, on a CPU and torch's number of threads.
 
     Args:
         pixels: uint8 [N].
         starts: int64 [B], where each image begins.
         sizes: int64 [B, 2], height and width of each.
-        boxes: float32 [B, 4].
+        boxes: gives those of images `first` to before `last`, float32 [last - first, 4]; called by the thread that
+            resizes them, so that drawing them takes no time in which the others have nothing to do.
         result: uint8 [B, C, H, W], overwritten.
         interleaved: whether the images are [height, width, C], else [C, height, width].
         cut: whether the boxes, whole numbers, are cut out before they are resized: no pixel outside has a weight.
@@ -168,9 +182,11 @@ def resize_flat(
     from .crop_kernels import resize_boxes as compiled  # takes numba, which needs a while to load
 
     heights, widths = np.ascontiguousarray(sizes[:, 0]), np.ascontiguousarray(sizes[:, 1])
+    drawn = np.empty((len(result), 4), np.float32)
 
     def work(first: int, last: int) -> None:
-        compiled(pixels, starts, heights, widths, interleaved, boxes, cut, result, first, last)
+        drawn[first:last] = boxes(first, last)
+        compiled(pixels, starts, heights, widths, interleaved, drawn, cut, result, first, last)
 
     images_in_ranges(work, len(result), int(np.prod(result.shape[1:])))
 

@@ -19,6 +19,8 @@ from mapolicy.data.loader import Split
 from mapolicy.data.reading import ImageReading
 from mapolicy.data.splits import DataSplits, load_splits
 from mapolicy.errors import InputError
+from mapolicy.runtime.random import generator
+from mapolicy.transforms.random_resized_crop import random_crop_box
 from tests.helpers.settings import TINY
 
 BASE = TrainConfig(
@@ -110,13 +112,21 @@ def test_batches_do_not_depend_on_workers_threads_or_ranks(
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 def test_crops_of_whole_images_are_those_of_the_files(photos: Path, resize: str) -> None:
-    """Within 1 level, although a JPEG's decoder could reduce the file for such small crops, and whoever decodes."""
+    """To the byte, although a JPEG's decoder could reduce the file for such small crops; Pillow's within 1 level."""
     how = {"resize": resize, "image_size": 8}
-    plain = batches(load(photos, keep_images="off", **how).train).int()
-    whole, small = load(photos, keep_images="whole", **how), load(photos, keep_images="small", **how)
-    for _ in ("decoded", "kept"):
-        assert (batches(whole.train).int() - plain).abs().max() <= 1
-    assert (batches(small.train).int() - plain).abs().max() > 10
+    streamed = load(photos, keep_images="off", **how).train
+    plain = batches(streamed)
+    kept = [load(photos, keep_images=each, **how).train for each in ("memory", "whole")]
+    small = load(photos, keep_images="small", **how)
+    for split in kept:
+        for _ in ("decoded", "kept"):
+            assert torch.equal(batches(split), plain)
+    assert (batches(small.train).int() - plain.int()).abs().max() > 10
+    for row, index in enumerate(streamed.indices.tolist()):
+        image = streamed.crop.reading._for_crops(streamed.images.read(index))  # type: ignore[attr-defined]
+        box = random_crop_box(*image.size, generator(BASE.seed, "train", f"crop/{index}", row // 5))
+        theirs = np.asarray(image.crop(box).resize((8, 8), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        assert np.abs(theirs.astype(int) - plain[row].numpy()).max() <= 1
 
 
 def test_crops_of_small_copies_look_like_those_of_the_files(photos: Path) -> None:
@@ -147,9 +157,9 @@ def test_a_jpeg_is_decoded_smaller_where_that_suffices(photos: Path) -> None:
     reader = split.reader  # type: ignore[attr-defined]
     index = int(split.indices[-1])
     assert reader.images.read(index).size == reader.sizes[index]
-    assert np.array_equal(np.asarray(reader.images.read_small(index, 1.9)), np.asarray(reader.images.read(index)))
-    small = reader.images.read_small(index, 3)
-    assert small.size == tuple(-(-side // 2) for side in reader.sizes[index])
+    assert np.array_equal(np.asarray(reader.images.pixels(index, 1.9)), np.asarray(reader.images.read(index)))
+    small = reader.images.pixels(index, 3)
+    assert small.shape[1::-1] == tuple(-(-side // 2) for side in reader.sizes[index])
     whole = reader.reading.small(reader.images.read(index), reader.size(index))
     assert np.abs(whole.astype(int) - reader.for_crops(index)).mean() < 4
 
@@ -263,14 +273,14 @@ def test_a_corrupt_image_is_named(photos: Path, workers: int) -> None:
 
 
 def test_a_run_that_could_keep_images_says_so(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told of whole images where they fit into memory or into half of what is free, else of small copies."""
+    """One whose whole images exceed memory: of a file for them in half of what is free, or else of small copies."""
     sizes = {each: load(photos, keep_images=each).train.kept.crops.size for each in ("whole", "small")}  # type: ignore[attr-defined]
     free = 0
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free})())
 
     def told(**changes: object) -> tuple[str, str, bool] | None:
         """The value, the place, and whether accuracy is warned of; the size is right."""
-        notes = [note for note in load(photos, keep_images="off", **changes).notes if "keep_images=" in note]
+        notes = [note for note in load(photos, keep_images="memory", **changes).notes if "keep_images=" in note]
         if not notes:
             return None
         found = re.search(r"--set keep_images=(\w+) decodes each once, and keeps about (\S+) GiB in (.+);", notes[0])
@@ -278,7 +288,7 @@ def test_a_run_that_could_keep_images_says_so(photos: Path, monkeypatch: pytest.
         assert float(found[2]) == pytest.approx(sizes[found[1]] / 2**30, rel=0.2)
         return found[1], found[3], "accuracy" in notes[0]
 
-    assert told() == ("whole", "memory", False)
+    assert told() is None  # it keeps them
     limit = {"memory_limit_gib": sizes["small"] * 1.3 / 2**30}
     assert told(**limit) == ("small", "memory", True)
     free = sizes["whole"] * 3
