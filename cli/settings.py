@@ -107,6 +107,7 @@ class Setting:
 @grouped
 def settings(
     *,
+    context: typer.Context,
     word: Annotated[
         str | None,
         typer.Argument(
@@ -135,9 +136,19 @@ def settings(
         print(page(found), end="")
     elif found:
         print("\n\n".join(_paragraph(each) for each in found))
+    elif commands := _commands_with(context, f"--{wanted}"):
+        first = f"`mapolicy {commands[0]} --help` explains it"
+        display.note(f"--{wanted} is no setting but an option of {', '.join(commands)}; {first}")
     else:
         close = difflib.get_close_matches(wanted, [each.name for each in known], n=3, cutoff=0.0)
         display.note(f"no setting has {word!r} in it; the closest are {', '.join(close)}")
+
+
+def _commands_with(context: typer.Context, option: str) -> list[str]:
+    """Names of the commands that have an option."""
+    root: Any = context.find_root().command
+    commands = {name: root.get_command(context, name) for name in root.list_commands(context)}
+    return [name for name, each in commands.items() if any(option in parameter.opts for parameter in each.params)]
 
 
 def all_settings() -> list[Setting]:

@@ -79,6 +79,13 @@ def test_a_word_that_no_setting_has(mapolicy) -> None:
     assert outcome.err.startswith("mapolicy: no setting has 'lerning_rat' in it; the closest are learning_rate")
 
 
+def test_an_option_that_is_no_setting(mapolicy) -> None:
+    outcome = mapolicy("settings", "budget")
+    assert (outcome.code, outcome.out) == (0, "")
+    told = "--budget is no setting but an option of search, compare; `mapolicy search --help` explains it"
+    assert outcome.err.strip() == f"mapolicy: {told}"
+
+
 def test_the_common_options_are_their_settings(mapolicy, tmp_path: Path) -> None:
     import tomllib
 
