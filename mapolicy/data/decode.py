@@ -32,8 +32,8 @@ COMMON_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")  # tried f
 # PostScript needs another program, and the others need plug-ins of Pillow's that are not there.
 NOT_DECODED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 ORIENTATION = 0x0112  # EXIF tag
-JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"  # what a file begins with, and its pixels
-ORIENTED = (b"Exif\0", b"http://ns.adobe.com/xap/")  # marks of what may have an orientation
+JPEG_START, JPEG_APP1, JPEG_SCAN = b"\xff\xd8", b"\xe1", b"\xda"  # the beginning; kinds of segments
+EXIF = b"Exif\0\0"
 TURBOJPEG_KINDS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # what is decoded, by a file's own colours
 
 Image.init()
@@ -232,12 +232,31 @@ def _by_turbojpeg(content: bytes, shrink: float) -> NDArray[np.uint8] | None:
 
 def _seems_turned(content: bytes) -> bool:
     """Whether a JPEG is stored in another orientation than it is seen in, or may be."""
-    head = content[: content.find(JPEG_SCAN)]  # its EXIF may have a smaller JPEG in it, and then comes before the end
-    if not any(mark in head for mark in ORIENTED):
-        return False
+    notes = _app1_segments(content)
+    if notes is None:
+        return True
+    exif = [each for each in notes if each.startswith(EXIF)]
     with suppress(Exception):  # Pillow's EXIF reader raises exceptions of many kinds
-        return bool(Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) != 1)
+        found = Image.Exif()
+        if len(exif) == 1:
+            found.load(exif[0])
+        if len(exif) > 1 or (ORIENTATION not in found and len(notes) > len(exif)):  # XMP has orientations too
+            found = Image.open(io.BytesIO(content), formats=("JPEG",)).getexif()
+        return bool(found.get(ORIENTATION, 1) != 1)
     return True
+
+
+def _app1_segments(content: bytes) -> list[bytes] | None:
+    """What cameras and programs noted before a JPEG's pixels; None where its segments do not follow each other."""
+    found, place = list[bytes](), len(JPEG_START)
+    while content[place : place + 1] == b"\xff":
+        kind, size = content[place + 1 : place + 2], int.from_bytes(content[place + 2 : place + 4], "big")
+        if kind == JPEG_SCAN:
+            return found
+        if kind == JPEG_APP1:
+            found.append(content[place + 4 : place + 2 + size])
+        place += 2 + size
+    return None
 
 
 def _open(file: IO[bytes], size: int, name: str) -> Image.Image:
