@@ -290,11 +290,14 @@ class KeptLoader(SplitLoader):
         slots = ({index: slot for slot, index in enumerate(used)}, {index: slot for slot, index in enumerate(held_out)})
         gib = (crops.size + centrals.size) / 2**30
         sizes = f"{len(used)} images are kept for random resized crops (keep_images): {gib:.2f} GiB"
+        anew = "images are not kept but decoded anew in each epoch"
         if gib <= self.memory_limit_gib:
-            return Kept(crops.allocate(), centrals.allocate(), slots, f"{sizes} in memory")
+            try:
+                return Kept(crops.allocate(), centrals.allocate(), slots, f"{sizes} in memory")
+            except MemoryError:
+                return Kept(crops, centrals, slots, f"{anew}: {gib:.2f} GiB of memory are not to be had")
         if self.keep_images == MEMORY:
-            where = f"images are decoded anew in each epoch: they take {gib:.2f} GiB, more than memory_limit_gib"
-            return Kept(crops, centrals, slots, where)
+            return Kept(crops, centrals, slots, f"{anew}: they take {gib:.2f} GiB, more than memory_limit_gib")
         folder = cache_folder(self.cache_dir)
         try:
             free = _free(folder)
@@ -306,8 +309,7 @@ class KeptLoader(SplitLoader):
             if missing > free:
                 raise OSError(f"{missing / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free")
         except OSError as problem:
-            where = f"images are not kept but decoded anew in each epoch: {folder}: {problem.strerror or problem}"
-            return Kept(crops, centrals, slots, where)
+            return Kept(crops, centrals, slots, f"{anew}: {folder}: {problem.strerror or problem}")
         why = f"more than memory_limit_gib = {self.memory_limit_gib:g}"
         at = f" --set cache_dir={shlex.quote(self.cache_dir)}" if self.cache_dir else ""
         remove = f"`mapolicy data {shlex.quote(self.dataset)} --clear-cache{at}` removes them"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mapolicy import TrainConfig
 from mapolicy.bench.synthetic import synthetic_images
-from mapolicy.data.kept_images import CACHE, PAGE, Owner, clear, open_file
+from mapolicy.data.kept_images import CACHE, PAGE, KeptImages, Owner, clear, open_file
 from mapolicy.data.loader import Split
 from mapolicy.data.reading import ImageReading
 from mapolicy.data.splits import DataSplits, load_splits
@@ -300,6 +300,26 @@ def test_a_run_that_could_keep_images_says_so(photos: Path, monkeypatch: pytest.
     assert told(interpolation="bicubic") is None
     assert told(base_augmentation="none") is None
     assert not any("decodes each once" in note for note in load(photos).notes)
+
+
+def test_without_memory_images_are_decoded_anew(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where their number seems to fit and does not, or the system gives none: with the same batches."""
+    expected = batches(load(photos, keep_images="off").train)
+
+    def refused(self: KeptImages) -> KeptImages:
+        raise MemoryError
+
+    for note, name, value in (
+        ("GiB of memory are not to be had", "mapolicy.data.kept_images.KeptImages.allocate", refused),
+        ("more than memory_limit_gib", "mapolicy.data.splits.seem_to_fit", lambda *_: True),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            limit = {} if value is refused else {"memory_limit_gib": 0.0}
+            splits = load(photos, keep_images="memory", **limit)
+        assert note in splits.notes[-1]
+        assert torch.equal(batches(splits.train), expected)
+        assert not splits.train.kept.crops.expected().any()  # type: ignore[attr-defined]
 
 
 def test_other_filters_keep_nothing(photos: Path) -> None:
