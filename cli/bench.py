@@ -100,9 +100,9 @@ def data(
 ) -> None:
     """Time random resized crops of photos, also torchvision's.
 
-    With keep_images a photo is decoded in the first epoch alone; rows with -whole keep it at its own size
-    (keep_images=whole), the others a small copy (keep_images=small). torchvision decodes it for each crop. Both are
-    measured with two random operations too.
+    By default a photo is decoded in the first epoch and kept; rows with -small keep a small copy instead
+    (keep_images=small), files-anew keeps nothing (off). torchvision decodes it for each crop. Both are measured with
+    two random operations too.
 
     Example: mapolicy bench data photos --image-size 224
     """

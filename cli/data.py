@@ -7,6 +7,7 @@ import typer
 
 from ..config import SearchConfig
 from ..runtime.sanitize import printable
+from ..runtime.words import plural, size_in_words
 from . import display, options
 from .data_folder import with_fitting_batches
 from .grouped import grouped
@@ -40,6 +41,9 @@ def data(
     Example: mapolicy data folder:photos
     """
     config, recipe = settings.resolve(SearchConfig, ANY_NETWORK, dataset)
+    if clear_cache:
+        _clear_cache(config, output)
+        return
     typed = settings.typed()
     planner = Planner.of(recipe, typed, budget=None, started=0.0)
     if planner is not None:
@@ -47,9 +51,6 @@ def data(
     else:
         (config,), _ = with_fitting_batches([config], [recipe], typed, learns=True)
 
-    if clear_cache:
-        _clear_cache(config, output)
-        return
     from ..data.dataset_report import report_dataset
 
     found = report_dataset(config)
@@ -68,14 +69,16 @@ def data(
 
 def _clear_cache(config: SearchConfig, output: options.Output) -> None:
     from ..data.kept_images import cache_folder, clear
-    from ..data.splits import open_dataset, owner_of
+    from ..data.splits import cache_owner
 
     folder = cache_folder(config.cache_dir)
-    files, space = clear(folder, owner_of(open_dataset(config)))
+    files, space = clear(folder, cache_owner(config))
     if output.as_json:
         display.print_json({"folder": str(folder), "files": files, "bytes": space})
         return
-    display.print_figures({"removed": f"{files} files of kept images, {space / 2**30:.2f} GiB", "folder": str(folder)})
+    display.print_figures(
+        {"removed": f"{plural(files, 'file')} of kept images, {size_in_words(space)}", "folder": str(folder)}
+    )
 
 
 def _figures(found: "DatasetReport") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -59,10 +60,12 @@ def search(
     from ..distributed import process_group
     from ..runtime.device import resolve_device
     from ..search import forecast_search, search_policy
+    from ..training.dry_run import leaving_nothing
 
     plan: PlannedSearch | None = None
     chosen: dict[str, str] = {}
-    with process_group(resolve_device(config.device), config.patience_seconds):
+    files = leaving_nothing() if run.dry_run else nullcontext()
+    with process_group(resolve_device(config.device), config.patience_seconds), files:
         if planner is not None:
             config = planner.choose(config)
             place = Place.of(config, out, run)

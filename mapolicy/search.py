@@ -39,7 +39,7 @@ from .runtime.random import seed_for
 from .training.build_iteration import BilevelRun, build_bilevel_run
 from .training.callbacks import Reporter
 from .training.draft_bundle import describe, describe_extractor
-from .training.dry_run import WORTH_MEASURING, Forecast, forecast, forecast_before, time_iterations
+from .training.dry_run import WORTH_MEASURING, Forecast, forecast, forecast_before, leaving_nothing, time_iterations
 from .training.evaluate import Accuracy
 from .training.optim import theorem1_rate
 from .training.pace import Deadline
@@ -130,7 +130,7 @@ def forecast_search(
         UsageError, InputError, TrainingError: as `search_policy`.
     """
     device, reporter = resolve_device(config.device), reporter or Reporter()
-    with reproducible(config.threads, device) as threads:
+    with reproducible(config.threads, device) as threads, leaving_nothing():
         search = PreparedSearch.prepared(config, reporter, threads, device, splits)
         expected = forecast(search.run.iteration, search.run.state, reporter.on_note)
         return expected.with_check(search.check_seconds(config, device))

@@ -42,7 +42,7 @@ from .runtime.sanitize import escaped, quoted
 from .training.build_iteration import build_bilevel_run
 from .training.callbacks import Reporter
 from .training.checkpoint import RunState
-from .training.dry_run import Forecast, forecast, forecast_before
+from .training.dry_run import Forecast, forecast, forecast_before, leaving_nothing
 from .training.iteration import BilevelIteration, Iteration, WeightedIteration
 from .training.sample_context import SampleContext
 from .training.setup import TrainingSetup
@@ -187,7 +187,7 @@ def forecast_training(
         UsageError, InputError, TrainingError: as `train_network`.
     """
     device, reporter = resolve_device(config.device), reporter or Reporter()
-    with reproducible(config.threads, device):
+    with reproducible(config.threads, device), leaving_nothing():
         _, iteration, state, _ = _prepared(config, bundle, reporter, device, allow_dataset_mismatch)
         return forecast(iteration, state, reporter.on_note)
 

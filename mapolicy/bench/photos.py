@@ -1,7 +1,7 @@
 """Time from JPEG files to a batch of random resized crops: ours and torchvision's, without and with two operations.
 
-Ours reads through the data loader of a run with `keep_images`, in this process: the first epoch decodes, later ones
-find what it kept: small copies, or with `-whole` the photos themselves. torchvision decodes each image for each crop
+Ours reads through the data loader of a run, in this process: the first epoch decodes, later ones find what it kept: the
+photos themselves, or with `-small` small copies (`keep_images`). torchvision decodes each image for each crop
 (`decode_jpeg`, then v2).
 """
 
@@ -19,6 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from ..config.choices import SMALL, WHOLE
+from ..data.decode import CorruptImageError
 from ..data.image_dataset import FileImages
 from ..data.kept_images import Owner
 from ..data.kept_split import KeptLoader
@@ -26,6 +27,7 @@ from ..data.loader import Split, StreamedSplit
 from ..data.reading import Cropper, ImageReading
 from ..data.survey import survey
 from ..errors import InputError
+from ..runtime.words import plural
 from ..transforms.auto_augment import RandAugment
 from .interleaved import Candidate, Clock, Progress, Row, measure, silent
 from .operations import on_one_thread, threads_set
@@ -37,7 +39,7 @@ JPEG = frozenset({".jpg", ".jpeg"})
 POLICY = "+randaugment"
 TORCHVISION, THEIR_POLICY = "torchvision", f"torchvision{POLICY}"
 FIRST, LATER, ANEW = "first-epoch", "later-epochs", "files-anew"
-FIRST_WHOLE, LATER_WHOLE = f"{FIRST}-whole", f"{LATER}-whole"
+FIRST_SMALL, LATER_SMALL = f"{FIRST}-small", f"{LATER}-small"
 ALONE = "-one-thread"
 CPU = torch.device("cpu")
 
@@ -55,7 +57,8 @@ def measure_photos(
     """Time random resized crops of JPEG files.
 
     Args:
-        folder: searched for JPEGs with all folders in it; None measures synthetic ones.
+        folder: searched for JPEGs with all folders in it; it may be typed as `folder:PATH`; None measures synthetic
+            ones.
         sizes: sides of the crops, pixels.
         batch_size: images of a batch; of a folder at most so many are used.
         rounds: timings of each candidate at each size.
@@ -67,7 +70,7 @@ def measure_photos(
     """
     clock = Clock.for_threads(CPU, threads)
     rows: list[Row] = []
-    with threads_set(threads) as in_force, _photos(folder, batch_size) as (where, names):
+    with threads_set(threads) as in_force, _photos(folder, batch_size) as (where, names), _without_advice():
         found = FileImages(where, names, [0] * len(names))
         facts = _facts(found)
         for side in sizes:
@@ -77,14 +80,14 @@ def measure_photos(
                 TORCHVISION: case.torchvision,
                 FIRST: case.first_epoch,
                 LATER: case.later,
-                FIRST_WHOLE: case.first_epoch_whole,
-                LATER_WHOLE: case.later_whole,
+                FIRST_SMALL: case.first_epoch_small,
+                LATER_SMALL: case.later_small,
                 ANEW: case.anew,
             }
             policy: dict[str, Work] = {
                 THEIR_POLICY: case.torchvision_policy,
                 f"{LATER}{POLICY}": case.later_policy,
-                f"{LATER_WHOLE}{POLICY}": case.later_whole_policy,
+                f"{LATER_SMALL}{POLICY}": case.later_small_policy,
             }
             if in_force > 1:
                 for group in (plain, policy):
@@ -97,7 +100,13 @@ def measure_photos(
     return Report(
         rows=rows,
         time=clock.meaning,
-        settings={**facts, "image_sizes": list(sizes), "batch_size": len(names), "rounds": rounds},
+        settings={
+            "source": "synthetic JPEGs" if folder is None else str(folder),
+            **facts,
+            "image_sizes": list(sizes),
+            "batch_size": len(names),
+            "rounds": rounds,
+        },
         threads=in_force,
         device=CPU,
         packages=("torchvision", "pillow", "simplejpeg", "numpy"),
@@ -113,7 +122,7 @@ class _Case:
         self._crop = Cropper(ImageReading(3, side), True, 0, "train")
         # A run has read the headers before, to find out what its images are like.
         self._sizes = survey(images, self._positions).sizes
-        self._small, self._whole = self._empty(whole=False), self._empty(whole=True)
+        self._small, self._whole = self._empty(SMALL), self._empty(WHOLE)
         for split in (self._small, self._whole):
             self._batch(split, 0)
         self._streamed = StreamedSplit(images, self._crop, self._positions, CPU, 0)
@@ -121,10 +130,9 @@ class _Case:
         self._their_policy = v2.Compose([self._theirs, v2.RandAugment()])
         self._our_policy = RandAugment()
 
-    def _empty(self, whole: bool) -> Split:
+    def _empty(self, keep_images: str) -> Split:
         """A split of which nothing is kept yet."""
-        kept = WHOLE if whole else SMALL
-        keeper = KeptLoader(self._crop, CPU, 0, float("inf"), kept, "", Owner("bench", "bench"), "bench", "")
+        keeper = KeptLoader(self._crop, CPU, 0, float("inf"), keep_images, "", Owner("bench", "bench"), "bench", "")
         (split,), _ = keeper.keep(self._images, [self._positions], self._sizes)
         return split
 
@@ -133,16 +141,16 @@ class _Case:
         return images
 
     def first_epoch(self, call: int) -> Tensor:
-        return self._batch(self._empty(whole=False), call)
+        return self._batch(self._empty(WHOLE), call)
 
-    def first_epoch_whole(self, call: int) -> Tensor:
-        return self._batch(self._empty(whole=True), call)
+    def first_epoch_small(self, call: int) -> Tensor:
+        return self._batch(self._empty(SMALL), call)
 
     def later(self, call: int) -> Tensor:
-        return self._batch(self._small, call)
-
-    def later_whole(self, call: int) -> Tensor:
         return self._batch(self._whole, call)
+
+    def later_small(self, call: int) -> Tensor:
+        return self._batch(self._small, call)
 
     def anew(self, call: int) -> Tensor:
         return self._batch(self._streamed, call)
@@ -150,8 +158,8 @@ class _Case:
     def later_policy(self, call: int) -> Tensor:
         return self._augmented(self.later(call), call)
 
-    def later_whole_policy(self, call: int) -> Tensor:
-        return self._augmented(self.later_whole(call), call)
+    def later_small_policy(self, call: int) -> Tensor:
+        return self._augmented(self.later_small(call), call)
 
     def _augmented(self, images: Tensor, call: int) -> Tensor:
         augmented: Tensor = self._our_policy(images, generator=torch.Generator().manual_seed(call))
@@ -177,13 +185,27 @@ class _Case:
 
 
 @contextmanager
+def _without_advice() -> Iterator[None]:
+    """Inside the block a damaged photo is an error without a run's remedies."""
+    try:
+        yield
+    except CorruptImageError as problem:
+        raise InputError(problem.what, problem.why, "leave it out") from None
+
+
+@contextmanager
 def _photos(folder: Path | None, most: int) -> Iterator[tuple[Path, list[str]]]:
     """A folder and names of JPEGs in it; synthetic ones are removed afterwards."""
     if folder is not None:
+        folder = Path(str(folder).removeprefix("folder:"))
+        if not folder.is_dir():
+            raise InputError(str(folder), "is no folder", "name a folder of photos")
         files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in JPEG and path.is_file())
         names = [str(path.relative_to(folder)) for path in files]
         if len(names) < 2:
-            raise InputError(str(folder), f"has {len(names)} JPEGs", "name a folder of photos")
+            raise InputError(
+                str(folder), f"has {plural(len(names), 'JPEG')}, and two are needed", "name another folder"
+            )
         yield folder, names[:: max(1, len(names) // most)][:most]
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -26,6 +26,7 @@ from ..runtime.files import RUN_FILES
 from ..runtime.lock import folder_lock
 from ..runtime.machine import hardware, versions
 from ..training.callbacks import Reporter
+from ..training.dry_run import leaving_nothing
 from .checks import caveats, check_arguments, check_bundles, check_data
 from .equal_time import EqualTimeBudget, check_epochs, equal_time_budget
 from .forecast import ComparisonForecast, forecast_jobs
@@ -188,12 +189,13 @@ def forecast_comparison(
     configs = _with_threads(configs, jobs, device)
     record = open_record(run_dir, about.by_digest, budget, resume, overwrite=True) if resume else {}
     planned, rows = _planned(about, configs, run_dir, seeds, budget, record, resume, reporter)
-    data = check_data(about.split_owners, configs)
-    for text in (*data.splits.notes, *caveats(about.searched, configs)):
-        reporter.on_note(text)
-    left = [job for job in planned if job not in rows]
-    pace = record.get("pace", {})
-    return forecast_jobs(planned, left, configs, about.policies, about.split_owners, data, device, pace, jobs, True)
+    with leaving_nothing():
+        data = check_data(about.split_owners, configs)
+        for text in (*data.splits.notes, *caveats(about.searched, configs)):
+            reporter.on_note(text)
+        left = [job for job in planned if job not in rows]
+        pace = record.get("pace", {})
+        return forecast_jobs(planned, left, configs, about.policies, about.split_owners, data, device, pace, jobs, True)
 
 
 @dataclass(frozen=True)

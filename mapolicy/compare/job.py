@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from ..config import TrainConfig
-from ..config.choices import MACHINE_FIELDS, untagged
+from ..config.choices import result_settings, untagged
 from ..errors import InputError
 from ..policy.policy_bundle import PolicyBundle
 from ..runtime.files import CONFIG_FILE, RESULT_FILE
@@ -117,9 +117,9 @@ def finished_row(job: Job) -> Row | None:
     path = job.folder / CONFIG_FILE
     if not path.exists():
         return None
-    old, new = job.config.defaults() | read_toml(path), job.config.to_mapping()
+    old, new = map(result_settings, (job.config.defaults() | read_toml(path), job.config.to_mapping()))
     # One data set can be named in several ways; the bundle's fingerprint identifies it.
-    free = MACHINE_FIELDS | (set() if job.split_of is None else {"dataset"})
+    free = () if job.split_of is None else ("dataset",)
     differences = [
         f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if name not in free and old.get(name) != new[name]
     ]

@@ -34,6 +34,7 @@ BALANCES = ("none", "sampler", "loss")
 LAST_BATCHES = ("drop", "keep")
 MEMORY, WHOLE, SMALL, OFF = "memory", "whole", "small", "off"
 KEPT_IMAGES = (MEMORY, WHOLE, SMALL, OFF)
+SAME_CROPS = frozenset({MEMORY, WHOLE, OFF})  # of KEPT_IMAGES those that differ in speed alone
 VERIFICATIONS = ("full", "short")
 TRAIN_SCHEDULES = ("cosine", "tanh", "poly", "step", "wsd", "rsqrt", "constant")
 
@@ -77,7 +78,7 @@ LATER: Mapping[str, Any] = {
     "keep_best": False,
     "early_stopping": 0,
     "last_batch": "drop",
-    "keep_images": OFF,
+    "keep_images": MEMORY,
 }
 
 # Settings that a recipe may leave out: their defaults change nothing.
@@ -133,6 +134,12 @@ MACHINE_FIELDS = frozenset(
         "patience_seconds",
     }
 )
+
+
+def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's settings those that its result depends on: no `MACHINE_FIELDS`, one name for equal crops."""
+    found = {name: value for name, value in settings.items() if name not in MACHINE_FIELDS}
+    return found | ({"keep_images": MEMORY} if found.get("keep_images") in SAME_CROPS else {})
 
 
 def untagged(network: str) -> str:

@@ -36,7 +36,6 @@ from .choices import (
     KEPT_IMAGES,
     LAST_BATCHES,
     LATER,
-    MACHINE_FIELDS,
     MEMORY,
     NORMALISATIONS,
     OFF,
@@ -48,6 +47,7 @@ from .choices import (
     SHORT_NAMES,
     VALUE_RANGE,
     WEIGHTINGS,
+    result_settings,
 )
 from .errors import setting_error
 from .types import Matching, OneOf, Table
@@ -460,7 +460,7 @@ class RunConfig:
         A setting that the first version did not have is recorded where it differs from what that version did, so that
         the same search still gives the same bytes.
         """
-        found = {key: value for key, value in self.to_mapping().items() if key not in MACHINE_FIELDS}
+        found = result_settings(self.to_mapping())
         return {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
 
     def with_changes(self, **changes: Any) -> Self:

@@ -7,7 +7,8 @@ import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing_extensions import override
 
 from ..config.choices import MEMORY, SMALL, WHOLE
 from ..errors import MapolicyError
+from ..runtime.words import plural_are, size_in_words
 from ..transforms.random_resized_crop import RandomResizedCrop, crop_flat, scaled_boxes
 from .batch_sampler import Plan
 from .decode import CorruptImageError, bombs_as_errors, simplejpeg_version
@@ -35,6 +37,9 @@ Pixels = NDArray[np.uint8]
 SHARPER = 1.25  # for a smaller copy a file is decoded at no less than so many times the copy's size
 SPARED = 0.5  # of a disk's free bytes: the start suggests files up to this share
 PIECE = 2**24  # bytes of decoded images that a worker hands over at once, or a single image
+
+
+_WITHOUT_FILES = ContextVar("without_files", default=False)
 
 
 @dataclass(frozen=True)
@@ -288,17 +293,22 @@ class KeptLoader(SplitLoader):
         crops = KeptImages([reader.size(index)[::-1] for index in used], reading.channels, reader.whole)
         centrals = KeptImages([(reading.image_size, reading.image_size)] * len(held_out), reading.channels)
         slots = ({index: slot for slot, index in enumerate(used)}, {index: slot for slot, index in enumerate(held_out)})
-        gib = (crops.size + centrals.size) / 2**30
-        sizes = f"{len(used)} images are kept for random resized crops (keep_images): {gib:.2f} GiB"
+        space = size_in_words(crops.size + centrals.size)
+        sizes = f"{plural_are(len(used), 'image')} kept for random resized crops (keep_images): {space}"
         anew = "images are not kept but decoded anew in each epoch"
-        if gib <= self.memory_limit_gib:
-            try:
-                return Kept(crops.allocate(), centrals.allocate(), slots, f"{sizes} in memory")
-            except MemoryError:
-                return Kept(crops, centrals, slots, f"{anew}: {gib:.2f} GiB of memory are not to be had")
-        if self.keep_images == MEMORY:
-            return Kept(crops, centrals, slots, f"{anew}: they take {gib:.2f} GiB, more than memory_limit_gib")
+        fits = crops.size + centrals.size <= self.memory_limit_gib * 2**30
+        if not fits and self.keep_images == MEMORY:
+            return Kept(crops, centrals, slots, f"{anew}: they take {space}, more than memory_limit_gib")
         folder = cache_folder(self.cache_dir)
+        at = f" --set cache_dir={shlex.quote(self.cache_dir)}" if self.cache_dir else ""
+        why = f"more than memory_limit_gib = {self.memory_limit_gib:g}"
+        remove = f"`mapolicy data {shlex.quote(self.dataset)} --clear-cache{at}` removes them"
+        in_file = f"{sizes}, {why}, so in {folder}; {remove}"
+        if fits or _WITHOUT_FILES.get():
+            try:
+                return Kept(crops.allocate(), centrals.allocate(), slots, f"{sizes} in memory" if fits else in_file)
+            except MemoryError:
+                return Kept(crops, centrals, slots, f"{anew}: {space} of memory are not to be had")
         try:
             free = _free(folder)
             key = {"fingerprint": self.fingerprint, "reading": reading.to_dict(), "libraries": _libraries()}
@@ -307,13 +317,20 @@ class KeptLoader(SplitLoader):
             square = open_file(folder, self.owner, key | {"what": "centrals"}, centrals.shapes, reading.channels)
             missing = sum(int(each.sizes[~each.expected()].sum()) for each in (wide, square))
             if missing > free:
-                raise OSError(f"{missing / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free")
+                raise OSError(f"{size_in_words(missing)} are needed and {size_in_words(free)} are free")
         except OSError as problem:
             return Kept(crops, centrals, slots, f"{anew}: {folder}: {problem.strerror or problem}")
-        why = f"more than memory_limit_gib = {self.memory_limit_gib:g}"
-        at = f" --set cache_dir={shlex.quote(self.cache_dir)}" if self.cache_dir else ""
-        remove = f"`mapolicy data {shlex.quote(self.dataset)} --clear-cache{at}` removes them"
-        return Kept(wide, square, slots, f"{sizes}, {why}, so in {folder}; {remove}")
+        return Kept(wide, square, slots, in_file)
+
+
+@contextmanager
+def without_files() -> Iterator[None]:
+    """Inside the block images that would be kept in a file are kept in memory: for a forecast, which needs few."""
+    token = _WITHOUT_FILES.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_FILES.reset(token)
 
 
 def seem_to_fit(reading: ImageReading, found: Survey, memory_limit_gib: float) -> bool:
@@ -339,8 +356,8 @@ def keeping_hint(reading: ImageReading, found: Survey, memory_limit_gib: float, 
             place = "in memory" if gib <= memory_limit_gib else "in a file"
             return [
                 "every image is decoded anew for every random resized crop, since all together exceed "
-                f"memory_limit_gib: --set keep_images={value} decodes each once, and keeps about {gib:.2g} GiB "
-                f"{place}; {which}"
+                f"memory_limit_gib: --set keep_images={value} decodes each once, and keeps about "
+                f"{size_in_words(round(gib * 2**30))} {place}; {which}"
             ]
     return []
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig, SearchConfig
-from ..config.choices import MEMORY
+from ..config.choices import MEMORY, SMALL, WHOLE
 from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
@@ -200,13 +201,17 @@ def load_splits(
     where: list[str] = []
     contents, digest = _contents_and_fingerprint(classes, pool, used)
     if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, config.memory_limit_gib)):
-        place = (config.keep_images, config.cache_dir, owner_of(source), config.dataset, digest)
+        images = digest if contents else _with_states(digest, pool, used)
+        place = (config.keep_images, config.cache_dir, owner_of(source), config.dataset, images)
         keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
         (train, validation, *rest), said = keeper.keep(pool, groups, found.sizes)
         where.append(said)
     else:
         train, validation, *rest = loader.load(pool, groups)
-        if config.keeps_images:
+        if config.keep_images in (WHOLE, SMALL):
+            cut = "only random resized crops with interpolation=bilinear are cut from kept images"
+            where.append(f"keep_images={config.keep_images} does nothing here: {cut}")
+        elif config.keeps_images:
             where += keeping_hint(reading, found, config.memory_limit_gib, config.cache_dir)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
@@ -280,9 +285,26 @@ def owner_of(source: Source) -> Owner:
     return Owner(source.name, str(place.absolute()) if place.exists() else source.where)
 
 
+def cache_owner(config: RunConfig) -> Owner:
+    """Whose the files of kept images of a configuration's data set are; of a folder also if it is gone."""
+    text = config.dataset.removeprefix("folder:")
+    gone = Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 - as `open_folder` makes the name
+    if text == config.dataset or gone.exists() or (Path(config.data_dir) / text).exists():
+        return owner_of(open_dataset(config))
+    return Owner(f"folder:{printable(gone.name)}", str(gone))
+
+
 def _contents_and_fingerprint(classes: Collection[str], pool: ImageSet, used: Tensor) -> tuple[list[bytes], str]:
     contents = content_digests(pool, used) if len(used) <= FINGERPRINT_IMAGES else []
     return contents, fingerprint(classes, pool, used, contents)
+
+
+def _with_states(digest: str, pool: ImageSet, used: Tensor) -> str:
+    """A fingerprint that does not cover contents, with what shows that files were changed: their times."""
+    states = hashlib.sha256(digest.encode())
+    for index in used.tolist():
+        states.update(repr(pool.state(index)).encode())
+    return states.hexdigest()
 
 
 def _left_out_note(source: Source) -> list[str]:

@@ -1,6 +1,14 @@
 """Numbers in sentences."""
 
 
+def size_in_words(count: int) -> str:
+    """A number of bytes: "5.6 GiB", "4.3 MiB", "12 KiB"."""
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= length:
+            return f"{count / length:.3g} {unit}"
+    return plural(count, "byte")
+
+
 def plural(count: int, what: str) -> str:
     """A number with its noun: "1 image", "2 images"."""
     return f"{count} {what}{'' if count == 1 else 's'}"

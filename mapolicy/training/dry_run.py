@@ -3,12 +3,14 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from ..data.kept_split import without_files
 from ..data.splits import worker_faults
 from .checkpoint import RunState
 from .iteration import Iteration
@@ -68,6 +70,13 @@ class Forecast:
     def with_check(self, seconds: float) -> "Forecast":
         """The same run with a check of its policy that takes so long."""
         return replace(self, seconds=self.seconds + seconds, check_seconds=seconds)
+
+
+@contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Inside the block a run that is prepared for a forecast writes no file."""
+    with without_files():
+        yield
 
 
 def forecast(iteration: Iteration, state: RunState, on_note: OnNote = lambda text: None) -> Forecast:

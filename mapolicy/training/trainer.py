@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..config import RunConfig
-from ..config.choices import MACHINE_FIELDS
+from ..config.choices import result_settings
 from ..data import damaged
 from ..data.splits import Split, worker_faults
 from ..errors import DivergenceError, EnvironmentFault, InputError, MapolicyError, UsageError
@@ -314,7 +314,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one it goes on with."""
-        settings = {key: value for key, value in self.config.to_mapping().items() if key not in MACHINE_FIELDS}
+        settings = result_settings(self.config.to_mapping())
         splits, weights = self.setup.splits, self.setup.weights
         facts = {"dataset": splits.name, "images": splits.fingerprint, "bundle": self._digest}
         return settings | facts | {"weights": "" if weights is None else weights.digest}
@@ -348,6 +348,7 @@ class Trainer:
         if told:
             self.reporter.on_note(told)
         old, new = self.config.defaults() | facts["identity"], self._identity()
+        old |= result_settings(old)
         differences = [f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in new if old.get(key) != new[key]]
         if differences:
             where = str(self._folder.checkpoint())

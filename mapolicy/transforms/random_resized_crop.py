@@ -11,6 +11,7 @@ and Pillow makes the vertical one first for some boxes.
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,12 @@ class RandomResizedCrop(nn.Module):
             uint8 [B, C, S, S] on the images' device.
 
         Raises:
-            TypeError, ValueError: as `resize_boxes`, or there are not as many indices as images.
+            TypeError, ValueError: as `resize_boxes`, or indices, step and sizes are no whole numbers, or not as many as
+                images.
         """
         _check_images(images)
         own = [(image.shape[-1], image.shape[-2]) for image in images]
+        _check_numbers(own, indices, step, sizes)
         drawn = self.boxes(indices, step, own if sizes is None else sizes)
         return resize_boxes(images, scaled_boxes(drawn, own if sizes is None else sizes, own), self.size)
 
@@ -250,6 +253,26 @@ def _check_images(images: Tensor | Sequence[Tensor]) -> None:
             raise ValueError(f"image {number} has shape {tuple(image.shape)}, expected [C, H, W] with C = 1 or 3")
         if image.shape[0] != images[0].shape[0] or image.device != images[0].device:
             raise ValueError(f"image {number} has other channels or another device than image 0")
+
+
+def _check_numbers(
+    images: Sequence[Size], indices: Sequence[int] | Tensor, step: int, sizes: Sequence[Size] | None
+) -> None:
+    """Check that every image has one index and one size, all whole numbers.
+
+    Raises:
+        TypeError, ValueError: as `RandomResizedCrop.forward`.
+    """
+    numbers = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+    for name, found in (("indices", numbers), ("sizes", images if sizes is None else sizes)):
+        if len(found) != len(images):
+            raise ValueError(f"{len(found)} {name} came with {len(images)} images")
+    sides = [side for size in sizes or () for side in size]
+    for number in (step, *numbers, *sides):
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise TypeError(f"{number!r} is no whole number, as indices, step and sizes are")
+    if min(sides, default=1) < 1:
+        raise ValueError(f"sizes have {min(sides)}, expected widths and heights of at least 1")
 
 
 def _check_boxes(boxes: Tensor, sizes: Tensor) -> None:

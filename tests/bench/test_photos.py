@@ -31,8 +31,12 @@ def test_a_folders_jpegs_are_measured_and_nothing_else(tmp_path: Path) -> None:
         assert row["against"] == reference
         assert row["times_as_fast"] * row["ratio"] == pytest.approx(1)
         assert row["us_per_image"] == pytest.approx(1000 * row["median_ms"] / 3)
-    with pytest.raises(InputError, match="0 JPEGs"):
+    assert report["settings"]["source"] == str(tmp_path)
+    with pytest.raises(InputError, match="is no folder"):
         photos.measure_photos(tmp_path / "missing", [8], 4, 1, 1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has 0 JPEGs, and two are needed"):
+        photos.measure_photos(Path(f"folder:{tmp_path / 'empty'}"), [8], 4, 1, 1)
 
 
 def test_with_several_threads_ours_is_measured_on_one_too(tmp_path: Path, set_threads: Callable[[int], None]) -> None:
@@ -40,7 +44,7 @@ def test_with_several_threads_ours_is_measured_on_one_too(tmp_path: Path, set_th
     write(tmp_path, "0.jpg", "1.jpg")
     report = photos.measure_photos(tmp_path, [8], 2, 1, 2).document()
     names = {row["what"] for row in report["rows"]}
-    assert {"later-epochs-whole-one-thread", "later-epochs-whole+randaugment-one-thread"} <= names
+    assert {"later-epochs-one-thread", "later-epochs-small+randaugment-one-thread"} <= names
     assert "wall-clock" in report["time"]
 
 
@@ -51,14 +55,16 @@ def test_epochs_differ_in_where_pixels_come_from_alone(tmp_path: Path) -> None:
     first, later, anew = case.first_epoch(3), case.later(3), case.anew(3)
     assert torch.equal(first, later)
     assert first.shape == case.torchvision(3).shape == case.torchvision_policy(3).shape == (6, 3, 12, 12)
-    assert (first.float() - anew.float()).abs().mean() < 12
-    assert torch.equal(case.first_epoch_whole(3), case.later_whole(3))
-    assert (case.later_whole(3).int() - anew.int()).abs().max() <= 1
+    assert torch.equal(first, anew)
+    small = case.later_small(3)
+    assert torch.equal(case.first_epoch_small(3), small)
+    assert 0 < (small.float() - anew.float()).abs().mean() < 12
     assert not torch.equal(case.later_policy(3), later)
+    assert not torch.equal(case.later_small_policy(3), small)
     for name in names:
         (tmp_path / name).unlink()
     assert torch.equal(case.later(3), later), "nothing is read again"
-    assert (case.later_whole(3).int() - anew.int()).abs().max() <= 1
+    assert torch.equal(case.later_small(3), small)
 
 
 def test_a_file_that_torchvision_cannot_decode_is_told(tmp_path: Path) -> None:
@@ -67,3 +73,5 @@ def test_a_file_that_torchvision_cannot_decode_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:300])
     with pytest.raises(InputError, match="torchvision cannot decode"):
         case.torchvision(0)
+    with pytest.raises(InputError, match=r"b\.jpg: cannot be decoded .*; leave it out"):
+        photos.measure_photos(tmp_path, [8], 2, 1, 1)

@@ -15,7 +15,7 @@ ROW = {"what", "median_ms", "low_ms", "high_ms", "ratio", "against", "n"}
     ("arguments", "names"),
     [
         (("operations",), ["mapolicy", "pillow", "torchvision-tensor", "torchvision-pil", "timm"]),
-        (("data",), ["torchvision", "first-epoch", "later-epochs", "later-epochs-whole", "torchvision+randaugment"]),
+        (("data",), ["torchvision", "first-epoch", "later-epochs", "later-epochs-small", "torchvision+randaugment"]),
         (
             ("step", "--arch", "wrn10_1", "--validation-batch-size", "4", "--no-memory"),
             ["plain", "exact", "double_backward"],

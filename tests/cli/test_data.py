@@ -144,11 +144,43 @@ def test_kept_images_are_announced_reused_and_cleared(mapolicy, tmp_path: Path) 
     assert cleared.json["files"] == len(kept)
     assert not list((tmp_path / "cache" / "kept-images").glob("*.images"))
     again = mapolicy("data", "folder:zoo", "--clear-cache", "--set", "cache_dir=cache")
-    assert "0 files of kept images" in again.out
+    assert "0 files of kept images, 0 bytes" in again.out
+    # A forecast writes none, and a folder that is gone can still be cleared.
+    forecast = mapolicy(*train, "--dry-run")
+    assert said in " ".join(forecast.err.split())
+    assert not list((tmp_path / "cache" / "kept-images").glob("*.images"))
+    assert mapolicy(*train, "--run-dir", "d").code == 0
+    (tmp_path / "zoo").rename(tmp_path / "other")
+    gone = mapolicy("data", "folder:zoo", "--clear-cache", "--set", "cache_dir=cache", "--json")
+    assert gone.json["files"] == len(kept)
+    (tmp_path / "other").rename(tmp_path / "zoo")
     # In memory the network is the same.
     assert mapolicy(*train, "--run-dir", "c", "--set", "memory_limit_gib=1").code == 0
     assert (tmp_path / "c" / "network.safetensors").read_bytes() == digests[0]
     assert not list((tmp_path / "cache" / "kept-images").glob("*.images"))
+
+
+def test_a_run_goes_on_with_another_way_to_the_same_crops(mapolicy, tmp_path: Path) -> None:
+    """memory, whole and off give the same crops, and small copies others."""
+    write_folder(tmp_path / "zoo", size=(40, 30))
+    train = ("train", "folder:zoo", "--policy", "none", "--arch", "test_resnet", *SMALL)
+    train = (*train, "--set", "base_augmentation=random_resized_crop", "--run-dir", "a", "--epochs", "2")
+    assert mapolicy(*train).code == 0
+    expected = (tmp_path / "a" / "network.safetensors").read_bytes()
+    for value in ("off", "whole"):
+        assert mapolicy(*train, "--set", f"keep_images={value}", "--resume").code == 0
+        assert (tmp_path / "a" / "network.safetensors").read_bytes() == expected
+    small = mapolicy(*train, "--set", "keep_images=small", "--resume")
+    assert small.code == 3
+    assert "keep_images 'memory' -> 'small'; undo the changes" in small.err
+
+
+def test_keep_images_that_does_nothing_is_said(mapolicy, tmp_path: Path) -> None:
+    write_folder(tmp_path / "zoo", size=(40, 30))
+    train = ("train", "folder:zoo", "--policy", "none", "--arch", "test_resnet", *SMALL, "--dry-run")
+    told = mapolicy(*train, "--set", "keep_images=whole").err
+    assert "keep_images=whole does nothing here: only random resized crops" in " ".join(told.split())
+    assert "keep_images" not in mapolicy(*train).err
 
 
 def test_one_level_too_high_is_refused_with_the_folder_and_a_flag(mapolicy, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_jpeg_is_decoded_smaller_where_that_suffices(photos: Path) -> None:
 def test_a_damaged_file_costs_its_images_only(photos: Path) -> None:
     first = load(photos, memory_limit_gib=0.0)
     expected, told = batches(first.train), first.notes[-1]
-    assert "GiB" in told
+    assert "KiB, more than memory_limit_gib = 0" in told
     assert "mapolicy data folder:photos --clear-cache" in told
     path = max(cache_files(photos), key=lambda path: path.stat().st_size)
     one, other = (first.train.kept.slots[0][int(index)] for index in first.train.indices[:2])  # type: ignore[attr-defined]
@@ -261,7 +261,7 @@ def test_a_full_disk_stops_keeping_and_not_the_run(photos: Path, monkeypatch: py
 
 def test_too_little_room_is_said_before(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
-    assert "GiB are free" in load(photos, memory_limit_gib=0.0).notes[-1]
+    assert "KiB are needed and 100 bytes are free" in load(photos, memory_limit_gib=0.0).notes[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -283,9 +283,9 @@ def test_a_run_that_could_keep_images_says_so(photos: Path, monkeypatch: pytest.
         notes = [note for note in load(photos, keep_images="memory", **changes).notes if "keep_images=" in note]
         if not notes:
             return None
-        found = re.search(r"--set keep_images=(\w+) decodes each once, and keeps about (\S+) GiB in (.+);", notes[0])
+        found = re.search(r"--set keep_images=(\w+) decodes each once, and keeps about (\S+) KiB in (.+);", notes[0])
         assert found is not None, notes
-        assert float(found[2]) == pytest.approx(sizes[found[1]] / 2**30, rel=0.2)
+        assert float(found[2]) == pytest.approx(sizes[found[1]] / 2**10, rel=0.2)
         return found[1], found[3], "accuracy" in notes[0]
 
     assert told() is None  # it keeps them
@@ -297,7 +297,7 @@ def test_a_run_that_could_keep_images_says_so(photos: Path, monkeypatch: pytest.
     assert told(memory_limit_gib=0.0) == ("small", "a file", True)
     free = 0
     assert told(memory_limit_gib=0.0) is None
-    assert told(interpolation="bicubic") is None
+    assert told(interpolation="bicubic", memory_limit_gib=0.0) is None
     assert told(base_augmentation="none") is None
     assert not any("decodes each once" in note for note in load(photos).notes)
 
@@ -310,7 +310,7 @@ def test_without_memory_images_are_decoded_anew(photos: Path, monkeypatch: pytes
         raise MemoryError
 
     for note, name, value in (
-        ("GiB of memory are not to be had", "mapolicy.data.kept_images.KeptImages.allocate", refused),
+        ("KiB of memory are not to be had", "mapolicy.data.kept_images.KeptImages.allocate", refused),
         ("more than memory_limit_gib", "mapolicy.data.splits.seem_to_fit", lambda *_: True),
     ):
         with monkeypatch.context() as patch:
@@ -322,7 +322,22 @@ def test_without_memory_images_are_decoded_anew(photos: Path, monkeypatch: pytes
         assert not splits.train.kept.crops.expected().any()  # type: ignore[attr-defined]
 
 
+def test_files_of_many_images_are_known_by_their_times(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fingerprint of a large data set has no contents, so a photo that was written again must change the key."""
+    monkeypatch.setattr("mapolicy.data.splits.FINGERPRINT_IMAGES", 3)
+    how = {"memory_limit_gib": 0.0, "keep_images": "whole"}
+
+    def there() -> bool:
+        return bool(load(photos, **how).train.kept.crops.expected().any())  # type: ignore[attr-defined]
+
+    batches(load(photos, **how).train)
+    assert there()
+    first = load(photos).train.indices[0]
+    os.utime(photos / load(photos).train.images.name(int(first)), ns=(0, 10**9))  # type: ignore[attr-defined]
+    assert not there()
+
+
 def test_other_filters_keep_nothing(photos: Path) -> None:
-    splits = load(photos, interpolation="bicubic")
+    splits = load(photos, interpolation="bicubic", keep_images="memory")
     assert type(splits.train).__name__ == "StreamedSplit"
     assert not any("kept" in note for note in splits.notes)

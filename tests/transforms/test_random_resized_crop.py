@@ -170,8 +170,17 @@ def test_wrong_boxes_and_sizes_are_named() -> None:
             resize_boxes(images, torch.tensor([box]), 8)
     with pytest.raises(ValueError, match="expected \\(1, 4\\)"):
         resize_boxes(images, torch.zeros(2, 4), 8)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="indices came with"):
         RandomResizedCrop(8)(images, [0, 1], 0)
+    with pytest.raises(ValueError, match="2 sizes came with 1 images"):
+        RandomResizedCrop(8)(images, [0], 0, [(20, 10), (20, 10)])
+    with pytest.raises(ValueError, match="sizes have 0"):
+        RandomResizedCrop(8)(images, [0], 0, [(0, 10)])
+    for indices, step, sizes in (([0.0], 0, None), ([0], 1.5, None), ([0], 0, [(20.5, 10)]), ([True], 0, None)):
+        with pytest.raises(TypeError, match="is no whole number"):
+            RandomResizedCrop(8)(images, indices, step, sizes)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"5\.0 is no whole number"):
+        RandomResizedCrop(8)(images, torch.tensor([5.0]), 0)
     for size in (0, 2.5):
         with pytest.raises(ValueError, match="whole number"):
             RandomResizedCrop(size)  # type: ignore[arg-type]
