@@ -368,6 +368,7 @@ def test_a_process_decodes_its_own_images_alone(
         image_size=16,
         policy="uniform",
         base_augmentation="random_resized_crop",
+        keep_images="off",
         train_per_class=4,
         validation_per_class=1,
         test_per_class=1,

@@ -4,7 +4,7 @@ python benchmarks/evidence/render.py benchmarks/evidence/omniglot.json
 python benchmarks/evidence/render.py benchmarks/evidence/omniglot-transfer-*.json
 
 One file gives a row for each policy; several give a row for each file, with what the learned policy gains, and one for
-their average where all have the same splits: of a split's networks first, so that a bundle counts once.
+their average where all have the same splits: of a split's networks first, so that a split counts once.
 """
 
 import json
