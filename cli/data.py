@@ -69,10 +69,11 @@ def data(
 
 def _clear_cache(config: SearchConfig, output: options.Output) -> None:
     from ..data.kept_images import cache_folder, clear
-    from ..data.splits import cache_owner
+    from ..data.splits import cache_owners
 
     folder = cache_folder(config.cache_dir)
-    files, space = clear(folder, cache_owner(config))
+    cleared = [clear(folder, owner) for owner in cache_owners(config)]
+    files, space = (sum(numbers) for numbers in zip(*cleared, strict=True))
     if output.as_json:
         display.print_json({"folder": str(folder), "files": files, "bytes": space})
         return

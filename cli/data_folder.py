@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..errors import InputError, MapolicyError
-from ..runtime.files import CONFIG_FILE, RESULT_FILE
+from ..runtime.files import CONFIG_FILE, RESULT_FILE, plain_absolute
 from ..runtime.toml_file import read_toml
 from . import display
 from .outputs import slug
@@ -104,7 +103,7 @@ def dataset_slug(dataset: str, data_dir: str) -> str:
     plain = slug(dataset)
     if not dataset.startswith(FOLDER):
         return plain
-    here = Path(os.path.abspath(_folder(dataset, data_dir)))  # noqa: PTH100 - as data sets are named
+    here = plain_absolute(_folder(dataset, data_dir))  # as data sets are named
     short = hashlib.sha256(str(here).encode()).hexdigest()[:6]
     names = (plain, f"{slug(here.parent.name)}-{plain}", f"{plain}-{short}")
     return next((name for name in names[:-1] if not _taken(name, here)), names[-1])
@@ -115,7 +114,7 @@ def _taken(name: str, here: Path) -> bool:
     for run in _runs():
         if run.name.startswith((f"search-{name}-", f"train-{name}-")):
             place = _place_of_run(run)
-            if place is None or Path(os.path.abspath(place)) == here:  # noqa: PTH100
+            if place is None or plain_absolute(place) == here:
                 continue
             # A run of birds-small begins as one of birds does.
             if slug(place.name) in (name, name.removeprefix(f"{slug(place.parent.name)}-")):

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..errors import EnvironmentFault
 from ..runtime.files import check_writable
@@ -154,7 +155,8 @@ def _numba_cache() -> Finding:
         from ..transforms.cpu_kernels import transform
     except Exception as problem:  # numba and its compiler library raise errors of many kinds
         return Finding("numba", BROKEN, f"cannot be imported: {problem}", "install numba again")
-    folder = getattr(transform, "stats").cache_path  # noqa: B009 - numba's decorator hides its type
+    compiled: Any = transform  # numba's decorator hides its type
+    folder = compiled.stats.cache_path
     if folder is None:
         text = "no folder is writable: each process compiles the operations anew, which takes some seconds"
         return Finding("numba cache", MISSING, text, "set NUMBA_CACHE_DIR to a folder")

@@ -32,8 +32,8 @@ SETTINGS = {
 
 def drawn_folder(data_dir: Path, work: Path, draw: int, images_per_class: int) -> Path:
     """Links to the images of a draw, by class."""
-    name = f"cifar20-{draw}" if images_per_class == 100 else f"cifar20-{images_per_class}-{draw}"
-    source, folder, chooser = data_dir.resolve() / "cifar100", work / name, random.Random(draw)
+    folder = work / (f"cifar20-{draw}" if images_per_class == 100 else f"cifar20-{images_per_class}-{draw}")
+    source, chooser = data_dir.resolve() / "cifar100", random.Random(draw)
     for name in chooser.sample(sorted(path.name for path in (source / "train").iterdir()), CLASSES):
         images = sorted((source / "train" / name).iterdir())
         for split, chosen in (

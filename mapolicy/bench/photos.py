@@ -22,7 +22,7 @@ from ..config.choices import SMALL, WHOLE
 from ..data.decode import CorruptImageError
 from ..data.image_dataset import FileImages
 from ..data.kept_images import Owner
-from ..data.kept_split import KeptLoader
+from ..data.kept_loader import KeptLoader
 from ..data.loader import Split, StreamedSplit
 from ..data.reading import Cropper, ImageReading
 from ..data.survey import survey

@@ -156,7 +156,10 @@ def read_container(
     Raises:
         InputError: the file is not a container that `write_container` could have written; the line says what is wrong.
     """
-    read_at: ReadAt = lambda at, count: content[at : at + count]  # noqa: E731 - shorter than a function
+
+    def read_at(position: int, count: int) -> bytes:
+        return content[position : position + count]
+
     start, metadata, places = check_header(source, read_at, len(content), limits, kind)
     data = memoryview(content)[start:].toreadonly()
     return metadata, {

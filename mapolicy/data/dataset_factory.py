@@ -16,6 +16,7 @@ import torch
 
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..registries import DATASETS, dataset_entry
+from ..runtime.files import plain_absolute
 from ..runtime.sanitize import printable
 from .folders import LAYOUT, LeftOut, Listing, SplitFolders, find_splits, list_folder
 from .image_dataset import ArrayImages, DatasetRequest, FileImages, ImageSet, Source, check_same_classes
@@ -96,7 +97,7 @@ def open_folder(request: DatasetRequest) -> Source:
             raise InputError(
                 f"folder:{printable(text)}", why, "name folder:PATH, or the folder above it with --data-dir"
             )
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, and the name would change
+    path = plain_absolute(path)  # behind a link the name would be another
     return folder_source(f"folder:{printable(path.name)}", path, request.nested_classes)
 
 

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from ..errors import EnvironmentFault, MapolicyError
 from ..runtime.sanitize import printable
+from ..transforms.random_resized_crop import crop_kernel
 from .batch_sampler import Plan
 from .decode import bombs_as_errors
 from .image_dataset import ImageSet
@@ -118,7 +119,7 @@ class StreamedSplit(Split):
     @override
     def batches(self, plan: Plan, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         if augment and self.crop.random_crop:
-            from ..transforms import crop_kernels  # noqa: F401 - once, and not in every worker
+            crop_kernel()  # loads it once, and not in every worker
         pinned = self.device.type == "cuda"
         largest = max((len(positions) for _, positions in plan), default=0)
         loader: DataLoader[Any] = DataLoader(

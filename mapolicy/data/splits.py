@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -20,6 +19,7 @@ from ..config.choices import MEMORY, SMALL, WHOLE
 from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
+from ..runtime.files import plain_absolute
 from ..runtime.sanitize import printable
 from . import damaged
 from .batch_sampler import batches_per_epoch, check_parts, fitting_batch
@@ -29,7 +29,7 @@ from .decode import bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import FileImages, ImageSet, Source
 from .kept_images import Owner
-from .kept_split import KeptLoader, keeping_hint, seem_to_fit
+from .kept_loader import KeptLoader, keeping_hint, seem_to_fit
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits, set_aside
@@ -202,7 +202,7 @@ def load_splits(
     contents, digest = _contents_and_fingerprint(classes, pool, used)
     if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, config.memory_limit_gib)):
         images = digest if contents else _with_states(digest, pool, used)
-        place = (config.keep_images, config.cache_dir, owner_of(source), config.dataset, images)
+        place = (config.keep_images, config.cache_dir, owner_of(source), _typed(config), images)
         keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
         (train, validation, *rest), said = keeper.keep(pool, groups, found.sizes)
         where.append(said)
@@ -285,13 +285,23 @@ def owner_of(source: Source) -> Owner:
     return Owner(source.name, str(place.absolute()) if place.exists() else source.where)
 
 
-def cache_owner(config: RunConfig) -> Owner:
-    """Whose the files of kept images of a configuration's data set are; of a folder also if it is gone."""
+def cache_owners(config: RunConfig) -> list[Owner]:
+    """Whose the files of kept images of a configuration's data set are.
+
+    A folder that is gone may have been here or in data_dir, so both are named.
+    """
     text = config.dataset.removeprefix("folder:")
-    gone = Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 - as `open_folder` makes the name
-    if text == config.dataset or gone.exists() or (Path(config.data_dir) / text).exists():
-        return owner_of(open_dataset(config))
-    return Owner(f"folder:{printable(gone.name)}", str(gone))
+    places = [Path(text).expanduser(), *([Path(config.data_dir) / text] if Path(text).name == text else [])]
+    if text == config.dataset or any(place.exists() for place in places):
+        return [owner_of(open_dataset(config))]
+    gone = [plain_absolute(place) for place in places]  # as `open_folder` makes the name
+    return [Owner(f"folder:{printable(place.name)}", str(place)) for place in gone]
+
+
+def _typed(config: RunConfig) -> str:
+    """The data set as a user types it for a shell, with --data-dir where that is not the default."""
+    where = "" if config.data_dir == RunConfig.defaults()["data_dir"] else f" --data-dir {shlex.quote(config.data_dir)}"
+    return shlex.quote(config.dataset) + where
 
 
 def _contents_and_fingerprint(classes: Collection[str], pool: ImageSet, used: Tensor) -> tuple[list[bytes], str]:

@@ -75,6 +75,11 @@ def write_atomically(path: Path, content: bytes | bytearray, previous: Path | No
         raise _write_fault(path, len(content), problem) from None
 
 
+def plain_absolute(path: Path) -> Path:
+    """The path from the root, without `.` and `..`; links in it stay, which `Path.resolve` would follow."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - pathlib has no such function
+
+
 def remove_litter(folder: Path, name: str | None = None) -> None:
     """Remove temporary files that killed processes have left behind.
 

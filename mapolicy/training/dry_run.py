@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..data.kept_split import without_files
+from ..data.kept_loader import without_files
 from ..data.splits import worker_faults
 from .checkpoint import RunState
 from .iteration import Iteration

@@ -182,8 +182,7 @@ def crop_flat(
         interleaved: whether the images are [height, width, C], else [C, height, width].
         cut: whether the boxes, whole numbers, are cut out before they are resized: no pixel outside has a weight.
     """
-    from .crop_kernels import resize_boxes as compiled  # takes numba, which needs a while to load
-
+    compiled = crop_kernel()
     heights, widths = np.ascontiguousarray(sizes[:, 0]), np.ascontiguousarray(sizes[:, 1])
     drawn = np.empty((len(result), 4), np.float32)
 
@@ -192,6 +191,13 @@ def crop_flat(
         compiled(pixels, starts, heights, widths, interleaved, drawn, cut, result, first, last)
 
     images_in_ranges(work, len(result), int(np.prod(result.shape[1:])))
+
+
+def crop_kernel() -> Callable[..., None]:
+    """The compiled crop of `crop_kernels.py`; the first call loads numba, which needs a while."""
+    from .crop_kernels import resize_boxes
+
+    return resize_boxes
 
 
 def _by_torch(images: Tensor | Sequence[Tensor], boxes: Tensor, result: Tensor) -> None:

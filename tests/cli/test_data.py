@@ -1,6 +1,7 @@
 """`mapolicy data`, what runs say of their data at the start, and where a bundle's folder is found."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,17 @@ def test_kept_images_are_announced_reused_and_cleared(mapolicy, tmp_path: Path) 
     (tmp_path / "zoo").rename(tmp_path / "other")
     gone = mapolicy("data", "folder:zoo", "--clear-cache", "--set", "cache_dir=cache", "--json")
     assert gone.json["files"] == len(kept)
+    (tmp_path / "other").rename(tmp_path / "zoo")
+    # Of a folder in data_dir the command says where that is, and it works when the folder is gone.
+    (tmp_path / "all my data").mkdir()
+    (tmp_path / "zoo").rename(tmp_path / "all my data" / "zoo")
+    elsewhere = mapolicy(*train, "--data-dir", "all my data", "--run-dir", "e")
+    assert elsewhere.code == 0, elsewhere.err
+    typed = ("data", "folder:zoo", "--data-dir", "all my data", "--clear-cache", "--set", "cache_dir=cache")
+    assert f"`mapolicy {shlex.join(typed)}` removes them" in " ".join(elsewhere.err.split())
+    (tmp_path / "all my data" / "zoo").rename(tmp_path / "zoo")
+    (tmp_path / "zoo").rename(tmp_path / "other")
+    assert mapolicy(*typed, "--json").json["files"] == len(kept)
     (tmp_path / "other").rename(tmp_path / "zoo")
     # In memory the network is the same.
     assert mapolicy(*train, "--run-dir", "c", "--set", "memory_limit_gib=1").code == 0

@@ -168,7 +168,7 @@ def test_a_damaged_file_costs_its_images_only(photos: Path) -> None:
     first = load(photos, memory_limit_gib=0.0)
     expected, told = batches(first.train), first.notes[-1]
     assert "KiB, more than memory_limit_gib = 0" in told
-    assert "mapolicy data folder:photos --clear-cache" in told
+    assert "mapolicy data folder:photos --data-dir " in told
     path = max(cache_files(photos), key=lambda path: path.stat().st_size)
     one, other = (first.train.kept.slots[0][int(index)] for index in first.train.indices[:2])  # type: ignore[attr-defined]
     start = int(first.train.kept.crops.starts[one])  # type: ignore[attr-defined]

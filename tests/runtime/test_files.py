@@ -17,7 +17,7 @@ import pytest
 
 from mapolicy.errors import EnvironmentFault, InputError
 from mapolicy.runtime import files
-from mapolicy.runtime.files import ReadAt, check_writable, read_regular_file, write_atomically
+from mapolicy.runtime.files import ReadAt, check_writable, plain_absolute, read_regular_file, write_atomically
 
 OLD, NEW = b"old content", b"new content, longer"
 
@@ -171,6 +171,13 @@ def test_a_file_is_no_folder(function, target: Path) -> None:
         assert fault.value.exit_code == 5
     assert target.read_bytes() == OLD
     assert listing(target.parent) == [target.name]
+
+
+def test_an_absolute_path_keeps_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    assert plain_absolute(Path("photos/../link/.")) == tmp_path / "link"
 
 
 def test_a_name_too_long_for_the_file_system(tmp_path: Path) -> None:
