@@ -24,6 +24,7 @@ RECIPE_OF = "cifar100"
 PROXY = "wrn16_2"
 LARGER = "wrn40_2"
 SIZES, PHOTO_SIZES = (32, 224), (64, 224)
+MOST_COLUMNS = 1000  # of a table
 
 Column = Callable[[Mapping[str, Any]], str]
 Rounds = Annotated[int, typer.Option(help="Measurements of each candidate.", min=1, max=10_000)]
@@ -218,6 +219,7 @@ def _show(output: options.Output, report: Mapping[str, Any], columns: Mapping[st
         display.print_json(report)
         return
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Column as TableColumn
     from rich.table import Table
 
@@ -236,8 +238,9 @@ def _show(output: options.Output, report: Mapping[str, Any], columns: Mapping[st
             f"{row['ratio_low']:.3f}-{row['ratio_high']:.3f}",
             *(column(row) for column in columns.values()),
         )
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(table)
+    console = Console()
+    whole = Measurement.get(console, console.options.update(width=MOST_COLUMNS), table).maximum
+    Console(width=max(console.width, whole)).print(table)  # in a narrow terminal lines wrap, and no figure is cut
     machine = report["hardware"]
     facts = {
         "figures": f"medians of {rows[0]['n']} interleaved rounds; {report['time']}",

@@ -37,7 +37,9 @@ ROW = {"what", "median_ms", "low_ms", "high_ms", "ratio", "against", "n"}
     ],
     ids=lambda value: value[0],
 )
-def test_bench_json_and_table(mapolicy, tmp_path: Path, arguments: tuple, names: list[str]) -> None:
+def test_bench_json_and_table(
+    mapolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple, names: list[str]
+) -> None:
     measured = mapolicy("bench", *arguments, *TINY, "--json")
     assert measured.code == 0, measured.err
     assert {"rows", "hardware", "versions", "time", "settings"} <= set(measured.json)
@@ -51,9 +53,11 @@ def test_bench_json_and_table(mapolicy, tmp_path: Path, arguments: tuple, names:
         assert "precision" in json.dumps(measured.json["settings"]["configuration"]), "what a row depends on"
     assert "round 2 of 2" in measured.err
 
+    monkeypatch.setenv("COLUMNS", "60")
     shown = mapolicy("bench", *arguments, *TINY, "--quiet")
     assert shown.code == 0, shown.err
     assert shown.err == ""
+    assert "…" not in shown.out, "nothing is cut"
     assert all(name in shown.out for name in (*names, "medians of 2 interleaved rounds", "torch"))
     assert snapshot(tmp_path) == []
 
