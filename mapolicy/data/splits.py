@@ -184,12 +184,7 @@ def load_splits(
     kept, aside = indices.train, torch.empty(0, dtype=torch.int64)
     if isinstance(config, SearchConfig) and config.verify_per_class:
         kept, aside = set_aside(indices.train, pool.labels, classes, config.verify_per_class, config.split_seed)
-    if batches_per_epoch(config, len(kept)) == 0:
-        parts = config.accumulate * communicator().size
-        check_parts(len(kept), parts)
-        why = f"has {len(kept)} training images, fewer than batch_size = {config.batch_size}"
-        size = fitting_batch(len(kept), parts)
-        raise InputError(source.where, why, f"use --batch-size {size}, or add images")
+    _check_for_a_batch(config, source, len(kept))
 
     found = survey(pool, torch.cat(indices.usable).sort().values)
     reading = choose_reading(config, found, pool, indices.train)
@@ -198,21 +193,9 @@ def load_splits(
     loader = SplitLoader(cropper, device, config.workers, config.memory_limit_gib)
     used = torch.cat([indices.train, indices.meta_validation]).sort().values
     groups = [kept, indices.meta_validation, *([aside] if len(aside) else [])]
-    where: list[str] = []
     contents, digest = _contents_and_fingerprint(classes, pool, used)
-    if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, config.memory_limit_gib)):
-        images = digest if contents else _with_states(digest, pool, used)
-        place = (config.keep_images, config.cache_dir, owner_of(source), _typed(config), images)
-        keeper = KeptLoader(cropper, device, config.workers, config.memory_limit_gib, *place)
-        (train, validation, *rest), said = keeper.keep(pool, groups, found.sizes)
-        where.append(said)
-    else:
-        train, validation, *rest = loader.load(pool, groups)
-        if config.keep_images in (WHOLE, SMALL):
-            cut = "only random resized crops with interpolation=bilinear are cut from kept images"
-            where.append(f"keep_images={config.keep_images} does nothing here: {cut}")
-        elif config.keeps_images:
-            where += keeping_hint(reading, found, config.memory_limit_gib, config.cache_dir)
+    state = partial(_state, digest, bool(contents), pool, used)
+    (train, validation, *rest), where = _read(config, source, loader, found, groups, state)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     counts = tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist())
@@ -279,6 +262,45 @@ def count_training_images(config: RunConfig) -> int:
     return len(train)
 
 
+def _check_for_a_batch(config: RunConfig, source: Source, images: int) -> None:
+    if batches_per_epoch(config, images) == 0:
+        parts = config.accumulate * communicator().size
+        check_parts(images, parts)
+        why = f"has {images} training images, fewer than batch_size = {config.batch_size}"
+        raise InputError(source.where, why, f"use --batch-size {fitting_batch(images, parts)}, or add images")
+
+
+def _read(
+    config: RunConfig,
+    source: Source,
+    loader: SplitLoader,
+    found: Survey,
+    groups: Sequence[Tensor],
+    state: Callable[[], str],
+) -> tuple[list[Split], list[str]]:
+    """Splits of the groups of images, and what to say of where the images are kept.
+
+    Args:
+        config, source, loader: of the run.
+        found: what the images are like.
+        groups: for each split the indices of its images.
+        state: makes a text that changes with any image.
+    """
+    reading, limit = loader.crop.reading, loader.memory_limit_gib
+    if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, limit)):
+        place = (config.keep_images, config.cache_dir, owner_of(source), _typed(config), state())
+        keeper = KeptLoader(loader.crop, loader.device, loader.workers, limit, *place)
+        splits, said = keeper.keep(source.pool, groups, found.sizes)
+        return splits, [said]
+    splits, hint = loader.load(source.pool, groups), []
+    if config.keep_images in (WHOLE, SMALL):
+        cut = "only random resized crops with interpolation=bilinear are cut from kept images"
+        hint = [f"keep_images={config.keep_images} does nothing here: {cut}"]
+    elif config.keeps_images:
+        hint = keeping_hint(reading, found, limit, config.cache_dir)
+    return splits, hint
+
+
 def owner_of(source: Source) -> Owner:
     """Whose a file of kept images is: the data set's name, and its folder as an absolute path."""
     place = Path(source.where).expanduser()
@@ -309,8 +331,10 @@ def _contents_and_fingerprint(classes: Collection[str], pool: ImageSet, used: Te
     return contents, fingerprint(classes, pool, used, contents)
 
 
-def _with_states(digest: str, pool: ImageSet, used: Tensor) -> str:
-    """A fingerprint that does not cover contents, with what shows that files were changed: their times."""
+def _state(digest: str, of_contents: bool, pool: ImageSet, used: Tensor) -> str:
+    """A text that changes with any image: a fingerprint that does not cover contents, with the times of the files."""
+    if of_contents:
+        return digest
     states = hashlib.sha256(digest.encode())
     for index in used.tolist():
         states.update(repr(pool.state(index)).encode())
