@@ -15,9 +15,11 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import torch
 from table import HERE, Table, mapolicy, options
 
 from mapolicy import PolicyBundle
+from mapolicy.runtime.machine import hardware, versions
 
 CLASSES = 20
 SETTINGS = {
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--first", type=int, default=0, help="the first draw")
     parser.add_argument("--against", default="none,uniform,trivialaugment")
+    parser.add_argument("--modes", default="frozen", help="of the learned policies")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE: another setting, of the searches alone")
     parser.add_argument("--name", default="cifar20", help="of the results, where settings differ")
     parser.add_argument("--arch", action="append", help="networks, the proxy first; wrn10_1 otherwise")
@@ -108,11 +111,13 @@ def main() -> None:
             )
         if arguments.free:
             rows += _trained(folder, own, arguments.against, draw)
-            (HERE / f"{arguments.name}.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            here = {"versions": versions(), "hardware": hardware(torch.device("cpu")) | {"threads": 1}}
+            (HERE / f"{arguments.name}.json").write_text(json.dumps({"rows": rows, **here}, indent=1) + "\n")
             continue
         document = mapolicy(
             *("compare", "--bundle", str(bundle), *(part for arch in archs for part in ("--arch", arch))),
-            *("--against", arguments.against, "--seeds", "1", "--recipe", "train-any"),
+            *("--against", arguments.against, "--mode", arguments.modes),
+            *("--seeds", "1", "--recipe", "train-any"),
             *options(own, folder.parent, []),
             *("--run-dir", str(run), *(["--resume"] if run.exists() else [])),
         )

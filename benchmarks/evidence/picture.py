@@ -29,6 +29,8 @@ TABLES = (
     ("cifar20-verify", "the same, four other draws"),
     ("cifar20-32px", "CIFAR-100, 32 px, WRN-10-1 (the proxy)"),
     ("cifar20-32px-test_resnet", "CIFAR-100, 32 px, test_resnet"),
+    ("cifar20-50", "CIFAR-100, 50 images, WRN-10-1 (the proxy)"),
+    ("cifar20-50-test_resnet", "CIFAR-100, 50 images, test_resnet"),
 )
 COLOURS = {"uniform": "#2166ac", "trivialaugment": "#b2182b"}
 NAMES = {"uniform": "over uniform draws of the same operations", "trivialaugment": "over TrivialAugment"}

@@ -20,13 +20,11 @@ HERE = Path(__file__).resolve().parent
 # By data set the tables of searches that ended with the check; those of a data set share their bundles.
 TABLES = {
     "Omniglot": (
-        "omniglot-alignment",
         "omniglot-transfer-wrn16_1",
-        "omniglot-transfer-test_resnet",
         "omniglot-transfer-mobilevit_xxs",
         "omniglot-transfer-resnet10t",
     ),
-    "hand signs": ("signs-batch40", "signs-transfer-wrn16_1", "signs-transfer-test_resnet"),
+    "hand signs": ("signs-transfer-wrn16_1", "signs-transfer-test_resnet"),
     "CIFAR-100, 16 px": ("cifar20-verify",),
     "CIFAR-100, 32 px": ("cifar20-32px", "cifar20-32px-test_resnet"),
 }
@@ -90,8 +88,10 @@ def main() -> None:
             if len(both) > 2:
                 correlation = statistics.correlation(across, up) if len(set(across)) > 1 else float("nan")
                 mean = f"said {statistics.mean(across):+.1f}, measured {statistics.mean(up):+.1f}"
-                same = sum((a > 0) == (b > 0) for a, b in zip(across, up, strict=True))
-                print(f"{title}, less {other}: {len(both)} points, r = {correlation:+.2f}, {mean}, same sign {same}")
+                same = sum(a * b > 0 for a, b in zip(across, up, strict=True))
+                told = sum(a != 0 for a in across)
+                agreed = f"same sign {same} of the {told} times that it said a difference"
+                print(f"{title}, less {other}: {len(both)} points, r = {correlation:+.2f}, {mean}, {agreed}")
     for panel, other in zip(axes, POLICIES[1:], strict=True):
         panel.axhline(0, color="grey", linewidth=1)
         panel.axvline(0, color="grey", linewidth=1)
