@@ -69,7 +69,7 @@ def data(
 
 def _clear_cache(config: SearchConfig, output: options.Output) -> None:
     from ..data.kept_images import cache_folder, clear
-    from ..data.splits import cache_owners
+    from ..data.kept_loader import cache_owners
 
     folder = cache_folder(config.cache_dir)
     cleared = [clear(folder, owner) for owner in cache_owners(config)]

@@ -86,8 +86,8 @@ class Planner:
         Raises:
             UsageError, InputError, EnvironmentFault: the data set cannot be opened.
         """
+        from ..data.dataset_factory import open_dataset
         from ..data.profile import profile
-        from ..data.splits import open_dataset
         from ..distributed import communicator
         from ..runtime.device import resolve_device
         from ..training.plan import Machine, choose

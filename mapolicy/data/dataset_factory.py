@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..config import RunConfig
+from ..distributed import communicator
 from ..errors import EnvironmentFault, InputError, UsageError
 from ..registries import DATASETS, dataset_entry
 from ..runtime.files import plain_absolute
@@ -82,6 +84,18 @@ def open_digits(request: DatasetRequest) -> Source:
 
 
 # ---- folders
+
+
+def open_dataset(config: RunConfig) -> Source:
+    """The data set that a configuration names; of several processes on a machine one downloads it for all.
+
+    Raises:
+        UsageError, InputError, EnvironmentFault: as `open_source`.
+    """
+    with communicator().local_main_process_first():
+        return open_source(
+            config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download, config.nested_classes
+        )
 
 
 def open_folder(request: DatasetRequest) -> Source:

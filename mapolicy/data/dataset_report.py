@@ -14,10 +14,11 @@ from ..runtime.words import plural
 from .batch_sampler import NOTABLE_SHARE, batches_per_epoch, fitting_batch, left_out
 from .copies import Copies, find_copies, some, trouble_of_copies
 from .damaged import find_corrupt, note, without
+from .dataset_factory import open_dataset
 from .folders import LeftOut
 from .image_dataset import ImageSet, Source
 from .reading import ImageReading
-from .splits import META_VALIDATION, TESTING, TRAINING, open_dataset
+from .splits import META_VALIDATION, TESTING, TRAINING
 from .stratify import draw_splits
 from .survey import Survey, choose_reading, notes, spread, survey
 

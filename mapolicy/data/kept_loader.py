@@ -12,10 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import RunConfig
 from ..config.choices import MEMORY, SMALL, WHOLE
+from ..runtime.files import plain_absolute
+from ..runtime.sanitize import printable
 from ..runtime.words import plural_are, size_in_words
+from .dataset_factory import open_dataset
 from .decode import CorruptImageError, bombs_as_errors, simplejpeg_version
-from .image_dataset import ImageSet
+from .image_dataset import ImageSet, Source
 from .kept_images import KeptImages, Owner, cache_folder, open_file
 from .kept_split import Kept, KeptReader, KeptSplit
 from .loader import Split, SplitLoader, StreamedSplit, threaded_map
@@ -95,6 +99,62 @@ class KeptLoader(SplitLoader):
         except OSError as problem:
             return Kept(crops, centrals, slots, f"{anew}: {folder}: {problem.strerror or problem}")
         return Kept(wide, square, slots, in_file)
+
+
+def read_groups(
+    config: RunConfig,
+    source: Source,
+    loader: SplitLoader,
+    found: Survey,
+    groups: Sequence[Tensor],
+    state: Callable[[], str],
+) -> tuple[list[Split], list[str]]:
+    """Splits of the groups of images, and what to say of where the images are kept.
+
+    Args:
+        config, source, loader: of the run.
+        found: what the images are like.
+        groups: for each split the indices of its images.
+        state: makes a text that changes with any image.
+    """
+    reading, limit = loader.crop.reading, loader.memory_limit_gib
+    if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, limit)):
+        place = (config.keep_images, config.cache_dir, owner_of(source), _as_typed(config), state())
+        keeper = KeptLoader(loader.crop, loader.device, loader.workers, limit, *place)
+        splits, said = keeper.keep(source.pool, groups, found.sizes)
+        return splits, [said]
+    splits, hint = loader.load(source.pool, groups), []
+    if config.keep_images in (WHOLE, SMALL):
+        cut = "only random resized crops with interpolation=bilinear are cut from kept images"
+        hint = [f"keep_images={config.keep_images} does nothing here: {cut}"]
+    elif config.keeps_images:
+        hint = keeping_hint(reading, found, limit, config.cache_dir)
+    return splits, hint
+
+
+def owner_of(source: Source) -> Owner:
+    """Whose a file of kept images is: the data set's name, and its folder as an absolute path."""
+    place = Path(source.where).expanduser()
+    return Owner(source.name, str(place.absolute()) if place.exists() else source.where)
+
+
+def cache_owners(config: RunConfig) -> list[Owner]:
+    """Whose the files of kept images of a configuration's data set are.
+
+    A folder that is gone may have been here or in data_dir, so both are named.
+    """
+    text = config.dataset.removeprefix("folder:")
+    places = [Path(text).expanduser(), *([Path(config.data_dir) / text] if Path(text).name == text else [])]
+    if text == config.dataset or any(place.exists() for place in places):
+        return [owner_of(open_dataset(config))]
+    gone = [plain_absolute(place) for place in places]  # as `open_folder` makes the name
+    return [Owner(f"folder:{printable(place.name)}", str(place)) for place in gone]
+
+
+def _as_typed(config: RunConfig) -> str:
+    """The data set as a user types it for a shell, with --data-dir where that is not the default."""
+    where = "" if config.data_dir == RunConfig.defaults()["data_dir"] else f" --data-dir {shlex.quote(config.data_dir)}"
+    return shlex.quote(config.dataset) + where
 
 
 @contextmanager

@@ -8,28 +8,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import RunConfig, SearchConfig
-from ..config.choices import MEMORY, SMALL, WHOLE
 from ..distributed import communicator
 from ..errors import InputError, UsageError
 from ..models.pretrained import normalisation_of
-from ..runtime.files import plain_absolute
 from ..runtime.sanitize import printable
 from . import damaged
 from .batch_sampler import batches_per_epoch, check_parts, fitting_batch
 from .copies import find_copies, trouble_of_copies
-from .dataset_factory import open_source
+from .dataset_factory import open_dataset
 from .decode import bombs_as_errors
 from .folders import LeftOut
 from .image_dataset import FileImages, ImageSet, Source
-from .kept_images import Owner
-from .kept_loader import KeptLoader, keeping_hint, seem_to_fit
+from .kept_loader import read_groups
 from .loader import ResidentSplit, Split, SplitLoader, StreamedSplit, threaded_map, worker_faults
 from .reading import Cropper, ImageReading
 from .stratify import check_sizes, draw_splits, set_aside
@@ -195,7 +191,7 @@ def load_splits(
     groups = [kept, indices.meta_validation, *([aside] if len(aside) else [])]
     contents, digest = _contents_and_fingerprint(classes, pool, used)
     state = partial(_state, digest, bool(contents), pool, used)
-    (train, validation, *rest), where = _read(config, source, loader, found, groups, state)
+    (train, validation, *rest), where = read_groups(config, source, loader, found, groups, state)
     _check_not_all_equal(train, source)
     mean, std = normalisation_of(config, reading.channels) or channel_statistics(train, reading.channels)
     counts = tuple(torch.bincount(pool.labels[used], minlength=len(classes)).tolist())
@@ -235,18 +231,6 @@ def load_splits(
     )
 
 
-def open_dataset(config: RunConfig) -> Source:
-    """The data set that a configuration names; of several processes on a machine one downloads it for all.
-
-    Raises:
-        UsageError, InputError, EnvironmentFault: as `open_source`.
-    """
-    with communicator().local_main_process_first():
-        return open_source(
-            config.dataset, Path(config.data_dir), config.memory_limit_gib, config.download, config.nested_classes
-        )
-
-
 def count_training_images(config: RunConfig) -> int:
     """How many images a configuration trains on, without those of the meta-validation split.
 
@@ -268,62 +252,6 @@ def _check_for_a_batch(config: RunConfig, source: Source, images: int) -> None:
         check_parts(images, parts)
         why = f"has {images} training images, fewer than batch_size = {config.batch_size}"
         raise InputError(source.where, why, f"use --batch-size {fitting_batch(images, parts)}, or add images")
-
-
-def _read(
-    config: RunConfig,
-    source: Source,
-    loader: SplitLoader,
-    found: Survey,
-    groups: Sequence[Tensor],
-    state: Callable[[], str],
-) -> tuple[list[Split], list[str]]:
-    """Splits of the groups of images, and what to say of where the images are kept.
-
-    Args:
-        config, source, loader: of the run.
-        found: what the images are like.
-        groups: for each split the indices of its images.
-        state: makes a text that changes with any image.
-    """
-    reading, limit = loader.crop.reading, loader.memory_limit_gib
-    if config.keeps_images and (config.keep_images != MEMORY or seem_to_fit(reading, found, limit)):
-        place = (config.keep_images, config.cache_dir, owner_of(source), _typed(config), state())
-        keeper = KeptLoader(loader.crop, loader.device, loader.workers, limit, *place)
-        splits, said = keeper.keep(source.pool, groups, found.sizes)
-        return splits, [said]
-    splits, hint = loader.load(source.pool, groups), []
-    if config.keep_images in (WHOLE, SMALL):
-        cut = "only random resized crops with interpolation=bilinear are cut from kept images"
-        hint = [f"keep_images={config.keep_images} does nothing here: {cut}"]
-    elif config.keeps_images:
-        hint = keeping_hint(reading, found, limit, config.cache_dir)
-    return splits, hint
-
-
-def owner_of(source: Source) -> Owner:
-    """Whose a file of kept images is: the data set's name, and its folder as an absolute path."""
-    place = Path(source.where).expanduser()
-    return Owner(source.name, str(place.absolute()) if place.exists() else source.where)
-
-
-def cache_owners(config: RunConfig) -> list[Owner]:
-    """Whose the files of kept images of a configuration's data set are.
-
-    A folder that is gone may have been here or in data_dir, so both are named.
-    """
-    text = config.dataset.removeprefix("folder:")
-    places = [Path(text).expanduser(), *([Path(config.data_dir) / text] if Path(text).name == text else [])]
-    if text == config.dataset or any(place.exists() for place in places):
-        return [owner_of(open_dataset(config))]
-    gone = [plain_absolute(place) for place in places]  # as `open_folder` makes the name
-    return [Owner(f"folder:{printable(place.name)}", str(place)) for place in gone]
-
-
-def _typed(config: RunConfig) -> str:
-    """The data set as a user types it for a shell, with --data-dir where that is not the default."""
-    where = "" if config.data_dir == RunConfig.defaults()["data_dir"] else f" --data-dir {shlex.quote(config.data_dir)}"
-    return shlex.quote(config.dataset) + where
 
 
 def _contents_and_fingerprint(classes: Collection[str], pool: ImageSet, used: Tensor) -> tuple[list[bytes], str]:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -249,5 +249,5 @@ def spread(indices: Tensor, most: int) -> list[int]:
     return [int(index) for index in indices[at].tolist()]
 
 
-def _counts(names: object) -> dict[str, int]:
-    return dict(Counter(names).most_common())  # type: ignore[call-overload]
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())

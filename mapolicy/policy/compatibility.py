@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Set
 
 from ..config import TrainConfig
-from ..data.splits import open_dataset
+from ..data.dataset_factory import open_dataset
 from ..errors import InputError, UsageError
 from ..runtime.sanitize import invalid_bundle, printable, quoted
 from .policy_bundle import PolicyBundle

@@ -18,10 +18,10 @@ from ..bundle.load import SearchedFile, open_bundle
 from ..bundle.manifest_base import PolicyFile
 from ..config import TrainConfig
 from ..data import damaged
+from ..data.dataset_factory import open_dataset
 from ..data.decode import CorruptImageError, bombs_as_errors
 from ..data.image_dataset import Source
 from ..data.reading import ImageReading
-from ..data.splits import open_dataset
 from ..data.survey import choose_reading, survey
 from ..errors import InputError, UsageError
 from ..policy.augmentations import Augmentation, FollowsProgress, NamesOperations, build_augmentation

@@ -311,7 +311,7 @@ def test_without_memory_images_are_decoded_anew(photos: Path, monkeypatch: pytes
 
     for note, name, value in (
         ("KiB of memory are not to be had", "mapolicy.data.kept_images.KeptImages.allocate", refused),
-        ("more than memory_limit_gib", "mapolicy.data.splits.seem_to_fit", lambda *_: True),
+        ("more than memory_limit_gib", "mapolicy.data.kept_loader.seem_to_fit", lambda *_: True),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(name, value)
