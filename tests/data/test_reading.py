@@ -366,6 +366,8 @@ def test_a_reading_goes_to_plain_values_and_back() -> None:
         ("value_range", [0.0, float("inf")]),
         ("value_range", "0:1"),
         ("value_range", {"0": 1}),
+        ("value_range", [False, True]),
+        ("share", True),
         ("more", 1),
     ],
 )
