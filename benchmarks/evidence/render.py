@@ -3,8 +3,9 @@
 python benchmarks/evidence/render.py benchmarks/evidence/omniglot.json
 python benchmarks/evidence/render.py benchmarks/evidence/omniglot-transfer-*.json
 
-One file gives a row for each policy; several give a row for each file, with what the learned policy gains, and one for
-their average where all have the same splits: of a split's networks first, so that a split counts once.
+One file gives a row for each policy; several, or one of `cifar20.py`, give a row for each file, with what the learned
+policy gains, and one for their average where all have the same splits: of a split's networks first, so that a split
+counts once.
 """
 
 import json
@@ -87,15 +88,16 @@ def gains(paths: Sequence[Path]) -> None:
         learned = [row["test_top1"] for row in rows if row["mode"] in (None, "frozen")]
         cells = (path.stem, str(len(learned)), f"{statistics.mean(learned):.1f}")
         print(f"| {' | '.join((*cells, *(interval(differences(path, other)) for other in OTHERS)))} |")
-    if all(splits(path) == splits(paths[0]) != [] for path in paths):
+    if len(paths) > 1 and all(splits(path) == splits(paths[0]) != [] for path in paths):
         cells = ("average", str(len(splits(paths[0]))), "")
         print(f"| {' | '.join((*cells, *(interval(averages(paths, other)) for other in OTHERS)))} |")
 
 
 def main() -> None:
-    """One file by policy, several by what is gained."""
+    """A comparison by policy, anything else by what is gained."""
     paths = [Path(name) for name in sys.argv[1:]]
-    by_policy(paths[0]) if len(paths) == 1 else gains(paths)
+    whole = len(paths) == 1 and "summary" in json.loads(paths[0].read_text())
+    by_policy(paths[0]) if whole else gains(paths)
 
 
 if __name__ == "__main__":
