@@ -162,9 +162,9 @@ def test_a_dry_run_says_how_many_trainings_and_how_long(mapolicy, bundle_file: P
     assert outcome.code == 0, outcome.err
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert lines[0] == "trainings 12: 1 network x 4 policies x 3 seeds"
-    assert re.fullmatch(r"time about \d+ seconds in all", lines[1])
+    assert re.fullmatch(r"time about \d+ seconds? in all", lines[1])
     assert lines[6].startswith("test_resnet: feature map 1 x 1")
-    assert re.fullmatch(r"test_resnet, learned-finetune 3 x 5 iterations, about \d+ seconds each", lines[3])
+    assert re.fullmatch(r"test_resnet, learned-finetune 3 x 5 iterations, about \d+ seconds? each", lines[3])
     assert snapshot(tmp_path) == []
     document = mapolicy(*command, "--dry-run", "--json", "--jobs", "2").json
     assert (document["trainings"], document["at_a_time"]) == (12, min(2, len(os.sched_getaffinity(0))))
