@@ -178,7 +178,7 @@ def test_in_single_precision_they_differ_by_rounding(iterations: int, bound: flo
     assert distance(first, run()) <= bound
 
 
-VIT_RUN = {
+VIT_RUN: dict[str, Any] = {
     "model_args": WITHOUT_STATISTICS,
     "epochs": 1,
     "validation_batch_size": 32,
@@ -188,6 +188,16 @@ VIT_RUN = {
 
 
 ALIGNMENT = {"sampler": "alignment", "weighting": "equal", "verify": False}
+
+
+def nearly_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Equal but for single precision's rounding, in searches of `VIT_RUN`.
+
+    AdamW makes a whole step of a gradient that is nearly nothing, in the direction that rounding gives it, so that on
+    some CPUs a weight in a hundred is off by a part of the learning rate.
+    """
+    assert distance(one, other) <= VIT_RUN["policy_learning_rate"]
+    return all(((one[name] - other[name]).abs() > 1e-5).double().mean() <= 0.01 for name in one)
 
 
 @pytest.fixture
@@ -212,7 +222,7 @@ def test_a_search_on_two_processes_finds_the_same_bundle(
     store.mkdir()
     bundles = on_ranks(2, partial(searched, runs, **changes), store)
     assert distance(*bundles) == 0
-    assert distance(bundles[0], searched(**changes)) <= 1e-5
+    assert nearly_equal(bundles[0], searched(**changes))
     assert {path.name for path in runs.iterdir()} <= {*RUN_FILES}
     lines = [json.loads(line) for line in (runs / METRICS_FILE).read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 5], "rank 0 alone writes"
@@ -275,7 +285,7 @@ def test_a_run_goes_on_on_another_number_of_processes(
         "step": 3,
     }
     bundle = on(after, partial(searched, runs, True))[0]
-    assert distance(bundle, searched()) <= 1e-5
+    assert nearly_equal(bundle, searched())
 
 
 @contextmanager
@@ -318,7 +328,7 @@ def test_a_lost_process_ends_the_others_and_the_checkpoint_stands(
     assert len(str(problem)) <= 240
     status = json.loads((runs / STATUS_FILE).read_text())
     assert (status["state"], status["exit_code"], status["step"]) == ("failed", 5, 3)
-    assert distance(searched(runs, resume=True), searched()) <= 1e-5
+    assert nearly_equal(searched(runs, resume=True), searched())
 
 
 def test_a_loss_that_is_not_finite_stops_all_before_the_update(tmp_path: Path) -> None:
