@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LABELS = {
     "validation_loss": "meta-validation loss",
     "validation_top1": "meta-validation top-1",
-    "entropy": "evenness of the draws",
+    "entropy": "entropy of p_jk",
     "weight_spread": "weights' spread",
     "signal_to_noise": "signal to noise",
     "learning_rate": "learning rate",
