@@ -19,7 +19,9 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 # By data set the tables of searches that ended with the check; those of a data set share their bundles.
 TABLES = {
-    "Omniglot": (
+    "Omniglot, the proxy's network": ("omniglot-equal-time",),
+    "the same, images set aside": ("omniglot-aside",),
+    "Omniglot, other networks": (
         "omniglot-transfer-wrn16_1",
         "omniglot-transfer-mobilevit_xxs",
         "omniglot-transfer-resnet10t",
@@ -28,6 +30,7 @@ TABLES = {
     "CIFAR-100, 16 px": ("cifar20-verify",),
     "CIFAR-100, 32 px": ("cifar20-32px", "cifar20-32px-test_resnet"),
 }
+MARKERS = "vPosD^"
 POLICIES = ("learned", "uniform", "trivialaugment")
 Accuracies = dict[str, float]
 
@@ -84,7 +87,7 @@ def main() -> None:
             both = [(check, test) for check, test in found if other in test]
             across = [check["learned"] - check[other] for check, _ in both]
             up = [test["learned"] - test[other] for _, test in both]
-            panel.plot(across, up, "osD^"[place], label=f"{title} ({len(both)})", alpha=0.7)
+            panel.plot(across, up, MARKERS[place], label=f"{title} ({len(both)})", alpha=0.7)
             if len(both) > 2:
                 correlation = statistics.correlation(across, up) if len(set(across)) > 1 else float("nan")
                 mean = f"said {statistics.mean(across):+.1f}, measured {statistics.mean(up):+.1f}"
