@@ -196,8 +196,8 @@ def nearly_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     AdamW makes a whole step of a gradient that is nearly nothing, in the direction that rounding gives it, so that on
     some CPUs a weight in a hundred is off by a part of the learning rate.
     """
-    assert distance(one, other) <= VIT_RUN["policy_learning_rate"]
-    return all(((one[name] - other[name]).abs() > 1e-5).double().mean() <= 0.01 for name in one)
+    few = all(((one[name] - other[name]).abs() > 1e-5).double().mean() <= 0.01 for name in one)
+    return few and distance(one, other) <= VIT_RUN["policy_learning_rate"]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
-# By data set the tables of searches that ended with the check; those of a data set share their bundles.
+# By data set and network the tables of searches that ended with the check; those of a row share their bundles.
 TABLES = {
     "Omniglot, the proxy's network": ("omniglot-equal-time",),
     "the same, images set aside": ("omniglot-aside",),
@@ -30,7 +30,7 @@ TABLES = {
     "CIFAR-100, 16 px": ("cifar20-verify",),
     "CIFAR-100, 32 px": ("cifar20-32px", "cifar20-32px-test_resnet"),
 }
-MARKERS = "vPosD^"
+MARKERS = "vPosD^"  # one for each of `TABLES`
 POLICIES = ("learned", "uniform", "trivialaugment")
 Accuracies = dict[str, float]
 
