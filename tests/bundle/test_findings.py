@@ -279,7 +279,7 @@ def test_rows_name_the_kept_one_and_what_it_gains() -> None:
 def test_how_it_was_checked_says_whether_the_images_were_seen() -> None:
     seen = findings.how_it_was_checked(checked())
     assert "about half of it" in seen
-    assert "verify_per_class=2" in seen
+    assert "verify_per_class=0.1" in seen
     found = findings.how_it_was_checked(checked(unseen=True, epochs=1))
     assert found == (
         "The proxy was trained from scratch under each policy for 1 epoch and measured on 100 held-out images."
